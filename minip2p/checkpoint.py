@@ -1,0 +1,69 @@
+"""Weights from safetensors files into modules: strictly, memory-mapped, and never unpickled."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+# The VAE attention of files from before 2023 has these names; the tensors are the same.
+FORMER_NAMES = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, memory-mapped: a byte is read when it is first used.
+
+    Raises FileNotFoundError or ValueError with one line that names the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; is {path.parent.parent} a diffusers model folder?")
+    try:
+        with safe_open(path, "pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118, not a dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
+
+
+def load_module(
+    build: Callable[[], M], path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> M:
+    """Builds a module without memory (on the meta device) and gives it the tensors of a file.
+
+    Every key and shape must match, both ways: ValueError names the first few that do not. A tensor that already has
+    the dtype and device asked for stays memory-mapped.
+    """
+    with torch.device("meta"):
+        module = build()
+    tensors = {current_name(name): tensor for name, tensor in read_tensors(path).items()}
+    check_names(path, module.state_dict(), tensors)
+    placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
+    module.load_state_dict(placed, strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def current_name(name: str) -> str:
+    """The name that a tensor bears today."""
+    parts = name.split(".")
+    if "attentions" in parts:
+        for former, current in FORMER_NAMES:
+            if former in parts:
+                return name.replace(f".{former}.", f".{current}.")
+    return name
+
+
+def check_names(path: Path, expected: dict[str, Any], found: dict[str, Tensor]) -> None:
+    """Raises ValueError, one line, where names or shapes differ."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not a tensor of this model" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)} where the config says {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{path}: {'; '.join(problems[:3])}{more}")

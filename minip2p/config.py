@@ -1,0 +1,171 @@
+"""Frozen configurations, read from a checkpoint's own config.json files and strict about what they do not know.
+
+Field names and defaults are those of diffusers' config.json, so that a folder explains itself.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is common to all: `read` a file, or `of` its fields."""
+
+    # Fields that we honour at one value only. Any other value is an error: it would change the numbers.
+    only: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    # Fields that change nothing in what we compute, whatever their value.
+    ignored: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str = "config") -> Self:
+        """Builds from a mapping of field -> value. Raises ValueError for a field or a value that we cannot honour."""
+        known = {f.name for f in fields(cls)}
+        for name, value in given.items():
+            if name in known or name in cls.ignored or name.startswith("_"):
+                continue
+            if name in cls.only:
+                if value != cls.only[name]:
+                    raise ValueError(f"{where}: {name} = {value!r} is not supported, only {cls.only[name]!r} is")
+            elif value not in (None, False):
+                raise ValueError(f"{where}: {name} = {value!r} is not a field that minip2p knows")
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in known})
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a config.json. Raises FileNotFoundError or ValueError with one line that names the file."""
+        return cls.of(read_json(path), str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or one clear line about what is wrong with it."""
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; is {path.parent} a diffusers model folder?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(given).__name__}")
+    return given
+
+
+@dataclass(frozen=True)
+class UNetConfig(Config):
+    """unet/config.json. `attention_head_dim` is the *number* of heads: a misnomer of diffusers that the files keep."""
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    cross_attention_dim: int = 1280
+    attention_head_dim: int | tuple[int, ...] = 8
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+
+    only: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "act_fn": "silu",
+            "attention_type": "default",
+            "conv_in_kernel": 3,
+            "conv_out_kernel": 3,
+            "downsample_padding": 1,
+            "dropout": 0.0,
+            "mid_block_scale_factor": 1,
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "resnet_out_scale_factor": 1.0,
+            "resnet_time_scale_shift": "default",
+            "time_embedding_type": "positional",
+        }
+    )
+    # upcast_attention asks for float32 in half-precision runs; addition_embed_type_num_heads belongs to other types.
+    ignored: ClassVar[tuple[str, ...]] = ("upcast_attention", "addition_embed_type_num_heads")
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        for name in ("down_block_types", "up_block_types", "attention_head_dim", "transformer_layers_per_block"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ValueError(f"unet config: {name} has {len(value)} entries for {levels} levels")
+        if self.addition_embed_type not in (None, "text_time"):
+            raise ValueError(f"unet config: addition_embed_type {self.addition_embed_type!r} is not supported")
+
+    def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        """A field that may be one number for all levels, as one number a level."""
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+
+@dataclass(frozen=True)
+class VAEConfig(Config):
+    """vae/config.json."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+
+    only: ClassVar[Mapping[str, Any]] = MappingProxyType({"act_fn": "silu", "mid_block_add_attention": True})
+    # sample_size is advice for tiling; force_upcast concerns half precision.
+    ignored: ClassVar[tuple[str, ...]] = ("sample_size", "force_upcast", "latents_mean", "latents_std")
+
+    def __post_init__(self) -> None:
+        for types, known in ((self.down_block_types, "DownEncoderBlock2D"), (self.up_block_types, "UpDecoderBlock2D")):
+            if set(types) != {known} or len(types) != len(self.block_out_channels):
+                raise ValueError(f"vae config: block types must be one {known} for each of the channels, not {types}")
+
+
+@dataclass(frozen=True)
+class SchedulerConfig(Config):
+    """scheduler/scheduler_config.json: the noise schedule that the model was trained with.
+
+    A folder whose scheduler is of another kind keeps its betas, offset and prediction type; we sample with DDIM.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+
+    only: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False, "trained_betas": None}
+    )
+    # Settings of options that are off, or of other samplers than DDIM.
+    ignored: ClassVar[tuple[str, ...]] = (
+        "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps",
+        "interpolation_type", "use_karras_sigmas", "sigma_min", "sigma_max", "timestep_type",
+        "final_sigmas_type", "use_exponential_sigmas", "use_beta_sigmas",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("beta_schedule", ("linear", "scaled_linear")),
+            ("prediction_type", ("epsilon", "v_prediction")),
+            ("timestep_spacing", ("leading", "trailing", "linspace")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"scheduler config: {name} {getattr(self, name)!r} is not one of {', '.join(known)}")

@@ -1,0 +1,239 @@
+"""Prompt-to-Prompt as algebra: every edit is a pair of word-space matrices, Â = A_s R + A_e S.
+
+A_s and A_e are the source's and the target's attention maps at one site and step (queries × words). The two executions
+of a pair are equal within rounding: in map space, the paper's own (Hertz et al. 2022, algorithm 1), and in value space,
+Â v = A_s (R v) + A_e (S v), where no map is ever formed.
+
+Axes: b batch, h heads, i queries, j words (or pixels), d width of a head.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minip2p.align import kind_of, refine_alignment, swap_mapper
+from minip2p.attention import Attend, Chain, Explicit, MapFn, Site, attention_map, chain, fused
+from minip2p.words import Prompt, equalizer, schedule, self_steps
+
+Matrix = Tensor | float  # words × words; the numbers 0 and 1 stand for the zero and the identity matrix
+QK = tuple[Tensor, Tensor]  # queries 1 h i d and keys 1 h j d of one picture: its map, before the softmax
+
+
+def is_zero(matrix: Matrix) -> bool:
+    return not isinstance(matrix, Tensor) and matrix == 0
+
+
+def dense(matrix: Matrix, like: Tensor) -> Tensor:
+    """The matrix itself, words × words, for a vector of so many words."""
+    return matrix if isinstance(matrix, Tensor) else matrix * torch.eye(len(like)).to(like)
+
+
+def simple(matrix: Tensor) -> Matrix:
+    """0 or 1 where the matrix is zero or the identity: what need not be multiplied, is not."""
+    if not matrix.any():
+        return 0.0
+    identity = torch.eye(len(matrix)).to(matrix)
+    return 1.0 if matrix.shape == identity.shape and torch.equal(matrix, identity) else matrix
+
+
+def right(a: Tensor, b: Matrix) -> Tensor:
+    """a b, for a matrix b that may be 0 or 1."""
+    return a @ b.to(a) if isinstance(b, Tensor) else a * b
+
+
+def left(a: Matrix, b: Tensor) -> Tensor:
+    """a b, for a matrix a that may be 0 or 1."""
+    return a.to(b) @ b if isinstance(a, Tensor) else a * b
+
+
+@dataclass(frozen=True, eq=False)
+class WordEdit:
+    """Â = A_s R + A_e S: what each target word (column) takes from the source's words, and from its own map."""
+
+    R: Matrix
+    S: Matrix
+
+    @property
+    def changes(self) -> bool:
+        """Whether Â can differ from A_e."""
+        return not (is_zero(self.R) and not isinstance(self.S, Tensor) and self.S == 1)
+
+    def reweighted(self, c: Tensor) -> "WordEdit":
+        """(R diag c, S diag c): word j's attention times c_j, not renormalised (Hertz et al. 2022, section 3.2)."""
+        return WordEdit(dense(self.R, c) * c, dense(self.S, c) * c)
+
+    def scheduled(self, alpha: Tensor) -> "WordEdit":
+        """(R diag α, S diag α + diag(1 − α)): word j is edited as far as α_j says, and keeps its own map else."""
+        return WordEdit(simple(dense(self.R, alpha) * alpha),
+                        simple(dense(self.S, alpha) * alpha + torch.diag(1 - alpha)))  # fmt: skip
+
+    def on_maps(self, source: Tensor, target: Tensor) -> Tensor:
+        """Â in map space: A_s, A_e b h i j -> b h i j."""
+        return right(source, self.R) + right(target, self.S)
+
+    def on_values(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """(R v, S v): what the source's and the target's attention are applied to; v b h j d."""
+        return left(self.R, v), left(self.S, v)
+
+    def attend(self, source: QK | None, v: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
+        """Â v = A_s (R v) + A_e (S v) in value space; a term whose matrix is 0 is not computed. own(v): A_e v.
+
+        source may be None only where R is 0.
+        """
+        from_source, from_target = self.on_values(v)
+        if is_zero(self.R) or source is None:
+            return own(from_target)
+        if is_zero(self.S):
+            return fused(*source, from_source)
+        return fused(*source, from_source) + own(from_target)
+
+
+NONE = WordEdit(0.0, 1.0)  # the target's own map
+KEEP = WordEdit(1.0, 0.0)  # the source's map as it is; at self-attention sites: injection
+
+
+def swap(M: Tensor) -> WordEdit:
+    """Word swap (Hertz et al. 2022, section 3.2): (M, 0)."""
+    return WordEdit(M, 0.0)
+
+
+def refine(P: Tensor, kept: Tensor) -> WordEdit:
+    """Adding a new phrase: (P diag κ, diag(1 − κ)): words that both prompts have take the source's map."""
+    return WordEdit(P * kept, torch.diag(1 - kept))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one target takes from the source at one step: its cross-attention by words, its self-attention or not."""
+
+    cross: WordEdit
+    inject_self: bool
+    self_pixels: int
+
+    def of(self, site: Site, queries: int) -> WordEdit:
+        """The pair that holds at a site with so many queries."""
+        if site.cross:
+            return self.cross
+        return KEEP if self.inject_self and queries <= self.self_pixels else NONE
+
+    @property
+    def reads_source(self) -> bool:
+        return self.inject_self or not is_zero(self.cross.R)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One target's edit over a whole run. words: (R, S) before the schedule. alpha: α, steps × words.
+
+    Self-attention is injected at the steps [start, stop) of `self_steps`, at sites of at most `self_pixels` queries.
+    """
+
+    words: WordEdit
+    alpha: Tensor
+    self_steps: tuple[int, int]
+    self_pixels: int
+
+    def at(self, step: int) -> Rule:
+        start, stop = self.self_steps
+        return Rule(self.words.scheduled(self.alpha[step]), start <= step < stop, self.self_pixels)
+
+
+def plan_edit(
+    source: Prompt,
+    target: Prompt,
+    steps: int,
+    *,
+    cross: Any = 0.8,
+    self_: Any = 0.4,
+    self_pixels: int = 32 * 32,
+    kind: str = "auto",
+    reweight: Mapping[Any, float] | None = None,
+    parity: bool = False,
+) -> Edit:
+    """The edit that leads from one prompt to another.
+
+    kind: "swap", "refine" or "auto", which chooses by `kind_of`. cross: τ of the cross-attention, as `schedule` takes
+    it; self_: of the self-attention. reweight: word of the target -> weight c. parity: the published code's mappers,
+    defects included. Raises ValueError for prompts that cannot be swapped and for words that are not there.
+    """
+    if kind not in ("auto", "swap", "refine"):
+        raise ValueError(f"kind must be auto, swap or refine, not {kind!r}")
+    if (kind_of(source, target) if kind == "auto" else kind) == "swap":
+        words = swap(swap_mapper(source, target, parity=parity))
+    else:
+        words = refine(*refine_alignment(source, target, parity=parity))
+    if reweight:
+        words = words.reweighted(equalizer(reweight, target, parity=parity))
+    alpha = schedule(cross, target, steps, parity=parity)
+    return Edit(words, alpha, self_steps(self_, steps), self_pixels)
+
+
+def recording(into: dict[Site, QK], wanted: Callable[[Site, int], bool], attend: Attend = fused) -> Attend:
+    """An `Attend` that also puts (q, k) of every wanted site into `into`. (q, k) is the map without loss, and smaller:
+    at 64² self-attention 5.2 MB a picture instead of 268."""
+
+    def record(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
+        if wanted(site, q.shape[-2]):
+            into[site] = (q, k)
+        return attend(q, k, v, site)
+
+    return record
+
+
+Values = Callable[[Tensor], Tensor]  # v 1 h j d -> Â v 1 h i d
+Watch = Callable[[int, Site, Tensor, Values], None]  # is shown how the n-th target attends at a site, with all q
+
+
+def injecting(
+    source: Mapping[Site, QK], rules: Sequence[Rule], attend: Attend = fused, *, in_maps: bool = False,
+    watch: Watch | None = None,
+) -> Attend:
+    """An `Attend` for targets, one a row, that take from the source what their rules say.
+
+    source: (q, k) of the source at every site where a rule reads it. attend: the targets' attention besides the edit;
+    where it is `explicit(f)`, f sees the maps after the edit (a `Store` with before=True sees them before it).
+    in_maps: form Â and apply it, as the paper does; else value space. watch: sees how each target attends, for its
+    heat maps.
+    """
+
+    def inject(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
+        edits = [rule.of(site, q.shape[-2]) for rule in rules]
+        if isinstance(attend, Explicit) or (in_maps and any(edit.changes for edit in edits)):
+            applied = _in_maps(edits, source.get(site), attend, q, k, site)
+        else:
+            rows = [(q[n : n + 1], k[n : n + 1]) for n in range(len(edits))]
+            applied = [_in_values(*pair, source.get(site), attend, site) for pair in zip(edits, rows, strict=True)]
+        if watch is not None:
+            for row, values in enumerate(applied):
+                watch(row, site, q, values)
+        return torch.cat([values(v[n : n + 1]) for n, values in enumerate(applied)])
+
+    return inject
+
+
+def _in_values(edit: WordEdit, target: QK, source: QK | None, attend: Attend, site: Site) -> Values:
+    return lambda v: edit.attend(source, v, lambda v: attend(*target, v, site))
+
+
+def _in_maps(
+    edits: Sequence[WordEdit], source: QK | None, attend: Attend, q: Tensor, k: Tensor, site: Site
+) -> list[Values]:
+    def edit_maps(probs: Tensor, site: Site) -> Tensor:
+        kept = probs[:1] if source is None else attention_map(*source)  # unread where every R is 0
+        return torch.cat([edit.on_maps(kept, probs[n : n + 1]) for n, edit in enumerate(edits)])
+
+    maps = around(edit_maps, attend)(attention_map(q, k), site)
+    return [partial(torch.matmul, maps[n : n + 1]) for n in range(len(edits))]
+
+
+def around(edit: MapFn, attend: Attend) -> MapFn:
+    """The edit with the user's own map functions around it: stores that ask for it before, all others after."""
+    if not isinstance(attend, Explicit):
+        return edit
+    own = attend.edit.edits if isinstance(attend.edit, Chain) else (attend.edit,)
+    early = [f for f in own if getattr(f, "before", False)]
+    return chain(*early, edit, *(f for f in own if not getattr(f, "before", False)))

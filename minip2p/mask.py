@@ -1,0 +1,187 @@
+"""Where a word is: heat maps from attention, masks from heat maps, and blending by masks.
+
+Axes: b batch, h heads, i queries, j words, d width of a head; y x: rows and columns of a map.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from minip2p.attention import Site
+from minip2p.words import Prompt
+
+
+def columns(prompt: Prompt, words: Iterable[Any]) -> Tensor:
+    """1_word for each word: words j, 1 at the word's tokens. Raises ValueError for a word that is not there."""
+    found = [prompt.find(word) for word in words]
+    out = torch.zeros(len(found), len(prompt.ids))
+    for row, tokens in enumerate(found):
+        out[row, list(tokens)] = 1
+    return out
+
+
+def heat(apply: Callable[[Tensor], Tensor], columns: Tensor, heads: int, width: int) -> Tensor:
+    """Heat maps, words i: how much each query attends to each word, summed over its tokens, mean over the heads.
+
+    A word's heat map is one more value column: A 1_word. `apply(v)` attends, v 1 h j d -> 1 h i d, whatever attention
+    it stands for; d columns go in at a time, as v must be as wide as q for the fused kernel.
+    """
+    maps = []
+    for some in columns.split(width):
+        v = F.pad(some, (0, 0, 0, width - len(some))).mT.expand(1, heads, -1, -1)  # words j -> 1 h j d
+        maps.append(apply(v)[0, :, :, : len(some)].mean(0).mT)
+    return torch.cat(maps)
+
+
+def map_size(latent: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of the map at a site: the latent's, halved once a level; odd sizes round up."""
+    return -(-latent[0] // stride), -(-latent[1] // stride)
+
+
+def default_strides(sites: Sequence[Site], latent: tuple[int, int], least: int = 16 * 16) -> tuple[int, ...]:
+    """The strides that masks read where none are given: the coarsest whose maps still have 16 × 16 queries.
+
+    At SD 1.5's 64² latents that is stride 4: the five cross-attention maps of the original. Selected by stride, not by
+    position in a list, it is right for other geometries too; a latent that is smaller gives its finest maps.
+    """
+    strides = sorted({site.stride for site in sites if site.cross}, reverse=True)
+
+    def queries(stride: int) -> int:
+        rows, cols = map_size(latent, stride)
+        return rows * cols
+
+    return (next((s for s in strides if queries(s) >= least), strides[-1]),)
+
+
+@dataclass
+class HeatSum:
+    """Heat maps of some words, summed over the sites and steps that are added. columns: words j; latent: its size."""
+
+    columns: Tensor
+    latent: tuple[int, int]
+    strides: tuple[int, ...]
+    sums: dict[int, Tensor] = field(default_factory=dict, init=False)
+    count: int = field(default=0, init=False)
+
+    def wants(self, site: Site) -> bool:
+        return site.cross and site.stride in self.strides and bool(self.columns.any())
+
+    def add(self, site: Site, apply: Callable[[Tensor], Tensor], like: Tensor) -> None:
+        """Adds what a site shows; like: its q, which tells heads, width, dtype and device."""
+        made = heat(apply, self.columns.to(like), like.shape[1], like.shape[-1]).float()
+        made = rearrange(made, "w (y x) -> w y x", y=map_size(self.latent, site.stride)[0])
+        self.sums[site.stride] = self.sums[site.stride] + made if site.stride in self.sums else made
+        self.count += 1
+
+    @property
+    def total(self) -> Tensor:
+        """The sum at the finest of the strides, words y x; coarser maps are brought there by their nearest pixel."""
+        size = map_size(self.latent, min(self.sums))
+        return sum(F.interpolate(one[None], size, mode="nearest")[0] for one in self.sums.values())  # type: ignore
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over sites and steps, words y x: shares of attention, in [0, 1]."""
+        return self.total / self.count
+
+
+def mask_of(heat: Tensor, size: tuple[int, int], threshold: float, pool: bool = True) -> Tensor:
+    """A binary mask h w from a heat map y x (Hertz et al. 2022, local editing; the published code's steps):
+
+        3 × 3 max-pool, nearest upsampling, divide by the maximum, > threshold
+    """
+    if pool:
+        heat = F.max_pool2d(heat[None], 3, stride=1, padding=1)[0]
+    heat = F.interpolate(heat[None, None], size, mode="nearest")[0, 0]
+    return heat / heat.max() > threshold
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Local blending: outside of the mask, the target's latents are the source's.
+
+    source, target: the words whose places may change, in either prompt; the mask is the union of both.
+    without_source, without_target: words whose places may not. mask: an own mask instead of the words', H W (a tensor,
+    True or 1 where the picture may change); resized to the latent. threshold, without_threshold: of the heat map's
+    maximum. start: the share of the run from which on it blends. strides: of the maps that are read, `default_strides`
+    where none are given.
+    """
+
+    source: tuple[Any, ...] = ()
+    target: tuple[Any, ...] = ()
+    without_source: tuple[Any, ...] = ()
+    without_target: tuple[Any, ...] = ()
+    mask: Tensor | None = None
+    threshold: float = 0.3
+    without_threshold: float = 0.3
+    start: float = 0.2
+    strides: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is None and not (self.source or self.target):
+            raise ValueError("a blend needs a word or a mask")
+        for name in ("threshold", "without_threshold", "start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"a blend's {name} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.mask is not None and (self.mask.ndim != 2 or not torch.isfinite(self.mask.float()).all()):
+            raise ValueError(f"a blend's own mask must be rows × columns of finite numbers, not {tuple(self.mask.shape)}")
+
+    @classmethod
+    def of(cls, blend: "Blend | str | Sequence[Any] | None") -> "Blend | None":
+        """What `edit` takes: a Blend, a word that both prompts have, or a (source word, target word)."""
+        if blend is None or isinstance(blend, Blend):
+            return blend
+        if isinstance(blend, str):
+            return cls((blend,), (blend,))
+        source, target = blend
+        return cls((source,), (target,))
+
+
+@dataclass
+class Blending:
+    """A blend at work on one target: it sums heat as the run goes and mixes latents."""
+
+    blend: Blend
+    source: HeatSum
+    target: HeatSum
+    first_step: int
+
+    @classmethod
+    def begin(
+        cls, blend: Blend, source: Prompt, target: Prompt, steps: int, latent: tuple[int, int], sites: Sequence[Site]
+    ) -> "Blending":
+        """Raises ValueError for words that are not in their prompt."""
+        strides = blend.strides or default_strides(sites, latent)
+        if missing := set(strides) - {site.stride for site in sites if site.cross}:
+            raise ValueError(f"no cross-attention has stride {min(missing)}; this model's strides: "
+                             f"{sorted({site.stride for site in sites if site.cross})}")  # fmt: skip
+
+        def summed(prompt: Prompt, words: tuple[Any, ...], without: tuple[Any, ...]) -> HeatSum:
+            rows = [columns(prompt, group).sum(0).clamp(max=1) for group in (words, without)]
+            return HeatSum(torch.stack(rows), latent, strides)
+
+        return cls(blend, summed(source, blend.source, blend.without_source),
+                   summed(target, blend.target, blend.without_target), int(blend.start * steps))  # fmt: skip
+
+    def mask(self) -> Tensor:
+        """Where the target may differ, h w bool: (source's words ∪ target's words) minus what is kept out."""
+        b, size = self.blend, self.source.latent
+        if b.mask is not None:
+            return F.interpolate(b.mask[None, None].float(), size, mode="area")[0, 0] >= 0.5
+        out = torch.zeros(size, dtype=torch.bool)
+        for heat, words in ((self.source, b.source), (self.target, b.target)):
+            if words:
+                out = out | mask_of(heat.total[0], size, b.threshold).cpu()
+        for heat, words in ((self.source, b.without_source), (self.target, b.without_target)):
+            if words:
+                out = out & ~mask_of(heat.total[1], size, b.without_threshold, pool=False).cpu()
+        return out
+
+    def __call__(self, step: int, source: Tensor, target: Tensor) -> Tensor:
+        """x_s + m (x − x_s), b c h w: where m is 0 the source's latents to the bit, where it is 1 the target's."""
+        return torch.where(self.mask().to(target.device), target, source) if step >= self.first_step else target

@@ -1,0 +1,176 @@
+"""The front: `load` a model, then `generate` and `edit`."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minip2p.attention import Attend, fused
+from minip2p.checkpoint import load_module
+from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, read_json
+from minip2p.edit import plan_edit
+from minip2p.mask import Blend, Blending
+from minip2p.sched import Schedule
+from minip2p.text import Text
+from minip2p.trajectory import Parts, Start, Target, Trajectory, edit, sample
+from minip2p.unet import UNet
+from minip2p.vae import VAE
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def embedded() -> Path:
+    """The folder of the model that ships with minip2p: beside the package in a checkout, inside of it when installed."""
+    package = Path(__file__).parent
+    return next(p for p in (package / "weights" / "tiny", package.parent / "weights" / "tiny") if p.is_dir())
+
+
+def load(
+    where: str | Path | None = None, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> "Model":
+    """Loads a model: the embedded one by default, or a folder in diffusers' layout.
+
+    dtype: float32 by default. device: the CPU by default. Raises FileNotFoundError or ValueError with one line that
+    names the file and what is wrong with it.
+    """
+    folder = embedded() if where is None else Path(where)
+    dtype, device = dtype or torch.float32, torch.device(device or "cpu")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; a model is a folder with unet/, vae/, text_encoder/, "
+                                "tokenizer/ and scheduler/")  # fmt: skip
+    unet_config = UNetConfig.read(folder / "unet" / "config.json")
+    vae_config = VAEConfig.read(folder / "vae" / "config.json")
+    sched = Schedule(SchedulerConfig.read(folder / "scheduler" / "scheduler_config.json"))
+    text = Text(folder, dtype=dtype, device=device)
+    if text.width != unet_config.cross_attention_dim:
+        raise ValueError(f"{folder}: the text encoder is {text.width} wide, the UNet reads {unet_config.cross_attention_dim}")
+    unet = load_module(lambda: UNet(unet_config), folder / "unet" / WEIGHTS, dtype=dtype, device=device)
+    vae = load_module(lambda: VAE(vae_config), folder / "vae" / WEIGHTS, dtype=dtype, device=device)
+    own = folder / "minip2p.json"  # what diffusers' layout has no place for
+    return Model(unet, vae, text, sched, **(read_json(own) if own.exists() else {}))
+
+
+def bar(steps: Iterable[Any]) -> Iterable[Any]:
+    """A progress bar, silent where the output is not a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(steps, disable=None, leave=False, unit="step")
+
+
+class Model(Parts):
+    """A loaded model. Its parts (`unet`, `vae`, `text`, `sched`) can be used on their own."""
+
+    def __init__(self, unet: UNet, vae: VAE, text: Text, sched: Schedule, guidance: float = 7.5):
+        super().__init__(unet, vae, text, sched)
+        self.guidance = guidance
+
+    def __repr__(self) -> str:
+        return f"Model({self.text.folder}, {self.dtype}, {self.device})"
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        steps: int = 50,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        negative: str = "",
+        latents: Tensor | None = None,
+        attend: Attend = fused,
+    ) -> Trajectory:
+        """Generates a picture from a prompt.
+
+        seed: of the noise; the same seed gives the same picture. guidance: w, the model's own where None. size: rows
+        and columns of the picture in pixels. latents: the noise itself, 1 c h w; it then sets the size. attend: the
+        attention of the conditional rows; an object with a method `at(step)` is asked for each step's.
+        Raises ValueError for what the model cannot take.
+        """
+        return sample(self, self._start(prompt, seed, steps, guidance, size, negative, latents), attend, bar)
+
+    def edit(
+        self,
+        source: Trajectory | str,
+        target: str | Sequence[str],
+        *,
+        cross: Any = 0.8,
+        self_: Any = 0.4,
+        self_pixels: int = 32 * 32,
+        kind: str = "auto",
+        reweight: Mapping[Any, float] | None = None,
+        blend: Blend | str | Sequence[Any] | None = None,
+        explicit: bool = False,
+        parity: bool = False,
+        attend: Attend = fused,
+        **options: Any,
+    ) -> Any:
+        """Edits a picture by editing its prompt (Hertz et al. 2022): a run for a prompt, a list of runs for a list.
+
+        source: a run; or a prompt, with `generate`'s options: then source and targets go step by step together, the
+        source once (`out.source`). cross: τ of the cross-attention: a number, a (start, end), or a dict by word of the
+        target. self_: τ of the self-attention, at sites of at most `self_pixels` queries. kind: "swap", "refine" or
+        "auto". reweight: word of the target -> weight. blend: a word, a (source word, target word), or a `Blend`.
+        explicit: form the maps, as the paper does. parity: the published code's behaviour, defects included. attend:
+        the targets' attention besides the edit. Raises ValueError for words that are not in their prompt.
+        """
+        if isinstance(source, str):
+            origin: Trajectory | Start = self._start(source, **{**_DEFAULTS, **_known(options)})
+        elif options:
+            raise ValueError(f"{', '.join(options)}: a run has its own; give a prompt as the source to choose")
+        else:
+            origin = source
+        prompts, old, steps = [target] if isinstance(target, str) else list(target), origin.prompt, origin.steps
+        latent = (origin.latents if isinstance(origin, Trajectory) else origin.noise).shape[-2:]
+        blend, read, targets = Blend.of(blend), self.text.prompt(old), []
+        for prompt in prompts:
+            new = self.text.prompt(prompt)
+            plan = plan_edit(read, new, steps, cross=cross, self_=self_, self_pixels=self_pixels, kind=kind,
+                             reweight=reweight, parity=parity)  # fmt: skip
+            blending = None if blend is None else Blending.begin(blend, read, new, steps, tuple(latent), self.unet.sites)
+            targets.append(Target(prompt, plan, blending))
+        runs = edit(self, origin, targets, attend=attend, in_maps=explicit, progress=bar)
+        return runs[0] if isinstance(target, str) else runs
+
+    def _start(
+        self, prompt: str, seed: int, steps: int, guidance: float | None, size: tuple[int, int] | None, negative: str,
+        latents: Tensor | None,
+    ) -> Start:  # fmt: skip
+        """Checks what a run begins with. Raises ValueError with one line for what the model cannot take."""
+        guidance = self.guidance if guidance is None else guidance
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, not {guidance}")
+        self.sched.times(steps)
+        if latents is None:
+            noise = torch.randn(1, self.unet.config.in_channels, *self.latent_size(size),
+                                generator=torch.Generator().manual_seed(seed))  # fmt: skip
+        elif latents.ndim != 4 or latents.shape[:2] != (1, self.unet.config.in_channels):
+            raise ValueError(f"latents must be 1 {self.unet.config.in_channels} h w, not {tuple(latents.shape)}")
+        elif not torch.isfinite(latents).all():
+            raise ValueError("latents must be finite; these have NaN or infinity in them")
+        else:
+            noise, seed = latents.float(), None  # type: ignore[assignment]
+        return Start(prompt, noise, steps, guidance, negative, seed)
+
+    def latent_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Latent rows and columns for a picture of so many rows and columns; the UNet's sample size where None."""
+        if size is None:
+            side = self.unet.config.sample_size
+            if side is None:
+                raise ValueError("this model has no sample size of its own: give a size")
+            return side if isinstance(side, tuple) else (side, side)
+        stride, least = self.vae.stride, self.vae.stride * self.unet.stride
+        if len(size) != 2 or any(side % stride or side < least for side in size):
+            raise ValueError(f"size must be two multiples of {stride} of at least {least} pixels, not {size}")
+        return size[0] // stride, size[1] // stride
+
+
+_DEFAULTS: Mapping[str, Any] = dict(seed=0, steps=50, guidance=None, size=None, negative="", latents=None)
+
+
+def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    if unknown := [name for name in options if name not in _DEFAULTS]:
+        raise TypeError(f"edit() got an unexpected option {unknown[0]!r}; with a prompt it takes {', '.join(_DEFAULTS)}")
+    return options

@@ -1,0 +1,99 @@
+"""DDIM (Song et al. 2020, arXiv 2010.02502) as pure functions.
+
+| paper | here | meaning |
+|---|---|---|
+| x_t, x_{t−1} | x, result | latents before and after a step |
+| α_t | abar | share of signal: DDIM's α is DDPM's ᾱ, the *product* of (1 − β), a trap when reading both |
+| ε_θ(x_t) | eps | predicted noise |
+| "predicted x_0" | x0 | (x_t − √(1 − α_t) ε) / √α_t |
+| v | prediction | √α ε − √(1 − α) x_0 (Salimans & Ho 2022, appendix D) |
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minip2p.config import SchedulerConfig
+
+
+def noise_and_picture(x: Tensor, prediction: Tensor, abar: float, kind: str) -> tuple[Tensor, Tensor]:
+    """(ε, x_0) from the model's prediction at signal share ᾱ. kind: "epsilon" or "v_prediction"."""
+    signal, noise = abar**0.5, (1 - abar) ** 0.5
+    if kind == "v_prediction":
+        return signal * prediction + noise * x, signal * x - noise * prediction
+    return prediction, (x - noise * prediction) / signal
+
+
+def ddim_step(x: Tensor, prediction: Tensor, abar: float, abar_next: float, kind: str = "epsilon") -> Tensor:
+    """From signal share ᾱ to ᾱ' (Song et al. 2020, eq. 12 with σ = 0):  x' = √ᾱ' x_0 + √(1 − ᾱ') ε.
+
+    The same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ); given the same prediction, the one undoes the other.
+    """
+    eps, x0 = noise_and_picture(x, prediction, abar, kind)
+    return abar_next**0.5 * x0 + (1 - abar_next) ** 0.5 * eps
+
+
+class Step(NamedTuple):
+    """One step of a run: the time step that the model is asked at, and the signal shares before and after.
+
+    Inversion takes the same step the other way, from `abar_next` to `abar`, and asks the model at the same t.
+    """
+
+    t: int
+    abar: float
+    abar_next: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The noise schedule that the model was trained with, and the steps that a run takes through it."""
+
+    config: SchedulerConfig
+
+    @property
+    def abars(self) -> Tensor:
+        """ᾱ_t for t = 0 … T−1: the running product of 1 − β. float32, as the models were trained."""
+        c = self.config
+        power = 0.5 if c.beta_schedule == "scaled_linear" else 1.0
+        ends = c.beta_start**power, c.beta_end**power
+        betas = torch.linspace(*ends, c.num_train_timesteps, dtype=torch.float32) ** (1 / power)
+        return torch.cumprod(1 - betas, dim=0)
+
+    def times(self, steps: int) -> list[int]:
+        """The time steps that the model is asked at, noisiest first (spacings: Lin et al. 2023, table 2)."""
+        c, total = self.config, self.config.num_train_timesteps
+        if not 1 <= steps <= total:
+            raise ValueError(f"steps must lie between 1 and {total}, not {steps}")
+        if c.timestep_spacing == "leading":
+            times = np.arange(steps)[::-1] * (total // steps) + c.steps_offset
+        elif c.timestep_spacing == "trailing":
+            times = np.round(np.arange(total, 0, -total / steps)) - 1
+        else:
+            times = np.round(np.linspace(0, total - 1, steps))[::-1]
+        # With an offset, 1000 leading steps would begin one past the end.
+        return [min(int(t), total - 1) for t in times]
+
+    def steps(self, steps: int) -> list[Step]:
+        """The steps of a run, noisiest first. A step leads T // steps times down, as in diffusers; where the grid is
+        linspace, to its own next time, so that the way back is the same grid."""
+        c, abars = self.config, self.abars.tolist()
+        times = self.times(steps)
+        if c.timestep_spacing == "linspace":
+            following = times[1:] + [-1]
+        else:
+            following = [t - c.num_train_timesteps // steps for t in times]
+        final = 1.0 if c.set_alpha_to_one else abars[0]
+        return [Step(t, abars[t], abars[s] if s >= 0 else final) for t, s in zip(times, following, strict=True)]
+
+    def step(self, x: Tensor, prediction: Tensor, at: Step, direction: Literal["sample", "invert"] = "sample") -> Tensor:
+        """One DDIM step of this model's prediction type: towards the picture, or back towards the noise."""
+        here, there = (at.abar, at.abar_next) if direction == "sample" else (at.abar_next, at.abar)
+        return ddim_step(x, prediction, here, there, self.config.prediction_type)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The forward process (Ho et al. 2020, eq. 4): x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε. t: b."""
+        abar = self.abars.to(x0.device)[t][:, None, None, None]
+        return abar**0.5 * x0 + (1 - abar) ** 0.5 * noise

@@ -1,0 +1,62 @@
+"""Tokenizer and text encoder, both by `transformers`, which is imported only when a prompt is first read."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minip2p.checkpoint import check_names, read_tensors
+from minip2p.config import read_json
+from minip2p.words import Prompt
+
+
+class Text:
+    """Prompts -> the context that the UNet's cross-attention reads. `folder` holds tokenizer/ and text_encoder/."""
+
+    def __init__(self, folder: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"):
+        self.folder, self.dtype, self.device = folder, dtype, device
+        for needed in ("tokenizer/vocab.json", "tokenizer/merges.txt", "text_encoder/model.safetensors"):
+            if not (folder / needed).is_file():
+                raise FileNotFoundError(f"{folder / needed}: no such file; is {folder} a diffusers model folder?")
+        self.width: int = read_json(folder / "text_encoder" / "config.json").get("hidden_size", 512)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+
+    @cached_property
+    def encoder(self) -> Any:
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        path = self.folder / "text_encoder"
+        # Former files carry the buffer of positions 0 … 76, which is no weight.
+        tensors = {n: t for n, t in read_tensors(path / "model.safetensors").items() if not n.endswith("position_ids")}
+        try:
+            config = CLIPTextConfig.from_pretrained(path, local_files_only=True)
+            encoder = CLIPTextModel._from_config(config, dtype=self.dtype)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{path / 'config.json'}: cannot build the text encoder ({error})") from None
+        # transformers 4 puts "text_model." before every name and transformers 5 does not; files come in both forms.
+        names = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
+        tensors = {names.get(n.removeprefix("text_model."), n): t.to(self.dtype) for n, t in tensors.items()}
+        check_names(path / "model.safetensors", encoder.state_dict(), tensors)
+        encoder.load_state_dict(tensors, strict=True)
+        return encoder.eval().requires_grad_(False).to(self.device)
+
+    def prompt(self, text: str) -> Prompt:
+        """A prompt with its tokens and words."""
+        if not isinstance(text, str):
+            raise ValueError(f"a prompt must be text, not {type(text).__name__}")
+        return Prompt.of(text, self.tokenizer)
+
+    @torch.no_grad()
+    def __call__(self, prompts: str | Sequence[str]) -> Tensor:
+        """Prompts -> the last hidden states, b n d (n: the tokenizer's length, 77)."""
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        ids = torch.tensor([self.prompt(text).ids for text in prompts], device=self.device)
+        return self.encoder(input_ids=ids).last_hidden_state

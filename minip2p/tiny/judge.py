@@ -1,0 +1,184 @@
+"""The judge: what a picture of the tiny world shows, and where. A measuring tool that never guides a model it judges.
+
+One small U-Net reads a picture; from it come a label for every pixel, and for the whole picture its objects, place,
+style and the strength of the graded attributes. The colour of a thing is read from the features inside its own mask.
+Its weights come with the package; `python -m minip2p.tiny.judge` trains them anew.
+
+Axes: b batch, c channels, h height, w width, n the 30 objects, k classes.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from minip2p.tiny.loop import write_safetensors
+from minip2p.tiny.scenes import ANIMALS, ATTRIBUTES, BACKGROUNDS, COLOURS, STYLES, THINGS
+
+FOLDER = Path(__file__).parents[2] / "weights" / "judge"
+OBJECTS = ANIMALS + THINGS
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Channels at strides 2, 4, 8 and 16, and the words of each list in the order of the outputs."""
+    widths: tuple[int, ...] = (24, 48, 96, 144)
+    objects: tuple[str, ...] = OBJECTS
+    colours: tuple[str, ...] = COLOURS
+    backgrounds: tuple[str, ...] = BACKGROUNDS
+    styles: tuple[str, ...] = STYLES
+    attributes: tuple[str, ...] = ATTRIBUTES
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge saw in b pictures. All but `strength` are probabilities.
+
+    objects b n (each on its own), segments b n+1 H W (sum to one; the first is no object), paints b n k (the colour of
+    each object, of no meaning where it is absent or the style is sketch), background b k, style b k,
+    strength b k (in [0, 1] for each graded attribute, about 0 where it is absent).
+    """
+    config: JudgeConfig
+    objects: Tensor
+    segments: Tensor
+    paints: Tensor
+    background: Tensor
+    style: Tensor
+    strength: Tensor
+
+    def masks(self, word: str) -> Tensor:
+        """The probability that a pixel belongs to the object: b H W. Above 0.5 is its mask."""
+        return self.segments[:, 1 + position(word, self.config.objects)]
+
+    def colour(self, word: str) -> Tensor:
+        """The probabilities of the object's colours: b k, in the order of config.colours."""
+        return self.paints[:, position(word, self.config.objects)]
+
+    def present(self, count: int) -> list[set[str]]:
+        """The `count` likeliest objects of each picture."""
+        return [{self.config.objects[i] for i in row} for row in self.objects.topk(count).indices.tolist()]
+
+    def named(self) -> list[dict[str, str]]:
+        """The likeliest background and style of each picture, as words."""
+        places, styles = self.background.argmax(1).tolist(), self.style.argmax(1).tolist()
+        return [{"background": self.config.backgrounds[p], "style": self.config.styles[s]}
+                for p, s in zip(places, styles)]
+
+
+def position(word: str, words: tuple[str, ...]) -> int:
+    """Where a word stands in a list; ValueError that shows the list if it does not."""
+    if word not in words:
+        raise ValueError(f"the judge knows no {word!r}, only {', '.join(words)}")
+    return words.index(word)
+
+
+class Block(nn.Module):
+    """x + conv(relu(norm(x))): one convolution, so that the many at high resolution stay cheap."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(width // 12, width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.relu(self.norm(x)))
+
+
+class Network(nn.Module):
+    """The U-Net with its heads. Returns logits; `Judge` makes a verdict of them."""
+
+    def __init__(self, config: JudgeConfig):
+        super().__init__()
+        a, b, c, d = config.widths
+        n, kinds = len(config.objects), [len(config.backgrounds), len(config.styles), len(config.attributes)]
+        self.sizes = (n, *kinds)
+        self.stem = nn.Conv2d(3 * 4, a, 3, padding=1)
+        self.down = nn.ModuleList([
+            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), Block(b), Block(b)),
+            nn.Sequential(nn.Conv2d(b, c, 3, 2, 1), Block(c), Block(c)),
+            nn.Sequential(nn.Conv2d(c, d, 3, 2, 1), Block(d), Block(d), Block(d)),
+        ])
+        self.narrow = nn.ModuleList([nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1), nn.Conv2d(b, a, 1)])
+        self.up = nn.ModuleList([Block(c), Block(b), Block(a)])
+        self.pixels = nn.Conv2d(a, 4 * (n + 1), 1)
+        self.whole = nn.Sequential(nn.Linear(a + b + c + 2 * d, 160), nn.ReLU(), nn.Linear(160, sum(self.sizes)))
+        self.paint = nn.Sequential(nn.Linear(b + 3, 96), nn.ReLU(), nn.Linear(96, len(config.colours)))
+
+    def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """x b 3 H W in [-1, 1], sides in multiples of 16. Logits: (objects, background, style, strength), each b k;
+        of the segments b n+1 4 H/2 W/2, a pixel of each 2 x 2 at a time; and b c H/4 W/4 for `colours` to pool."""
+        y = F.relu(self.stem(F.pixel_unshuffle(x, 2)))        # no norm here: means over it count flowers and flakes
+        skips = [y]
+        for level in self.down:
+            skips.append(y := level(y))
+        means = [F.relu(s).mean((2, 3)) for s in skips]
+        logits = self.whole(torch.cat([*means, y.amax((2, 3))], 1)).split(self.sizes, 1)
+        for narrow, block, skip in zip(self.narrow, self.up, skips[-2::-1]):
+            y = block(F.interpolate(narrow(y), scale_factor=2.0) + skip)
+            if y.shape[-1] * 4 == x.shape[-1]:
+                features = torch.cat([y, F.avg_pool2d(x, 4)], 1)
+        return logits, self.pixels(F.relu(y)).unflatten(1, (-1, 4)), features
+
+    def colours(self, features: Tensor, segments: Tensor) -> Tensor:
+        """Logits b n k of each object's colour: the features' mean under its segment (b n+1 H W, in [0, 1])."""
+        weights = F.avg_pool2d(segments[:, 1:], 4).flatten(2)                            # b n hw
+        weights = weights / weights.sum(2, keepdim=True).clamp_min(1e-6)
+        return self.paint(weights @ features.flatten(2).mT)
+
+
+class Judge:
+    """The network and its words. `judge(pictures)` gives a Verdict; the same pictures give the same one."""
+
+    def __init__(self, network: Network, config: JudgeConfig):
+        self.network, self.config = network.eval(), config
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Verdict:
+        """pictures b 3 H W in [-1, 1], as rendered or decoded at 128 x 128. ValueError for another shape.
+
+        The verdict holds 2 MB a picture: give it a hundred or so at a time.
+        """
+        if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.shape[2] % 16 or pictures.shape[3] % 16:
+            raise ValueError(f"the judge reads b 3 H W, sides in multiples of 16, not {tuple(pictures.shape)}")
+        (objects, background, style, strength), parts, features = self.network(pictures.float())
+        segments = F.pixel_shuffle(parts.softmax(1).flatten(1, 2), 2)
+        paints = self.network.colours(features, segments).softmax(2)
+        return Verdict(self.config, objects.sigmoid(), segments, paints, background.softmax(1), style.softmax(1),
+                       strength.clamp(0, 1))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes config.json and judge.safetensors (float16), each whole or not at all."""
+        path = Path(folder)
+        write_safetensors({name: t.half() for name, t in self.network.state_dict().items()}, path / "judge.safetensors")
+        (path / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path | None = None) -> "Judge":
+        """The judge of a folder, by default the one that ships. ValueError if a file or key is missing or unknown."""
+        path = Path(folder or FOLDER)
+        for file in ("config.json", "judge.safetensors"):
+            if not (path / file).is_file():
+                raise ValueError(f"no {file} in {path}: train the judge with python -m minip2p.tiny.judge")
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if odd := sorted(values.keys() ^ {field.name for field in fields(JudgeConfig)}):
+            raise ValueError(f"{path / 'config.json'}: missing or unknown: {', '.join(odd)}")
+        config = JudgeConfig(**{name: tuple(value) for name, value in values.items()})
+        with torch.device("meta"):
+            network = Network(config)
+        tensors = load_file(path / "judge.safetensors")
+        expected = {name: t.shape for name, t in network.state_dict().items()}
+        if odd := sorted(expected.items() ^ {name: t.shape for name, t in tensors.items()}.items()):
+            names = ", ".join(sorted({name for name, _ in odd})[:4])
+            raise ValueError(f"{path / 'judge.safetensors'}: missing, unknown or of another shape: {names}")
+        network.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
+        return cls(network, config)
+
+
+if __name__ == "__main__":
+    from minip2p.tiny.judge_train import main  # what trains stays apart from what measures
+
+    main()

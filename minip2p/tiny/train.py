@@ -1,0 +1,226 @@
+"""From nothing to `weights/tiny`: python -m minip2p.tiny.train
+
+Three things are trained or made, each taken up where it was left: the VAE; the pictures' latents, encoded once; UNet and
+text encoder together. What happens at step i depends on the seed and i alone.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from minip2p.attention import explicit
+from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig
+from minip2p.sched import Schedule
+from minip2p.tiny.export import export, text_encoder, tokenizer
+from minip2p.tiny.loop import Training, cosine, generator, inverse_root, write_safetensors
+from minip2p.tiny.scenes import Scene, Sprites, caption_for, dataset, fetch_sprites, render
+from minip2p.unet import UNet
+from minip2p.vae import VAE
+
+VAE_CONFIG = VAEConfig(
+    block_out_channels=(24, 48, 96, 128),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    norm_num_groups=8,
+)
+UNET_CONFIG = UNetConfig(
+    sample_size=16,
+    block_out_channels=(96, 192, 256),
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    layers_per_block=1,
+    cross_attention_dim=128,
+    attention_head_dim=4,
+)
+SCHEDULER_CONFIG = SchedulerConfig(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
+)
+VAE_STEPS, VAE_BATCH = 3000, 16
+BATCH, CHUNK, LATENTS = 32, 2048, 61440
+
+
+def pictures(scenes: list[Scene], sprites: Sprites) -> Tensor:
+    """Renders, b 3 H W in [-1, 1]."""
+    stacked = np.stack([render(scene, sprites).picture for scene in scenes])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def half_precision() -> torch.autocast:
+    """bfloat16 where the processor multiplies matrices in it, else a context that does nothing."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def vae_batch(seed: int, step: int, sprites: Sprites) -> Tensor:
+    """Two random 64-px crops of each of eight new scenes; in the last fifth of the steps four whole pictures, so that
+    the attention in the middle meets the number of pixels that it will be used with."""
+    if step >= 0.8 * VAE_STEPS:
+        return pictures(list(dataset(seed, 4, start=step * VAE_BATCH)), sprites)
+    whole = pictures(list(dataset(seed, VAE_BATCH // 2, start=step * VAE_BATCH)), sprites)
+    size = whole.shape[-1] // 2
+    corners = torch.randint(0, size + 1, (VAE_BATCH, 2), generator=generator(seed, step)).tolist()
+    return torch.stack([whole[i // 2, :, y : y + size, x : x + size] for i, (y, x) in enumerate(corners)])
+
+
+def gradients_l1(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
+    """Mean absolute difference of the pictures' horizontal and vertical differences, summed over `scales` octaves:
+    what keeps edges sharp where L1 alone would rather blur them."""
+    total = a.new_zeros(())
+    for _ in range(scales):
+        difference = a - b
+        total = total + difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return total
+
+
+def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = 1e-5) -> Tensor:
+    """L1 + L1 of image gradients + β KL(q(z|x) ‖ N(0, 1)) (Kingma & Welling 2013, appendix B), KL a latent value."""
+    with half_precision():
+        mean, std = vae.encode(x)
+        y = vae.decode(mean + std * torch.randn(mean.shape, generator=noise))
+    kl = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).mean()
+    return (x - y).abs().mean() + gradients_l1(x, y.float()) + kl_weight * kl
+
+
+def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[VAE, bool]:
+    """The VAE with its averaged weights, and whether its training is complete."""
+    torch.manual_seed(seed)
+    vae = VAE(VAE_CONFIG).to(memory_format=torch.channels_last)
+    training = Training(
+        vae, work / "vae", rate=lambda step: 1e-3 * cosine(step, VAE_STEPS), steps=VAE_STEPS, ema=0.998
+    )
+
+    def loss(step: int) -> Tensor:
+        x = vae_batch(seed, step, sprites).contiguous(memory_format=torch.channels_last)
+        return vae_loss(vae, x, generator(seed, step, 1))
+
+    training.run(loss, stop_at=stop_at)
+    training.averaged()
+    return vae.eval().requires_grad_(False), training.step >= VAE_STEPS
+
+
+class Latents:
+    """The training scenes' latents (means, unscaled), encoded in chunks when they are first needed and kept on disk."""
+
+    def __init__(self, folder: Path, vae: VAE, seed: int, sprites: Sprites):
+        self.folder, self.vae, self.seed, self.sprites = folder, vae, seed, sprites
+        self.chunks: list[Tensor] = []
+
+    def size(self, step: int) -> int:
+        """How many scenes there are to draw from at a training step: more as it goes on, so that it can begin early."""
+        return min(LATENTS, CHUNK * (3 + step * BATCH // (2 * CHUNK)))
+
+    @torch.no_grad()
+    def chunk(self, number: int) -> Tensor:
+        path = self.folder / f"{number:04d}.safetensors"
+        if not path.exists():
+            parts = []
+            for start in range(number * CHUNK, (number + 1) * CHUNK, 32):
+                x = pictures(list(dataset(self.seed, 32, start=start)), self.sprites)
+                with half_precision():
+                    parts.append(self.vae.encode(x.contiguous(memory_format=torch.channels_last))[0].half())
+            write_safetensors({"latents": torch.cat(parts)}, path)
+        return load_file(path)["latents"]
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        while len(self.chunks) * CHUNK <= int(index.max()):
+            self.chunks.append(self.chunk(len(self.chunks)))
+        return torch.stack([self.chunks[i // CHUNK][i % CHUNK] for i in index.tolist()]).float()
+
+    def scale(self) -> float:
+        """One over the deviation of the latents: what brings them to about one, as the schedule expects."""
+        return 1 / float(torch.cat([self[torch.arange(i, i + 256)] for i in range(0, CHUNK, 256)]).std())
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoder, trained as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = UNet(UNET_CONFIG)
+        self.text = text_encoder(UNET_CONFIG.cross_attention_dim)
+        # The last layer of a residual branch starts at zero: at first the UNet is close to the identity.
+        for name, p in self.unet.named_parameters():
+            if name.endswith(("conv2.weight", "proj_out.weight")) or name == "conv_out.weight":
+                nn.init.zeros_(p)
+
+
+def stratified_times(n: int, total: int, source: torch.Generator) -> Tensor:
+    """n time steps, one from each n-th of the schedule: as uniform as independent draws, with less variance."""
+    return ((torch.arange(n) + torch.rand(n, generator=source)) * (total / n)).long()
+
+
+def denoising_loss(
+    denoiser: Denoiser, sched: Schedule, x0: Tensor, ids: Tensor, source: torch.Generator, gamma: float = 5.0
+) -> Tensor:
+    """E w(t) ‖ε − ε_θ(x_t, t, words)‖² (Ho et al. 2020, eq. 14), weighted by w = min(SNR, γ) / SNR (Hang et al. 2023,
+    eq. 7 for noise prediction), where SNR = ᾱ / (1 − ᾱ)."""
+    t = stratified_times(len(x0), sched.config.num_train_timesteps, source)
+    noise = torch.randn(x0.shape, generator=source)
+    abar = sched.abars[t]
+    snr = abar / (1 - abar)
+    x = sched.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
+    with half_precision():
+        context = denoiser.text(input_ids=ids).last_hidden_state
+        # The fused kernel's backward is slow on a CPU at these sizes: the explicit form trains faster.
+        eps = denoiser.unet(x, t, context, explicit())
+    error = (eps.float() - noise).square().mean(dim=(1, 2, 3))
+    return (error * snr.clamp(max=gamma) / snr).mean()
+
+
+def caption_ids(seed: int, step: int, indices: Tensor, tokenize, drop: float = 0.1) -> Tensor:
+    """Token ids b n of the scenes' captions, worded anew each time; a tenth are empty, for classifier-free guidance."""
+    rng, captions = np.random.default_rng((seed, step, 2)), []
+    for i in indices.tolist():
+        scene = next(dataset(seed, 1, start=i))
+        said = caption_for(rng, scene.things, scene.background, scene.style, scene.attribute, scene.strength)
+        captions.append("" if rng.random() < drop else said)
+    return tokenize(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def train_denoiser(work: Path, seed: int, latents: Latents, steps: int, stop_at: float) -> Denoiser:
+    """UNet and text encoder with their averaged weights."""
+    torch.manual_seed(seed)
+    denoiser = Denoiser()
+    denoiser.unet.to(memory_format=torch.channels_last)
+    training = Training(denoiser, work / "unet", rate=lambda step: 6e-4 * inverse_root(step), steps=steps, ema=0.9999)
+    sched, tokenize, scale = Schedule(SCHEDULER_CONFIG), tokenizer(), latents.scale()
+
+    def loss(step: int) -> Tensor:
+        source = generator(seed, step, 3)
+        indices = torch.randint(0, latents.size(step), (BATCH,), generator=source)
+        ids = caption_ids(seed, step, indices, tokenize)
+        return denoising_loss(denoiser, sched, scale * latents[indices], ids, source)
+
+    training.run(loss, stop_at=stop_at)
+    training.averaged()
+    return denoiser
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m minip2p.tiny.train", description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints and caches (default .train)")
+    parser.add_argument("--out", type=Path, default=Path("weights/tiny"), help="where the weights are written")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=40_000, help=f"of the UNet, {BATCH} pictures each")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="write what there is after so long")
+    options = parser.parse_args()
+    stop_at = time.time() + 60 * options.minutes
+    sprites = Sprites.load(fetch_sprites(options.work / "sprites"))
+    vae, done = train_vae(options.work, options.seed, sprites, stop_at)
+    if not done:
+        print("the VAE's training is not complete yet: run the same command again to go on")
+        return
+    latents = Latents(options.work / "latents", vae, options.seed, sprites)
+    denoiser = train_denoiser(options.work, options.seed, latents, options.steps, stop_at)
+    export(options.out, vae, denoiser.unet, denoiser.text, SCHEDULER_CONFIG, scaling_factor=latents.scale())
+
+
+if __name__ == "__main__":
+    main()

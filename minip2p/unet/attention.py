@@ -1,0 +1,104 @@
+"""The transformer of the UNet. It projects, asks `attend`, and projects back: what attention is, it does not know.
+
+Axes: b batch, n tokens (latent pixels, or words of the context), h heads, d width of a head, c channels.
+"""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minip2p.attention import Attend, Site, fused
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2). Without a context, the queries attend to themselves."""
+
+    def __init__(self, channels: int, context_channels: int, heads: int, site: Site):
+        super().__init__()
+        self.heads, self.site = heads, site
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_channels, channels, bias=False)
+        self.to_v = nn.Linear(context_channels, channels, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None, attend: Attend = fused) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (
+            rearrange(y, "b n (h d) -> b h n d", h=self.heads)
+            for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        return self.to_out(rearrange(attend(q, k, v, self.site), "b h n d -> b n (h d)"))
+
+
+class GEGLU(nn.Module):
+    """GEGLU(x) = (W₁x) ⊙ gelu(W₂x) (Shazeer 2020, eq. 6), both products in one matrix."""
+
+    def __init__(self, inner: int, outer: int):
+        super().__init__()
+        self.proj = nn.Linear(inner, 2 * outer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        # The checkpoint numbers the layers 0 and 2; between them lay the dropout of the training.
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """x += self-attention(norm x);  x += cross-attention(norm x, words);  x += feed-forward(norm x)."""
+
+    def __init__(self, channels: int, context_channels: int, heads: int, site: Site, cross_site: Site):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, channels, heads, site)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, context_channels, heads, cross_site)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attn1(self.norm1(x), None, attend)
+        x = x + self.attn2(self.norm2(x), context, attend)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map, b c h w -> b c h w, residual.
+
+    SD 1.x projects in and out by 1×1 convolutions, SD 2.x and SDXL by linear layers: the same sums, other shapes.
+    """
+
+    def __init__(self, channels: int, context_channels: int, heads: int, groups: int, linear: bool, sites: list[Site]):
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, context_channels, heads, site, cross_site)
+            for site, cross_site in zip(sites[::2], sites[1::2], strict=True)
+        )
+        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor, attend: Attend) -> Tensor:
+        y, height = self.norm(x), x.shape[-2]
+        if not self.linear:
+            y = self.proj_in(y)
+        y = rearrange(y, "b c h w -> b (h w) c")
+        if self.linear:
+            y = self.proj_in(y)
+        for block in self.transformer_blocks:
+            y = block(y, context, attend)
+        if self.linear:
+            y = self.proj_out(y)
+        y = rearrange(y, "b (h w) c -> b c h w", h=height)
+        if not self.linear:
+            y = self.proj_out(y)
+        return x + y

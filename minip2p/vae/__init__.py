@@ -1,0 +1,5 @@
+"""The autoencoder between pictures and latents."""
+
+from minip2p.vae.model import VAE
+
+__all__ = ["VAE"]

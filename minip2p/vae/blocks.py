@@ -1,0 +1,100 @@
+"""The VAE's halves: encoder and decoder. Parameter names are the checkpoint's. Axes: b batch, c channels, n pixels."""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minip2p.attention import fused
+from minip2p.config import VAEConfig
+from minip2p.layers import Downsample, ResnetBlock, Upsample
+
+EPS = 1e-6  # of every group norm in the VAE; the config files do not carry it
+
+
+class PixelAttention(nn.Module):
+    """Self-attention with one head over all pixels, residual. Not a site: nobody edits inside the autoencoder."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")
+        out = self.to_out(fused(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)))
+        return x + rearrange(out, "b 1 (h w) c -> b c h w", h=x.shape[-2])
+
+
+class MidBlock(nn.Module):
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2))
+        self.attentions = nn.ModuleList([PixelAttention(channels, groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class Block(nn.Module):
+    """One resolution: residual blocks, then a downsampler (encoder), an upsampler (decoder) or neither."""
+
+    def __init__(self, inner: int, outer: int, layers: int, groups: int, resample: str | None):
+        super().__init__()
+        widths = [inner] + [outer] * layers
+        self.resnets = nn.ModuleList(
+            ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.downsamplers = nn.ModuleList([Downsample(outer, padding=0)] if resample == "down" else [])
+        self.upsamplers = nn.ModuleList([Upsample(outer)] if resample == "up" else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pictures, b 3 H W -> the moments of the latents, b 2c h w (mean and log-variance stacked)."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            Block(a, b, config.layers_per_block, groups, "down" if level < len(widths) - 1 else None)
+            for level, (a, b) in enumerate(zip(widths[:1] + widths, widths, strict=False))
+        )
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latents, b c h w -> pictures, b 3 H W. The widths of the encoder in reverse, one residual block more a level."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], groups)
+        self.up_blocks = nn.ModuleList(
+            Block(a, b, config.layers_per_block + 1, groups, "up" if level < len(widths) - 1 else None)
+            for level, (a, b) in enumerate(zip(widths[:1] + widths, widths, strict=False))
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))

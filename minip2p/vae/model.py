@@ -1,0 +1,45 @@
+"""The variational autoencoder (Kingma & Welling 2013; Rombach et al. 2022, section 3.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from minip2p.config import VAEConfig
+from minip2p.vae.blocks import Decoder, Encoder
+
+
+class VAE(nn.Module):
+    """Pictures in [-1, 1], b 3 H W <-> latents, b c h w. `stride` picture pixels make one latent pixel a side."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        c = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * c, 2 * c, 1) if config.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(c, c, 1) if config.use_post_quant_conv else None
+
+    @property
+    def stride(self) -> int:
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """q(z | x) = N(mean, std²): pictures in [-1, 1], b 3 H W -> mean and std, b c h w each, unscaled."""
+        moments = self.encoder(pictures)
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        mean, log_variance = moments.chunk(2, dim=1)  # b 2c h w -> b c h w, twice
+        # The clamp is part of the model: outside of it exp under- or overflows.
+        return mean, torch.exp(0.5 * log_variance.clamp(-30, 20))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents, unscaled, b c h w -> pictures, b 3 H W, about [-1, 1] and not clamped."""
+        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+    def scale(self, z: Tensor) -> Tensor:
+        """The encoder's latents -> the diffusion model's, of deviation about one: (z − shift) · scale."""
+        return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+
+    def unscale(self, x: Tensor) -> Tensor:
+        """The diffusion model's latents -> the decoder's: x / scale + shift. The inverse of `scale`."""
+        return x / self.config.scaling_factor + (self.config.shift_factor or 0.0)

@@ -1,0 +1,224 @@
+"""The judge that ships, on twelve committed renders; its network and its training, on sprites made here."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from minip2p.tiny import judge_train, scenes
+from minip2p.tiny.judge import FOLDER, Judge, JudgeConfig, Network
+from minip2p.tiny.judge_train import NONE, lesson, mistake, rank_correlation, spoiled
+from minip2p.tiny.scenes import ANIMALS, THINGS, dataset, render
+
+RENDERS = Path(__file__).parent / "data" / "renders"
+SMALL = JudgeConfig(widths=(12, 12, 24, 24))
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge.load()
+
+
+@pytest.fixture(scope="module")
+def sprites():
+    """A disc for every word: enough to have scenes with masks."""
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    disc = np.stack([np.full_like(x, c) for c in (220, 40, 120)] + [255.0 * (x**2 + y**2 < 0.9)], -1).astype(np.uint8)
+    return scenes.Sprites({name: disc for name in ANIMALS + THINGS})
+
+
+@pytest.fixture(scope="module")
+def committed():
+    """The committed pictures b 3 H W in [-1, 1], and for each its truth with masks by word."""
+    truth = json.loads((RENDERS / "truth.json").read_text(encoding="utf-8"))
+    pictures = np.stack([np.asarray(Image.open(RENDERS / row["picture"])) for row in truth])
+    for row in truth:
+        labels = np.asarray(Image.open(RENDERS / row["masks"]))
+        row["masks"] = {name: torch.from_numpy(labels == i) for i, name in enumerate(row["colours"], 1)}
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1, truth
+
+
+def fresh(config=SMALL, seed=0) -> Judge:
+    torch.manual_seed(seed)
+    return Judge(Network(config), config)
+
+
+def test_a_verdict_has_the_shapes_it_documents():
+    verdict = fresh()(torch.rand(2, 3, 64, 128) * 2 - 1)
+    shapes = {name: tuple(getattr(verdict, name).shape)
+              for name in ("objects", "segments", "paints", "background", "style", "strength")}
+    assert shapes == {"objects": (2, 30), "segments": (2, 31, 64, 128), "paints": (2, 30, 7), "background": (2, 8),
+                      "style": (2, 3), "strength": (2, 3)}
+    assert verdict.masks("cat").shape == (2, 64, 128) and verdict.colour("car").shape == (2, 7)
+    for probabilities in (verdict.segments, verdict.paints.mT, verdict.background, verdict.style):
+        torch.testing.assert_close(probabilities.sum(1), torch.ones_like(probabilities.sum(1)))
+    assert all(len(names) == 2 for names in verdict.present(2))
+
+
+def test_a_word_reads_its_own_channel():
+    verdict = fresh()(torch.rand(1, 3, 32, 32))
+    assert torch.equal(verdict.masks("cat"), verdict.segments[:, 1])
+    assert torch.equal(verdict.colour("lamp"), verdict.paints[:, 29])
+
+
+def test_an_unknown_word_or_shape_is_named():
+    judge = fresh()
+    with pytest.raises(ValueError, match="'dragon'"):
+        judge(torch.zeros(1, 3, 32, 32)).masks("dragon")
+    for shape in ((3, 32, 32), (1, 1, 32, 32), (1, 3, 32, 40)):
+        with pytest.raises(ValueError, match="b 3 H W"):
+            judge(torch.zeros(shape))
+
+
+def test_segments_put_each_pixel_where_it_was_read():
+    """The network gives 2 x 2 pixels at a site; the loss unshuffles the labels, the verdict shuffles the answers."""
+    labels = torch.arange(16).view(1, 1, 4, 4)
+    parts = torch.nn.functional.pixel_unshuffle(labels, 2)[:, None]                      # b 1 4 h w
+    assert torch.equal(torch.nn.functional.pixel_shuffle(parts.flatten(1, 2), 2), labels)
+
+
+def test_colour_is_read_inside_the_mask_alone():
+    network, features = fresh().network, torch.rand(1, 15, 8, 8)
+    segments = torch.zeros(1, 31, 32, 32)
+    segments[:, 1, 8:16, 8:16] = 1
+    changed = features + (torch.rand(1, 15, 8, 8) * (segments[:, 1:2, ::4, ::4] == 0))
+    first, second = network.colours(features, segments), network.colours(changed, segments)
+    torch.testing.assert_close(first[:, 0], second[:, 0])
+    torch.testing.assert_close(network.colours(features, 0.1 * segments), first)         # a faint mask reads the same
+
+
+def test_same_pictures_same_verdict_and_nothing_changes(judge, committed):
+    pictures = committed[0]
+    before = pictures.clone()
+    first, second = judge(pictures), judge(pictures)
+    assert torch.equal(pictures, before)
+    assert all(torch.equal(getattr(first, n), getattr(second, n)) for n in ("objects", "segments", "paints", "strength"))
+
+
+def test_a_saved_judge_loads_as_it_was(tmp_path):
+    judge = fresh()
+    judge.save(tmp_path)
+    again, x = Judge.load(tmp_path), torch.rand(1, 3, 32, 32)
+    assert again.config == SMALL
+    torch.testing.assert_close(again(x).segments, judge(x).segments, atol=2e-3, rtol=0)   # float16
+
+
+@pytest.mark.parametrize("change, named", [("missing", "stem.bias"), ("unknown", "extra"), ("shape", "stem.bias")])
+def test_loading_weights_is_strict(tmp_path, change, named):
+    fresh().save(tmp_path)
+    tensors = load_file(tmp_path / "judge.safetensors")
+    if change == "unknown":
+        tensors["extra"] = torch.zeros(1)
+    else:
+        bias = tensors.pop("stem.bias")
+        tensors |= {"stem.bias": bias[1:].clone()} if change == "shape" else {}
+    save_file(tensors, tmp_path / "judge.safetensors")
+    with pytest.raises(ValueError, match=named) as error:
+        Judge.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_loading_a_config_is_strict(tmp_path):
+    with pytest.raises(ValueError, match="minip2p.tiny.judge"):
+        Judge.load(tmp_path)
+    fresh().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for values in (config | {"depth": [1]}, {"widths": config["widths"]}):
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        with pytest.raises(ValueError, match="missing or unknown: (depth|attributes)"):
+            Judge.load(tmp_path)
+
+
+def test_the_judge_that_ships_is_small_and_knows_the_world(judge):
+    assert judge.config == JudgeConfig()
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 3e6
+
+
+def test_the_judge_that_ships_reads_the_committed_renders(judge, committed):
+    pictures, truth = committed
+    verdict = judge(pictures)
+    for i, row in enumerate(truth):
+        colours = row["colours"]
+        assert verdict.present(len(colours))[i] == set(colours), row
+        assert verdict.named()[i] == {"background": row["background"], "style": row["style"]}
+        for name, colour in colours.items():
+            if colour and row["style"] != "sketch":
+                assert judge.config.colours[verdict.colour(name)[i].argmax()] == colour, row
+        for name, strength in zip(judge.config.attributes, verdict.strength[i].tolist()):
+            assert strength == pytest.approx(row["strength"] if name == row["attribute"] else 0, abs=0.2), row
+
+
+def test_the_judge_that_ships_finds_the_masks_of_the_committed_renders(judge, committed):
+    pictures, truth = committed
+    verdict = judge(pictures)
+    for i, row in enumerate(truth):
+        for name, mask in row["masks"].items():
+            seen = verdict.masks(name)[i] > 0.5
+            assert (seen & mask).sum() / (seen | mask).sum() > 0.85, (row["picture"], name)
+
+
+def test_a_lesson_tells_the_truth_of_its_scenes(sprites):
+    drawn = list(dataset(0, 12))
+    sheet = lesson(drawn, sprites, JudgeConfig())
+    assert sheet.pictures.shape == (12, 3, 128, 128) and sheet.pictures.abs().max() <= 1
+    for i, scene in enumerate(drawn):
+        assert sheet.present[i].sum() == len(scene.things) and sheet.strength[i].sum() == pytest.approx(scene.strength)
+        for thing in scene.things:
+            word = JudgeConfig().objects.index(thing.name)
+            np.testing.assert_array_equal(sheet.labels[i] == 1 + word, render(scene, sprites).masks[thing.name])
+            told = thing.colour is not None and scene.style != "sketch"
+            assert (sheet.paint[i, word] != NONE) == told
+
+
+def test_spoiling_is_mild_and_repeats():
+    picture = np.tile(np.linspace(60, 200, 128)[:, None, None], (1, 128, 3)).astype(np.uint8)
+    kept = 0
+    for seed in range(24):
+        first, second = (spoiled(picture, np.random.default_rng(seed)) for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+        assert first.shape == picture.shape and np.abs(first.astype(float) - picture).mean() < 30
+        kept += np.array_equal(first, picture)
+    assert 0 < kept < 24
+
+
+def test_every_weight_learns(sprites):
+    judge = fresh(seed=1)
+    scenes_ = list(dataset(1, 4, style="photo"))
+    mistake(judge.network, lesson(scenes_, sprites, SMALL, spoil_seed=0)).backward()
+    for name, parameter in judge.network.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+def test_a_lesson_of_sketches_has_no_colour_to_learn(sprites):
+    sheet = lesson(list(dataset(2, 2, style="sketch")), sprites, SMALL)
+    judge = fresh()
+    assert (sheet.paint == NONE).all()
+    mistake(judge.network, sheet).backward()
+    assert judge.network.paint[0].weight.grad.abs().sum() == 0
+
+
+def test_rank_correlation_is_spearmans():
+    a = torch.tensor([0.1, 0.4, 0.4, 0.9])
+    assert judge_train.ranks(a).tolist() == [1, 2.5, 2.5, 4]
+    assert rank_correlation(a, a**3) == pytest.approx(1) and rank_correlation(a, -a) == pytest.approx(-1)
+    b = torch.tensor([1.0, 2, 3, 4, 5])
+    assert rank_correlation(b, torch.tensor([2.0, 1, 4, 3, 5])) == pytest.approx(1 - 6 * 4 / (5 * 24))
+
+
+def test_the_examination_counts_what_it_says(sprites):
+    """A verdict made of the truth is right in everything; with the objects moved by one, no scene is."""
+    sheet = lesson(list(dataset(3, 10)), sprites, JudgeConfig())
+    one_hot = torch.nn.functional.one_hot
+    verdict = replace(fresh(JudgeConfig())(sheet.pictures), objects=sheet.present,
+                      segments=one_hot(sheet.labels, 31).movedim(3, 1).float(),
+                      paints=one_hot(sheet.paint.clamp_min(0), 7).float(),
+                      background=one_hot(sheet.background, 8).float(), style=one_hot(sheet.style, 3).float())
+    found = judge_train.answers(verdict, sheet)
+    assert all(min(values) == 1 for values in found.values())
+    assert len(found["iou"]) == sheet.present.sum() and len(found["colour"]) == (sheet.paint != NONE).sum()
+    moved = judge_train.answers(replace(verdict, objects=sheet.present.roll(1, 1)), sheet)
+    assert sum(moved["object"]) == 0 and min(moved["iou"]) == 1
