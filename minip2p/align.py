@@ -66,7 +66,7 @@ def refine_alignment(source: Prompt, target: Prompt, *, parity: bool = False) ->
 
 
 def kind_of(source: Prompt, target: Prompt) -> str:
-    """"swap" or "refine": the edit that the two prompts ask for.
+    """Which edit the two prompts ask for: "swap" or "refine".
 
     A swap gives each word the attention of the word at the same place. That is meant where words were exchanged and the
     rest stayed where it was: as many words, some differ, and no shifting of the words would keep more of them than stay

@@ -38,7 +38,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, site: Site | None = None) -> Tensor:
 
 def attention_map(q: Tensor, k: Tensor) -> Tensor:
     """The map itself, softmax(q kᵀ / √d) (Vaswani et al. 2017, eq. 1): q b h i d, k b h j d -> b h i j."""
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)  # q is scaled first: in half precision q kᵀ may overflow
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class Store:
     before: bool = False
     _kept: dict[Site, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[Site, set[int]] = field(default_factory=dict, init=False, repr=False)
+    _calls: dict[Site, int] = field(default_factory=dict, init=False, repr=False)
 
     def keep(self, probs: Tensor, site: Site, step: int) -> Tensor:
         if not self.sites(site) or (self.steps is not None and step not in self.steps):
@@ -128,7 +129,8 @@ class Store:
 
     def __call__(self, probs: Tensor, site: Site) -> Tensor:
         """Outside of a run, where nobody tells the step: every call is a step of its own."""
-        return self.keep(probs, site, len(self._seen.get(site, ())))
+        step = self._calls[site] = self._calls.get(site, -1) + 1
+        return self.keep(probs, site, step)
 
     @property
     def maps(self) -> dict[Site, Tensor]:

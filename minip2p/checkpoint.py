@@ -14,6 +14,13 @@ M = TypeVar("M", bound=nn.Module)
 FORMER_NAMES = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
 
 
+def shipped(name: str) -> Path:
+    """The folder of weights that ship with minip2p: in a checkout beside the package, when installed inside of it."""
+    package = Path(__file__).parent
+    return next((p for p in (package / "weights" / name, package.parent / "weights" / name) if p.is_dir()),
+                package.parent / "weights" / name)  # fmt: skip
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, memory-mapped: a byte is read when it is first used.
 

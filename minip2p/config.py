@@ -127,7 +127,7 @@ class VAEConfig(Config):
 
     only: ClassVar[Mapping[str, Any]] = MappingProxyType({"act_fn": "silu", "mid_block_add_attention": True})
     # sample_size is advice for tiling; force_upcast concerns half precision.
-    ignored: ClassVar[tuple[str, ...]] = ("sample_size", "force_upcast", "latents_mean", "latents_std")
+    ignored: ClassVar[tuple[str, ...]] = ("sample_size", "force_upcast")
 
     def __post_init__(self) -> None:
         for types, known in ((self.down_block_types, "DownEncoderBlock2D"), (self.up_block_types, "UpDecoderBlock2D")):

@@ -9,23 +9,18 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import Attend, fused
-from minip2p.checkpoint import load_module
+from minip2p.checkpoint import load_module, shipped
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, read_json
 from minip2p.edit import plan_edit
 from minip2p.mask import Blend, Blending
+from minip2p.parts import Parts
 from minip2p.sched import Schedule
 from minip2p.text import Text
-from minip2p.trajectory import Parts, Start, Target, Trajectory, edit, sample
+from minip2p.trajectory import Start, Target, Trajectory, edit, sample
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def embedded() -> Path:
-    """The folder of the model that ships with minip2p: beside the package in a checkout, inside of it when installed."""
-    package = Path(__file__).parent
-    return next(p for p in (package / "weights" / "tiny", package.parent / "weights" / "tiny") if p.is_dir())
 
 
 def load(
@@ -36,7 +31,7 @@ def load(
     dtype: float32 by default. device: the CPU by default. Raises FileNotFoundError or ValueError with one line that
     names the file and what is wrong with it.
     """
-    folder = embedded() if where is None else Path(where)
+    folder = shipped("tiny") if where is None else Path(where)
     dtype, device = dtype or torch.float32, torch.device(device or "cpu")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; a model is a folder with unet/, vae/, text_encoder/, "
@@ -89,7 +84,7 @@ class Model(Parts):
         attention of the conditional rows; an object with a method `at(step)` is asked for each step's.
         Raises ValueError for what the model cannot take.
         """
-        return sample(self, self._start(prompt, seed, steps, guidance, size, negative, latents), attend, bar)
+        return sample(self, self.start(prompt, seed, steps, guidance, size, negative, latents), attend, bar)
 
     def edit(
         self,
@@ -117,7 +112,7 @@ class Model(Parts):
         the targets' attention besides the edit. Raises ValueError for words that are not in their prompt.
         """
         if isinstance(source, str):
-            origin: Trajectory | Start = self._start(source, **{**_DEFAULTS, **_known(options)})
+            origin: Trajectory | Start = self.start(source, **{**_DEFAULTS, **_known(options)})
         elif options:
             raise ValueError(f"{', '.join(options)}: a run has its own; give a prompt as the source to choose")
         else:
@@ -134,7 +129,7 @@ class Model(Parts):
         runs = edit(self, origin, targets, attend=attend, in_maps=explicit, progress=bar)
         return runs[0] if isinstance(target, str) else runs
 
-    def _start(
+    def start(
         self, prompt: str, seed: int, steps: int, guidance: float | None, size: tuple[int, int] | None, negative: str,
         latents: Tensor | None,
     ) -> Start:  # fmt: skip

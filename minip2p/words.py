@@ -217,7 +217,7 @@ def _word_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _split_place(text: str) -> tuple[str, int | None]:
-    """"cat#2" -> ("cat", 2), "cat" -> ("cat", None)."""
+    """A word and which of its places is meant: "cat#2" -> ("cat", 2), "cat" -> ("cat", None)."""
     word, sign, nth = text.rpartition("#")
     return (word, int(nth)) if sign and nth.isdecimal() else (text, None)
 

@@ -70,21 +70,22 @@ class Schedule:
         if c.timestep_spacing == "leading":
             times = np.arange(steps)[::-1] * (total // steps) + c.steps_offset
         elif c.timestep_spacing == "trailing":
-            times = np.round(np.arange(total, 0, -total / steps)) - 1
+            # Cut, because rounding lets arange go one too far at 62 of the 1000 numbers of steps.
+            times = np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
         else:
             times = np.round(np.linspace(0, total - 1, steps))[::-1]
         # With an offset, 1000 leading steps would begin one past the end.
         return [min(int(t), total - 1) for t in times]
 
     def steps(self, steps: int) -> list[Step]:
-        """The steps of a run, noisiest first. A step leads T // steps times down, as in diffusers; where the grid is
-        linspace, to its own next time, so that the way back is the same grid."""
+        """The steps of a run, noisiest first. A step leads to the next time, so that the way back is the same grid; of
+        trailing times T // steps down, as in diffusers."""
         c, abars = self.config, self.abars.tolist()
-        times = self.times(steps)
-        if c.timestep_spacing == "linspace":
-            following = times[1:] + [-1]
+        times, apart = self.times(steps), c.num_train_timesteps // steps
+        if c.timestep_spacing == "trailing":
+            following = [t - apart for t in times]
         else:
-            following = [t - c.num_train_timesteps // steps for t in times]
+            following = times[1:] + [-1 if c.timestep_spacing == "linspace" else times[-1] - apart]
         final = 1.0 if c.set_alpha_to_one else abars[0]
         return [Step(t, abars[t], abars[s] if s >= 0 else final) for t, s in zip(times, following, strict=True)]
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from minip2p.checkpoint import shipped
 from minip2p.config import Config, SchedulerConfig
 from minip2p.tiny.loop import write_safetensors
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
-TOKENIZER = Path(__file__).parents[2] / "weights" / "tiny" / "tokenizer"
+TOKENIZER = shipped("tiny") / "tokenizer"
 GUIDANCE = 4.0  # what the model card recommends
 
 

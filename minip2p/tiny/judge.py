@@ -1,7 +1,8 @@
 """The judge: what a picture of the tiny world shows, and where. A measuring tool that never guides a model it judges.
 
-One small U-Net reads a picture; from it come a label for every pixel, and for the whole picture its objects, place,
-style and the strength of the graded attributes. The colour of a thing is read from the features inside its own mask.
+One small U-Net reads a picture and answers apart where there is a thing (every pixel) and which it is (cells of 4 x 4
+pixels); both together are an object's mask. What a mask covers tells whether the object is present and, from the
+features inside it, its colour. Place, style and the strength of the graded attributes are read from the whole picture.
 Its weights come with the package; `python -m minip2p.tiny.judge` trains them anew.
 
 Axes: b batch, c channels, h height, w width, n the 30 objects, k classes.
@@ -10,16 +11,18 @@ Axes: b batch, c channels, h height, w width, n the 30 objects, k classes.
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from minip2p.checkpoint import shipped
 from minip2p.tiny.loop import write_safetensors
 from minip2p.tiny.scenes import ANIMALS, ATTRIBUTES, BACKGROUNDS, COLOURS, STYLES, THINGS
 
-FOLDER = Path(__file__).parents[2] / "weights" / "judge"
+FOLDER = shipped("judge")
 OBJECTS = ANIMALS + THINGS
 
 
@@ -38,13 +41,14 @@ class JudgeConfig:
 class Verdict:
     """What the judge saw in b pictures. All but `strength` are probabilities.
 
-    objects b n (each on its own), segments b n+1 H W (sum to one; the first is no object), paints b n k (the colour of
-    each object, of no meaning where it is absent or the style is sketch), background b k, style b k,
-    strength b k (in [0, 1] for each graded attribute, about 0 where it is absent).
+    objects b n (each on its own), thing b H W (of any kind), kinds b n H/4 W/4 (which one, were there a thing),
+    paints b n k (the colour of each object, of no meaning where it is absent or the style is sketch), background b k,
+    style b k, strength b k (in [0, 1] for each graded attribute, about 0 where it is absent).
     """
     config: JudgeConfig
     objects: Tensor
-    segments: Tensor
+    thing: Tensor
+    kinds: Tensor
     paints: Tensor
     background: Tensor
     style: Tensor
@@ -52,7 +56,8 @@ class Verdict:
 
     def masks(self, word: str) -> Tensor:
         """The probability that a pixel belongs to the object: b H W. Above 0.5 is its mask."""
-        return self.segments[:, 1 + position(word, self.config.objects)]
+        kind = self.kinds[:, position(word, self.config.objects), None]
+        return self.thing * F.interpolate(kind, self.thing.shape[1:], mode="bilinear")[:, 0]
 
     def colour(self, word: str) -> Tensor:
         """The probabilities of the object's colours: b k, in the order of config.colours."""
@@ -66,7 +71,7 @@ class Verdict:
         """The likeliest background and style of each picture, as words."""
         places, styles = self.background.argmax(1).tolist(), self.style.argmax(1).tolist()
         return [{"background": self.config.backgrounds[p], "style": self.config.styles[s]}
-                for p, s in zip(places, styles)]
+                for p, s in zip(places, styles, strict=True)]
 
 
 def position(word: str, words: tuple[str, ...]) -> int:
@@ -88,14 +93,25 @@ class Block(nn.Module):
         return x + self.conv(F.relu(self.norm(x)))
 
 
+class Reading(NamedTuple):
+    """The network's logits: thing b H W, kinds b n H/4 W/4, objects b n, background, style and strength b k each;
+    and the features b c H/4 W/4 that `Network.colours` pools."""
+    thing: Tensor
+    kinds: Tensor
+    objects: Tensor
+    background: Tensor
+    style: Tensor
+    strength: Tensor
+    features: Tensor
+
+
 class Network(nn.Module):
-    """The U-Net with its heads. Returns logits; `Judge` makes a verdict of them."""
+    """The U-Net with its heads. Reads logits; `Judge` makes a verdict of them."""
 
     def __init__(self, config: JudgeConfig):
         super().__init__()
         a, b, c, d = config.widths
-        n, kinds = len(config.objects), [len(config.backgrounds), len(config.styles), len(config.attributes)]
-        self.sizes = (n, *kinds)
+        self.sizes = [len(config.backgrounds), len(config.styles), len(config.attributes)]
         self.stem = nn.Conv2d(3 * 4, a, 3, padding=1)
         self.down = nn.ModuleList([
             nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), Block(b), Block(b)),
@@ -104,28 +120,40 @@ class Network(nn.Module):
         ])
         self.narrow = nn.ModuleList([nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1), nn.Conv2d(b, a, 1)])
         self.up = nn.ModuleList([Block(c), Block(b), Block(a)])
-        self.pixels = nn.Conv2d(a, 4 * (n + 1), 1)
-        self.whole = nn.Sequential(nn.Linear(a + b + c + 2 * d, 160), nn.ReLU(), nn.Linear(160, sum(self.sizes)))
+        self.thing = nn.Conv2d(a, 4, 1)                       # 2 x 2 pixels at each site
+        self.kinds = nn.Conv2d(b, len(config.objects), 1)
+        self.presence = nn.Linear(2, 1)
+        nn.init.ones_(self.presence.weight)
+        nn.init.constant_(self.presence.bias, 3.0)            # a tenth of the picture, half sure, is about even
+        self.whole = nn.Sequential(nn.Linear(a + b + c + 2 * d, 128), nn.ReLU(), nn.Linear(128, sum(self.sizes)))
         self.paint = nn.Sequential(nn.Linear(b + 3, 96), nn.ReLU(), nn.Linear(96, len(config.colours)))
 
-    def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """x b 3 H W in [-1, 1], sides in multiples of 16. Logits: (objects, background, style, strength), each b k;
-        of the segments b n+1 4 H/2 W/2, a pixel of each 2 x 2 at a time; and b c H/4 W/4 for `colours` to pool."""
+    def forward(self, x: Tensor) -> Reading:
+        """x b 3 H W in [-1, 1], sides in multiples of 16."""
         y = F.relu(self.stem(F.pixel_unshuffle(x, 2)))        # no norm here: means over it count flowers and flakes
         skips = [y]
         for level in self.down:
             skips.append(y := level(y))
         means = [F.relu(s).mean((2, 3)) for s in skips]
-        logits = self.whole(torch.cat([*means, y.amax((2, 3))], 1)).split(self.sizes, 1)
-        for narrow, block, skip in zip(self.narrow, self.up, skips[-2::-1]):
-            y = block(F.interpolate(narrow(y), scale_factor=2.0) + skip)
-            if y.shape[-1] * 4 == x.shape[-1]:
-                features = torch.cat([y, F.avg_pool2d(x, 4)], 1)
-        return logits, self.pixels(F.relu(y)).unflatten(1, (-1, 4)), features
+        background, style, strength = self.whole(torch.cat([*means, y.amax((2, 3))], 1)).split(self.sizes, 1)
+        rising = []                                           # at strides 8, 4, 2
+        for narrow, block, skip in zip(self.narrow, self.up, skips[-2::-1], strict=True):
+            rising.append(y := block(F.interpolate(narrow(y), scale_factor=2.0) + skip))
+        thing = F.pixel_shuffle(self.thing(F.relu(y)), 2)
+        kinds = self.kinds(F.relu(rising[1]))
+        objects = self.objects(F.avg_pool2d(thing.sigmoid(), 4) * kinds.softmax(1))
+        features = torch.cat([rising[1], F.avg_pool2d(x, 4)], 1)
+        return Reading(thing[:, 0], kinds, objects, background, style, strength, features)
 
-    def colours(self, features: Tensor, segments: Tensor) -> Tensor:
-        """Logits b n k of each object's colour: the features' mean under its segment (b n+1 H W, in [0, 1])."""
-        weights = F.avg_pool2d(segments[:, 1:], 4).flatten(2)                            # b n hw
+    def objects(self, cover: Tensor) -> Tensor:
+        """Logits b n of each object's presence, from its cover b n h w in [0, 1]: from its area, and from its densest
+        3 x 3 cells, since a small object has as much of a right to be seen as a large one's doubtful edge."""
+        area, peak = cover.mean((2, 3)), F.avg_pool2d(cover, 3, 1).amax((2, 3))
+        return self.presence(torch.stack([area, peak], 2).clamp_min(1e-5).log())[..., 0]
+
+    def colours(self, features: Tensor, cover: Tensor) -> Tensor:
+        """Logits b n k of each object's colour: from the mean of the features under its cover b n h w in [0, 1]."""
+        weights = cover.flatten(2)                                                       # b n hw
         weights = weights / weights.sum(2, keepdim=True).clamp_min(1e-6)
         return self.paint(weights @ features.flatten(2).mT)
 
@@ -138,17 +166,14 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Verdict:
-        """pictures b 3 H W in [-1, 1], as rendered or decoded at 128 x 128. ValueError for another shape.
-
-        The verdict holds 2 MB a picture: give it a hundred or so at a time.
-        """
+        """pictures b 3 H W in [-1, 1], as rendered or decoded at 128 x 128. ValueError for another shape."""
         if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.shape[2] % 16 or pictures.shape[3] % 16:
             raise ValueError(f"the judge reads b 3 H W, sides in multiples of 16, not {tuple(pictures.shape)}")
-        (objects, background, style, strength), parts, features = self.network(pictures.float())
-        segments = F.pixel_shuffle(parts.softmax(1).flatten(1, 2), 2)
-        paints = self.network.colours(features, segments).softmax(2)
-        return Verdict(self.config, objects.sigmoid(), segments, paints, background.softmax(1), style.softmax(1),
-                       strength.clamp(0, 1))
+        read = self.network(pictures.float())
+        thing, kinds = read.thing.sigmoid(), read.kinds.softmax(1)
+        paints = self.network.colours(read.features, F.avg_pool2d(thing[:, None], 4) * kinds).softmax(2)
+        return Verdict(self.config, read.objects.sigmoid(), thing, kinds, paints, read.background.softmax(1),
+                       read.style.softmax(1), read.strength.clamp(0, 1))
 
     def save(self, folder: str | Path) -> None:
         """Writes config.json and judge.safetensors (float16), each whole or not at all."""

@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from minip2p.tiny.judge import FOLDER, Judge, JudgeConfig, Network, Verdict
-from minip2p.tiny.loop import Training
+from minip2p.tiny.loop import Training, cosine
 from minip2p.tiny.scenes import Scene, Sprites, dataset, fetch_sprites, render
 
 STEPS, BATCH, LR = 2400, 16, 2e-3
@@ -64,13 +64,14 @@ def lesson(scenes: list[Scene], sprites: Sprites, config: JudgeConfig, spoil_see
     renders = [render(scene, sprites) for scene in scenes]
     pictures = [r.picture for r in renders]
     if spoil_seed is not None:
-        pictures = [spoiled(p, np.random.default_rng((spoil_seed, scene.seed))) for p, scene in zip(pictures, scenes)]
+        draws = [np.random.default_rng((spoil_seed, scene.seed)) for scene in scenes]
+        pictures = [spoiled(picture, draw) for picture, draw in zip(pictures, draws, strict=True)]
     stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
     labels = torch.zeros(len(scenes), *renders[0].picture.shape[:2], dtype=torch.long)
     present = torch.zeros(len(scenes), len(config.objects))
     paint = torch.full(present.shape, NONE)
     strength = torch.zeros(len(scenes), len(config.attributes))
-    for i, (scene, r) in enumerate(zip(scenes, renders)):
+    for i, (scene, r) in enumerate(zip(scenes, renders, strict=True)):
         for thing in scene.things:
             word = config.objects.index(thing.name)
             labels[i][torch.from_numpy(r.masks[thing.name])] = 1 + word
@@ -85,20 +86,19 @@ def lesson(scenes: list[Scene], sprites: Sprites, config: JudgeConfig, spoil_see
 
 
 def mistake(network: Network, lesson: Lesson) -> Tensor:
-    """The training loss: cross-entropies of pixels, objects, colours, place and style, and squared errors of strength.
-
-    Colours are read under the true masks, so that they can be learnt before the masks are.
-    """
-    (objects, background, style, strength), parts, features = network(lesson.pictures)
-    labels = F.pixel_unshuffle(lesson.labels[:, None], 2)                                 # b 4 H/2 W/2
-    truth = F.one_hot(lesson.labels, parts.shape[1]).movedim(3, 1).float()
-    colours = network.colours(features, truth)
-    shown = lesson.paint != NONE
+    """The training loss: cross-entropies of things, kinds, objects, colours, place and style, and squared errors of
+    strength. Kinds are told where there is a thing, and colours are read under the true masks, so that each can be
+    learnt before the others are; the weights bring the terms to a like size at the start."""
+    read = network(lesson.pictures)
+    cells = lesson.labels[:, 2::4, 2::4]                                                  # b H/4 W/4
+    covers = F.one_hot(cells, 1 + read.kinds.shape[1])[..., 1:].movedim(3, 1).float()
+    colours, shown = network.colours(read.features, covers), lesson.paint != NONE
     colour = F.cross_entropy(colours[shown], lesson.paint[shown]) if shown.any() else colours.sum() * 0
-    return (3 * F.cross_entropy(parts, labels)
-            + 10 * F.binary_cross_entropy_with_logits(objects, lesson.present)
-            + colour + F.cross_entropy(background, lesson.background) + F.cross_entropy(style, lesson.style)
-            + 20 * F.mse_loss(strength, lesson.strength))
+    return (5 * F.binary_cross_entropy_with_logits(read.thing, (lesson.labels > 0).float())
+            + 2 * F.cross_entropy(read.kinds, cells - 1, ignore_index=-1)
+            + 10 * F.binary_cross_entropy_with_logits(read.objects, lesson.present)
+            + colour + F.cross_entropy(read.background, lesson.background) + F.cross_entropy(read.style, lesson.style)
+            + 20 * F.mse_loss(read.strength, lesson.strength))
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def answers(verdict: Verdict, lesson: Lesson) -> dict[str, list[float]]:
         if count == 2:
             found["objects_2"].append(float(right))
         for word in present.nonzero()[:, 0].tolist():
-            seen, true = verdict.segments[i, 1 + word] > 0.5, lesson.labels[i] == 1 + word
+            seen, true = verdict.masks(verdict.config.objects[word])[i] > 0.5, lesson.labels[i] == 1 + word
             found["iou"].append(((seen & true).sum() / (seen | true).sum()).item())
             if lesson.paint[i, word] != NONE:
                 found["colour"].append(float(verdict.paints[i, word].argmax() == lesson.paint[i, word]))
@@ -173,7 +173,7 @@ def train(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[Judg
     torch.manual_seed(seed)
     config = JudgeConfig()
     network = Network(config)
-    training = Training(network, work, lr=LR, steps=STEPS, ema=0.998)
+    training = Training(network, work, rate=lambda step: LR * cosine(step, STEPS), steps=STEPS, ema=0.998)
 
     def loss(step: int) -> Tensor:
         scenes = list(dataset(seed, BATCH, start=step * BATCH))

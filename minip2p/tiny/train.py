@@ -32,7 +32,7 @@ VAE_CONFIG = VAEConfig(
 )
 UNET_CONFIG = UNetConfig(
     sample_size=16,
-    block_out_channels=(96, 192, 256),
+    block_out_channels=(64, 160, 256),
     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     layers_per_block=1,
@@ -42,7 +42,7 @@ UNET_CONFIG = UNetConfig(
 SCHEDULER_CONFIG = SchedulerConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
 )
-VAE_STEPS, VAE_BATCH = 3000, 16
+VAE_STEPS, VAE_BATCH = 3400, 16
 BATCH, CHUNK, LATENTS = 32, 2048, 61440
 
 
@@ -80,12 +80,16 @@ def gradients_l1(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
 
 
 def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = 1e-5) -> Tensor:
-    """L1 + L1 of image gradients + β KL(q(z|x) ‖ N(0, 1)) (Kingma & Welling 2013, appendix B), KL a latent value."""
+    """10 L2 + 2 L1 + 0.3 L1 of image gradients + β KL(q(z|x) ‖ N(0, 1)) (Kingma & Welling 2013, appendix B), KL a value.
+
+    The squares keep the colours: with L1 terms alone, edges came to outweigh them and things went grey.
+    """
     with half_precision():
         mean, std = vae.encode(x)
         y = vae.decode(mean + std * torch.randn(mean.shape, generator=noise))
     kl = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).mean()
-    return (x - y).abs().mean() + gradients_l1(x, y.float()) + kl_weight * kl
+    y = y.float()
+    return 10 * F.mse_loss(y, x) + 2 * (x - y).abs().mean() + 0.3 * gradients_l1(x, y) + kl_weight * kl
 
 
 def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[VAE, bool]:

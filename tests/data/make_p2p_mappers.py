@@ -28,7 +28,7 @@ PLAIN = """a the of and on in with cat dog horse zebra car house red blue green 
 sketch watercolor two old small sitting running A Cat RED""".split()
 LONG = """giraffe kangaroo hippopotamus zookeeper saxophone black-and-white cat's don't rhinoceros 1984 lighthouse
 watermelons Dalmatian brontosaurus e-bike xylophone""".split()
-MARKED = "cat, dog. (horse) car! \"house\" grass; snow: beach? street... 'night' #cat no.#1".split()
+MARKED = "cat, dog. (horse) car! \"house\" grass; snow: beach? street... 'night' #cat #7".split()
 
 
 def random_words(rng, count):

@@ -1,0 +1,7 @@
+"""`python -m minip2p` is the command `minip2p`."""
+
+import sys
+
+from minip2p.cli import main
+
+sys.exit(main())

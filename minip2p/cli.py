@@ -1,0 +1,115 @@
+"""The command `minip2p`: its options, and its errors in one line.
+
+Nothing but argparse is imported until the arguments are read, so that --help answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+EPILOG = """where the pictures go:
+  -o FOLDER    into the folder, which is made if need be; their names begin with the prompt and the seed
+  -o FILE.png  there, and all others beside it; their names begin with FILE
+Each PNG carries what it was made with in its text chunk "parameters". Files of the same name are replaced.
+
+examples:
+  minip2p generate "a cat on the beach" --seed 1
+  minip2p edit "a cat on the beach" "a tiger on the beach" "a cat on the beach, watercolor" --seed 1
+  minip2p edit "a red car on the street" "a blue car on the street" --cross .6 --cross blue=0 --blend car
+  minip2p edit "a house in the fog" "a house in the fog" --reweight fog=2 --reweight house=.5
+  minip2p maps "a cat on the beach" --seed 1 -o maps
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(fail(f"{message}; see {self.prog} --help"))
+
+
+def parser() -> Parser:
+    """The whole command line. `command` names the function of minip2p.commands that does the work."""
+    top = Parser("minip2p", description="Generate pictures, edit them by editing their prompts, see where words look.",
+                 epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip
+    commands = top.add_subparsers(metavar="COMMAND", dest="command", required=True)
+
+    def command(name: str, does: str) -> Parser:
+        return commands.add_parser(name, help=does, description=does, allow_abbrev=False)
+
+    one = command("generate", "generate a picture from a prompt")
+    one.add_argument("prompt", metavar="PROMPT")
+    add_run_options(one)
+    one = command("edit", "edit a generated picture by editing its prompt")
+    one.add_argument("source", metavar="SOURCE", help="the prompt of the picture to edit")
+    one.add_argument("targets", metavar="TARGET", nargs="+", help="what it should become")
+    add_run_options(one)
+    add_edit_options(one)
+    one = command("maps", "generate a picture and show where each word of its prompt looks")
+    one.add_argument("prompt", metavar="PROMPT")
+    add_run_options(one)
+    return top
+
+
+def add_run_options(one: Parser) -> None:
+    add = one.add_argument
+    add("-o", "--out", default="out", metavar="OUT", help="a folder, or a file that ends in .png (default: out)")
+    add("--model", metavar="FOLDER", help="a model in diffusers' layout (default: the one that ships)")
+    add("--seed", type=int, default=0, help="of the noise (default: 0)")
+    add("--steps", type=int, default=50, help="of DDIM, 1 to 1000 (default: 50)")
+    add("--guidance", type=float, metavar="W", help="of the classifier-free guidance (default: the model's own)")
+    add("--size", metavar="HxW", help="rows x columns in pixels (default: the model's own)")
+    add("--negative", default="", metavar="PROMPT", help="what the picture should not show")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+
+
+def add_edit_options(one: Parser) -> None:
+    add = one.add_argument
+    add("--kind", choices=("auto", "swap", "refine"), default="auto",
+        help="words are exchanged (swap), or added or left out (refine) (default: auto, by the prompts)")  # fmt: skip
+    add("--cross", action="append", default=[".8"], metavar="[WORD=]SHARE",
+        help="for what share of the run, from its start, the target takes the source's cross-attention (default: .8); "
+        "START:END for a part; cat=.4 for one word of the target. May be repeated")  # fmt: skip
+    add("--self", dest="self_", default=".4", metavar="SHARE", help="the same for the self-attention (default: .4)")
+    add("--reweight", action="append", default=[], metavar="WORD=WEIGHT",
+        help="more (2) or less (.5, 0, -1) of a word of the target. May be repeated")  # fmt: skip
+    add("--blend", metavar="WORD[:WORD]",
+        help="nothing may change but where this word is; source:target if it is another word there")  # fmt: skip
+    add("--explicit", action="store_true", help="form the attention maps, as the paper does; the result is the same")
+
+
+def fail(message: str, status: int = 2) -> int:
+    print(f"minip2p: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Does the work and returns the exit status; what the user can mend is one line on stderr and not a traceback."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        print("minip2p: interrupted", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        return fail(str(error))
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (MemoryError, RuntimeError) as error:  # where the CPU's memory ends, torch raises no more than RuntimeError
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        return fail("there is not enough memory; try a smaller --size")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns 0; 2 for an error, after one line on stderr; 130 after Ctrl-C."""
+    args = parser().parse_args(argv)
+
+    def work() -> None:
+        from minip2p import commands
+
+        getattr(commands, args.command)(args)
+
+    return guarded(work)

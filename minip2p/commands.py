@@ -1,0 +1,168 @@
+"""What the commands of `minip2p` do. Each takes the parsed arguments, prints the names of the files that it wrote, and
+raises ValueError or OSError with one clear line before anything is written."""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minip2p import png, viz
+from minip2p.align import kind_of, refine_alignment, report, swap_mapper
+from minip2p.model import Model, load
+from minip2p.trajectory import Trajectory
+
+
+def generate(args: Namespace) -> None:
+    model, path = opened(args), named(stem(args, args.prompt))
+    png.check_writable([path])
+    run = model.generate(args.prompt, **run_options(args))
+    finish([(path, run.image, png.parameters(run))])
+
+
+def edit(args: Namespace) -> None:
+    """The targets, the source, and a strip with a row for each target."""
+    model, base, options, changes = opened(args), stem(args, args.targets[0]), run_options(args), edit_options(args)
+    numbers = [f"-{n}" for n in range(1, len(args.targets) + 1)] if len(args.targets) > 1 else [""]
+    paths = [named(base, end) for end in (*numbers, "-source", "-strip")]
+    png.check_writable(paths)
+    runs = model.edit(args.source, args.targets, **changes, **options)
+    source = runs[0].source
+    rows = [edit_row(source, model.generate(run.prompt, **options), run) for run in runs]
+    strip = viz.grid([panel for row in rows for panel in row], columns=len(rows[0]))
+    texts = [png.parameters(run, **recorded(args)) for run in runs]
+    pictures = [*(run.image for run in runs), source.image, strip]
+    for run in runs:
+        print(f"{source.prompt} -> {run.prompt}\n{explained(model, source.prompt, run.prompt, args.kind)}\n")
+    finish(list(zip(paths, pictures, [*texts, png.parameters(source), "\n\n".join(texts)], strict=True)))
+
+
+def edit_row(source: Trajectory, plain: Trajectory, edited: Trajectory) -> list[viz.Panel]:
+    """Source, target without Prompt-to-Prompt, target with it, and the mask if there is one."""
+    row = [
+        (source.image, f"source: {source.prompt}"),
+        (plain.image, f"same seed, without P2P: {plain.prompt}"),
+        (edited.image, f"with P2P: {edited.prompt}"),
+    ]
+    if edited.mask is not None:
+        row.append((viz.mask_picture(edited.mask, edited.image.size), "mask: white may change"))
+    return row
+
+
+def maps(args: Namespace) -> None:
+    """The picture, an overlay for each of its words, and a strip of them all."""
+    model, base = opened(args), stem(args, args.prompt)
+    words = list(dict.fromkeys(word.text for word in model.text.prompt(args.prompt).seen))
+    if not words:
+        raise ValueError(f"the prompt {args.prompt!r} has no words to show")
+    ends = [f"-{n}-{png.file_name(word)}" for n, word in enumerate(words, 1)]
+    paths = [named(base, end) for end in ("", *ends, "-strip")]
+    png.check_writable(paths)
+    run = model.generate(args.prompt, **run_options(args))
+    panels = maps_row(run, words)
+    pictures = [*(picture for picture, _ in panels), viz.grid(panels, columns=6)]
+    finish([(path, picture, png.parameters(run)) for path, picture in zip(paths, pictures, strict=True)])
+
+
+def maps_row(run: Trajectory, words: Sequence[str]) -> list[viz.Panel]:
+    """The picture, and for each word an overlay; its caption has the greatest share of attention in the picture."""
+    picture, heats = run.image, run.maps(list(words))
+    captions = [f"{word} (at most {float(heat.max()):.2f})" for word, heat in zip(words, heats, strict=True)]
+    return [(picture, run.prompt), *((viz.overlay(picture, h), text) for h, text in zip(heats, captions, strict=True))]
+
+
+def opened(args: Namespace) -> Model:
+    """The model that the options ask for. Raises ValueError where torch cannot use the device."""
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:  # torch says it in either way
+        raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    return load(args.model, dtype=getattr(torch, args.dtype), device=args.device)
+
+
+def stem(args: Namespace, prompt: str) -> Path:
+    """What the names of all the files that a command writes begin with."""
+    out = Path(args.out)
+    return out.with_suffix("") if out.suffix == ".png" else out / f"{png.file_name(prompt)}-seed{args.seed}"
+
+
+def named(base: Path, end: str = "") -> Path:
+    return base.with_name(f"{base.name}{end}.png")
+
+
+def finish(files: Sequence[png.File]) -> None:
+    png.write(files)
+    for path, _, _ in files:
+        print(path)
+
+
+def explained(model: Model, source: str, target: str, kind: str) -> str:
+    """Which word of the source feeds which of the target, as a table."""
+    old, new = model.text.prompt(source), model.text.prompt(target)
+    if (kind_of(old, new) if kind == "auto" else kind) == "swap":
+        return report(old, new, swap_mapper(old, new))
+    return report(old, new, *refine_alignment(old, new))
+
+
+def run_options(args: Namespace) -> dict[str, Any]:
+    """The options that all commands share, as `Model.generate` takes them."""
+    options = {name: getattr(args, name) for name in ("seed", "steps", "guidance", "negative")}
+    return options | {"size": None if args.size is None else size_of(args.size)}
+
+
+def edit_options(args: Namespace) -> dict[str, Any]:
+    """The options of an edit, as `Model.edit` takes them."""
+    source, sign, target = (args.blend or "").partition(":")
+    return {
+        "cross": {word or "default_": share(value) for word, value in by_word(args.cross).items()},
+        "self_": share(args.self_),
+        "kind": args.kind,
+        "reweight": {word: weight(word, value) for word, value in by_word(args.reweight).items()},
+        "blend": (source, target) if sign else args.blend,
+        "explicit": args.explicit,
+    }
+
+
+def recorded(args: Namespace) -> dict[str, str]:
+    """An edit's settings for its PNG, in the words of the command line."""
+
+    def listed(given: Mapping[str, str]) -> str:
+        return ", ".join(f"{word}={value}" if word else value for word, value in given.items())
+
+    settings = {"Cross": listed(by_word(args.cross)), "Self": args.self_, "Kind": args.kind,
+                "Reweight": listed(by_word(args.reweight)), "Blend": args.blend}  # fmt: skip
+    return {name: value for name, value in settings.items() if value}
+
+
+def by_word(given: Sequence[str]) -> dict[str, str]:
+    """['.8', 'cat=.4'] -> {'': '.8', 'cat': '.4'}; of two for the same word the last."""
+    return {word: value for word, _, value in (text.rpartition("=") for text in given)}
+
+
+def share(text: str) -> Any:
+    """'.8' -> 0.8 and '.2:.8' -> (0.2, 0.8). Raises ValueError."""
+    try:
+        numbers = tuple(float(part) for part in text.split(":", 1))
+    except ValueError:
+        raise ValueError(f"a share of the run is a number as .8, or two as .2:.8, not {text!r}") from None
+    return numbers if len(numbers) == 2 else numbers[0]
+
+
+def weight(word: str, text: str) -> float:
+    """Raises ValueError where the word is missing or the weight is no number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = None
+    if not word or number is None:
+        raise ValueError(f"--reweight takes a word and its weight, as fog=2, not {f'{word}={text}' if word else text}")
+    return number
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """'128x96' -> (128, 96): rows, columns. Raises ValueError."""
+    rows, sign, columns = text.partition("x")
+    if not (sign and rows.isdecimal() and columns.isdecimal()):
+        raise ValueError(f"--size is rows x columns in pixels, as 128x96, not {text!r}")
+    return int(rows), int(columns)

@@ -1,0 +1,45 @@
+"""Makes the pictures of this folder anew: PYTHONPATH=. python tests/data/renders/make.py FOLDER_OF_SPRITES
+
+Of the first 200 held-out scenes of seed 7002, twelve that between them show every place, style and attribute: each is
+the one with the most that the earlier ones lack.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from minip2p.tiny.scenes import Scene, Sprites, dataset, fetch_sprites, render
+
+HERE = Path(__file__).parent
+
+
+def shows(scene: Scene) -> set:
+    things = {t.name for t in scene.things} | {t.colour for t in scene.things if scene.style != "sketch"}
+    return {scene.background, (scene.style, len(scene.things)), f"with {scene.attribute}"} | things
+
+
+def main(folder: str) -> None:
+    sprites = Sprites.load(fetch_sprites(folder))
+    scenes, chosen, seen = list(dataset(7002, 200, held_out=True)), [], set()
+    while len(chosen) < 12:
+        chosen.append(max(scenes, key=lambda s: len(shows(s) - seen)))
+        seen |= shows(chosen[-1])
+    truth = []
+    for i, scene in enumerate(chosen):
+        drawn, labels = render(scene, sprites), np.zeros((128, 128), np.uint8)
+        for place, thing in enumerate(scene.things, 1):
+            labels[drawn.masks[thing.name]] = place
+        picture, masks = f"{i:02}.png", f"{i:02}-masks.png"
+        Image.fromarray(drawn.picture).save(HERE / picture, optimize=True)
+        Image.fromarray(labels).save(HERE / masks, optimize=True)
+        truth.append({"picture": picture, "masks": masks, "caption": scene.caption, "background": scene.background,
+                      "style": scene.style, "attribute": scene.attribute, "strength": round(scene.strength, 4),
+                      "colours": {t.name: t.colour for t in scene.things}})
+    (HERE / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
