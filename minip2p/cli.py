@@ -4,6 +4,7 @@ Nothing but argparse is imported until the arguments are read, so that --help an
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -97,7 +98,7 @@ def guarded(work: Callable[[], None]) -> int:
     except OSError as error:
         return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:  # where the CPU's memory ends, torch raises no more than RuntimeError
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("memory|Storage size", str(error)):
             raise
         return fail("there is not enough memory; try a smaller --size")
     return 0

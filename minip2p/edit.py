@@ -33,7 +33,9 @@ def dense(matrix: Matrix, like: Tensor) -> Tensor:
 
 
 def simple(matrix: Tensor) -> Matrix:
-    """0 or 1 where the matrix is zero or the identity: what need not be multiplied, is not."""
+    """0 or 1 where the matrix is zero or the identity: what need not be multiplied, is not. But a gradient needs it."""
+    if matrix.requires_grad:
+        return matrix
     if not matrix.any():
         return 0.0
     identity = torch.eye(len(matrix)).to(matrix)

@@ -58,6 +58,14 @@ def default_strides(sites: Sequence[Site], latent: tuple[int, int], least: int =
     return (next((s for s in strides if queries(s) >= least), strides[-1]),)
 
 
+def chosen_strides(given: Sequence[int] | None, sites: Sequence[Site], latent: tuple[int, int]) -> tuple[int, ...]:
+    """The strides to read: those given, or the default. Raises ValueError for one that no cross-attention has."""
+    have = {site.stride for site in sites if site.cross}
+    if missing := set(given or ()) - have:
+        raise ValueError(f"no cross-attention has stride {min(missing)}; this model's strides: {sorted(have)}")
+    return tuple(given or default_strides(sites, latent))
+
+
 @dataclass
 class HeatSum:
     """Heat maps of some words, summed over the sites and steps that are added. columns: words j; latent: its size."""
@@ -129,7 +137,8 @@ class Blend:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"a blend's {name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.mask is not None and (self.mask.ndim != 2 or not torch.isfinite(self.mask.float()).all()):
-            raise ValueError(f"a blend's own mask must be rows × columns of finite numbers, not {tuple(self.mask.shape)}")
+            shape = tuple(self.mask.shape)
+            raise ValueError(f"a blend's own mask must be rows × columns of finite numbers, not {shape}")
 
     @classmethod
     def of(cls, blend: "Blend | str | Sequence[Any] | None") -> "Blend | None":
@@ -138,6 +147,8 @@ class Blend:
             return blend
         if isinstance(blend, str):
             return cls((blend,), (blend,))
+        if not isinstance(blend, Sequence) or len(blend) != 2:
+            raise ValueError(f"a blend is a word, a (source word, target word) or a Blend, not {blend!r}")
         source, target = blend
         return cls((source,), (target,))
 
@@ -156,10 +167,7 @@ class Blending:
         cls, blend: Blend, source: Prompt, target: Prompt, steps: int, latent: tuple[int, int], sites: Sequence[Site]
     ) -> "Blending":
         """Raises ValueError for words that are not in their prompt."""
-        strides = blend.strides or default_strides(sites, latent)
-        if missing := set(strides) - {site.stride for site in sites if site.cross}:
-            raise ValueError(f"no cross-attention has stride {min(missing)}; this model's strides: "
-                             f"{sorted({site.stride for site in sites if site.cross})}")  # fmt: skip
+        strides = chosen_strides(blend.strides, sites, latent)
 
         def summed(prompt: Prompt, words: tuple[Any, ...], without: tuple[Any, ...]) -> HeatSum:
             rows = [columns(prompt, group).sum(0).clamp(max=1) for group in (words, without)]
@@ -171,11 +179,11 @@ class Blending:
     def mask(self) -> Tensor:
         """Where the target may differ, h w bool: (source's words ∪ target's words) minus what is kept out."""
         b, size = self.blend, self.source.latent
-        if b.mask is not None:
-            return F.interpolate(b.mask[None, None].float(), size, mode="area")[0, 0] >= 0.5
         out = torch.zeros(size, dtype=torch.bool)
+        if b.mask is not None:
+            out = F.interpolate(b.mask[None, None].float(), size, mode="area")[0, 0].cpu() >= 0.5
         for heat, words in ((self.source, b.source), (self.target, b.target)):
-            if words:
+            if words and b.mask is None:
                 out = out | mask_of(heat.total[0], size, b.threshold).cpu()
         for heat, words in ((self.source, b.without_source), (self.target, b.without_target)):
             if words:

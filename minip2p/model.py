@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -118,6 +119,8 @@ class Model(Parts):
         else:
             origin = source
         prompts, old, steps = [target] if isinstance(target, str) else list(target), origin.prompt, origin.steps
+        if not prompts:
+            raise ValueError("an edit needs a target prompt, and the list of targets is empty")
         latent = (origin.latents if isinstance(origin, Trajectory) else origin.noise).shape[-2:]
         blend, read, targets = Blend.of(blend), self.text.prompt(old), []
         for prompt in prompts:
@@ -137,11 +140,13 @@ class Model(Parts):
         guidance = self.guidance if guidance is None else guidance
         if not math.isfinite(guidance):
             raise ValueError(f"guidance must be a finite number, not {guidance}")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {seed}")
         self.sched.times(steps)
         if latents is None:
             noise = torch.randn(1, self.unet.config.in_channels, *self.latent_size(size),
                                 generator=torch.Generator().manual_seed(seed))  # fmt: skip
-        elif latents.ndim != 4 or latents.shape[:2] != (1, self.unet.config.in_channels):
+        elif latents.ndim != 4 or latents.shape[:2] != (1, self.unet.config.in_channels) or not latents.numel():
             raise ValueError(f"latents must be 1 {self.unet.config.in_channels} h w, not {tuple(latents.shape)}")
         elif not torch.isfinite(latents).all():
             raise ValueError("latents must be finite; these have NaN or infinity in them")
@@ -162,7 +167,9 @@ class Model(Parts):
         return size[0] // stride, size[1] // stride
 
 
-_DEFAULTS: Mapping[str, Any] = dict(seed=0, steps=50, guidance=None, size=None, negative="", latents=None)
+_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"seed": 0, "steps": 50, "guidance": None, "size": None, "negative": "", "latents": None}
+)
 
 
 def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:

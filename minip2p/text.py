@@ -27,7 +27,11 @@ class Text:
     def tokenizer(self) -> Any:
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        path = self.folder / "tokenizer"
+        try:
+            return CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        except Exception as error:  # a broken vocabulary raises just this class
+            raise ValueError(f"{path}: cannot be read as a tokenizer ({error})") from None
 
     @cached_property
     def encoder(self) -> Any:
@@ -39,8 +43,9 @@ class Text:
         try:
             config = CLIPTextConfig.from_pretrained(path, local_files_only=True)
             encoder = CLIPTextModel._from_config(config, dtype=self.dtype)
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{path / 'config.json'}: cannot build the text encoder ({error})") from None
+        except Exception as error:  # transformers' errors have no class in common, and several lines
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path / 'config.json'}: cannot build the text encoder ({reason})") from None
         # transformers 4 puts "text_model." before every name and transformers 5 does not; files come in both forms.
         names = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
         tensors = {names.get(n.removeprefix("text_model."), n): t.to(self.dtype) for n, t in tensors.items()}

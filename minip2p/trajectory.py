@@ -3,7 +3,7 @@
 Axes: t steps, b batch, c h w latents, n tokens, d width of their embedding.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minip2p.attention import Attend, Site, at_step, fused
 from minip2p.edit import QK, Edit, Rule, Values, Watch, injecting, is_zero, recording
-from minip2p.mask import Blending, HeatSum, columns, default_strides
+from minip2p.mask import Blending, HeatSum, chosen_strides, columns
 from minip2p.parts import Parts
 from minip2p.sched import Step
 
@@ -58,7 +58,9 @@ class Trajectory:
         """
         parts, latent = self.parts, tuple(self.latents.shape[-2:])
         asked = words if isinstance(words, list) else [words]
-        chosen = tuple(strides or default_strides(parts.unet.sites, latent))
+        if not asked:
+            raise ValueError("these would be maps of no words: name at least one")
+        chosen = chosen_strides(strides, parts.unet.sites, latent)
         heat = HeatSum(columns(parts.text.prompt(self.prompt), asked), latent, chosen)
         context = parts.text(self.prompt)
         for i, step in enumerate(parts.sched.steps(self.steps)):

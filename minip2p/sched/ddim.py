@@ -30,7 +30,7 @@ def noise_and_picture(x: Tensor, prediction: Tensor, abar: float, kind: str) -> 
 def ddim_step(x: Tensor, prediction: Tensor, abar: float, abar_next: float, kind: str = "epsilon") -> Tensor:
     """From signal share ᾱ to ᾱ' (Song et al. 2020, eq. 12 with σ = 0):  x' = √ᾱ' x_0 + √(1 − ᾱ') ε.
 
-    The same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ); given the same prediction, the one undoes the other.
+    The same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ); given the same ε, the one undoes the other.
     """
     eps, x0 = noise_and_picture(x, prediction, abar, kind)
     return abar_next**0.5 * x0 + (1 - abar_next) ** 0.5 * eps

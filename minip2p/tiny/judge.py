@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from minip2p.checkpoint import shipped
+from minip2p.checkpoint import load_module, shipped
 from minip2p.tiny.loop import write_safetensors
 from minip2p.tiny.scenes import ANIMALS, ATTRIBUTES, BACKGROUNDS, COLOURS, STYLES, THINGS
 
@@ -183,7 +182,7 @@ class Judge:
 
     @classmethod
     def load(cls, folder: str | Path | None = None) -> "Judge":
-        """The judge of a folder, by default the one that ships. ValueError if a file or key is missing or unknown."""
+        """The judge of a folder, by default the one that ships. ValueError where a file, a key or a shape is wrong."""
         path = Path(folder or FOLDER)
         for file in ("config.json", "judge.safetensors"):
             if not (path / file).is_file():
@@ -192,15 +191,7 @@ class Judge:
         if odd := sorted(values.keys() ^ {field.name for field in fields(JudgeConfig)}):
             raise ValueError(f"{path / 'config.json'}: missing or unknown: {', '.join(odd)}")
         config = JudgeConfig(**{name: tuple(value) for name, value in values.items()})
-        with torch.device("meta"):
-            network = Network(config)
-        tensors = load_file(path / "judge.safetensors")
-        expected = {name: t.shape for name, t in network.state_dict().items()}
-        if odd := sorted(expected.items() ^ {name: t.shape for name, t in tensors.items()}.items()):
-            names = ", ".join(sorted({name for name, _ in odd})[:4])
-            raise ValueError(f"{path / 'judge.safetensors'}: missing, unknown or of another shape: {names}")
-        network.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
-        return cls(network, config)
+        return cls(load_module(lambda: Network(config), path / "judge.safetensors", dtype=torch.float32), config)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def spoiled(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=int(rng.integers(40, 91)))
         image = Image.open(file)
-    pixels = np.asarray(image, np.float32)
+    pixels = np.asarray(image, float)
     if rng.random() < 0.5:
         pixels = pixels * rng.uniform(0.93, 1.07) + rng.uniform(-9, 9) + rng.uniform(-3, 3, 3)
     if rng.random() < 0.4:
@@ -119,7 +119,7 @@ def answers(verdict: Verdict, lesson: Lesson) -> dict[str, list[float]]:
     each thing of a scene that is no sketch, read under the judge's own mask. iou: for each object, the pixels where
     its probability is above 0.5 against its true mask.
     """
-    found = {"object": [], "objects_2": [], "colour": [], "iou": []}
+    found: dict[str, list[float]] = {"object": [], "objects_2": [], "colour": [], "iou": []}
     for i, present in enumerate(lesson.present > 0):
         count = int(present.sum())
         right = bool(present[verdict.objects[i].topk(count).indices].all())
@@ -140,7 +140,8 @@ def examine(judge: Judge, sprites: Sprites, *, count: int = EXAM_SCENES, spoil_s
     """The table on `count` held-out renders: name -> (mean, how many). Strengths are rank correlations among the
     scenes that bear the attribute; `absent_<attribute>` is the mean strength seen where it is not."""
     scenes = list(dataset(EXAM_SEED, count, held_out=True))
-    found, seen, true = {}, [], []
+    found: dict[str, list[float]] = {}
+    seen, true = [], []
     for start in range(0, count, 40):
         sheet = lesson(scenes[start : start + 40], sprites, judge.config, spoil_seed)
         verdict = judge(sheet.pictures)

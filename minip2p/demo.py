@@ -1,0 +1,101 @@
+"""What the model that ships can do, in five pictures: python -m minip2p.demo
+
+Each is written into the output folder, with one line that says what to look at; demo.png has them all on one sheet.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from minip2p import commands, png, viz
+from minip2p.cli import guarded
+from minip2p.model import Model, load
+from minip2p.trajectory import Trajectory
+
+STEPS = 50
+STRENGTHS = (0.0, 1.0, 2.5)
+
+
+@dataclass(frozen=True)
+class Show:
+    """One edit and what to look at."""
+
+    name: str
+    source: str
+    target: str
+    seed: int
+    look: str
+
+
+Row = tuple[Show, Trajectory, list[viz.Panel]]  # what is shown, the run that it shows, and its panels
+
+EDITS = (
+    Show("1-swap", "a cat on the beach", "a tiger on the beach", 1,
+         "a word swap: the animal is another, the beach and where it stands are the same"),
+    Show("2-phrase", "a house in the meadow", "a house in the meadow in the fog", 1,
+         "an added phrase: fog comes in, house and meadow stay where they are"),
+    Show("3-style", "a photo of a horse in the desert", "a watercolor of a horse in the desert", 1,
+         "a style edit: painted now, the same horse in the same place"),
+)  # fmt: skip
+WEIGHTS = Show("4-reweight", "a house in the meadow in the fog", "fog", 1,
+               "a re-weighting: the same picture with no fog, with the fog as it was, and with more of it")  # fmt: skip
+MAPS = Show("5-maps", "a cat on the beach", "cat beach", 1,
+            "the heat map of each word: 'cat' is bright on the cat, 'beach' around it")  # fmt: skip
+
+
+def edits(model: Model) -> Iterator[Row]:
+    """Each edit in a row: source, target without Prompt-to-Prompt, target with it."""
+    for show in EDITS:
+        edited = model.edit(show.source, show.target, seed=show.seed, steps=STEPS)
+        plain = model.generate(show.target, seed=show.seed, steps=STEPS)
+        yield show, edited, commands.edit_row(edited.source, plain, edited)
+
+
+def reweighted(model: Model) -> Row:
+    """One picture with a word at several strengths."""
+    run = model.generate(WEIGHTS.source, seed=WEIGHTS.seed, steps=STEPS)
+    runs = [model.edit(run, run.prompt, reweight={WEIGHTS.target: c}) for c in STRENGTHS]
+    captions = [f"{run.prompt}: {WEIGHTS.target} × {c:g}" for c in STRENGTHS]
+    return WEIGHTS, run, [(run.image, caption) for run, caption in zip(runs, captions, strict=True)]
+
+
+def mapped(model: Model) -> Row:
+    """A picture and the heat maps of all its words, those first that the sheet shows."""
+    run = model.generate(MAPS.source, seed=MAPS.seed, steps=STEPS)
+    first = MAPS.target.split()
+    return MAPS, run, commands.maps_row(run, [*first, *(word for word in MAPS.source.split() if word not in first)])
+
+
+def rows(model: Model) -> Iterator[Row]:
+    yield from edits(model)
+    yield reweighted(model)
+    yield mapped(model)
+
+
+def demo(folder: Path) -> None:
+    """Writes the pictures. Raises OSError, before the first of them is made, where the folder cannot be written."""
+    paths = {show: folder / f"{show.name}.png" for show in (*EDITS, WEIGHTS, MAPS)}
+    sheet = folder / "demo.png"
+    png.check_writable([*paths.values(), sheet])
+    start, model, panels, texts = time.perf_counter(), load(), [], []
+    for show, run, row in rows(model):
+        panels += row[:3]
+        texts.append(png.parameters(run))
+        png.write([(paths[show], viz.grid(row, columns=len(row)), texts[-1])])
+        print(f"{paths[show]}  {show.look}", flush=True)
+    png.write([(sheet, viz.grid(panels, columns=3), "\n\n".join(texts))])
+    print(f"{sheet}  all of them\nthe demo's own work took {time.perf_counter() - start:.0f} s")
+
+
+def main() -> int:
+    options = argparse.ArgumentParser("python -m minip2p.demo", description=__doc__.split("\n")[0] if __doc__ else None)
+    options.add_argument("-o", "--out", type=Path, default=Path("out"), metavar="FOLDER", help="(default: out)")
+    folder = options.parse_args().out
+    return guarded(lambda: demo(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,363 @@
+"""The command line: what it writes, what stands in its PNGs, and one line for each mistake."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from minip2p import cli, commands, demo, png
+from minip2p.trajectory import Trajectory
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "weights" / "tiny"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CAT, TIGER = "a cat on the beach", "a tiger on the beach"
+
+
+def run(*arguments):
+    """The exit status of a command."""
+    try:
+        return cli.main([str(one) for one in arguments])
+    except SystemExit as end:
+        return end.code
+
+
+def refused(capsys, *arguments):
+    """What a command says that must fail: one line, and status 2."""
+    assert run(*arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("minip2p: error: "), said
+    return said.err.removeprefix("minip2p: error: ").strip()
+
+
+def settings(path):
+    """A PNG's parameters as the field's tools read them: prompt, negative prompt, and the pairs of the last line."""
+    with Image.open(path) as picture:
+        *prompt, last = picture.text["parameters"].split("\n")
+    negative = prompt.pop().removeprefix("Negative prompt: ") if prompt[-1].startswith("Negative prompt: ") else ""
+    pairs = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)
+    return "\n".join(prompt), negative, {n: json.loads(v) if v.startswith('"') else v for n, v in pairs}
+
+
+def model_folder(folder, *changed):
+    """A copy of the tiny model in which the named files may be changed; the others are links."""
+    for file in (path for path in TINY.rglob("*") if path.is_file()):
+        name = file.relative_to(TINY)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if str(name) in changed:
+            shutil.copy(file, folder / name)
+        else:
+            (folder / name).symlink_to(file)
+    return folder
+
+
+# --- what it writes
+
+
+def test_generate_writes_a_picture_that_can_be_made_again(tmp_path, capsys):
+    out = tmp_path / "deep" / "v1.5.png"
+    said = ["generate", "a cat, on the beach", "--negative", "fog: thick", "--steps", 2, "--seed", 3, "--guidance", 2.5,
+            "--size", "64x128", "-o", out]  # fmt: skip
+    assert run(*said) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    prompt, negative, pairs = settings(out)
+    assert (prompt, negative) == ("a cat, on the beach", "fog: thick")
+    made_with = {"Steps": "2", "Sampler": "DDIM", "CFG scale": "2.5", "Seed": "3", "Size": "128x64", "Model": "tiny"}
+    assert pairs == made_with
+    columns, rows = map(int, pairs["Size"].split("x"))
+    first = Image.open(out).tobytes()
+    again = ["generate", prompt, "--negative", negative, "--steps", pairs["Steps"], "--guidance", pairs["CFG scale"],
+             "--seed", pairs["Seed"], "--size", f"{rows}x{columns}", "-o", tmp_path / "folder"]  # fmt: skip
+    assert run(*again) == 0
+    assert Image.open(tmp_path / "folder" / "a-cat-on-the-beach-seed3.png").tobytes() == first
+    assert Image.open(out).size == (128, 64)
+
+
+def test_edit_writes_targets_source_strip_and_report(tmp_path, capsys):
+    targets = [TIGER, "a cat on the beach in the fog"]
+    status = run("edit", CAT, *targets, "--steps", 2, "--cross", ".6", "--cross", "beach=.2:.4", "--self", ".3",
+                 "--reweight", "beach=-1.5", "--blend", "beach", "-o", tmp_path)  # fmt: skip
+    assert status == 0
+    names = [f"a-tiger-on-the-beach-seed0-{end}.png" for end in ("1", "2", "source", "strip")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    said = capsys.readouterr().out
+    assert all(str(tmp_path / name) in said for name in names)
+    assert re.search(r"cat +1\.00 +tiger", said) and re.search(r"\(own map\) +1\.00 +fog", said)
+    for target, name in zip(targets, names, strict=False):
+        prompt, _, pairs = settings(tmp_path / name)
+        assert prompt == target
+        assert pairs["Source"] == CAT and pairs["Cross"] == ".6, beach=.2:.4" and pairs["Self"] == ".3"
+        assert pairs["Reweight"] == "beach=-1.5" and pairs["Blend"] == "beach" and pairs["Kind"] == "auto"
+    assert settings(tmp_path / names[2])[0] == CAT
+    with Image.open(tmp_path / names[3]) as strip:
+        assert strip.width > 4 * 256 and strip.height > 2 * 256
+
+
+def test_maps_writes_an_overlay_a_word_and_a_strip(tmp_path, capsys):
+    assert run("maps", "A cat and a dog", "--steps", 1, "-o", tmp_path / "m.png") == 0
+    names = ["m.png", "m-1-a.png", "m-2-cat.png", "m-3-and.png", "m-4-dog.png", "m-strip.png"]
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    assert {settings(tmp_path / name)[0] for name in names} == {"A cat and a dog"}
+
+
+def test_the_demo_writes_five_pictures_and_a_sheet_and_says_what_to_look_at(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "STEPS", 1)
+    demo.demo(tmp_path)
+    *said, time_taken = capsys.readouterr().out.splitlines()
+    names = ["1-swap.png", "2-phrase.png", "3-style.png", "4-reweight.png", "5-maps.png", "demo.png"]
+    assert [line.split("  ")[0] for line in said] == [str(tmp_path / name) for name in names]
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    assert all(len(line.split("  ")[1]) > 5 for line in said) and re.search(r"\d+ s$", time_taken)
+
+
+@pytest.mark.parametrize("given, is_read_as", [
+    ([".8"], {"default_": 0.8}),
+    ([".8", "cat=.4", "red car=.2:.6", ".5"], {"default_": 0.5, "cat": 0.4, "red car": (0.2, 0.6)}),
+])  # fmt: skip
+def test_shares_of_the_run(given, is_read_as):
+    args = cli.parser().parse_args(["edit", CAT, TIGER, *(x for one in given for x in ("--cross", one))])
+    assert commands.edit_options(args)["cross"] == is_read_as
+
+
+@pytest.mark.parametrize("given, is_read_as", [([], None), (["--blend", "cat"], "cat"),
+                                               (["--blend", "cat:tiger"], ("cat", "tiger"))])  # fmt: skip
+def test_blend_words(given, is_read_as):
+    assert commands.edit_options(cli.parser().parse_args(["edit", CAT, TIGER, *given]))["blend"] == is_read_as
+
+
+# --- mistakes
+
+MANY = "a cat " + "and a cat " * 25 + "and a dog"
+MISTAKES = (
+    (("edit", CAT, TIGER, "--blend", "cow"), "'cow' is not in the prompt 'a cat on the beach'"),
+    (("edit", CAT, TIGER, "--blend", "cat"), "'cat' is not in the prompt 'a tiger on the beach'"),
+    (("edit", CAT, TIGER, "--cross", "fog=.4"), "'fog' is not in the prompt"),
+    (("edit", CAT, TIGER, "--reweight", "fog=2"), "'fog' is not in the prompt"),
+    (("edit", MANY, MANY, "--reweight", "dog=2"), "'dog' lies beyond the last of the 77 tokens"),
+    (("edit", CAT, "a big tiger on the beach", "--kind", "swap"), "a swap needs as many words"),
+    (("edit", CAT, TIGER, "--reweight", "tiger=nan"), "the weight of 'tiger' is nan"),
+    (("edit", CAT, TIGER, "--reweight", "tiger=inf"), "the weight of 'tiger' is inf"),
+    (("edit", CAT, TIGER, "--reweight", "tiger"), "--reweight takes a word and its weight"),
+    (("edit", CAT, TIGER, "--reweight", "tiger=1:2"), "--reweight takes a word and its weight"),
+    (("edit", CAT, TIGER, "--cross", "nan"), "0 <= start <= end <= 1"),
+    (("edit", CAT, TIGER, "--cross", ".8:.2"), "0 <= start <= end <= 1"),
+    (("edit", CAT, TIGER, "--cross", "often"), "a share of the run is a number as .8, or two as .2:.8, not 'often'"),
+    (("edit", CAT, TIGER, "--self", "2"), "0 <= start <= end <= 1"),
+    (("edit", CAT, TIGER, "--kind", "guess"), "invalid choice: 'guess'"),
+    (("edit", CAT), "the following arguments are required: TARGET"),
+    (("maps", "?!"), "has no words to show"),
+    (("generate", CAT, "--guidance", "nan"), "guidance must be a finite number"),
+    (("generate", CAT, "--guidance", "inf"), "guidance must be a finite number"),
+    (("generate", CAT, "--guidance", "1e30"), "the latents are not finite after step"),
+    (("generate", CAT, "--steps", "0"), "steps must lie between 1 and 1000"),
+    (("generate", CAT, "--steps", "1001"), "steps must lie between 1 and 1000"),
+    (("generate", CAT, "--steps", "many"), "argument --steps: invalid int value: 'many'"),
+    (("generate", CAT, "--size", "100x128"), "size must be two multiples of 8"),
+    (("generate", CAT, "--size", "0x0"), "size must be two multiples of 8"),
+    (("generate", CAT, "--size", "8x8"), "size must be two multiples of 8"),
+    (("generate", CAT, "--size", "128"), "--size is rows x columns"),
+    (("generate", CAT, "--size", "-128x128"), "argument --size"),
+    (("generate", CAT, "--size", "8000000000x8000000000"), "not enough memory"),
+    (("generate", CAT, "--seed", "99999999999999999999"), "seed must lie between"),
+    (("generate", CAT, "--device", "abacus"), "--device abacus: "),
+    (("generate", CAT, "--device", "cuda:99"), "--device cuda:99: "),
+    (("generate", CAT, "--model", "no/such/folder"), "no/such/folder: no such folder"),
+    (("generate", CAT, "--model", "setup.cfg"), "setup.cfg: no such folder"),
+    (("frobnicate", CAT), "invalid choice: 'frobnicate'"),
+    ((), "the following arguments are required: COMMAND"),
+    (("generate", CAT, "--frob"), "unrecognized arguments: --frob"),
+)
+
+
+@pytest.mark.parametrize("arguments, says", MISTAKES, ids=[" ".join(a[:1] + a[-2:]) or "nothing" for a, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_leaves_nothing(arguments, says, tmp_path, capsys):
+    steps = () if "--steps" in arguments or not arguments else ("--steps", "2")
+    given = (*arguments, *steps, "-o", str(tmp_path / "new" / "out")) if arguments else ()
+    assert says in refused(capsys, *given)
+    assert not list(tmp_path.iterdir())
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without(name):
+    def change(path):
+        tensors = load_file(path)
+        del tensors[name]
+        save_file(tensors, path)
+
+    return change
+
+
+def with_more(path):
+    tensors = load_file(path)
+    save_file(tensors | {"surplus": tensors["conv_in.bias"].clone()}, path)
+
+
+def with_wrong_shape(path):
+    tensors = load_file(path)
+    save_file(tensors | {"conv_in.bias": tensors["conv_in.bias"][:-1].clone()}, path)
+
+
+def with_nan(path):
+    tensors = load_file(path)
+    tensors["conv_in.bias"][0] = float("nan")
+    save_file(tensors, path)
+
+
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+BROKEN = (
+    (f"unet/{WEIGHTS}", os.remove, "no such file"),
+    (f"unet/{WEIGHTS}", truncated, "not a whole safetensors file"),
+    (f"unet/{WEIGHTS}", without("conv_in.bias"), "conv_in.bias is missing"),
+    (f"unet/{WEIGHTS}", with_more, "surplus is not a tensor of this model"),
+    (f"unet/{WEIGHTS}", with_wrong_shape, "conv_in.bias has shape"),
+    (f"unet/{WEIGHTS}", with_nan, "the latents are not finite after step 1"),
+    (f"vae/{WEIGHTS}", truncated, "not a whole safetensors file"),
+    (f"vae/{WEIGHTS}", as_folder, "no such file"),
+    ("text_encoder/model.safetensors", truncated, "not a whole safetensors file"),
+    ("text_encoder/model.safetensors", os.remove, "no such file"),
+    ("unet/config.json", os.remove, "no such file"),
+    ("unet/config.json", truncated, "cannot be read as JSON"),
+    ("unet/config.json", as_folder, "cannot be read as JSON"),
+    ("vae/config.json", lambda path: path.write_text('{"frob": 3}'), "frob = 3 is not a field that minip2p knows"),
+    ("scheduler/scheduler_config.json", lambda path: path.write_text("[]"), "expected a JSON object, found list"),
+    ("text_encoder/config.json", truncated, "cannot be read as JSON"),
+    ("tokenizer/vocab.json", os.remove, "no such file"),
+    ("tokenizer/vocab.json", truncated, ""),
+    ("tokenizer/merges.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), ""),
+)
+
+
+@pytest.mark.parametrize("file, change, says", BROKEN, ids=[f"{file} {n}" for n, (file, _, _) in enumerate(BROKEN)])
+def test_a_broken_model_is_one_line_that_names_the_file(file, change, says, tmp_path, capsys):
+    folder = model_folder(tmp_path / "model", file)
+    change(folder / file)
+    said = refused(capsys, "generate", CAT, "--steps", 1, "--model", folder, "-o", tmp_path / "out")
+    assert says in said
+    assert file.split("/")[0] in said or "latents" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_folders_without_permission(tmp_path, capsys):
+    folder = model_folder(tmp_path / "model")
+    (folder / "unet").chmod(0)
+    assert "unet" in refused(capsys, "generate", CAT, "--steps", 1, "--model", folder, "-o", tmp_path / "out")
+    (folder / "unet").chmod(0o755)
+    (tmp_path / "locked").mkdir(mode=0o555)
+    refused(capsys, "generate", CAT, "--steps", 1, "-o", tmp_path / "locked")
+
+
+@pytest.mark.parametrize("out", ["file/out", "file/x.png", "folder.png", "x" * 300 + ".png", "/proc/minip2p/x.png"])
+def test_an_output_that_cannot_be_written_is_found_before_the_run(out, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr("minip2p.model.Model.generate", lambda *_, **__: pytest.fail("it ran"))
+    refused(capsys, "generate", CAT, "-o", tmp_path / out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_pictures_are_written_all_or_none(tmp_path):
+    picture, blocked = Image.new("RGB", (8, 8)), tmp_path / "b.png"
+    (tmp_path / "a.png").write_text("as it was")
+
+    class Unsaved(Image.Image):
+        def save(self, path, *_, **__):
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
+
+    with pytest.raises(OSError):
+        png.write([(tmp_path / "a.png", picture, ""), (blocked, Unsaved(), "")])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_text() == "as it was"
+
+
+def test_ctrl_c_is_one_line_and_status_130(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minip2p.model.Model.generate", interrupted)
+    assert run("generate", CAT, "-o", tmp_path / "out") == 130
+    assert capsys.readouterr().err == "minip2p: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_is_not_there_is_one_line_and_a_fault_of_ours_is_a_traceback(capsys, monkeypatch):
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")):
+        monkeypatch.setattr(commands, "generate", lambda _, error=error: (_ for _ in ()).throw(error))
+        assert "not enough memory" in refused(capsys, "generate", CAT)
+    monkeypatch.setattr(commands, "generate", lambda _: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run("generate", CAT)
+
+
+# --- parameters
+
+
+@pytest.mark.parametrize("value", ["plain", "a, b", 'say "hi"', "two\nlines", "tief: Ü 猫", "back\\slash, comma"])
+def test_parameters_can_be_read_back(value, tmp_path):
+    class Parts:
+        class vae:
+            stride = 8
+
+        class text:
+            folder = Path("models/sd")
+
+    latents = __import__("torch").zeros(3, 4, 2, 3)
+    origin = Trajectory(Parts, value, latents, 7.5)
+    edited = Trajectory(Parts, "猫 on a mat", latents, 7.5, "ugly", 5, source=origin)
+    png.write([(tmp_path / "x.png", Image.new("RGB", (8, 8)), png.parameters(edited, Blend=value))])
+    prompt, negative, pairs = settings(tmp_path / "x.png")
+    assert (prompt, negative) == ("猫 on a mat", "ugly")
+    assert pairs == {"Steps": "2", "Sampler": "DDIM", "CFG scale": "7.5", "Seed": "5", "Size": "24x16", "Model": "sd",
+                     "Source": value, "Blend": value}  # fmt: skip
+
+
+def test_names_of_files_are_tame():
+    assert png.file_name("A cat, on/the ../beach?") == "a-cat-on-the-beach"
+    assert png.file_name("?!") == "picture"
+    assert len(png.file_name("word " * 100)) <= 40
+
+
+# --- quick to start
+
+
+def in_a_new_python(code):
+    """Runs code in a Python of its own: what it prints, and how long the code itself took."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout, time.perf_counter() - start
+
+
+def test_help_comes_without_torch_in_under_a_second():
+    code = ("import sys; from minip2p import cli\ntry: cli.main([{}])\nexcept SystemExit as end: print(end.code)\n"
+            "print(sorted({{'torch', 'numpy', 'PIL', 'transformers', 'tqdm'}} & set(sys.modules)))")  # fmt: skip
+    for arguments in ("'--help'", "'edit', '--help'"):
+        said, seconds = in_a_new_python(code.format(arguments))
+        assert "usage: minip2p" in said and said.endswith("0\n[]\n")
+    assert min(seconds, *(in_a_new_python("import minip2p.cli")[1] for _ in range(3))) < 1
+
+
+def test_import_comes_without_torch_in_under_two_seconds():
+    said, seconds = in_a_new_python("import sys, minip2p; print('torch' in sys.modules, minip2p.__version__)")
+    assert said.startswith("False ") and seconds < 2
+
+
+def test_python_m_minip2p_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "minip2p", "edit"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1

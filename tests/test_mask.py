@@ -1,0 +1,290 @@
+"""Masks: a word's heat as one more value column; p2p-spec "LocalBlend" by hand and on runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from parity import SD15_UNET, SDXL_UNET, on_meta
+from transformers import CLIPTokenizer
+
+from minip2p import Blend, Store, explicit
+from minip2p.attention import Site, attention_map, fused
+from minip2p.config import UNetConfig
+from minip2p.mask import Blending, HeatSum, columns, default_strides, heat, map_size, mask_of
+from minip2p.unet import UNet
+from minip2p.words import Prompt
+
+TOKENIZER = CLIPTokenizer.from_pretrained(Path(__file__).parents[1] / "weights" / "tiny" / "tokenizer")
+SITES = tuple(Site("up", n, True, stride) for n, stride in enumerate((4, 2, 2, 1)))
+STEPS, SEED = 5, 2
+SOURCE, TARGET = "a cat and a house on grass", "a dog and a house on grass"
+
+
+def prompt(text):
+    return Prompt.of(text, TOKENIZER)
+
+
+def qk(queries, seed=0, keys=77):
+    g = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(1, 3, queries, 8, generator=g), 2 * torch.randn(1, 3, keys, 8, generator=g)
+
+
+# Heat
+
+
+def test_a_column_is_one_at_the_words_tokens():
+    p = prompt("a lighthouse, a cat")
+    made = columns(p, ["a", "lighthouse", "cat"])
+    assert made.shape == (3, 77) and made.sum(1).tolist() == [2, len(p.find("lighthouse")), 1]
+    assert all(made[row, list(p.find(word))].all() for row, word in enumerate(["a", "lighthouse", "cat"]))
+    with pytest.raises(ValueError, match="'dog' is not in the prompt"):
+        columns(p, ["cat", "dog"])
+
+
+@pytest.mark.parametrize("words", [1, 8, 9, 20])  # more words than the head is wide, too
+def test_heat_is_A_1_word_summed_over_the_tokens_mean_over_the_heads(words):
+    q, k = qk(12)
+    chosen = (torch.rand(words, 77, generator=torch.Generator().manual_seed(1)) > 0.7).float()
+    made = heat(lambda v: fused(q, k, v), chosen, heads=3, width=8)
+    literal = torch.stack([attention_map(q, k)[0, :, :, row.bool()].sum(-1).mean(0) for row in chosen])
+    torch.testing.assert_close(made, literal, rtol=1e-5, atol=1e-6)
+
+
+def test_a_heat_sum_adds_sites_and_steps_and_shares_lie_between_0_and_1():
+    added = HeatSum(torch.ones(1, 77).tril(9), (3, 5), (1, 2))
+    maps = {}
+    for n, (stride, size) in enumerate([(1, (3, 5)), (2, (2, 3)), (1, (3, 5))]):
+        q, k = qk(size[0] * size[1], seed=n)
+        site = Site("up", n, True, stride)
+        assert added.wants(site)
+        added.add(site, lambda v, q=q, k=k: fused(q, k, v), q)
+        one = attention_map(q, k)[0, :, :, :10].sum(-1).mean(0).reshape(size)
+        maps[stride] = maps.get(stride, 0) + one
+    rows, cols = torch.tensor([0, 0, 1]), torch.tensor([0, 0, 1, 1, 2])  # nearest: floor(y · 2 / 3), floor(x · 3 / 5)
+    literal = maps[1] + maps[2][rows][:, cols]
+    torch.testing.assert_close(added.total[0], literal)
+    torch.testing.assert_close(added.mean[0], literal / 3)
+    assert not added.wants(Site("up", 9, False, 1)) and not added.wants(Site("up", 9, True, 4))
+    assert not HeatSum(torch.zeros(1, 77), (3, 5), (1,)).wants(SITES[3])
+
+
+def test_map_size_rounds_up():
+    assert map_size((17, 20), 1) == (17, 20) and map_size((17, 20), 2) == (9, 10) and map_size((17, 20), 4) == (5, 5)
+
+
+def test_masks_read_the_coarsest_maps_of_at_least_16_by_16():
+    sd, xl = (on_meta(UNet, UNetConfig.of(config)).sites for config in (SD15_UNET, SDXL_UNET))
+    for latent, strides in {(64, 64): (4,), (96, 96): (4,), (32, 32): (2,), (8, 8): (1,)}.items():
+        assert default_strides(sd, latent) == strides
+    assert default_strides(xl, (128, 128)) == default_strides(xl, (64, 64)) == (4,)
+    five = [(site.place, site.index) for site in sd if site.cross and site.stride == 4]  # the published code's
+    assert five == [("down", 4), ("down", 5), ("up", 0), ("up", 1), ("up", 2)]
+
+
+def test_the_tiny_models_masks_read_its_finest_maps(model):
+    assert default_strides(model.unet.sites, (16, 16)) == (1,) and default_strides(model.unet.sites, (32, 32)) == (2,)
+
+
+# From heat to mask
+
+HEAT = torch.tensor([[8.0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 3], [0, 0, 0, 0]])
+
+
+def bits(*rows):
+    return torch.tensor([[c == "#" for c in row] for row in rows])
+
+
+def test_mask_pooled_3_by_3_divided_by_the_maximum_above_the_threshold():
+    expected = bits("##..", "####", "..##", "..##")
+    assert torch.equal(mask_of(HEAT, (4, 4), 0.3), expected)  # 3 / 8 > 0.3
+    assert torch.equal(mask_of(1000 * HEAT, (4, 4), 0.3), expected)
+    assert torch.equal(mask_of(HEAT, (4, 4), 0.375), bits("##..", "##..", "....", "...."))  # not 3 / 8 > 3 / 8
+    assert torch.equal(mask_of(HEAT, (4, 4), 0.3, pool=False), bits("#...", "....", "...#", "...."))
+
+
+def test_mask_of_a_3_by_3_map():
+    heat = torch.tensor([[0.0, 1, 2], [3, 4, 5], [6, 7, 10]])
+    assert torch.equal(mask_of(heat, (3, 3), 0.5, pool=False), bits("...", "...", "###"))
+    assert torch.equal(mask_of(heat, (3, 3), 0.5), bits("...", "###", "###"))  # 4 5 5, 7 10 10, 7 10 10
+
+
+def test_mask_is_upsampled_to_the_nearest():
+    heat = HEAT[:3]
+    doubled = mask_of(heat, (3, 4), 0.3).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(mask_of(heat, (6, 8), 0.3), doubled)
+    assert torch.equal(mask_of(HEAT, (4, 6), 0.3, pool=False), bits("##....", "......", ".....#", "......"))
+
+
+def test_mask_at_the_ends_of_the_threshold_and_of_no_heat():
+    assert mask_of(HEAT + 1, (4, 4), 0.0).all() and not mask_of(HEAT, (4, 4), 1.0).any()
+    assert not mask_of(0 * HEAT, (4, 4), 0.3).any()
+
+
+def blending(blend, source=HEAT, target=None, latent=(4, 4)):
+    """A blending of "a cat dog" with given heat: rows: the words that may change, those that may not."""
+    p = prompt("a cat dog")
+    made = Blending.begin(blend, p, p, 10, latent, SITES)
+    for heat_sum, given in ((made.source, source), (made.target, target)):
+        given = torch.zeros(2, *source.shape[-2:]) if given is None else given
+        heat_sum.sums[1] = given if given.ndim == 3 else torch.stack([given, torch.zeros_like(given)])
+    return made
+
+
+def test_the_mask_is_the_union_of_the_sources_and_the_targets():
+    turned = HEAT.flip(0, 1)
+    one, other = mask_of(HEAT, (4, 4), 0.5), mask_of(turned, (4, 4), 0.5)
+    both = Blend(("cat",), ("dog",), threshold=0.5)
+    assert torch.equal(blending(both, HEAT, turned).mask(), one | other) and not torch.equal(one, other)
+    assert torch.equal(blending(Blend(("cat",), threshold=0.5), HEAT, turned).mask(), one)
+    assert torch.equal(blending(Blend((), ("cat",), threshold=0.5), HEAT, turned).mask(), other)
+
+
+def test_subtracted_words_are_cut_out_unpooled_at_their_own_threshold():
+    kept, out = HEAT, torch.zeros(4, 4)
+    out[0, 1], out[1, 3] = 1.0, 0.6
+    pair = torch.stack([kept, out])
+    for options in (dict(without_source=("dog",)), dict(without_target=("dog",))):
+        blend = Blend(("cat",), ("cat",), without_threshold=0.5, **options)
+        assert torch.equal(blending(blend, pair, pair).mask(), bits("#...", "###.", "..##", "..##"))
+        blend = Blend(("cat",), ("cat",), without_threshold=0.7, **options)
+        assert torch.equal(blending(blend, pair, pair).mask(), bits("#...", "####", "..##", "..##"))
+    blend = Blend(mask=torch.ones(8, 8), without_source=("dog",), without_threshold=0.5)
+    assert torch.equal(blending(blend, pair).mask(), bits("#.##", "###.", "####", "####"))
+
+
+def test_an_own_mask_is_resized_to_the_latent():
+    own = torch.zeros(32, 48, dtype=torch.bool)
+    own[:8, :16] = True
+    own[8:16, 16:23] = True  # 7 of the 12 columns of a cell: more than half of it
+    made = blending(Blend(mask=own), torch.zeros(4, 4)).mask()
+    assert torch.equal(made, bits("#...", ".#..", "....", "...."))
+    made = blending(Blend(mask=torch.eye(2)), torch.zeros(4, 4)).mask()
+    assert torch.equal(made, bits("##..", "##..", "..##", "..##"))
+
+
+def test_blending_is_the_sources_latents_outside_and_the_targets_inside_from_its_step_on():
+    made = blending(Blend(("cat",), start=0.2))
+    source, target = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
+    m = made.mask()
+    assert torch.equal(made(1, source, target), target)  # int(0.2 · 10) = 2
+    out = made(2, source, target)
+    assert torch.equal(out[..., m], target[..., m]) and torch.equal(out[..., ~m], source[..., ~m])
+    torch.testing.assert_close(out, source + m * (target - source))
+
+
+def test_what_a_blend_is_made_of():
+    assert Blend.of(None) is None and Blend.of("cat") == Blend(("cat",), ("cat",))
+    assert Blend.of(("cat", "dog")) == Blend.of(["cat", "dog"]) == Blend(("cat",), ("dog",))
+    assert Blend.of(own := Blend(("cat",))) is own
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: Blend(), "a blend needs a word or a mask"),
+    (lambda: Blend(without_source=("cat",)), "a blend needs a word or a mask"),
+    (lambda: Blend(("cat",), threshold=1.1), "a blend's threshold must lie between 0 and 1, not 1.1"),
+    (lambda: Blend(("cat",), threshold=float("nan")), "a blend's threshold must lie between 0 and 1, not nan"),
+    (lambda: Blend(("cat",), without_threshold=-0.1), "a blend's without_threshold must lie between 0 and 1"),
+    (lambda: Blend(("cat",), start=2), "a blend's start must lie between 0 and 1, not 2"),
+    (lambda: Blend(mask=torch.full((4, 4), float("nan"))), "own mask must be rows × columns of finite numbers"),
+    (lambda: Blend(mask=torch.ones(1, 4, 4)), "own mask must be rows × columns of finite numbers, not (1, 4, 4)"),
+    (lambda: Blend.of(("cat",)), "a blend is a word, a (source word, target word) or a Blend, not ('cat',)"),
+    (lambda: Blend.of(("cat", "dog", "hat")), "a blend is a word, a (source word, target word) or a Blend"),
+    (lambda: blending(Blend(("cow",))), "'cow' is not in the prompt 'a cat dog'"),
+    (lambda: blending(Blend(("cat",), ("cow",))), "'cow' is not in the prompt"),
+    (lambda: blending(Blend(("cat",), without_target=("cow",))), "'cow' is not in the prompt"),
+    (lambda: blending(Blend(("cat",), strides=(8, 1))), "no cross-attention has stride 8; this model's strides: [1, 2"),
+])  # fmt: skip
+def test_bad_blends_are_named_in_one_line(make, says):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+# On runs
+
+
+@pytest.fixture(scope="module")
+def seen(model):
+    """The source as a run, and its cross-attention maps at each step and site of stride 1."""
+    store = Store(sites=lambda site: site.cross and site.stride == 1, each=True)
+    model.generate(SOURCE, seed=SEED, steps=STEPS, attend=explicit(store))
+    return model.generate(SOURCE, seed=SEED, steps=STEPS), store
+
+
+def word_heat(store, prompt, word):
+    """By hand: summed over the word's tokens and the steps and sites, mean over the heads."""
+    at = list(prompt.find(word))
+    return sum(m[:, 0][..., at].sum((0, -1)).mean(0) for m in store.maps.values()).reshape(16, 16)
+
+
+def middle(heat):
+    """A threshold that splits the map, whatever the weights have learnt."""
+    return float((heat / heat.max()).quantile(0.8))
+
+
+def test_a_runs_maps_are_the_mean_of_its_attention(model, seen):
+    run, store = seen
+    made = run.maps(["cat", "grass"])
+    assert made.shape == (2, 128, 128) and (made >= 0).all() and (made <= 1).all()
+    p = model.text.prompt(SOURCE)
+    literal = torch.stack([word_heat(store, p, word) for word in ("cat", "grass")]) / (STEPS * len(store.maps))
+    literal = torch.nn.functional.interpolate(literal[:, None], (128, 128), mode="bilinear")[:, 0]
+    torch.testing.assert_close(made, literal, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(run.maps("grass"), made[1:], rtol=1e-4, atol=1e-6)
+
+
+def test_the_mask_of_an_edit_is_the_sum_over_the_steps_so_far_after_the_edit(model, seen):
+    run, before = seen
+    p, new = model.text.prompt(SOURCE), model.text.prompt(TARGET)
+    threshold, without = (middle(word_heat(before, p, word)) for word in ("cat", "house"))
+    after = Store(sites=lambda site: site.cross and site.stride == 1, each=True)
+    blend = Blend(("cat",), ("dog",), without_target=("house",), threshold=threshold, without_threshold=without)
+    out = model.edit(run, TARGET, blend=blend, reweight={"dog": 2}, attend=explicit(after))
+    cat, dog, house = (word_heat(*given) for given in ((before, p, "cat"), (after, new, "dog"), (after, new, "house")))
+    size = (16, 16)
+    literal = mask_of(cat, size, threshold) | mask_of(dog, size, threshold)
+    literal = literal & ~mask_of(house, size, without, pool=False)
+    assert (out.mask != literal).sum() <= 1 and 0 < out.mask.sum() < 256  # one pixel may lie on the threshold
+
+
+def test_outside_the_mask_every_latent_is_the_sources_to_the_bit(model, seen):
+    run, _ = seen
+    own = torch.zeros(128, 128)
+    own[:64, 32:] = 1
+    plain = model.edit(run, TARGET)
+    out = model.edit(run, TARGET, blend=Blend(mask=own, start=0.4))
+    m = torch.zeros(16, 16, dtype=torch.bool)
+    m[:8, 4:] = True
+    assert torch.equal(out.mask, m)
+    assert torch.equal(out.latents[:3], plain.latents[:3]) and not torch.equal(out.latents[3:], plain.latents[3:])
+    assert torch.equal(out.latents[3:, :, ~m], run.latents[3:, :, ~m])
+    assert (out.latents[3:, :, m] != run.latents[3:, :, m]).any((1, 2)).all()
+
+
+def test_the_last_mask_of_words_holds_the_source_outside(model, seen):
+    run, store = seen
+    threshold = middle(word_heat(store, model.text.prompt(SOURCE), "cat"))
+    blend = Blend(("cat",), ("dog",), threshold=threshold)
+    for out in model.edit(run, [TARGET, "a dog and a house on grass at night"], blend=blend):
+        m = out.mask
+        assert 0 < m.sum() < 256 and torch.equal(out.latents[-1][:, ~m], run.latents[-1][:, ~m])
+        assert not torch.equal(out.latents[-1][:, m], run.latents[-1][:, m])
+
+
+def test_at_the_ends_of_the_threshold_the_edit_is_all_there_or_not_at_all(model, seen):
+    run, _ = seen
+    everywhere = model.edit(run, TARGET, blend=Blend(("cat",), ("dog",), threshold=0.0))
+    nowhere = model.edit(run, TARGET, blend=Blend(("cat",), ("dog",), threshold=1.0, start=0.0))
+    assert everywhere.mask.all() and torch.equal(everywhere.latents, model.edit(run, TARGET).latents)
+    assert not nowhere.mask.any() and torch.equal(nowhere.latents, run.latents)
+
+
+@pytest.mark.parametrize("blend, says", [
+    ("cat", f"'cat' is not in the prompt '{TARGET}'"), (("dog", "dog"), f"'dog' is not in the prompt '{SOURCE}'"),
+    (("cat", "cow"), "'cow' is not in the prompt"), ("", "'' is not in the prompt"),
+    (Blend(("cat",), strides=(8,)), "no cross-attention has stride 8; this model's strides: [1, 2, 4]"),
+])  # fmt: skip
+def test_words_to_blend_that_are_not_there(model, seen, blend, says):
+    with pytest.raises(ValueError) as error:
+        model.edit(seen[0], TARGET, blend=blend)
+    assert says in str(error.value) and "\n" not in str(error.value)

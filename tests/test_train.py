@@ -1,0 +1,130 @@
+"""The trainer: exact resumption, its losses, and the folder that it writes."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import minip2p
+from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig
+from minip2p.sched import Schedule
+from minip2p.tiny import train
+from minip2p.tiny.export import export, text_encoder
+from minip2p.tiny.loop import Training, cosine, generator, inverse_root, write_safetensors
+from minip2p.unet import UNet
+from minip2p.vae import VAE
+
+
+def small_training(folder, steps):
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    training = Training(module, folder, rate=lambda step: 0.1 * inverse_root(step), steps=steps, ema=0.9)
+
+    def loss(step):
+        return (module(torch.randn(4, 3, generator=generator(7, step))) - 1).square().mean()
+
+    training.run(loss)
+    return training
+
+
+def test_a_killed_training_goes_on_exactly(tmp_path):
+    whole = small_training(tmp_path / "whole", 6)
+    small_training(tmp_path / "killed", 3)
+    resumed = small_training(tmp_path / "killed", 6)
+    for name, p in whole.named.items():
+        assert torch.equal(p, resumed.named[name])
+        assert torch.equal(whole.average[name], resumed.average[name])
+        assert not torch.equal(p, whole.average[name])
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_safetensors({"x": torch.ones(2)}, path, {"step": "1"})
+    with pytest.raises(AttributeError):
+        write_safetensors({"x": None}, path)
+    with safe_open(path, "pt") as f:
+        assert f.metadata() == {"step": "1"}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training(tmp_path):
+    module = nn.Linear(1, 1)
+    training = Training(module, tmp_path, rate=lambda step: 0.1, steps=2, ema=0.9)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        training.run(lambda step: module(torch.full((1, 1), float("nan"))).sum())
+
+
+def test_learning_rates():
+    assert cosine(0, 100, warmup=10) == pytest.approx(0.1)
+    assert cosine(100, 100) == pytest.approx(0.01 * 101 / 200)
+    assert cosine(50, 100, warmup=1) == pytest.approx(0.01 + 0.99 / 2)
+    assert inverse_root(0, warmup=200) == pytest.approx(1 / 200)
+    assert inverse_root(1000) == 1
+    assert inverse_root(11_999, level=3000) == pytest.approx(0.5)
+
+
+def test_generators_of_swapped_seeds_differ():
+    assert torch.rand(1, generator=generator(0, 1)) != torch.rand(1, generator=generator(1, 0))
+
+
+def test_stratified_times_are_one_from_each_part():
+    t = train.stratified_times(10, 1000, generator(0))
+    assert (t // 100).tolist() == list(range(10))
+
+
+def test_min_snr_weighted_loss():
+    """w = min(SNR, 5) / SNR times the squared error, for a network that always answers zero."""
+
+    class Zero(nn.Module):
+        def text(self, input_ids):
+            return type("Output", (), {"last_hidden_state": None})
+
+        def unet(self, x, t, context, attend):
+            return torch.zeros_like(x)
+
+    sched, x0 = Schedule(train.SCHEDULER_CONFIG), torch.zeros(4, 4, 2, 2)
+    loss = train.denoising_loss(Zero(), sched, x0, torch.zeros(4, 77), generator(3))
+    source = generator(3)
+    t = train.stratified_times(4, 1000, source)
+    noise = torch.randn(x0.shape, generator=source)
+    snr = sched.abars[t] / (1 - sched.abars[t])
+    expected = [float(noise[i].square().mean() * min(float(snr[i]), 5) / snr[i]) for i in range(4)]
+    assert snr[0] > 5 > snr[3]
+    assert float(loss) == pytest.approx(sum(expected) / 4, rel=1e-5)
+
+
+def test_gradients_l1_sees_edges_and_not_levels():
+    a = torch.zeros(1, 3, 8, 8)
+    assert train.gradients_l1(a, a + 1) == 0
+    edge = a.clone()
+    edge[..., 4:] = 1
+    assert train.gradients_l1(a, edge, scales=1) == pytest.approx(1 / 7)
+
+
+def test_more_scenes_are_drawn_from_as_training_goes_on():
+    sizes = [train.Latents.size(None, step) for step in (0, 127, 128, 10**6)]
+    assert sizes == [3 * train.CHUNK, 3 * train.CHUNK, 4 * train.CHUNK, train.LATENTS]
+
+
+def test_the_exported_folder_opens_with_the_same_weights_in_float16(tmp_path):
+    torch.manual_seed(0)
+    width, levels = 8, 2
+    unet = UNet(
+        UNetConfig(
+            sample_size=8, block_out_channels=(8,) * levels, layers_per_block=1, cross_attention_dim=width,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=2, norm_num_groups=4,
+        )
+    )  # fmt: skip
+    vae = VAE(VAEConfig(block_out_channels=(8,), norm_num_groups=4))
+    text = text_encoder(width)
+    export(tmp_path, vae, unet, text, SchedulerConfig(steps_offset=1), scaling_factor=0.25)
+    model = minip2p.load(tmp_path)
+    assert model.vae.config.scaling_factor == 0.25
+    assert model.guidance == json.loads((tmp_path / "minip2p.json").read_text())["guidance"]
+    for ours, theirs in ((unet, model.unet), (vae, model.vae), (text, model.text.encoder)):
+        loaded = theirs.state_dict()
+        assert loaded.keys() == ours.state_dict().keys()
+        assert all(torch.equal(t.half().float(), loaded[name]) for name, t in ours.state_dict().items())

@@ -1,0 +1,291 @@
+"""Runs: sampling by hand; a source that nothing changes; edits that stream or replay with the same bits; their cost."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from minip2p import Blend, Store, chain, explicit
+from minip2p.attention import fused
+from minip2p.edit import dense, plan_edit
+from minip2p.unet import UNet
+
+STEPS, SEED = 4, 5
+SOURCE = "a cat and a house on grass"
+TARGETS = ["a dog and a house on grass", "a cat and a house on grass at night", "a sketch of a cat on grass"]
+EIGHT = [f"a {word} and a house on grass" for word in "dog horse duck car hat lamp cake lighthouse".split()]
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    return model.generate(SOURCE, seed=SEED, steps=STEPS)
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """The number of rows of each call of the UNet."""
+    counted, forward = [], UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, *rest: counted.append(len(x)) or forward(self, x, *rest))
+    return counted
+
+
+def same(one, other):
+    """To the bit: latents, and so the picture."""
+    return torch.equal(one.latents, other.latents)
+
+
+def apart(one, other):
+    """In deviations of the latents at the end."""
+    return float((one.latents - other.latents).abs().max() / other.latents[-1].std())
+
+
+# Sampling
+
+
+def test_a_run_is_ddim_on_eps_u_plus_w_eps_c_minus_eps_u(model, run):
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(SEED))
+    context, latents = model.text(["", SOURCE]), [x]
+    for step in model.sched.steps(STEPS):
+        eps_u, eps_c = model.unet(x.expand(2, -1, -1, -1), step.t, context).split(1)
+        eps = eps_u + model.guidance * (eps_c - eps_u)
+        x0 = (x - (1 - step.abar) ** 0.5 * eps) / step.abar**0.5
+        x = step.abar_next**0.5 * x0 + (1 - step.abar_next) ** 0.5 * eps
+        latents.append(x)
+    assert run.latents.shape == (STEPS + 1, 4, 16, 16) and run.steps == STEPS and run.seed == SEED
+    assert torch.equal(run.latents[:1], latents[0]) and (run.latents - torch.cat(latents)).abs().max() <= 1e-4
+    picture = model.vae.decode(x / model.vae.config.scaling_factor)[0].clamp(-1, 1).permute(1, 2, 0)
+    assert run.image.size == (128, 128) and np.abs(np.asarray(run.image) - 127.5 * (picture.numpy() + 1)).max() <= 1
+
+
+def test_the_same_seed_gives_the_same_picture_to_the_bit_and_another_does_not(model, run, capsys):
+    again = model.generate(SOURCE, seed=SEED, steps=STEPS)
+    assert same(again, run) and np.array_equal(np.asarray(again.image), np.asarray(run.image))
+    assert not same(model.generate(SOURCE, seed=SEED + 1, steps=STEPS), run)
+    assert capsys.readouterr() == ("", "")  # the progress bar is for terminals
+
+
+def test_latents_are_the_noise_and_set_the_size(model, run):
+    assert same(model.generate(SOURCE, latents=run.latents[:1], steps=STEPS), run)
+    wide = model.generate(SOURCE, latents=torch.randn(1, 4, 5, 9), steps=1)
+    assert wide.latents.shape == (2, 4, 5, 9) and wide.image.size == (72, 40) and wide.seed is None
+
+
+def test_attend_acts_on_the_conditional_rows_alone(model):
+    shapes = set()
+
+    def nothing(q, k, v, site):
+        shapes.add(len(q))
+        return torch.zeros_like(q)
+
+    plain, without = (model.generate(SOURCE, steps=2, guidance=0, attend=attend) for attend in (fused, nothing))
+    assert same(plain, without) and shapes == {1}
+    assert not same(model.generate(SOURCE, steps=2, attend=nothing), model.generate(SOURCE, steps=2))
+
+
+def test_at_guidance_1_the_conditional_prediction_is_all(model, rows):
+    run = model.generate(SOURCE, steps=2, guidance=1)
+    assert rows == [1, 1]
+    almost = model.generate(SOURCE, steps=2, guidance=1.0000001)
+    assert rows == [1, 1, 2, 2] and apart(almost, run) <= 1e-4
+    assert same(model.edit(run, SOURCE), run)
+    assert same(model.edit(SOURCE, TARGETS[0], steps=2, guidance=1).source, run)
+
+
+def test_a_run_that_goes_wrong_says_at_which_step(model):
+    def broken(q, k, v, site):
+        return v.mean(2, keepdim=True).expand_as(q) / 0
+
+    with pytest.raises(ValueError, match="the latents are not finite after step 1"):
+        model.generate(SOURCE, steps=2, attend=broken)
+    with pytest.raises(ValueError, match="the latents are not finite after step 1"):
+        model.edit(SOURCE, TARGETS[0], steps=2, cross=0, self_=0, attend=broken)
+
+
+# The source, and edits of it
+
+
+@pytest.mark.parametrize("options", [
+    {}, dict(blend="cat"), dict(cross=1.0, self_=1.0), dict(cross=(0.3, 0.6), parity=True),
+])  # fmt: skip
+def test_an_edit_to_its_own_prompt_is_the_run_to_the_bit(model, run, options):
+    out = model.edit(run, run.prompt, **options)
+    assert same(out, run) and out.source is run and out.prompt == run.prompt
+
+
+def test_an_explicit_edit_to_its_own_prompt_is_the_run_within_rounding(model, run):
+    assert 0 < apart(model.edit(run, run.prompt, explicit=True), run) <= 1e-4
+
+
+def test_explicit_and_fused_edits_agree(model, run):
+    options = dict(reweight={"dog": 3}, cross={"default_": 0.8, "house": 0.3})
+    made, other = (model.edit(run, TARGETS[0], explicit=explicit, **options) for explicit in (True, False))
+    assert apart(made, other) <= 1e-4 < apart(made, run)
+
+
+def test_the_source_is_the_same_to_the_bit_alone_with_1_target_and_with_8(model, run):
+    for targets in (EIGHT[:1], EIGHT):
+        outs = model.edit(SOURCE, targets, seed=SEED, steps=STEPS)
+        assert len(outs) == len(targets) and [out.prompt for out in outs] == targets
+        assert same(outs[0].source, run) and all(out.source is outs[0].source for out in outs)
+        assert all(torch.equal(out.latents[0], run.latents[0]) and not same(out, run) for out in outs)
+    assert same(model.edit(SOURCE, TARGETS[0], seed=SEED, steps=STEPS, explicit=True, blend=("cat", "dog")).source, run)
+
+
+def test_edits_in_one_call_equal_separate_calls(model, run):
+    for together, target in zip(model.edit(run, TARGETS), TARGETS, strict=True):
+        assert apart(together, model.edit(run, target)) <= 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, dict(blend=Blend(("cat",), ("grass",), start=0.0)), dict(explicit=True)])
+def test_streaming_equals_editing_a_run_to_the_bit(model, run, options):
+    streamed = model.edit(SOURCE, TARGETS[:2], seed=SEED, steps=STEPS, **options)
+    for one, other in zip(streamed, model.edit(run, TARGETS[:2], **options), strict=True):
+        assert same(one, other) and same(one.source, run)
+
+
+def test_without_cross_and_self_an_edit_is_plain_generation_to_the_bit(model, run):
+    assert same(model.edit(run, TARGETS[1], cross=0, self_=0), model.generate(TARGETS[1], seed=SEED, steps=STEPS))
+
+
+def test_an_edit_lies_between_the_source_and_plain_generation(model, run):
+    plain = model.generate(TARGETS[0], seed=SEED, steps=STEPS)
+    less, more = (model.edit(run, TARGETS[0], cross=tau, self_=tau) for tau in (0.3, 1.0))
+    assert apart(more, run) < apart(plain, run) and apart(less, plain) < apart(more, plain)
+
+
+def test_the_unconditional_embedding_of_each_step_is_the_runs_own(model, run):
+    night, day = model.text("night"), model.text("")
+    as_negative, as_steps = replace(run, negative="night"), replace(run, unconditional=night.repeat(STEPS, 1, 1))
+    made = model.edit(as_negative, TARGETS[0])
+    assert same(made, model.edit(as_steps, TARGETS[0])) and not same(made, model.edit(run, TARGETS[0]))
+    last = model.edit(replace(run, unconditional=torch.cat([day.repeat(STEPS - 1, 1, 1), night])), TARGETS[0])
+    assert torch.equal(last.latents[:-1], model.edit(run, TARGETS[0]).latents[:-1])
+    assert not same(last, model.edit(run, TARGETS[0]))
+
+
+@pytest.mark.parametrize("size", [(128, 160), (136, 88)])  # the second's maps have odd sides
+def test_pictures_need_not_be_square(model, size):
+    run = model.generate(SOURCE, seed=SEED, steps=2, size=size)
+    out = model.edit(run, TARGETS[0], blend=Blend(("cat",), ("dog",), strides=(1, 2), start=0), reweight={"dog": 2})
+    latent = (size[0] // 8, size[1] // 8)
+    assert run.image.size == out.image.size == size[::-1] and out.mask.shape == latent
+    assert torch.equal(out.latents[-1][:, ~out.mask], run.latents[-1][:, ~out.mask])
+    assert out.maps(["dog", "grass"]).shape == (2, *size) and run.maps("cat", strides=(4,)).shape == (1, *size)
+    assert same(model.edit(run, SOURCE, blend="cat"), run)
+
+
+# What an edit does to the maps
+
+
+def maps_of_edit(model, run, target, **options):
+    """Cross-attention maps of the target, site -> t b h i j: before and after the edit."""
+    before, after = (Store(sites=lambda site: site.cross, each=True, before=early) for early in (True, False))
+    model.edit(run, target, attend=explicit(chain(before, after)), **options)
+    assert len(before.maps) == len(after.maps) == 7
+    return before.maps, after.maps
+
+
+def test_tau_of_a_word_changes_that_words_columns_at_its_steps_alone(model, run):
+    before, after = maps_of_edit(model, run, TARGETS[0], cross={"default_": 0.0, "dog": (0.4, 0.9)}, self_=0.0)
+    dog = list(model.text.prompt(TARGETS[0]).find("dog"))
+    steps = range(int(0.4 * (STEPS + 1)), int(0.9 * (STEPS + 1)))
+    for site in before:
+        changed = (before[site] != after[site]).any(1).any(1).any(1)  # t b h i j -> t j
+        assert changed.nonzero().tolist() == [[step, j] for step in steps for j in dog]
+
+
+def test_the_maps_after_an_edit_are_A_s_R_plus_A_e_S(model, run):
+    source = Store(sites=lambda site: site.cross, each=True)
+    model.generate(SOURCE, seed=SEED, steps=STEPS, attend=explicit(source))
+    options = dict(cross={"default_": 0.5, "dog": 0.8}, reweight={"dog": 3, "grass": -1})
+    before, after = maps_of_edit(model, run, TARGETS[0], **options)
+    plan = plan_edit(*map(model.text.prompt, (SOURCE, TARGETS[0])), STEPS, **options)
+    ones = torch.ones(77)
+    for site in before:
+        for step in range(STEPS):
+            pair = plan.at(step).cross
+            literal = source.maps[site][step] @ dense(pair.R, ones) + before[site][step] @ dense(pair.S, ones)
+            torch.testing.assert_close(after[site][step], literal, rtol=1e-3, atol=1e-5)
+
+
+def test_self_injection_gives_the_targets_the_sources_self_attention(model, run):
+    source, target = (Store(sites=lambda site: not site.cross and site.stride == 2, each=True) for _ in range(2))
+    model.generate(SOURCE, seed=SEED, steps=STEPS, attend=explicit(source))
+    model.edit(run, TARGETS[:2], self_=(0.25, 0.75), self_pixels=64, attend=explicit(target))
+    for site, maps in target.maps.items():
+        gap = (maps - source.maps[site]).abs().amax((2, 3, 4)) / source.maps[site].std()  # t b
+        assert (gap[1:3] < 1e-3).all() and (gap[3] > gap[1:3].max()).all(), gap  # int(.25 · 4) … int(.75 · 4)
+
+
+# What an edit costs
+
+
+def test_k_edits_cost_2_n_times_1_plus_k_rows(model, rows):
+    model.edit(SOURCE, TARGETS, seed=SEED, steps=STEPS)
+    assert rows == [2, 6] * STEPS and sum(rows) == 2 * STEPS * (1 + len(TARGETS))
+
+
+@pytest.mark.parametrize("options, read", [
+    (dict(cross=0.5, self_=0.25), 2), (dict(cross=0.25, self_=0.75), 3), (dict(cross=0, self_=0), 0),
+    (dict(cross=0, self_=0.5, blend=Blend(mask=torch.ones(4, 4))), 2), (dict(cross=0, self_=0, blend="house"), STEPS),
+    (dict(cross=0, self_=0, blend=Blend((), ("house",))), 0),
+])  # fmt: skip
+def test_a_recorded_source_is_run_only_at_the_steps_that_read_it(model, run, rows, options, read):
+    model.edit(run, TARGETS[:2], **options)
+    assert sum(rows) == 2 * STEPS * 2 + 2 * read
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("options, says", [
+    (dict(latents=torch.full((1, 4, 16, 16), float("nan"))), "latents must be finite; these have NaN or infinity"),
+    (dict(latents=torch.zeros(1, 3, 16, 16)), "latents must be 1 4 h w, not (1, 3, 16, 16)"),
+    (dict(latents=torch.zeros(2, 4, 16, 16)), "latents must be 1 4 h w, not (2, 4, 16, 16)"),
+    (dict(latents=torch.zeros(4, 16, 16)), "latents must be 1 4 h w, not (4, 16, 16)"),
+    (dict(latents=torch.zeros(1, 4, 16, 0)), "latents must be 1 4 h w, not (1, 4, 16, 0)"),
+    (dict(guidance=float("nan")), "guidance must be a finite number, not nan"),
+    (dict(guidance=float("inf")), "guidance must be a finite number, not inf"),
+    (dict(steps=0), "steps must lie between 1 and 1000, not 0"), (dict(steps=1001), "between 1 and 1000, not 1001"),
+    (dict(size=(130, 128)), "size must be two multiples of 8 of at least 32 pixels, not (130, 128)"),
+    (dict(size=(128, 16)), "of at least 32 pixels, not (128, 16)"), (dict(size=(128,)), "size must be two multiples"),
+])  # fmt: skip
+def test_bad_beginnings_are_named_in_one_line(model, options, says):
+    for begin in (model.generate, lambda prompt, **options: model.edit(prompt, TARGETS[0], **options)):
+        with pytest.raises(ValueError) as error:
+            begin(SOURCE, **options)
+        assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("target, options, says", [
+    (TARGETS[1], dict(kind="swap"), "a swap needs as many words in the target as in the source, which have 9 and 7"),
+    (TARGETS[0], dict(kind="both"), "kind must be auto, swap or refine, not 'both'"),
+    (TARGETS[0], dict(cross={"cat": 0.5}), f"'cat' is not in the prompt '{TARGETS[0]}'"),
+    (TARGETS[0], dict(cross=2), "0 <= start <= end <= 1"), (TARGETS[0], dict(self_=-1), "0 <= start <= end <= 1"),
+    (TARGETS[0], dict(reweight={"cow": 2}), "'cow' is not in the prompt"),
+    (TARGETS[0], dict(reweight={"dog": float("nan")}), "the weight of 'dog' is nan, which is not a finite number"),
+    (TARGETS[0], dict(blend="cow"), "'cow' is not in the prompt"),
+    (TARGETS[0], dict(steps=3, seed=1), "steps, seed: a run has its own; give a prompt as the source to choose"),
+    ([], {}, "an edit needs a target"), ([TARGETS[0], 7], {}, "a prompt must be text, not int"),
+])  # fmt: skip
+def test_bad_edits_are_named_in_one_line(model, run, rows, target, options, says):
+    with pytest.raises(ValueError) as error:
+        model.edit(run, target, **options)
+    assert says in str(error.value) and "\n" not in str(error.value) and not rows
+
+
+@pytest.mark.parametrize("words, options, says", [
+    ("cow", {}, f"'cow' is not in the prompt '{SOURCE}'; its words are: a, cat, and, a, house, on, grass"),
+    (["cat", ("cat", 2)], {}, "'cat' number 2 is not in the prompt"), ([], {}, "maps of no words"),
+    ("cat", dict(strides=(3,)), "no cross-attention has stride 3; this model's strides: [1, 2, 4]"),
+])  # fmt: skip
+def test_maps_of_what_is_not_there(run, words, options, says):
+    with pytest.raises(ValueError) as error:
+        run.maps(words, **options)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_prompts_unknown_option_is_named(model):
+    with pytest.raises(TypeError, match="unexpected option 'guidence'; with a prompt it takes seed, steps, guidance"):
+        model.edit(SOURCE, TARGETS[0], guidence=3)
