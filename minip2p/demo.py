@@ -55,11 +55,11 @@ def edits(model: Model) -> Iterator[Row]:
 
 
 def reweighted(model: Model) -> Row:
-    """One picture with a word at several strengths."""
+    """One picture with a word at several strengths, 1 as it is."""
     run = model.generate(WEIGHTS.source, seed=WEIGHTS.seed, steps=STEPS)
-    runs = [model.edit(run, run.prompt, reweight={WEIGHTS.target: c}) for c in STRENGTHS]
+    runs = [run if c == 1 else model.edit(run, run.prompt, reweight={WEIGHTS.target: c}) for c in STRENGTHS]
     captions = [f"{run.prompt}: {WEIGHTS.target} × {c:g}" for c in STRENGTHS]
-    return WEIGHTS, run, [(run.image, caption) for run, caption in zip(runs, captions, strict=True)]
+    return WEIGHTS, run, [(one.image, caption) for one, caption in zip(runs, captions, strict=True)]
 
 
 def mapped(model: Model) -> Row:

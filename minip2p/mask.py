@@ -149,7 +149,7 @@ class Blend:
             return cls((blend,), (blend,))
         if not isinstance(blend, Sequence) or len(blend) != 2:
             raise ValueError(f"a blend is a word, a (source word, target word) or a Blend, not {blend!r}")
-        source, target = blend
+        source, target = tuple(blend)
         return cls((source,), (target,))
 
 

@@ -121,13 +121,13 @@ class Model(Parts):
         prompts, old, steps = [target] if isinstance(target, str) else list(target), origin.prompt, origin.steps
         if not prompts:
             raise ValueError("an edit needs a target prompt, and the list of targets is empty")
-        latent = (origin.latents if isinstance(origin, Trajectory) else origin.noise).shape[-2:]
+        *_, rows, columns = (origin.latents if isinstance(origin, Trajectory) else origin.noise).shape
         blend, read, targets = Blend.of(blend), self.text.prompt(old), []
         for prompt in prompts:
             new = self.text.prompt(prompt)
             plan = plan_edit(read, new, steps, cross=cross, self_=self_, self_pixels=self_pixels, kind=kind,
                              reweight=reweight, parity=parity)  # fmt: skip
-            blending = None if blend is None else Blending.begin(blend, read, new, steps, tuple(latent), self.unet.sites)
+            blending = None if blend is None else Blending.begin(blend, read, new, steps, (rows, columns), self.unet.sites)
             targets.append(Target(prompt, plan, blending))
         runs = edit(self, origin, targets, attend=attend, in_maps=explicit, progress=bar)
         return runs[0] if isinstance(target, str) else runs

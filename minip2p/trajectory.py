@@ -56,7 +56,7 @@ class Trajectory:
         words: one word or a list. The run is gone through again, its conditional rows only, without any edit: they
         are the maps of the run's own prompt and latents. Raises ValueError for a word that is not in the prompt.
         """
-        parts, latent = self.parts, tuple(self.latents.shape[-2:])
+        parts, latent = self.parts, (self.latents.shape[-2], self.latents.shape[-1])
         asked = words if isinstance(words, list) else [words]
         if not asked:
             raise ValueError("these would be maps of no words: name at least one")

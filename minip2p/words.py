@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from numbers import Real
 from typing import Any
 
 import torch
@@ -231,7 +232,7 @@ def _find(prompt: Prompt, word: Any, parity: bool) -> Sequence[int]:
 
 def _bounds(share: Bounds) -> tuple[float, float]:
     """(start, end) of a (start, end) or of an end alone. Raises ValueError unless 0 ≤ start ≤ end ≤ 1."""
-    start, end = share if isinstance(share, tuple | list) else (0.0, share)
-    if not 0 <= start <= end <= 1:
-        raise ValueError(f"steps are given as shares 0 <= start <= end <= 1 of a run, not {share}")
-    return start, end
+    bounds = tuple(share) if isinstance(share, tuple | list) else (0.0, share)
+    if not all(isinstance(bound, Real) for bound in bounds) or len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+        raise ValueError(f"steps are given as shares 0 <= start <= end <= 1 of a run, not {share!r}")
+    return bounds

@@ -19,8 +19,9 @@ SD21_UNET = SD15_UNET | dict(
 SDXL_UNET = SD21_UNET | dict(
     addition_embed_type="text_time", addition_embed_type_num_heads=64, addition_time_embed_dim=256,
     attention_head_dim=[5, 10, 20], block_out_channels=[320, 640, 1280], cross_attention_dim=2048,
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], mid_block_only_cross_attention=None,
-    mid_block_type="UNetMidBlock2DCrossAttn", projection_class_embeddings_input_dim=2816, sample_size=128,
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    mid_block_only_cross_attention=None, mid_block_type="UNetMidBlock2DCrossAttn",
+    projection_class_embeddings_input_dim=2816, sample_size=128,
     transformer_layers_per_block=[1, 2, 10], upcast_attention=None,
     up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 )  # fmt: skip
@@ -43,7 +44,7 @@ def share_weights(*modules, seed=0):
     for name, p in modules[0].state_dict().items():
         w = torch.from_numpy(draw.random(p.shape, dtype=np.float32)).mul_(2).sub_(1)
         if p.ndim > 1:
-            weights[name] = w.mul_((3 / p[0].numel()) ** 0.5)  # of variance 1 / fan-in: the signal neither dies nor grows
+            weights[name] = w.mul_((3 / p[0].numel()) ** 0.5)  # of variance 1 / fan-in, so that no signal dies or grows
         else:
             weights[name] = w.mul_(0.2).add_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     for module in modules:

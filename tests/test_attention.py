@@ -18,10 +18,10 @@ SITE, OTHER = Site("down", 0, True, 1), Site("up", 2, False, 4)
 
 def qkv(seed=0, b=2, h=3, i=5, j=7, d=4):
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(b, h, i, d, generator=g), torch.randn(b, h, j, d, generator=g), torch.randn(b, h, j, d, generator=g)
+    return tuple(torch.randn(b, h, n, d, generator=g) for n in (i, j, j))
 
 
-def probs(value, site=SITE):
+def probs(value):
     """A recognisable map, b h i j."""
     return torch.full((1, 2, 3, 4), float(value))
 

@@ -1,4 +1,4 @@
-"""What a folder may and may not hold: strictness, memory, former names; and that diffusers reads our folder as we do."""
+"""What a folder may hold and may not: strictness, memory, former names; and that diffusers reads ours as we do."""
 
 import json
 import pickle
@@ -18,7 +18,6 @@ from torch import nn
 import minip2p
 from minip2p.checkpoint import FORMER_NAMES, current_name, load_module
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, read_json
-from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 SD15_SCHEDULER = dict(
@@ -215,7 +214,7 @@ def test_a_field_that_cannot_be_honoured_is_an_error(tmp_path, of, given, says):
 
 def test_a_field_that_changes_nothing_is_no_error():
     for of, given in (
-        (UNetConfig, {"upcast_attention": True, "_anything": 3, "num_class_embeds": None, "only_cross_attention": False}),
+        (UNetConfig, {"upcast_attention": True, "_any": 3, "num_class_embeds": None, "only_cross_attention": False}),
         (VAEConfig, {"sample_size": 512, "force_upcast": True, "latents_mean": None}),
         (SchedulerConfig, {"clip_sample_range": 1.0, "final_sigmas_type": "zero", "skip_prk_steps": True}),
     ):

@@ -1,6 +1,7 @@
 """DDIM: diffusers' schedulers both ways, the equations by hand, and that a step can be undone."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_a_step_ends_where_the_next_begins(spacing):
     ours = schedule(timestep_spacing=spacing)
     for steps in (1, 2, 3, 7, 50, 333, 501, 999, 1000):
         run = ours.steps(steps)
-        assert all(a.abar_next == b.abar for a, b in zip(run, run[1:], strict=False))
+        assert all(a.abar_next == b.abar for a, b in pairwise(run))
         assert run[-1].abar_next == ours.abars[0]
 
 

@@ -120,12 +120,12 @@ def test_map_space_and_value_space_agree_with_A_s_R_plus_A_e_S(row, terms, seed)
 @FEW
 def test_inputs_are_unchanged(row, terms, seed):
     given = [*terms, *qkv(seed)]
+    given += [attention_map(*given[5:7]), attention_map(*given[7:9])]
     before = [x.clone() for x in given]
     edit = COMPOSED[row](*given[:5])
-    in_maps(edit, *given[5:])
-    in_values(edit, *given[5:])
-    run = injecting({CROSS: (given[5], given[6])}, [Rule(edit, False, 0)], in_maps=True)
-    run(*given[7:], CROSS)
+    edit.on_maps(*given[10:])
+    for maps in (True, False):
+        injecting({CROSS: (given[5], given[6])}, [Rule(edit, False, 0)], in_maps=maps)(*given[7:10], CROSS)
     assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
 
 
@@ -269,6 +269,8 @@ def test_parity_takes_the_published_mappers_defects_included():
     (dict(cross={"dog": 0.5}), "'dog' is not in the prompt 'a big red cat'"),
     (dict(cross=1.5), "0 <= start <= end <= 1"), (dict(cross={"red": float("nan")}), "0 <= start <= end <= 1"),
     (dict(self_=(0.5, 0.2)), "0 <= start <= end <= 1"), (dict(self_=float("inf")), "0 <= start <= end <= 1"),
+    (dict(cross=(0.1, 0.2, 0.3)), "0 <= start <= end <= 1"), (dict(cross="all"), "not 'all'"),
+    (dict(self_={"red": 0.5}), "0 <= start <= end <= 1 of a run, not {'red': 0.5}"),
     (dict(reweight={"dog": 2}), "'dog' is not in the prompt"),
     (dict(reweight={"red": float("inf")}), "the weight of 'red' is inf, which is not a finite number"),
     (dict(reweight={"red": float("nan")}), "the weight of 'red' is nan"),

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import sys
 import tomllib
 from configparser import ConfigParser
@@ -9,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from minip2p.cli import parser
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minip2p"
@@ -193,3 +196,27 @@ def test_what_is_needed_is_pinned():
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     assert {name.split(">")[0] for name in wanted} <= pins.keys()
     assert tomllib.loads((ROOT / "pyproject.toml").read_text()).keys() == {"build-system", "tool"}
+
+
+def fenced(language):
+    """The README's blocks of code in a language."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [code for said, code in blocks if said == language]
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    """All of its blocks, one after the other, at two steps."""
+    monkeypatch.chdir(tmp_path)
+    blocks = fenced("python")
+    assert len(blocks) == 3
+    code = "\n".join(blocks).replace("seed=1", "seed=1, steps=2")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert (tmp_path / "tiger.png").exists() and names["heat"].shape == (2, 128, 128) and names["maps"]
+
+
+def test_the_readmes_commands_are_commands():
+    said = re.findall(r"^minip2p (.*)$", "".join(fenced("")), re.MULTILINE)
+    assert len(said) >= 5
+    for command in said:
+        parser().parse_args(shlex.split(command))

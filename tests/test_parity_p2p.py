@@ -18,7 +18,7 @@ from minip2p import Blend
 
 DATA = Path(__file__).parent / "data"
 STEPS, SEED = 12, 3
-CROSS, SELF, SELF_PIXELS = 0.8, 0.4, 32 * 32
+CROSS, SELF, SELF_PIXELS = 0.4, 0.6, 32 * 32
 SWAP, REFINE = 288, 369  # pairs of tests/data at which the published code's mappers have their defects
 
 
@@ -181,7 +181,7 @@ def test_the_edit_equals_the_published_prompt_to_prompt_on_diffusers(model, pipe
     scale, effect = float(ours.latents[-1].std()), float((ours.latents - plain.latents).abs().max())
     for run, row in ((ours.source, 0), (ours, 1)):
         error = float((run.latents - theirs[:, row]).abs().max())
-        assert error <= 1e-3 * scale and error <= 1e-2 * effect, f"{error:.1e} of {scale:.1e}, effect {effect:.1e}"
+        assert error <= 1e-3 * scale and error <= 3e-3 * effect, f"{error:.1e} of {scale:.1e}, effect {effect:.1e}"
     if blend:
         assert 0 < ours.mask.float().mean() < 1
 

@@ -68,7 +68,7 @@ class Schedule:
         if not 1 <= steps <= total:
             raise ValueError(f"steps must lie between 1 and {total}, not {steps}")
         if c.timestep_spacing == "leading":
-            times = np.arange(steps)[::-1] * (total // steps) + c.steps_offset
+            times: np.ndarray = np.arange(steps)[::-1] * (total // steps) + c.steps_offset
         elif c.timestep_spacing == "trailing":
             # Cut, because rounding lets arange go one too far at 62 of the 1000 numbers of steps.
             times = np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
@@ -89,7 +89,9 @@ class Schedule:
         final = 1.0 if c.set_alpha_to_one else abars[0]
         return [Step(t, abars[t], abars[s] if s >= 0 else final) for t, s in zip(times, following, strict=True)]
 
-    def step(self, x: Tensor, prediction: Tensor, at: Step, direction: Literal["sample", "invert"] = "sample") -> Tensor:
+    def step(
+        self, x: Tensor, prediction: Tensor, at: Step, direction: Literal["sample", "invert"] = "sample"
+    ) -> Tensor:
         """One DDIM step of this model's prediction type: towards the picture, or back towards the noise."""
         here, there = (at.abar, at.abar_next) if direction == "sample" else (at.abar_next, at.abar)
         return ddim_step(x, prediction, here, there, self.config.prediction_type)

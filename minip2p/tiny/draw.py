@@ -200,7 +200,7 @@ def watercolor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     wash = blurred(picture, 0.9)
     wash = wash + 0.35 * np.minimum(wash - blurred(picture, 3), 0)          # wet edges dry darker
     wash = wash - 0.6 * np.sin(8 * np.pi * wash) / (8 * np.pi)              # a soft staircase of four washes
-    pigment = Image.fromarray(rng.uniform(-1, 1, (7, 7)).astype(np.float32)).resize((SIZE, SIZE), Image.BICUBIC)
+    pigment = Image.fromarray(rng.uniform(-1, 1, (7, 7)).astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     water = np.clip(0.34 + 0.16 * np.asarray(pigment), 0, 1)
     border = np.minimum(np.minimum(x, SIZE - 1 - x), np.minimum(y, SIZE - 1 - y)) + 2 * wave(rng, x + y, (3, 5))
     return mix(mix(wash, (252, 248, 238), water), (252, 248, 238), np.clip(1 - (border - 1) / 5, 0, 1))

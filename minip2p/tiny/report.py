@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from minip2p.checkpoint import shipped
@@ -23,7 +24,7 @@ from minip2p.tiny.judge_train import examine
 from minip2p.tiny.scenes import ANIMALS, THINGS, Scene, Sprites, dataset, fetch_sprites, render
 from minip2p.tiny.train import pictures
 from minip2p.trajectory import Target, Trajectory, edit, sample, watching
-from minip2p.viz import grid
+from minip2p.viz import Panel, grid
 
 EXAM_SEED = 9001
 CAP = 60.0  # dB: pictures that are equal have no PSNR
@@ -207,10 +208,15 @@ def main() -> None:
     pair_table, pairs = two_objects(model, judge, n, steps)
     table |= swap_table | pair_table | reweighting(model, judge, n, steps)
     options.out.mkdir(parents=True, exist_ok=True)
-    grid([view for views in shown[:32] for view in views], columns=8).save(options.out / "swaps.png")
-    grid(pairs[:64], columns=8).save(options.out / "pairs.png")
+    grid([panel(view) for views in shown[:32] for view in views], columns=8, least=128).save(options.out / "swaps.png")
+    grid([panel(view) for view in pairs[:64]], columns=8, least=128).save(options.out / "pairs.png")
     write_card(table, n, steps, model.guidance)
     print(json.dumps({name: round(value, 4) for name, value in table.items()} | {"cases": n}))
+
+
+def panel(view: Tensor) -> Panel:
+    """A picture in [-1, 1], 3 H W, for a contact sheet."""
+    return Image.fromarray(((view + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()), ""
 
 
 def write_card(table: dict[str, float], cases: int, steps: int, guidance: float) -> None:

@@ -105,8 +105,8 @@ class Sprites:
         arrays = {}
         with tarfile.open(path) as tar:
             for member in tar:
-                if member.name in wanted:
-                    arrays[wanted[member.name]] = np.asarray(Image.open(tar.extractfile(member)).convert("RGBA"))
+                if member.name in wanted and (file := tar.extractfile(member)):
+                    arrays[wanted[member.name]] = np.asarray(Image.open(file).convert("RGBA"))
         if missing := sorted(CODEPOINTS.keys() - arrays):
             raise ValueError(f"{path} lacks the sprites of {', '.join(missing)}; expected {PACKAGE}")
         return cls(arrays)
@@ -118,14 +118,14 @@ class Sprites:
         sprite = self.images[thing.name, thing.colour]
         scale = thing.size / max(sprite.size)
         # Pillow multiplies colour by alpha before it resizes RGBA, so no fringe comes in from outside the object
-        sprite = sprite.resize([max(1, round(side * scale)) for side in sprite.size], Image.LANCZOS)
-        return sprite.transpose(Image.FLIP_LEFT_RIGHT) if thing.flip else sprite
+        sprite = sprite.resize([max(1, round(side * scale)) for side in sprite.size], Image.Resampling.LANCZOS)
+        return sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if thing.flip else sprite
 
 
 def shrunk(sprite: np.ndarray, side: int = 112) -> np.ndarray:
     """A sprite cut to its opaque box, its longer side at most `side` pixels: so quick to scale."""
     image = Image.fromarray(sprite).crop(Image.fromarray(sprite[..., 3]).getbbox())
-    image.thumbnail((side, side), Image.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return np.asarray(image)
 
 
@@ -199,7 +199,7 @@ def draw_scene(rng: np.random.Generator, fixed: Mapping) -> Scene:
     }
     if unknown := sorted(fixed.keys() - free):
         raise ValueError(f"a scene has no {', '.join(unknown)}; what can be fixed: {', '.join(free)}")
-    s = free | fixed
+    s = free | dict(fixed)
     if "attribute" not in fixed and (s["background"], s["attribute"]) in (("meadow", "flowers"), ("snow", "snow")):
         s["attribute"] = None        # the place already shows it, so its strength could not be told
     strength = s["strength"] if s["attribute"] else 0.0
@@ -247,14 +247,14 @@ def render(scene: Scene, sprites: Sprites) -> Render:
     picture = draw.background(scene.background, scene.horizon, rng)
     if scene.attribute == "flowers":
         picture = draw.with_flowers(picture, scene.strength, scene.horizon, details)
-    covers = {}
+    covers: dict[str, np.ndarray] = {}
     for thing in sorted(scene.things, key=lambda t: t.foot):
         picture, alpha = paste(picture, thing, sprites)
         covers = {name: cover * (1 - alpha) for name, cover in covers.items()} | {thing.name: alpha}
     masks = {thing.name: covers[thing.name] >= 0.5 for thing in scene.things}
     masks[scene.background] = ~np.any(list(masks.values()), axis=0)
     if scene.attribute == "fog":
-        picture = draw.with_fog(picture, scene.strength, sum(covers.values()))
+        picture = draw.with_fog(picture, scene.strength, np.sum(list(covers.values()), axis=0))
     if scene.attribute == "snow":
         picture = draw.with_snow(picture, scene.strength, details)
     if scene.style == "sketch":

@@ -95,7 +95,7 @@ def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = 1e-
 def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[VAE, bool]:
     """The VAE with its averaged weights, and whether its training is complete."""
     torch.manual_seed(seed)
-    vae = VAE(VAE_CONFIG).to(memory_format=torch.channels_last)
+    vae = VAE(VAE_CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = Training(
         vae, work / "vae", rate=lambda step: 1e-3 * cosine(step, VAE_STEPS), steps=VAE_STEPS, ema=0.998
     )
@@ -192,7 +192,7 @@ def train_denoiser(work: Path, seed: int, latents: Latents, steps: int, stop_at:
     """UNet and text encoder with their averaged weights."""
     torch.manual_seed(seed)
     denoiser = Denoiser()
-    denoiser.unet.to(memory_format=torch.channels_last)
+    denoiser.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = Training(denoiser, work / "unet", rate=lambda step: 6e-4 * inverse_root(step), steps=steps, ema=0.9999)
     sched, tokenize, scale = Schedule(SCHEDULER_CONFIG), tokenizer(), latents.scale()
 

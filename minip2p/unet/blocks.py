@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from minip2p.attention import Attend, Site
 from minip2p.config import UNetConfig
 from minip2p.layers import Downsample, ResnetBlock, Upsample
 from minip2p.unet.attention import Transformer
+
+Place = Literal["down", "mid", "up"]
 
 
 @dataclass
@@ -23,7 +26,7 @@ class Builder:
         emb = 4 * self.config.block_out_channels[0]
         return ResnetBlock(inner, outer, groups=self.config.norm_num_groups, eps=self.config.norm_eps, emb_channels=emb)
 
-    def transformer(self, place, level: int) -> Transformer:
+    def transformer(self, place: Place, level: int) -> Transformer:
         c = self.config
         sites = []
         for _ in range(c.per_level(c.transformer_layers_per_block)[level]):
@@ -44,7 +47,9 @@ class Block(nn.Module):
     """One level on one side: residual blocks, after each of them a transformer where the level has attention, and a
     resampler. `widths` are the input channels of each residual block; on the way up they include the skip's."""
 
-    def __init__(self, build: Builder, place, level: int, widths: Iterable[int], attention: bool, resample: str | None):
+    def __init__(
+        self, build: Builder, place: Place, level: int, widths: Iterable[int], attention: bool, resample: str | None
+    ):
         super().__init__()
         outer = build.config.block_out_channels[level]
         self.resnets = nn.ModuleList(build.resnet(inner, outer) for inner in widths)
