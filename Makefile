@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 START := $(shell date +%s)
 TIME = echo "make $@: $$(($$(date +%s) - $(START))) s"
 
-.PHONY: demo test test-full lint
+.PHONY: demo test lint
 
 demo: $(VENV)/core
 	$(BIN)/python -m minip2p.demo -o out
@@ -14,10 +14,6 @@ demo: $(VENV)/core
 
 test: lint
 	$(BIN)/python -m pytest
-	@$(TIME)
-
-test-full: $(VENV)/dev
-	$(BIN)/python -m pytest -m full
 	@$(TIME)
 
 lint: $(VENV)/dev

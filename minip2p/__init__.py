@@ -1,10 +1,10 @@
 """minip2p: Stable Diffusion, minimal, whose attention is an argument; and on it Prompt-to-Prompt.
 
-    import minip2p
-    model = minip2p.load()
-    run = model.generate("a cat on the beach", seed=1)
-    out = model.edit(run, "a dog on the beach")
-    out.image.save("dog.png")
+import minip2p
+model = minip2p.load()
+run = model.generate("a cat on the beach", seed=1)
+out = model.edit(run, "a dog on the beach")
+out.image.save("dog.png")
 """
 
 from importlib import import_module

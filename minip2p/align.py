@@ -56,7 +56,7 @@ def refine_alignment(source: Prompt, target: Prompt, *, parity: bool = False) ->
     parity: target padding takes whatever stands at its position in the source: where the target is shorter, the end
     token and the last words, which are then used twice (rows sum to 2).
     """
-    text = _matches(source.ids[:source.end + 1], target.ids[:target.end + 1])
+    text = _matches(source.ids[: source.end + 1], target.ids[: target.end + 1])
     first = 0 if parity else source.end + 1
     padding = [(max(j, first), j) for j in range(target.end + 1, len(target.ids)) if first < len(source.ids)]
     P = torch.zeros(len(source.ids), len(target.ids))
@@ -99,8 +99,10 @@ def report(source: Prompt, target: Prompt, mapper: Tensor, kept: Tensor | None =
 
 def _check_counts(old: int, new: int) -> None:
     if old != new:
-        raise ValueError(f"a swap needs as many words in the target as in the source, which have {new} and {old}; "
-                         "where words are added or left out, refine")
+        raise ValueError(
+            f"a swap needs as many words in the target as in the source, which have {new} and {old}; "
+            "where words are added or left out, refine"
+        )
 
 
 def _segments(prompt: Prompt) -> list[range]:
@@ -153,5 +155,5 @@ def _original_swap(source: Prompt, target: Prompt) -> Tensor:
         _share(M, rows, cols)
         i, j = i + same + len(rows), j + same + len(cols)
     stop = len(target.ids) - max(i - j, 0)
-    _share(M, range(j, stop), range(j, stop))       # the defect: rows should go on from i
+    _share(M, range(j, stop), range(j, stop))  # the defect: rows should go on from i
     return M

@@ -35,9 +35,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
 
 
-def load_module(
-    build: Callable[[], M], path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> M:
+def load_module(build: Callable[[], M], path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> M:
     """Builds a module without memory (on the meta device) and gives it the tensors of a file.
 
     Every key and shape must match, both ways: ValueError names the first few that do not. A tensor that already has

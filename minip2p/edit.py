@@ -191,7 +191,11 @@ Watch = Callable[[int, Site, Tensor, Values], None]  # is shown how the n-th tar
 
 
 def injecting(
-    source: Mapping[Site, QK], rules: Sequence[Rule], attend: Attend = fused, *, in_maps: bool = False,
+    source: Mapping[Site, QK],
+    rules: Sequence[Rule],
+    attend: Attend = fused,
+    *,
+    in_maps: bool = False,
     watch: Watch | None = None,
 ) -> Attend:
     """An `Attend` for targets, one a row, that take from the source what their rules say.

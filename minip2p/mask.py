@@ -101,7 +101,7 @@ class HeatSum:
 def mask_of(heat: Tensor, size: tuple[int, int], threshold: float, pool: bool = True) -> Tensor:
     """A binary mask h w from a heat map y x (Hertz et al. 2022, local editing; the published code's steps):
 
-        3 × 3 max-pool, nearest upsampling, divide by the maximum, > threshold
+    3 × 3 max-pool, nearest upsampling, divide by the maximum, > threshold
     """
     if pool:
         heat = F.max_pool2d(heat[None], 3, stride=1, padding=1)[0]

@@ -42,7 +42,9 @@ def load(
     sched = Schedule(SchedulerConfig.read(folder / "scheduler" / "scheduler_config.json"))
     text = Text(folder, dtype=dtype, device=device)
     if text.width != unet_config.cross_attention_dim:
-        raise ValueError(f"{folder}: the text encoder is {text.width} wide, the UNet reads {unet_config.cross_attention_dim}")
+        raise ValueError(
+            f"{folder}: the text encoder is {text.width} wide, the UNet reads {unet_config.cross_attention_dim}"
+        )
     unet = load_module(lambda: UNet(unet_config), folder / "unet" / WEIGHTS, dtype=dtype, device=device)
     vae = load_module(lambda: VAE(vae_config), folder / "vae" / WEIGHTS, dtype=dtype, device=device)
     own = folder / "minip2p.json"  # what diffusers' layout has no place for
@@ -127,7 +129,9 @@ class Model(Parts):
             new = self.text.prompt(prompt)
             plan = plan_edit(read, new, steps, cross=cross, self_=self_, self_pixels=self_pixels, kind=kind,
                              reweight=reweight, parity=parity)  # fmt: skip
-            blending = None if blend is None else Blending.begin(blend, read, new, steps, (rows, columns), self.unet.sites)
+            blending = (
+                None if blend is None else Blending.begin(blend, read, new, steps, (rows, columns), self.unet.sites)
+            )
             targets.append(Target(prompt, plan, blending))
         runs = edit(self, origin, targets, attend=attend, in_maps=explicit, progress=bar)
         return runs[0] if isinstance(target, str) else runs
@@ -174,5 +178,7 @@ _DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
     if unknown := [name for name in options if name not in _DEFAULTS]:
-        raise TypeError(f"edit() got an unexpected option {unknown[0]!r}; with a prompt it takes {', '.join(_DEFAULTS)}")
+        raise TypeError(
+            f"edit() got an unexpected option {unknown[0]!r}; with a prompt it takes {', '.join(_DEFAULTS)}"
+        )
     return options

@@ -4,7 +4,7 @@ Axes: t steps, b batch, c h w latents, n tokens, d width of their embedding.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -89,6 +89,13 @@ class Target:
     edit: Edit
     blending: Blending | None = None
 
+    def blended(self, step: int, source: Tensor, x: Tensor) -> Tensor:
+        return x if self.blending is None else self.blending(step, source, x)
+
+    @property
+    def mask(self) -> Tensor | None:
+        return None if self.blending is None else self.blending.mask()
+
 
 @dataclass(frozen=True)
 class Start:
@@ -145,7 +152,7 @@ class Source:
         return self.negative if own is None else own[i : i + 1].to(self.negative)
 
     def read(self, i: int, step: Step, wanted: Callable[[Site, int], bool] | None) -> dict[Site, QK]:
-        """(q, k) of the wanted sites at step i. Where nothing is wanted and the next latents are known, nothing runs."""
+        """(q, k) of the wanted sites at step i. Where nothing is wanted and the next latents are known, none runs."""
         known = i + 1 < len(self.latents)
         if known and wanted is None:
             return {}
@@ -192,15 +199,12 @@ def edit(
         unconditional = source.unconditional(i).expand(len(targets), -1, -1)
         eps = parts.predict(x, step.t, unconditional, conditional, origin.guidance, injected)
         x = finite(parts.sched.step(x, eps, step), i)
-        x = torch.cat([
-            row if target.blending is None else target.blending(i, source.latents[i + 1], row)
-            for row, target in zip(x.split(1), targets, strict=True)
-        ])  # fmt: skip
+        rows = zip(targets, x.split(1), strict=True)
+        x = torch.cat([target.blended(i, source.latents[i + 1], row) for target, row in rows])
         latents.append(x)
     kept, run = torch.stack(latents, dim=1).cpu(), source.finished()
     return [
-        Trajectory(parts, target.prompt, own, run.guidance, run.negative, run.seed, run.unconditional, attend, run,
-                   None if target.blending is None else target.blending.mask())  # fmt: skip
+        replace(run, prompt=target.prompt, latents=own, attend=attend, source=run, mask=target.mask)
         for target, own in zip(targets, kept, strict=True)
     ]
 

@@ -52,7 +52,7 @@ class Prompt:
         size = tokenizer.model_max_length
         ids = tokenizer(text, padding="max_length", max_length=size, truncation=True).input_ids
         uncut = tokenizer(text, verbose=False).input_ids
-        tokens = tuple(tokenizer.decode([i]) for i in ids[:len(uncut)])
+        tokens = tuple(tokenizer.decode([i]) for i in ids[: len(uncut)])
         return cls(text, tuple(ids), tokens, tuple(_words(text, uncut, tokenizer)))
 
     @property
@@ -81,8 +81,11 @@ class Prompt:
     def _by_index(self, which: int | slice | range) -> list[Sequence[int]]:
         indices = range(len(self.words))
         try:
-            chosen = indices[which] if isinstance(which, slice) else [
-                indices[n] for n in (which if isinstance(which, range) else [which])]
+            chosen = (
+                indices[which]
+                if isinstance(which, slice)
+                else [indices[n] for n in (which if isinstance(which, range) else [which])]
+            )
         except IndexError:
             chosen = []
         if not chosen:
@@ -95,8 +98,9 @@ class Prompt:
         folded = fold(text)
         wanted = [folded[a:b] for a, b in _word_spans(folded)]
         have = [fold(word.text) for word in self.words]
-        places: list[Sequence[int]] = [range(n, n + len(wanted)) for n in range(len(have))
-                                       if wanted and have[n:n + len(wanted)] == wanted]
+        places: list[Sequence[int]] = [
+            range(n, n + len(wanted)) for n in range(len(have)) if wanted and have[n : n + len(wanted)] == wanted
+        ]
         if not places:
             raise ValueError(f"{text!r} is not in the prompt {self.text!r}; its words are: {', '.join(have)}")
         if nth is not None and not 1 <= nth <= len(places):
@@ -198,7 +202,7 @@ def _chunk_words(tokens: Sequence[bytes], start: int) -> list[Word]:
     text = b"".join(tokens).decode()
     spans = _word_spans(text)
     owner_of_character = {n: owner for owner, span in enumerate(spans) for n in range(*span)}
-    owners = [owner_of_character.get(n) for n, character in enumerate(text) for _ in character.encode()]   # by byte
+    owners = [owner_of_character.get(n) for n, character in enumerate(text) for _ in character.encode()]  # by byte
     positions: list[list[int]] = [[] for _ in spans]
     for n, (a, b) in enumerate(pairwise(accumulate(map(len, tokens), initial=0))):
         owner = next((o for o in owners[a:b] if o is not None), None)
@@ -211,9 +215,11 @@ def _chunk_words(tokens: Sequence[bytes], start: int) -> list[Word]:
 
 def _word_spans(text: str) -> list[tuple[int, int]]:
     """[start, stop) of each word: what is no space and no punctuation, with single apostrophes and hyphens inside."""
+
     def kind(c: str) -> str:
         mark = c.isspace() or c in string.punctuation or unicodedata.category(c).startswith("P")
         return "-" if c in JOINERS else " " if mark else "w"
+
     return [match.span() for match in re.finditer("w+(?:-w+)*", "".join(map(kind, text)))]
 
 

@@ -15,8 +15,11 @@ from minip2p.words import Prompt
 
 ROOT, DATA = Path(__file__).parents[1], Path(__file__).parent / "data"
 TOKENIZER = CLIPTokenizer.from_pretrained(ROOT / "weights" / "tiny" / "tokenizer")
-WORDS = st.lists(st.sampled_from("a the cat dog red on grass xylophone cat, dog. zookeeper's black-and-white".split()),
-                 min_size=1, max_size=8)
+WORDS = st.lists(
+    st.sampled_from("a the cat dog red on grass xylophone cat, dog. zookeeper's black-and-white".split()),
+    min_size=1,
+    max_size=8,
+)
 LONG = st.lists(st.sampled_from(("cat", "xylophone")), min_size=30, max_size=80)
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
@@ -83,10 +86,11 @@ def test_replace_differs_from_the_published_code_by_the_tail_and_the_punctuation
             same += 1
         elif has_plain_words(source) and has_plain_words(target):
             tail += 1
-            last = max(new.span[1] for word, new in zip(source.words, target.words, strict=True)
-                       if word.text != new.text)
+            last = max(
+                new.span[1] for word, new in zip(source.words, target.words, strict=True) if word.text != new.text
+            )
             assert torch.equal(ours[:, :last], M[:, :last])
-            assert (M.sum(1)[:source.end + 1] != 1).any()
+            assert (M.sum(1)[: source.end + 1] != 1).any()
         else:
             marks += 1
     assert min(same, tail, marks) >= 50, (same, tail, marks)
@@ -101,8 +105,8 @@ def test_refine_differs_from_the_published_code_only_where_the_target_is_shorter
             assert torch.equal(P, P0) and torch.equal(kept, kept0)
         else:
             shorter += 1
-            assert torch.equal(P[:, :target.end + 1], P0[:, :target.end + 1]) and not torch.equal(P, P0)
-            assert P0[:source.end + 1].sum(1).max() == 2 and P[:source.end + 1].sum(1).max() == 1
+            assert torch.equal(P[:, : target.end + 1], P0[:, : target.end + 1]) and not torch.equal(P, P0)
+            assert P0[: source.end + 1].sum(1).max() == 2 and P[: source.end + 1].sum(1).max() == 1
     assert 100 <= shorter <= 400
 
 
@@ -115,16 +119,23 @@ def test_swap_shares_one_token_among_k():
     source, target = prompt("a cat on"), prompt("a zookeeper on")
     k = target.end - source.end + 1
     assert k > 1
-    expected = matrix({(0, 0): 1, (1, 1): 1, **{(2, 2 + n): 1 / k for n in range(k)},
-                       **{(i, i + k - 1): 1 for i in range(3, 77 - k + 1)}})
+    expected = matrix(
+        {
+            (0, 0): 1,
+            (1, 1): 1,
+            **{(2, 2 + n): 1 / k for n in range(k)},
+            **{(i, i + k - 1): 1 for i in range(3, 77 - k + 1)},
+        }
+    )
     assert torch.equal(swap_mapper(source, target), expected)
 
 
 def test_swap_sums_k_tokens_into_one():
     source, target = prompt("a zookeeper on"), prompt("a cat on")
     k = source.end - target.end + 1
-    expected = matrix({(0, 0): 1, (1, 1): 1, **{(2 + n, 2): 1 for n in range(k)},
-                       **{(i, i - k + 1): 1 for i in range(2 + k, 77)}})
+    expected = matrix(
+        {(0, 0): 1, (1, 1): 1, **{(2 + n, 2): 1 for n in range(k)}, **{(i, i - k + 1): 1 for i in range(2 + k, 77)}}
+    )
     assert torch.equal(swap_mapper(source, target), expected)
 
 
@@ -132,7 +143,7 @@ def test_swap_of_k_into_m_gives_each_target_token_one_mth_of_each_source_token()
     source, target = prompt("giraffes"), prompt("zookeeper")
     k, m = source.end - 1, target.end - 1
     assert 1 < k != m > 1
-    assert torch.equal(swap_mapper(source, target)[1:1 + k, 1:1 + m], torch.full((k, m), 1 / m))
+    assert torch.equal(swap_mapper(source, target)[1 : 1 + k, 1 : 1 + m], torch.full((k, m), 1 / m))
 
 
 def test_the_published_tail_is_misaligned_and_ours_is_not():
@@ -146,7 +157,7 @@ def test_the_published_tail_is_misaligned_and_ours_is_not():
 def test_marks_go_to_the_marks_that_stand_there_or_to_the_word_before():
     same = swap_mapper(prompt("a cat, on"), prompt("a zookeeper, on"))
     k = prompt("zookeeper").end - 1
-    assert same[3, 2 + k] == 1 and same[2, 2:2 + k].sum() == 1
+    assert same[3, 2 + k] == 1 and same[2, 2 : 2 + k].sum() == 1
     less = swap_mapper(prompt("a cat, on"), prompt("a dog on"))
     assert less[2, 2] == less[3, 2] == less[4, 3] == 1
     more = swap_mapper(prompt("a cat on"), prompt("a dog, on"))
@@ -159,18 +170,19 @@ def test_rows_of_M_sum_to_one_except_padding_pushed_past_the_end(words, data):
     source, target = prompt(words), prompt(swapped)
     longer = max(target.end - source.end, 0)
     expected = torch.ones(77)
-    expected[77 - longer:] = 0
+    expected[77 - longer :] = 0
     torch.testing.assert_close(swap_mapper(source, target).sum(1), expected)
 
 
 @given(LONG, st.data())
 def test_rows_of_M_sum_to_one_where_words_are_cut_off(words, data):
-    target = prompt(data.draw(st.lists(st.sampled_from(("cat", "xylophone")), min_size=len(words),
-                                       max_size=len(words))))
+    target = prompt(
+        data.draw(st.lists(st.sampled_from(("cat", "xylophone")), min_size=len(words), max_size=len(words)))
+    )
     source = prompt(words)
     M = swap_mapper(source, target)
-    torch.testing.assert_close(M.sum(1)[:source.end + 1], torch.ones(source.end + 1))
-    assert is_binary(M.sum(1)[source.end + 1:])
+    torch.testing.assert_close(M.sum(1)[: source.end + 1], torch.ones(source.end + 1))
+    assert is_binary(M.sum(1)[source.end + 1 :])
 
 
 @given(WORDS | LONG)
@@ -185,13 +197,13 @@ def test_refine_keeps_equal_tokens_in_order_and_each_source_token_once(words, ot
     source, target = prompt(words), prompt(others)
     P, kept = refine_alignment(source, target)
     assert torch.equal(P.sum(0), kept) and is_binary(kept)
-    assert P[:source.end + 1].sum() == P[:source.end + 1].sum(1).count_nonzero()          # at most once
-    i, j = P[:, :target.end + 1].T.nonzero().T.flip(0)
+    assert P[: source.end + 1].sum() == P[: source.end + 1].sum(1).count_nonzero()  # at most once
+    i, j = P[:, : target.end + 1].T.nonzero().T.flip(0)
     assert all(source.ids[a] == target.ids[b] for a, b in zip(i, j, strict=True))
     assert (i.diff() > 0).all()
     assert P[0, 0] == P[source.end, target.end] == 1
-    assert P[:source.end + 1, target.end + 1:].sum() == 0                                 # padding takes padding
-    assert kept[target.end + 1:].all() or source.end == 76
+    assert P[: source.end + 1, target.end + 1 :].sum() == 0  # padding takes padding
+    assert kept[target.end + 1 :].all() or source.end == 76
 
 
 def test_refine_of_an_added_word():
@@ -228,15 +240,24 @@ def test_prompts_that_cannot_be_swapped():
         swap_mapper(prompt("cat " * 80 + "a"), prompt("cat " * 80 + "dog"), parity=True)
 
 
-@pytest.mark.parametrize("source, target, kind", [
-    ("a cat on grass", "a dog on grass", "swap"), ("a cat, on grass.", "A dog on grass", "swap"),
-    ("cat", "dog", "swap"),
-    ("a red car and a blue house", "a blue car and a red house", "swap"),
-    ("a photo of a cat", "a watercolor of a dog", "swap"),
-    ("a cat", "a red cat", "refine"), ("a red cat", "a cat", "refine"), ("a cat", "a cat, watercolor", "refine"),
-    ("a photo of a cat", "a cat on the beach", "refine"), ("a big red car", "a red car parked", "refine"),
-    ("a cat", "a cat!", "refine"), ("a cat", "A Cat", "refine"), ("", "", "refine"),
-])
+@pytest.mark.parametrize(
+    "source, target, kind",
+    [
+        ("a cat on grass", "a dog on grass", "swap"),
+        ("a cat, on grass.", "A dog on grass", "swap"),
+        ("cat", "dog", "swap"),
+        ("a red car and a blue house", "a blue car and a red house", "swap"),
+        ("a photo of a cat", "a watercolor of a dog", "swap"),
+        ("a cat", "a red cat", "refine"),
+        ("a red cat", "a cat", "refine"),
+        ("a cat", "a cat, watercolor", "refine"),
+        ("a photo of a cat", "a cat on the beach", "refine"),
+        ("a big red car", "a red car parked", "refine"),
+        ("a cat", "a cat!", "refine"),
+        ("a cat", "A Cat", "refine"),
+        ("", "", "refine"),
+    ],
+)
 def test_the_kind_of_edit_is_told_from_the_prompts(source, target, kind):
     assert kind_of(prompt(source), prompt(target)) == kind
 
@@ -247,7 +268,8 @@ def test_the_report_of_a_swap():
         "source    share  target",
         "a          1.00  a",
         "giraffes   1.00  zookeeper",
-        "cat        1.00  dog"]
+        "cat        1.00  dog",
+    ]
 
 
 def test_the_report_of_a_refinement():
@@ -257,4 +279,5 @@ def test_the_report_of_a_refinement():
         "a           1.00  a",
         "cat         1.00  cat",
         "(own map)   1.00  running",
-        "red         0.00  (unused)"]
+        "red         0.00  (unused)",
+    ]

@@ -1,4 +1,5 @@
 """The judge that ships, on twelve committed renders; its network and its training, on sprites made here."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -49,10 +50,19 @@ def fresh(config=SMALL, seed=0) -> Judge:
 
 def test_a_verdict_has_the_shapes_it_documents():
     verdict = fresh()(torch.rand(2, 3, 64, 128) * 2 - 1)
-    shapes = {name: tuple(getattr(verdict, name).shape)
-              for name in ("objects", "thing", "kinds", "paints", "background", "style", "strength")}
-    assert shapes == {"objects": (2, 30), "thing": (2, 64, 128), "kinds": (2, 30, 16, 32), "paints": (2, 30, 7),
-                      "background": (2, 8), "style": (2, 3), "strength": (2, 3)}
+    shapes = {
+        name: tuple(getattr(verdict, name).shape)
+        for name in ("objects", "thing", "kinds", "paints", "background", "style", "strength")
+    }
+    assert shapes == {
+        "objects": (2, 30),
+        "thing": (2, 64, 128),
+        "kinds": (2, 30, 16, 32),
+        "paints": (2, 30, 7),
+        "background": (2, 8),
+        "style": (2, 3),
+        "strength": (2, 3),
+    }
     assert verdict.masks("cat").shape == (2, 64, 128) and verdict.colour("car").shape == (2, 7)
     for probabilities in (verdict.kinds, verdict.paints.mT, verdict.background, verdict.style):
         torch.testing.assert_close(probabilities.sum(1), torch.ones_like(probabilities.sum(1)))
@@ -88,7 +98,7 @@ def test_the_densest_cells_count_as_well_as_the_area():
     network, cover = fresh().network, torch.zeros(1, 30, 8, 8)
     with torch.no_grad():
         network.presence.weight.copy_(torch.tensor([[0.0, 1.0]]))
-    cover[:, 0, 2:5, 2:5], cover[:, 1] = 1, 0.2                # a small sure object, a large doubtful one
+    cover[:, 0, 2:5, 2:5], cover[:, 1] = 1, 0.2  # a small sure object, a large doubtful one
     first, second = network.objects(cover)[0, :2]
     assert cover[:, 0].sum() < cover[:, 1].sum() and first > second
 
@@ -107,7 +117,7 @@ def test_a_saved_judge_loads_as_it_was(tmp_path):
     judge.save(tmp_path)
     again, x = Judge.load(tmp_path), torch.rand(1, 3, 32, 32)
     assert again.config == SMALL
-    torch.testing.assert_close(again(x).kinds, judge(x).kinds, atol=2e-3, rtol=0)   # float16
+    torch.testing.assert_close(again(x).kinds, judge(x).kinds, atol=2e-3, rtol=0)  # float16
 
 
 @pytest.mark.parametrize("change, named", [("missing", "stem.bias"), ("unknown", "extra"), ("shape", "stem.bias")])
@@ -217,11 +227,16 @@ def test_the_examination_counts_what_it_says(sprites):
     sheet = lesson(list(dataset(3, 10)), sprites, JudgeConfig())
     one_hot = torch.nn.functional.one_hot
     covers = one_hot(sheet.labels, 31).movedim(3, 1)[:, 1:].float()
-    kinds = torch.nn.functional.max_pool2d(covers, 9, 4, 4)     # so wide that no pixel of the object misses it
-    verdict = replace(fresh(JudgeConfig())(sheet.pictures), objects=sheet.present,
-                      thing=covers.sum(1), kinds=kinds / kinds.sum(1, keepdim=True).clamp_min(1),
-                      paints=one_hot(sheet.paint.clamp_min(0), 7).float(),
-                      background=one_hot(sheet.background, 8).float(), style=one_hot(sheet.style, 3).float())
+    kinds = torch.nn.functional.max_pool2d(covers, 9, 4, 4)  # so wide that no pixel of the object misses it
+    verdict = replace(
+        fresh(JudgeConfig())(sheet.pictures),
+        objects=sheet.present,
+        thing=covers.sum(1),
+        kinds=kinds / kinds.sum(1, keepdim=True).clamp_min(1),
+        paints=one_hot(sheet.paint.clamp_min(0), 7).float(),
+        background=one_hot(sheet.background, 8).float(),
+        style=one_hot(sheet.style, 3).float(),
+    )
     found = judge_train.answers(verdict, sheet)
     assert all(min(values) == 1 for name, values in found.items() if name != "iou") and np.mean(found["iou"]) > 0.95
     assert len(found["iou"]) == sheet.present.sum() and len(found["colour"]) == (sheet.paint != NONE).sum()

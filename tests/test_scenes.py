@@ -1,4 +1,5 @@
 """The tiny world, on sprites made here: a run of the tests needs no tarball and no network."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_a_mask_covers_what_was_drawn(sprites):
         mask = render(scene, sprites).masks[thing.name]
         rows, columns = np.nonzero(mask)
         assert abs(columns.mean() - thing.x) < 1.5 and abs(rows.max() + 1 - thing.foot) < 1.5
-        assert mask.sum() == pytest.approx(np.pi / 4 * thing.size**2, rel=0.1)      # the ball fills its box
+        assert mask.sum() == pytest.approx(np.pi / 4 * thing.size**2, rel=0.1)  # the ball fills its box
 
 
 def test_two_objects_stay_apart_and_the_nearer_one_is_whole(sprites):
@@ -77,8 +78,13 @@ def test_a_thing_takes_its_colour(sprites, colour):
 
 def test_the_held_out_split_never_moves():
     """Pinned: a hash that changed would leak held-out combinations into training."""
-    held = [(n, c, b) for n in ANIMALS + THINGS for c in (COLOURS if n in THINGS else (None,)) for b in BACKGROUNDS
-            if scenes.combination_held_out(n, c, b)]
+    held = [
+        (n, c, b)
+        for n in ANIMALS + THINGS
+        for c in (COLOURS if n in THINGS else (None,))
+        for b in BACKGROUNDS
+        if scenes.combination_held_out(n, c, b)
+    ]
     assert len(held) == 97
     assert [b for n, _, b in held if n in ("dog", "cow", "lion")] == ["snow", "sea", "grass", "snow", "beach", "night"]
     assert not any(n == "cat" for n, _, _ in held)
@@ -87,6 +93,7 @@ def test_the_held_out_split_never_moves():
 def test_the_splits_are_disjoint():
     def combinations(held_out):
         return [{(t.name, t.colour, s.background) for t in s.things} for s in dataset(5, 300, held_out=held_out)]
+
     held = [c for scene in combinations(True) for c in scene if scenes.combination_held_out(*c)]
     assert not set(held) & set().union(*combinations(False))
     assert all(scenes.is_held_out(s) for s in dataset(6, 40, held_out=True))
@@ -112,10 +119,19 @@ def test_captions_name_what_is_there():
 
 
 def test_captions_vary_in_what_they_leave_out():
-    captions = [s.caption for s in dataset(10, 400, names=("chair",), colours=("blue",), background="beach",
-                                           style="photo", attribute=None)]
-    assert {"a blue chair on the beach", "a photo of a blue chair at the beach", "on the beach, a blue chair",
-            "a blue chair", "a chair on the beach"} <= set(captions)
+    captions = [
+        s.caption
+        for s in dataset(
+            10, 400, names=("chair",), colours=("blue",), background="beach", style="photo", attribute=None
+        )
+    ]
+    assert {
+        "a blue chair on the beach",
+        "a photo of a blue chair at the beach",
+        "on the beach, a blue chair",
+        "a blue chair",
+        "a chair on the beach",
+    } <= set(captions)
     full = [s.caption for s in dataset(11, 50, names=("chair",), name_place=True, name_colour=True)]
     assert all(set(c.replace(",", "").split()) & set(COLOURS) for c in full)
 

@@ -23,16 +23,19 @@ def test_it_is_a_stable_diffusion_tokenizer_in_small():
     assert vocab == vocabulary(MERGES) == TOKENIZER.get_vocab()
     assert len(TOKENIZER) == 2 * 256 + len(MERGES) + 2 == 2790 and TOKENIZER.model_max_length == 77
     assert TOKENIZER("A cat.", padding="max_length").input_ids == [
-        2788, *TOKENIZER.convert_tokens_to_ids(["a</w>", "cat</w>", ".</w>"]), *[2789] * 73]
+        2788,
+        *TOKENIZER.convert_tokens_to_ids(["a</w>", "cat</w>", ".</w>"]),
+        *[2789] * 73,
+    ]
 
 
 def test_the_words_of_the_tiny_world_are_one_token_each_as_in_the_full_table():
-    assert {word for word in WORDS if len(TOKENIZER.tokenize(word)) > 1} == {"cyan", "flowery"}      # there too
+    assert {word for word in WORDS if len(TOKENIZER.tokenize(word)) > 1} == {"cyan", "flowery"}  # there too
 
 
 @given(st.text())
 def test_any_text_can_be_tokenized(text):
-    text = text.replace("<|", "")                                    # a special token is no text
+    text = text.replace("<|", "")  # a special token is no text
     said = TOKENIZER.decode(TOKENIZER(text, add_special_tokens=False, verbose=False).input_ids)
     normalized = TOKENIZER.backend_tokenizer.normalizer.normalize_str(text)
     assert "".join(said.split()) == "".join(normalized.split())

@@ -114,8 +114,8 @@ def test_the_exported_folder_opens_with_the_same_weights_in_float16(tmp_path):
     unet = UNet(
         UNetConfig(
             sample_size=8, block_out_channels=(8,) * levels, layers_per_block=1, cross_attention_dim=width,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            attention_head_dim=2, norm_num_groups=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=2, norm_num_groups=4,
         )
     )  # fmt: skip
     vae = VAE(VAEConfig(block_out_channels=(8,), norm_num_groups=4))

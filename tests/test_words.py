@@ -36,18 +36,22 @@ def test_a_prompt_has_the_ids_that_the_text_encoder_takes():
     assert p.words[4:] == (Word("giraffe", (5, 6)), Word("running", (7, 8)))
 
 
-@pytest.mark.parametrize("text, words", [
-    ("a cat, on (red) grass!", "a cat on red grass"),
-    ("the cat's black-and-white hat", "the cat's black-and-white hat"),
-    ("don’t 'small' \"it's\" -x-", "don’t small it's x"),
-    ("  runs   of\tspaces\n", "runs of spaces"),
-    ("3 cats in 1984, 50%", "3 cats in 1984 50"),
-    ("Café ÀÉ Größe e\u0301", "café àé größe é"),
-    ("a 🐱🐶 and 🐱!🐶", "a 🐱🐶 and 🐱 🐶"),
-    ("हिन्दी 日本語, слон", "हिन्दी 日本語 слон"),
-    ("fish &amp; chips", "fish amp chips"),
-    ("... !?", ""), ("", ""),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("a cat, on (red) grass!", "a cat on red grass"),
+        ("the cat's black-and-white hat", "the cat's black-and-white hat"),
+        ("don’t 'small' \"it's\" -x-", "don’t small it's x"),
+        ("  runs   of\tspaces\n", "runs of spaces"),
+        ("3 cats in 1984, 50%", "3 cats in 1984 50"),
+        ("Café ÀÉ Größe e\u0301", "café àé größe é"),
+        ("a 🐱🐶 and 🐱!🐶", "a 🐱🐶 and 🐱 🐶"),
+        ("हिन्दी 日本語, слон", "हिन्दी 日本語 слон"),
+        ("fish &amp; chips", "fish amp chips"),
+        ("... !?", ""),
+        ("", ""),
+    ],
+)
 def test_words_have_punctuation_apart(text, words):
     assert [word.text for word in prompt(text).words] == words.split()
 
@@ -74,7 +78,7 @@ def test_find_takes_every_place_any_case_and_punctuation():
     p = prompt("A cat, a dog and a Cat.")
     assert says(p, p.find("cat")) == ["cat", "cat"] and says(p, p.find("A")) == ["a", "a", "a"]
     assert p.find("CAT") == p.find("cat,") == p.find("cat") == (2, 8)
-    assert prompt("it’s Größe").find("IT'S") == (1, 2, 3, 4)      # it + two bytes of ’ + s
+    assert prompt("it’s Größe").find("IT'S") == (1, 2, 3, 4)  # it + two bytes of ’ + s
     assert prompt("it’s Größe").find("GRÖSSE") == tuple(range(5, 11))
 
 
@@ -95,14 +99,21 @@ def test_find_takes_the_nth_place_words_in_a_row_indices_and_spans():
     assert says(p, p.find("car, a")) == ["car", "a"]
 
 
-@pytest.mark.parametrize("word, says", [
-    ("dog", "'dog' is not in the prompt 'a red cat'; its words are: a, red, cat"),
-    ("a cat", "'a cat' is not in the prompt 'a red cat'; its words are: a, red, cat"),
-    ("ca", "'ca' is not in the prompt"), (",", "',' is not in the prompt"), ("", "'' is not in the prompt"),
-    ("cat#2", "'cat' number 2 is not in the prompt 'a red cat', which has 1 of it"), (("cat", 0), "number 0"),
-    (3, "there is no word 3 in the prompt 'a red cat', which has 3 words"), (range(2, 5), "there is no word"),
-    (slice(3, 5), "there is no word"),
-])
+@pytest.mark.parametrize(
+    "word, says",
+    [
+        ("dog", "'dog' is not in the prompt 'a red cat'; its words are: a, red, cat"),
+        ("a cat", "'a cat' is not in the prompt 'a red cat'; its words are: a, red, cat"),
+        ("ca", "'ca' is not in the prompt"),
+        (",", "',' is not in the prompt"),
+        ("", "'' is not in the prompt"),
+        ("cat#2", "'cat' number 2 is not in the prompt 'a red cat', which has 1 of it"),
+        (("cat", 0), "number 0"),
+        (3, "there is no word 3 in the prompt 'a red cat', which has 3 words"),
+        (range(2, 5), "there is no word"),
+        (slice(3, 5), "there is no word"),
+    ],
+)
 def test_find_names_the_word_that_is_missing_and_those_there_are(word, says):
     with pytest.raises(ValueError) as error:
         prompt("a red cat").find(word)
@@ -123,7 +134,7 @@ def test_find_says_so_of_a_word_that_is_cut_in_the_middle():
         prompt("a " * 74 + "xylophone").find("xylophone")
 
 
-@pytest.mark.parametrize("share, rows", [(.8, 40), (.4, 20), (1.0, 50), (0, 0), (1, 50)])
+@pytest.mark.parametrize("share, rows", [(0.8, 40), (0.4, 20), (1.0, 50), (0, 0), (1, 50)])
 def test_cross_replace_steps_of_50(share, rows):
     alpha = schedule(share, prompt("a cat"), 50)
     assert alpha.shape == (50, 77) and alpha.dtype == torch.float32
@@ -132,11 +143,11 @@ def test_cross_replace_steps_of_50(share, rows):
 
 def test_cross_replace_steps_by_word():
     p = prompt("a cat, a giraffe")
-    alpha = schedule({"cat": (.2, .6), "default_": .8, "a#2": 0.}, p, 50)
-    assert alpha[:, 2].nonzero().flatten().tolist() == list(range(10, 30))      # int(.2 · 51), int(.6 · 51)
+    alpha = schedule({"cat": (0.2, 0.6), "default_": 0.8, "a#2": 0.0}, p, 50)
+    assert alpha[:, 2].nonzero().flatten().tolist() == list(range(10, 30))  # int(.2 · 51), int(.6 · 51)
     assert alpha[:, 4].sum() == 0
     assert all(alpha[:, j].sum() == 40 for j in range(77) if j not in (2, 4))
-    assert schedule({"cat": .5}, p, 50)[:, [0, 2]].sum(0).tolist() == [50, 25]  # default_ is 1.0
+    assert schedule({"cat": 0.5}, p, 50)[:, [0, 2]].sum(0).tolist() == [50, 25]  # default_ is 1.0
 
 
 @given(st.integers(1, 200), st.floats(0, 1), st.floats(0, 1))
@@ -149,7 +160,7 @@ def test_schedules_are_contiguous_and_self_steps_are_int_of_steps_times_share(st
     assert self_steps(end, steps) == (0, int(steps * end))
 
 
-@pytest.mark.parametrize("share", [-.1, 1.1, (.6, .2), (0, 1.5), float("nan"), {"cat": 2.}])
+@pytest.mark.parametrize("share", [-0.1, 1.1, (0.6, 0.2), (0, 1.5), float("nan"), {"cat": 2.0}])
 def test_steps_outside_the_run_are_refused(share):
     with pytest.raises(ValueError, match="0 <= start <= end <= 1"):
         schedule(share, prompt("a cat"), 50)
@@ -161,9 +172,9 @@ def test_steps_outside_the_run_are_refused(share):
 def test_a_scheduled_word_that_is_missing_is_an_error_and_in_parity_ignored():
     p = prompt("a Cat, running")
     with pytest.raises(ValueError, match="'dog' is not in the prompt"):
-        schedule({"dog": .5}, p, 50)
-    assert torch.equal(schedule({"dog": .5, "cat": .5}, p, 50, parity=True), torch.ones(50, 77))
-    assert schedule({"Cat,": .5}, p, 50, parity=True).sum(0)[:5].tolist() == [50, 50, 25, 25, 50]
+        schedule({"dog": 0.5}, p, 50)
+    assert torch.equal(schedule({"dog": 0.5, "cat": 0.5}, p, 50, parity=True), torch.ones(50, 77))
+    assert schedule({"Cat,": 0.5}, p, 50, parity=True).sum(0)[:5].tolist() == [50, 50, 25, 25, 50]
 
 
 def test_equalizer_weighs_each_token_of_a_word():
@@ -172,7 +183,7 @@ def test_equalizer_weighs_each_token_of_a_word():
     expected = torch.ones(77)
     expected[list(p.find("xylophone"))], expected[2] = -2.5, 0
     assert torch.equal(c, expected) and len(p.find("xylophone")) > 1
-    assert torch.equal(equalizer({"giraffe": 3}, p, parity=True), torch.ones(77))     # there it is "giraffe,"
+    assert torch.equal(equalizer({"giraffe": 3}, p, parity=True), torch.ones(77))  # there it is "giraffe,"
     with pytest.raises(ValueError, match="'dog' is not in the prompt"):
         equalizer({"dog": 2}, p)
     with pytest.raises(ValueError, match="weight of 'giraffe' is nan"):
@@ -184,15 +195,15 @@ def test_parity_of_the_schedule_with_the_published_code():
     pairs = json.loads((data / "p2p_prompts.json").read_text(encoding="utf-8"))["swap"]
     original = np.load(data / "p2p_mappers.npz")["alpha"]
     for (_, target), alpha in zip(pairs, original, strict=False):
-        ours = schedule({"default_": .8, target.split(" ")[0]: (.2, .6)}, prompt(target), 50, parity=True)
+        ours = schedule({"default_": 0.8, target.split(" ")[0]: (0.2, 0.6)}, prompt(target), 50, parity=True)
         assert torch.equal(ours, torch.from_numpy(alpha).float())
     assert len(original) == 100 and original.min() == 0 and original.max() == 1
 
 
 def test_inputs_are_unchanged():
-    given = {"cat": (.2, .6)}
+    given = {"cat": (0.2, 0.6)}
     schedule(given, prompt("a cat"), 10)
-    assert given == {"cat": (.2, .6)}
+    assert given == {"cat": (0.2, 0.6)}
 
 
 def test_tokens_that_a_space_does_not_part_are_refused():

@@ -3,6 +3,7 @@
 Pictures are float32 (height, width, 3) in [0, 1]; colours are written as 0..255 triples. Everything is a soft shape or
 a slow wave: noise in single pixels would cost the autoencoder more than it is worth.
 """
+
 from __future__ import annotations
 
 from types import MappingProxyType
@@ -11,25 +12,33 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 128
-PAINT = MappingProxyType({
-    "red": (218, 28, 36), "orange": (250, 128, 14), "yellow": (250, 212, 30), "green": (38, 160, 58),
-    "blue": (32, 98, 226), "purple": (124, 48, 184), "pink": (250, 132, 190),
-})
+PAINT = MappingProxyType(
+    {
+        "red": (218, 28, 36),
+        "orange": (250, 128, 14),
+        "yellow": (250, 212, 30),
+        "green": (38, 160, 58),
+        "blue": (32, 98, 226),
+        "purple": (124, 48, 184),
+        "pink": (250, 132, 190),
+    }
+)
 # The hues (degrees) that take the paint; leaves, windows, strings and handles keep their own.
 WARM = (290, 70)
-PAINTED_HUES = MappingProxyType({"umbrella": (225, 300), "backpack": (290, 25), "tulip": (270, 360),
-                                "hat": (10, 70)})
+PAINTED_HUES = MappingProxyType({"umbrella": (225, 300), "backpack": (290, 25), "tulip": (270, 360), "hat": (10, 70)})
 # sky at the top, sky at the horizon, ground at the horizon, ground at the bottom
-LAND = MappingProxyType({
-    "grass": ((84, 160, 236), (200, 228, 250), (104, 182, 62), (52, 130, 36)),
-    "beach": ((84, 190, 246), (214, 240, 250), (248, 228, 176), (228, 196, 132)),
-    "snow": ((136, 170, 212), (208, 222, 240), (248, 251, 255), (212, 224, 242)),
-    "desert": ((250, 176, 84), (255, 230, 176), (226, 152, 78), (186, 106, 46)),
-    "night": ((12, 14, 46), (46, 46, 106), (30, 46, 52), (12, 20, 28)),
-    "street": ((168, 182, 200), (216, 222, 228), (112, 114, 120), (76, 78, 84)),
-    "meadow": ((150, 206, 242), (240, 242, 226), (206, 214, 100), (140, 180, 62)),
-    "sea": ((120, 182, 232), (228, 238, 242), (48, 132, 200), (10, 58, 128)),
-})
+LAND = MappingProxyType(
+    {
+        "grass": ((84, 160, 236), (200, 228, 250), (104, 182, 62), (52, 130, 36)),
+        "beach": ((84, 190, 246), (214, 240, 250), (248, 228, 176), (228, 196, 132)),
+        "snow": ((136, 170, 212), (208, 222, 240), (248, 251, 255), (212, 224, 242)),
+        "desert": ((250, 176, 84), (255, 230, 176), (226, 152, 78), (186, 106, 46)),
+        "night": ((12, 14, 46), (46, 46, 106), (30, 46, 52), (12, 20, 28)),
+        "street": ((168, 182, 200), (216, 222, 228), (112, 114, 120), (76, 78, 84)),
+        "meadow": ((150, 206, 242), (240, 242, 226), (206, 214, 100), (140, 180, 62)),
+        "sea": ((120, 182, 232), (228, 238, 242), (48, 132, 200), (10, 58, 128)),
+    }
+)
 PETALS = ((255, 255, 255), (255, 120, 170), (230, 60, 70), (170, 110, 230))
 
 
@@ -52,7 +61,7 @@ def axes() -> tuple[np.ndarray, np.ndarray]:
 def wave(rng: np.random.Generator, x: np.ndarray, periods=(1.3, 2.6)) -> np.ndarray:
     """A slow curve in [-1, 1]: one sine for each number of periods across the picture."""
     phases = rng.uniform(0, 2 * np.pi, len(periods)).tolist()
-    sines = (np.sin(2 * np.pi * n * x / SIZE + p) for n, p in zip(periods, phases))
+    sines = (np.sin(2 * np.pi * n * x / SIZE + p) for n, p in zip(periods, phases, strict=True))
     return sum(sines) / len(periods)
 
 
@@ -64,7 +73,7 @@ def below(line: np.ndarray, y: np.ndarray) -> np.ndarray:
 def glow(x0: float, y0: float, rx: float, ry: float) -> np.ndarray:
     """A soft ellipse (h, w): one at its centre, fading like a Gaussian."""
     y, x = axes()
-    return np.exp(-((x - x0) / rx) ** 2) * np.exp(-((y - y0) / ry) ** 2)
+    return np.exp(-(((x - x0) / rx) ** 2)) * np.exp(-(((y - y0) / ry) ** 2))
 
 
 def discs(picture: np.ndarray, spots) -> np.ndarray:
@@ -81,7 +90,7 @@ def discs(picture: np.ndarray, spots) -> np.ndarray:
 
 def ground_spots(rng: np.random.Generator, n: int, horizon: float) -> tuple[np.ndarray, np.ndarray]:
     """n places (x, y) on the ground, spread like a jittered sequence so that they rarely touch."""
-    turn = np.arange(n) * np.array([[0.7549], [0.5698]]) + rng.random((2, 1))     # the plane's golden ratio
+    turn = np.arange(n) * np.array([[0.7549], [0.5698]]) + rng.random((2, 1))  # the plane's golden ratio
     u, v = turn % 1
     return 3 + u * (SIZE - 6), horizon + 6 + v * (SIZE - horizon - 10)
 
@@ -90,7 +99,7 @@ def flowers(rng: np.random.Generator, n: int, horizon: float, radius: float, cou
     """Spots of up to n flowers, petals and centre; the first `count` are shown, the last in part."""
     xs, ys = ground_spots(rng, n, horizon)
     kinds = rng.integers(len(PETALS), size=n)
-    for i, (x, y, kind) in enumerate(zip(xs, ys, kinds)):
+    for i, (x, y, kind) in enumerate(zip(xs, ys, kinds, strict=True)):
         seen = min(max(count - i, 0), 1)
         r = radius * (0.75 + 0.5 * (y - horizon) / (SIZE - horizon))
         yield from ((x, y, r, PETALS[kind], seen), (x, y, 0.42 * r, (255, 210, 40), seen))
@@ -119,8 +128,11 @@ def behind(name: str, sky: np.ndarray, horizon: float, rng: np.random.Generator)
     if name == "grass":
         return mix(sky, (44, 112, 52), below(horizon - 6 - 3 * wave(rng, x, (4, 7)), y))
     if name == "beach":
-        return mix(mix(sky, (28, 150, 190), below(np.full_like(x, horizon - 14), y)), (96, 210, 214),
-                   np.clip((y - horizon + 14) / 16, 0, 1))
+        return mix(
+            mix(sky, (28, 150, 190), below(np.full_like(x, horizon - 14), y)),
+            (96, 210, 214),
+            np.clip((y - horizon + 14) / 16, 0, 1),
+        )
     if name == "snow":
         feet = (np.arange(7) + rng.uniform(0.1, 0.9, 7)) * SIZE / 7
         firs = (rng.uniform(9, 20, 7)[:, None] - 2.4 * np.abs(x - feet[:, None])).max(0)
@@ -129,8 +141,10 @@ def behind(name: str, sky: np.ndarray, horizon: float, rng: np.random.Generator)
         sun = discs(sky, [(rng.uniform(15, 113), 0.4 * horizon, 8, (255, 246, 214), 1)])
         return mix(sun, (214, 136, 84), below(horizon - 7 - 7 * wave(rng, x, (1.1, 1.9)), y))
     if name == "night":
-        stars = [(*at, rng.uniform(0.8, 1.4), (255, 250, 220), 0.9)
-                 for at in rng.uniform((3, 3), (SIZE - 3, horizon - 8), (12, 2))]
+        stars = [
+            (*at, rng.uniform(0.8, 1.4), (255, 250, 220), 0.9)
+            for at in rng.uniform((3, 3), (SIZE - 3, horizon - 8), (12, 2))
+        ]
         moon = (rng.uniform(15, 113), 0.35 * horizon, 8, (250, 244, 206), 1)
         return mix(discs(sky, [*stars, moon]), (22, 26, 58), below(horizon - 5 - 4 * wave(rng, x), y))
     if name == "street":
@@ -146,7 +160,7 @@ def in_front(name: str, picture: np.ndarray, horizon: float, rng: np.random.Gene
     y, x = axes()
     depth = y - horizon
     if name == "beach":
-        return mix(picture, (255, 255, 255), np.exp(-((depth - 1.5 * wave(rng, x, (2, 3))) / 2) ** 2))
+        return mix(picture, (255, 255, 255), np.exp(-(((depth - 1.5 * wave(rng, x, (2, 3))) / 2) ** 2)))
     if name == "street":
         kerb = below(np.full_like(x, horizon + 1), y) - below(np.full_like(x, horizon + 6), y)
         lane = horizon + 0.55 * (SIZE - horizon)
@@ -176,7 +190,7 @@ def with_snow(picture: np.ndarray, strength: float, rng: np.random.Generator) ->
     n = 56
     turn = (np.arange(n) * np.array([[0.7549], [0.5698]]) + rng.random((2, 1))) % 1 * SIZE
     seen = np.clip(n * strength - np.arange(n), 0, 1)
-    return discs(picture, zip(*turn, rng.uniform(1.5, 2.7, n), [(255, 255, 255)] * n, 0.95 * seen))
+    return discs(picture, zip(*turn, rng.uniform(1.5, 2.7, n), [(255, 255, 255)] * n, 0.95 * seen, strict=True))
 
 
 def blurred(picture: np.ndarray, radius: float) -> np.ndarray:
@@ -198,9 +212,11 @@ def watercolor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Pale washes that pool at their edges, uneven pigment, and bare paper round the sheet."""
     y, x = axes()
     wash = blurred(picture, 0.9)
-    wash = wash + 0.35 * np.minimum(wash - blurred(picture, 3), 0)          # wet edges dry darker
-    wash = wash - 0.6 * np.sin(8 * np.pi * wash) / (8 * np.pi)              # a soft staircase of four washes
-    pigment = Image.fromarray(rng.uniform(-1, 1, (7, 7)).astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    wash = wash + 0.35 * np.minimum(wash - blurred(picture, 3), 0)  # wet edges dry darker
+    wash = wash - 0.6 * np.sin(8 * np.pi * wash) / (8 * np.pi)  # a soft staircase of four washes
+    pigment = Image.fromarray(rng.uniform(-1, 1, (7, 7)).astype(np.float32)).resize(
+        (SIZE, SIZE), Image.Resampling.BICUBIC
+    )
     water = np.clip(0.34 + 0.16 * np.asarray(pigment), 0, 1)
     border = np.minimum(np.minimum(x, SIZE - 1 - x), np.minimum(y, SIZE - 1 - y)) + 2 * wave(rng, x + y, (3, 5))
     return mix(mix(wash, (252, 248, 238), water), (252, 248, 238), np.clip(1 - (border - 1) / 5, 0, 1))

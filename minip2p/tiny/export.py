@@ -57,7 +57,7 @@ def halves(module: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def export(folder: Path, vae: VAE, unet: UNet, text: Any, sched: SchedulerConfig, *, scaling_factor: float) -> None:
-    """Writes the folder. The tokenizer is copied; float16 weights; the configs say float32, so that they open as such."""
+    """Writes the folder, float16. The tokenizer is copied; the configs say float32, so that they open as such."""
 
     def config(name: str, of: Config, class_name: str) -> None:
         write_json(folder / name, {"_class_name": class_name, "_diffusers_version": "0.42.0"} | asdict(of))
@@ -73,8 +73,8 @@ def export(folder: Path, vae: VAE, unet: UNet, text: Any, sched: SchedulerConfig
     # The official files have "text_model." before every name; transformers 5 itself has dropped it.
     names = halves(text, "" if "text_model.final_layer_norm.weight" in text.state_dict() else "text_model.")
     write_safetensors(names, folder / "text_encoder" / "model.safetensors", {"format": "pt"})
-    write_json(folder / "text_encoder/config.json", text.config.to_dict() | {"architectures": ["CLIPTextModel"], "dtype": "float32",
-                                                     "torch_dtype": "float32"})  # fmt: skip
+    said = {"architectures": ["CLIPTextModel"], "dtype": "float32", "torch_dtype": "float32"}
+    write_json(folder / "text_encoder/config.json", text.config.to_dict() | said)
     if folder.resolve() != TOKENIZER.parent.resolve():
         for file in TOKENIZER.iterdir():
             (folder / "tokenizer").mkdir(exist_ok=True)

@@ -28,6 +28,7 @@ OBJECTS = ANIMALS + THINGS
 @dataclass(frozen=True)
 class JudgeConfig:
     """Channels at strides 2, 4, 8 and 16, and the words of each list in the order of the outputs."""
+
     widths: tuple[int, ...] = (24, 48, 96, 144)
     objects: tuple[str, ...] = OBJECTS
     colours: tuple[str, ...] = COLOURS
@@ -44,6 +45,7 @@ class Verdict:
     paints b n k (the colour of each object, of no meaning where it is absent or the style is sketch), background b k,
     style b k, strength b k (in [0, 1] for each graded attribute, about 0 where it is absent).
     """
+
     config: JudgeConfig
     objects: Tensor
     thing: Tensor
@@ -69,8 +71,10 @@ class Verdict:
     def named(self) -> list[dict[str, str]]:
         """The likeliest background and style of each picture, as words."""
         places, styles = self.background.argmax(1).tolist(), self.style.argmax(1).tolist()
-        return [{"background": self.config.backgrounds[p], "style": self.config.styles[s]}
-                for p, s in zip(places, styles, strict=True)]
+        return [
+            {"background": self.config.backgrounds[p], "style": self.config.styles[s]}
+            for p, s in zip(places, styles, strict=True)
+        ]
 
 
 def position(word: str, words: tuple[str, ...]) -> int:
@@ -95,6 +99,7 @@ class Block(nn.Module):
 class Reading(NamedTuple):
     """The network's logits: thing b H W, kinds b n H/4 W/4, objects b n, background, style and strength b k each;
     and the features b c H/4 W/4 that `Network.colours` pools."""
+
     thing: Tensor
     kinds: Tensor
     objects: Tensor
@@ -112,30 +117,32 @@ class Network(nn.Module):
         a, b, c, d = config.widths
         self.sizes = [len(config.backgrounds), len(config.styles), len(config.attributes)]
         self.stem = nn.Conv2d(3 * 4, a, 3, padding=1)
-        self.down = nn.ModuleList([
-            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), Block(b), Block(b)),
-            nn.Sequential(nn.Conv2d(b, c, 3, 2, 1), Block(c), Block(c)),
-            nn.Sequential(nn.Conv2d(c, d, 3, 2, 1), Block(d), Block(d), Block(d)),
-        ])
+        self.down = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), Block(b), Block(b)),
+                nn.Sequential(nn.Conv2d(b, c, 3, 2, 1), Block(c), Block(c)),
+                nn.Sequential(nn.Conv2d(c, d, 3, 2, 1), Block(d), Block(d), Block(d)),
+            ]
+        )
         self.narrow = nn.ModuleList([nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1), nn.Conv2d(b, a, 1)])
         self.up = nn.ModuleList([Block(c), Block(b), Block(a)])
-        self.thing = nn.Conv2d(a, 4, 1)                       # 2 x 2 pixels at each site
+        self.thing = nn.Conv2d(a, 4, 1)  # 2 x 2 pixels at each site
         self.kinds = nn.Conv2d(b, len(config.objects), 1)
         self.presence = nn.Linear(2, 1)
         nn.init.ones_(self.presence.weight)
-        nn.init.constant_(self.presence.bias, 3.0)            # a tenth of the picture, half sure, is about even
+        nn.init.constant_(self.presence.bias, 3.0)  # a tenth of the picture, half sure, is about even
         self.whole = nn.Sequential(nn.Linear(a + b + c + 2 * d, 128), nn.ReLU(), nn.Linear(128, sum(self.sizes)))
         self.paint = nn.Sequential(nn.Linear(b + 3, 96), nn.ReLU(), nn.Linear(96, len(config.colours)))
 
     def forward(self, x: Tensor) -> Reading:
         """x b 3 H W in [-1, 1], sides in multiples of 16."""
-        y = F.relu(self.stem(F.pixel_unshuffle(x, 2)))        # no norm here: means over it count flowers and flakes
+        y = F.relu(self.stem(F.pixel_unshuffle(x, 2)))  # no norm here: means over it count flowers and flakes
         skips = [y]
         for level in self.down:
             skips.append(y := level(y))
         means = [F.relu(s).mean((2, 3)) for s in skips]
         background, style, strength = self.whole(torch.cat([*means, y.amax((2, 3))], 1)).split(self.sizes, 1)
-        rising = []                                           # at strides 8, 4, 2
+        rising = []  # at strides 8, 4, 2
         for narrow, block, skip in zip(self.narrow, self.up, skips[-2::-1], strict=True):
             rising.append(y := block(F.interpolate(narrow(y), scale_factor=2.0) + skip))
         thing = F.pixel_shuffle(self.thing(F.relu(y)), 2)
@@ -152,7 +159,7 @@ class Network(nn.Module):
 
     def colours(self, features: Tensor, cover: Tensor) -> Tensor:
         """Logits b n k of each object's colour: from the mean of the features under its cover b n h w in [0, 1]."""
-        weights = cover.flatten(2)                                                       # b n hw
+        weights = cover.flatten(2)  # b n hw
         weights = weights / weights.sum(2, keepdim=True).clamp_min(1e-6)
         return self.paint(weights @ features.flatten(2).mT)
 
@@ -171,8 +178,16 @@ class Judge:
         read = self.network(pictures.float())
         thing, kinds = read.thing.sigmoid(), read.kinds.softmax(1)
         paints = self.network.colours(read.features, F.avg_pool2d(thing[:, None], 4) * kinds).softmax(2)
-        return Verdict(self.config, read.objects.sigmoid(), thing, kinds, paints, read.background.softmax(1),
-                       read.style.softmax(1), read.strength.clamp(0, 1))
+        return Verdict(
+            self.config,
+            read.objects.sigmoid(),
+            thing,
+            kinds,
+            paints,
+            read.background.softmax(1),
+            read.style.softmax(1),
+            read.strength.clamp(0, 1),
+        )
 
     def save(self, folder: str | Path) -> None:
         """Writes config.json and judge.safetensors (float16), each whole or not at all."""

@@ -23,14 +23,15 @@ from minip2p.tiny.loop import Training, cosine
 from minip2p.tiny.scenes import Scene, Sprites, dataset, fetch_sprites, render
 
 STEPS, BATCH, LR = 2400, 16, 2e-3
-EXAM_SEED, EXAM_SCENES = 7001, 1200       # fixed before the first training
-NONE = -100                               # what F.cross_entropy leaves out
+EXAM_SEED, EXAM_SCENES = 7001, 1200  # fixed before the first training
+NONE = -100  # what F.cross_entropy leaves out
 
 
 @dataclass(frozen=True)
 class Lesson:
     """Pictures b 3 H W in [-1, 1] with the truth: labels b H W (0 no object, else 1 + its place in the list),
     present b n (0 or 1), paint b n (colour, NONE where it cannot be told), background b, style b, strength b k."""
+
     pictures: Tensor
     labels: Tensor
     present: Tensor
@@ -90,15 +91,19 @@ def mistake(network: Network, lesson: Lesson) -> Tensor:
     strength. Kinds are told where there is a thing, and colours are read under the true masks, so that each can be
     learnt before the others are; the weights bring the terms to a like size at the start."""
     read = network(lesson.pictures)
-    cells = lesson.labels[:, 2::4, 2::4]                                                  # b H/4 W/4
+    cells = lesson.labels[:, 2::4, 2::4]  # b H/4 W/4
     covers = F.one_hot(cells, 1 + read.kinds.shape[1])[..., 1:].movedim(3, 1).float()
     colours, shown = network.colours(read.features, covers), lesson.paint != NONE
     colour = F.cross_entropy(colours[shown], lesson.paint[shown]) if shown.any() else colours.sum() * 0
-    return (5 * F.binary_cross_entropy_with_logits(read.thing, (lesson.labels > 0).float())
-            + 2 * F.cross_entropy(read.kinds, cells - 1, ignore_index=-1)
-            + 10 * F.binary_cross_entropy_with_logits(read.objects, lesson.present)
-            + colour + F.cross_entropy(read.background, lesson.background) + F.cross_entropy(read.style, lesson.style)
-            + 20 * F.mse_loss(read.strength, lesson.strength))
+    return (
+        5 * F.binary_cross_entropy_with_logits(read.thing, (lesson.labels > 0).float())
+        + 2 * F.cross_entropy(read.kinds, cells - 1, ignore_index=-1)
+        + 10 * F.binary_cross_entropy_with_logits(read.objects, lesson.present)
+        + colour
+        + F.cross_entropy(read.background, lesson.background)
+        + F.cross_entropy(read.style, lesson.style)
+        + 20 * F.mse_loss(read.strength, lesson.strength)
+    )
 
 
 def ranks(values: Tensor) -> Tensor:

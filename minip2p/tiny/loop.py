@@ -40,7 +40,7 @@ def cosine(step: int, steps: int, warmup: int = 200) -> float:
 
 
 def inverse_root(step: int, level: int = 3000, warmup: int = 200) -> float:
-    """The factor on the learning rate of a run that has no last step: a warm-up, one, and from `level` on √(level/step).
+    """The factor on the learning rate of a run without a last step: a warm-up, one, and from `level` on √(level/step).
     With the moving average it needs no decay at its end, so it can stop and go on anywhere."""
     return min(1.0, (step + 1) / warmup, math.sqrt(level / (step + 1)))
 
@@ -119,7 +119,9 @@ class Training:
                 row = {"step": self.step, "loss": round(total / (self.step - logged), 5), "seconds": round(spent, 3)}
                 with open(self.work / "log.jsonl", "a", encoding="utf-8") as f:
                     f.write(json.dumps(row) + "\n")
-                print(f"{self.work.name} {self.step}/{self.steps} loss {row['loss']:.4f} {spent:.2f} s/step", flush=True)
+                print(
+                    f"{self.work.name} {self.step}/{self.steps} loss {row['loss']:.4f} {spent:.2f} s/step", flush=True
+                )
                 logged, total, since = self.step, 0.0, time.time()
             if time.time() - saved > save_every:
                 self.save()

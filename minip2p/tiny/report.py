@@ -1,7 +1,7 @@
 """How good is the model that ships? python -m minip2p.tiny.report
 
-Measures on held-out combinations, with the judge, and writes the table of weights/README.md, contact sheets, and last one
-JSON line. Seeds are fixed: case i is the i-th scene of EXAM_SEED and is sampled with seed i.
+Measures on held-out combinations, with the judge, and writes the table of weights/README.md, contact sheets, and last
+one JSON line. Seeds are fixed: case i is the i-th scene of EXAM_SEED and is sampled with seed i.
 """
 
 import argparse
@@ -109,7 +109,10 @@ def swapped(scene: Scene, number: int) -> tuple[str, str, str]:
     word = scene.things[0].name
     kin = ANIMALS if word in ANIMALS else THINGS
     new = kin[(kin.index(word) + 1 + number % (len(kin) - 1)) % len(kin)]
-    article = {f"a {word}": f"{'an' if new[0] in 'aeiou' else 'a'} {new}", f"an {word}": f"{'an' if new[0] in 'aeiou' else 'a'} {new}"}
+    article = {
+        f"a {word}": f"{'an' if new[0] in 'aeiou' else 'a'} {new}",
+        f"an {word}": f"{'an' if new[0] in 'aeiou' else 'a'} {new}",
+    }
     text = scene.caption
     for old, put in article.items():
         if old in text:
@@ -117,7 +120,9 @@ def swapped(scene: Scene, number: int) -> tuple[str, str, str]:
     return text.replace(word, new, 1), word, new  # a colour stands between the article and the thing
 
 
-def three_targets(model: Model, source: str, target: str, words: tuple[str, str], noise: Tensor, steps: int) -> list[Target]:
+def three_targets(
+    model: Model, source: str, target: str, words: tuple[str, str], noise: Tensor, steps: int
+) -> list[Target]:
     """The same target without P2P (the same seed alone), with it, and with blending."""
     old, new = model.text.prompt(source), model.text.prompt(target)
     alone = plan_edit(old, new, steps, cross=0.0, self_=0.0)
@@ -178,7 +183,9 @@ def reweighting(model: Model, judge: Judge, count: int, steps: int) -> dict[str,
         scene = next(dataset(EXAM_SEED + 3, 1, start=i, held_out=False, objects=1, background=place, attribute=graded,
                              style="photo", strength=0.5, name_place=True))  # fmt: skip
         start, old = model.start(scene.caption, i, steps, None, None, "", None), model.text.prompt(scene.caption)
-        targets = [Target(scene.caption, plan_edit(old, old, steps, reweight={_last(graded, scene): w})) for w in WEIGHTS]
+        targets = [
+            Target(scene.caption, plan_edit(old, old, steps, reweight={_last(graded, scene): w})) for w in WEIGHTS
+        ]
         views = torch.stack([picture(run) for run in edit(model, start, targets)])
         strength = judge(views).strength[:, judge.config.attributes.index(graded)]
         rising.append(float((strength.diff() >= 0).all()))

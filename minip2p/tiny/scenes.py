@@ -3,6 +3,7 @@
 Objects are Microsoft's Fluent 3D emoji (MIT licence) from the npm package @lobehub/fluent-emoji-3d; the training recipe
 fetches them and they are never committed. A `Scene` fixes everything, so `render` is a pure function of it.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,14 +20,40 @@ from PIL import Image
 from minip2p.tiny import draw
 from minip2p.tiny.draw import SIZE
 
-CODEPOINTS = MappingProxyType({
-    "cat": "1f408", "dog": "1f415", "rabbit": "1f407", "horse": "1f40e", "cow": "1f404", "pig": "1f416",
-    "sheep": "1f411", "elephant": "1f418", "tiger": "1f405", "camel": "1f42a", "duck": "1f986", "turtle": "1f422",
-    "penguin": "1f427", "giraffe": "1f992", "zebra": "1f993", "lion": "1f981",
-    "car": "1f697", "balloon": "1f388", "apple": "1f34e", "umbrella": "2602-fe0f", "chair": "1fa91", "tulip": "1f337",
-    "house": "1f3e0", "bicycle": "1f6b2", "cake": "1f382", "backpack": "1f392", "hat": "1f452", "guitar": "1f3b8",
-    "truck": "1f69a", "lamp": "1fa94",
-})
+CODEPOINTS = MappingProxyType(
+    {
+        "cat": "1f408",
+        "dog": "1f415",
+        "rabbit": "1f407",
+        "horse": "1f40e",
+        "cow": "1f404",
+        "pig": "1f416",
+        "sheep": "1f411",
+        "elephant": "1f418",
+        "tiger": "1f405",
+        "camel": "1f42a",
+        "duck": "1f986",
+        "turtle": "1f422",
+        "penguin": "1f427",
+        "giraffe": "1f992",
+        "zebra": "1f993",
+        "lion": "1f981",
+        "car": "1f697",
+        "balloon": "1f388",
+        "apple": "1f34e",
+        "umbrella": "2602-fe0f",
+        "chair": "1fa91",
+        "tulip": "1f337",
+        "house": "1f3e0",
+        "bicycle": "1f6b2",
+        "cake": "1f382",
+        "backpack": "1f392",
+        "hat": "1f452",
+        "guitar": "1f3b8",
+        "truck": "1f69a",
+        "lamp": "1fa94",
+    }
+)
 ANIMALS, THINGS = tuple(CODEPOINTS)[:16], tuple(CODEPOINTS)[16:]
 COLOURS = tuple(draw.PAINT)
 BACKGROUNDS = tuple(draw.LAND)
@@ -36,28 +63,40 @@ ATTRIBUTES = ("fog", "flowers", "snow")
 PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 TARBALL = "lobehub-fluent-emoji-3d-1.1.0.tgz"
 SHA256 = "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
-FAINT = 0.15        # an attribute weaker than this is not named
+FAINT = 0.15  # an attribute weaker than this is not named
 
-PLACE_WORDS = MappingProxyType({
-    "grass": ("on the grass", "on grass"), "beach": ("on the beach", "at the beach"),
-    "snow": ("in the snow", "on the snow"), "desert": ("in the desert", "in a desert"),
-    "night": ("at night", "in the night"), "street": ("on the street", "on a street"),
-    "meadow": ("in a meadow", "in the meadow"), "sea": ("at sea", "on the sea"),
-})
-ATTRIBUTE_WORDS = MappingProxyType({
-    "fog": ("in the fog", "in fog"), "flowers": ("with flowers", "among flowers"),
-    "snow": ("in falling snow", "with falling snow"),
-})
-STYLE_WORDS = MappingProxyType({       # before the subject, after the sentence
-    "photo": (("a photo of ", ""), ("", ""), ("", "")),
-    "sketch": (("a pencil sketch of ", ""), ("a sketch of ", ""), ("", ", pencil sketch")),
-    "watercolor": (("a watercolor of ", ""), ("a watercolor painting of ", ""), ("", ", watercolor")),
-})
+PLACE_WORDS = MappingProxyType(
+    {
+        "grass": ("on the grass", "on grass"),
+        "beach": ("on the beach", "at the beach"),
+        "snow": ("in the snow", "on the snow"),
+        "desert": ("in the desert", "in a desert"),
+        "night": ("at night", "in the night"),
+        "street": ("on the street", "on a street"),
+        "meadow": ("in a meadow", "in the meadow"),
+        "sea": ("at sea", "on the sea"),
+    }
+)
+ATTRIBUTE_WORDS = MappingProxyType(
+    {
+        "fog": ("in the fog", "in fog"),
+        "flowers": ("with flowers", "among flowers"),
+        "snow": ("in falling snow", "with falling snow"),
+    }
+)
+STYLE_WORDS = MappingProxyType(
+    {  # before the subject, after the sentence
+        "photo": (("a photo of ", ""), ("", ""), ("", "")),
+        "sketch": (("a pencil sketch of ", ""), ("a sketch of ", ""), ("", ", pencil sketch")),
+        "watercolor": (("a watercolor of ", ""), ("a watercolor painting of ", ""), ("", ", watercolor")),
+    }
+)
 
 
 @dataclass(frozen=True)
 class Thing:
     """An object: x of its centre, y of its foot and its longer side in pixels; colour is None for an animal."""
+
     name: str
     colour: str | None
     x: float
@@ -69,6 +108,7 @@ class Thing:
 @dataclass(frozen=True)
 class Scene:
     """All that a picture shows. The horizon is a row; strength in [0, 1]; seed places clouds, flowers and flakes."""
+
     things: tuple[Thing, ...]
     background: str
     style: str
@@ -82,6 +122,7 @@ class Scene:
 @dataclass(frozen=True)
 class Render:
     """A picture (SIZE, SIZE, 3) uint8, and for each object's word and the place's a mask (SIZE, SIZE) bool."""
+
     picture: np.ndarray
     masks: Mapping[str, np.ndarray]
 
@@ -91,10 +132,13 @@ class Sprites:
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         small = {name: shrunk(array) for name, array in arrays.items()}
-        self.images = MappingProxyType({
-            (name, colour): Image.fromarray(draw.painted(sprite, name, colour) if colour else sprite)
-            for name, sprite in small.items()
-            for colour in (COLOURS if name in THINGS else (None,))})
+        self.images = MappingProxyType(
+            {
+                (name, colour): Image.fromarray(draw.painted(sprite, name, colour) if colour else sprite)
+                for name, sprite in small.items()
+                for colour in (COLOURS if name in THINGS else (None,))
+            }
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Sprites:
@@ -151,9 +195,17 @@ def is_held_out(scene: Scene) -> bool:
     return any(combination_held_out(t.name, t.colour, scene.background) for t in scene.things)
 
 
-def caption_for(rng: np.random.Generator, things: tuple[Thing, ...], background: str, style: str,
-                attribute: str | None, strength: float, *, name_place: bool | None = None,
-                name_colour: bool | None = None) -> str:
+def caption_for(
+    rng: np.random.Generator,
+    things: tuple[Thing, ...],
+    background: str,
+    style: str,
+    attribute: str | None,
+    strength: float,
+    *,
+    name_place: bool | None = None,
+    name_colour: bool | None = None,
+) -> str:
     """One of a scene's wordings; None leaves it to chance whether the place (6 in 7) and colours (7 in 8) are named."""
     name_place = rng.random() < 6 / 7 if name_place is None else name_place
     subjects = []
@@ -180,8 +232,10 @@ def place_things(rng: np.random.Generator, names, colours, horizon: float) -> tu
     if len(names) == 2 and rng.random() < 0.5:
         xs = tuple(SIZE - x for x in xs)
     feet = rng.uniform(np.maximum(horizon + 10, sizes + 3), SIZE - 4)
-    return tuple(Thing(str(n), c and str(c), float(x), float(f), float(s), bool(rng.random() < 0.5))
-                 for n, c, x, f, s in zip(names, colours, xs, feet, sizes))
+    return tuple(
+        Thing(str(n), c and str(c), float(x), float(f), float(s), bool(rng.random() < 0.5))
+        for n, c, x, f, s in zip(names, colours, xs, feet, sizes, strict=False)  # xs are always two
+    )
 
 
 def draw_scene(rng: np.random.Generator, fixed: Mapping) -> Scene:
@@ -190,23 +244,35 @@ def draw_scene(rng: np.random.Generator, fixed: Mapping) -> Scene:
     names = fixed.get("names", tuple(map(str, rng.permutation(tuple(CODEPOINTS))[:count])))
     colours = tuple(str(rng.choice(COLOURS)) if name in THINGS else None for name in names)
     free = {
-        "objects": count, "names": names, "colours": colours,
+        "objects": count,
+        "names": names,
+        "colours": colours,
         "background": str(rng.choice(BACKGROUNDS)),
         "style": str(rng.choice(STYLES, p=(0.6, 0.2, 0.2))),
         "attribute": (None, *ATTRIBUTES)[rng.choice(4, p=(0.55, 0.15, 0.15, 0.15))],
-        "strength": float(rng.uniform(FAINT, 1)), "horizon": float(rng.uniform(46, 78)),
-        "name_place": None, "name_colour": None,
+        "strength": float(rng.uniform(FAINT, 1)),
+        "horizon": float(rng.uniform(46, 78)),
+        "name_place": None,
+        "name_colour": None,
     }
     if unknown := sorted(fixed.keys() - free):
         raise ValueError(f"a scene has no {', '.join(unknown)}; what can be fixed: {', '.join(free)}")
     s = free | dict(fixed)
     if "attribute" not in fixed and (s["background"], s["attribute"]) in (("meadow", "flowers"), ("snow", "snow")):
-        s["attribute"] = None        # the place already shows it, so its strength could not be told
+        s["attribute"] = None  # the place already shows it, so its strength could not be told
     strength = s["strength"] if s["attribute"] else 0.0
     things = place_things(rng, s["names"], s["colours"], s["horizon"])
-    seed = int(rng.integers(2**31))      # before the caption, whose draws differ with what it names
-    caption = caption_for(rng, things, s["background"], s["style"], s["attribute"], strength,
-                          name_place=s["name_place"], name_colour=s["name_colour"])
+    seed = int(rng.integers(2**31))  # before the caption, whose draws differ with what it names
+    caption = caption_for(
+        rng,
+        things,
+        s["background"],
+        s["style"],
+        s["attribute"],
+        strength,
+        name_place=s["name_place"],
+        name_colour=s["name_colour"],
+    )
     return Scene(things, s["background"], s["style"], s["attribute"], strength, s["horizon"], caption, seed)
 
 

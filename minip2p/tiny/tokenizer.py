@@ -54,7 +54,7 @@ queen robot knight astronaut crown glasses scarf sunglasses
 def read_merges(path: Path) -> list[Merge]:
     """CLIP's 48,894 merges, most frequent first, from its gzipped table."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1:FULL_MERGES + 1]  # the first line is a version
+        lines = file.read().split("\n")[1 : FULL_MERGES + 1]  # the first line is a version
     return [(left, right) for left, right in (line.split() for line in lines)]
 
 
@@ -64,8 +64,8 @@ def merges_of(word: str, rank: dict[Merge, int]) -> set[Merge]:
     used = set()
     while pairs := [pair for pair in pairwise(parts) if pair in rank]:
         best = min(pairs, key=rank.__getitem__)
-        at = next(i for i in range(len(parts)) if tuple(parts[i:i + 2]) == best)
-        parts[at:at + 2] = ["".join(best)]
+        at = next(i for i in range(len(parts)) if tuple(parts[i : i + 2]) == best)
+        parts[at : at + 2] = ["".join(best)]
         used.add(best)
     return used
 
@@ -90,11 +90,20 @@ def vocabulary(merges: Sequence[Merge]) -> dict[str, int]:
 
 def write_tokenizer(merges: Sequence[Merge], folder: Path) -> None:
     """Writes the four files of a Stable Diffusion tokenizer folder, which transformers' CLIPTokenizer opens."""
-    special = {name: {"content": token, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-               for name, token in (("bos_token", START), ("eos_token", END), ("unk_token", END))}
+    special = {
+        name: {"content": token, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+        for name, token in (("bos_token", START), ("eos_token", END), ("unk_token", END))
+    }
     special_or_typed = {name: {"__type": "AddedToken", **token} for name, token in special.items()}
-    config = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": TOKENS,
-              "pad_token": END, "tokenizer_class": "CLIPTokenizer", **special_or_typed}
+    config = {
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": TOKENS,
+        "pad_token": END,
+        "tokenizer_class": "CLIPTokenizer",
+        **special_or_typed,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """From nothing to `weights/tiny`: python -m minip2p.tiny.train
 
-Three things are trained or made, each taken up where it was left: the VAE; the pictures' latents, encoded once; UNet and
-text encoder together. What happens at step i depends on the seed and i alone.
+Three things are trained or made, each taken up where it was left: the VAE; the pictures' latents, encoded once; UNet
+and text encoder together. What happens at step i depends on the seed and i alone.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def gradients_l1(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
 
 
 def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = 1e-5) -> Tensor:
-    """10 L2 + 2 L1 + 0.3 L1 of image gradients + β KL(q(z|x) ‖ N(0, 1)) (Kingma & Welling 2013, appendix B), KL a value.
+    """10 L2 + 2 L1 + 0.3 L1 of image gradients + β KL(q(z|x) ‖ N(0, 1)) (Kingma & Welling 2013, app. B), KL a value.
 
     The squares keep the colours: with L1 terms alone, edges came to outweigh them and things went grey.
     """
@@ -96,9 +96,7 @@ def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[
     """The VAE with its averaged weights, and whether its training is complete."""
     torch.manual_seed(seed)
     vae = VAE(VAE_CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training = Training(
-        vae, work / "vae", rate=lambda step: 1e-3 * cosine(step, VAE_STEPS), steps=VAE_STEPS, ema=0.998
-    )
+    training = Training(vae, work / "vae", rate=lambda step: 1e-3 * cosine(step, VAE_STEPS), steps=VAE_STEPS, ema=0.998)
 
     def loss(step: int) -> Tensor:
         x = vae_batch(seed, step, sprites).contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from minip2p.attention import Attend, Site, fused
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2.2). Without a context, the queries attend to themselves."""
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2). Without a context, queries attend to themselves."""
 
     def __init__(self, channels: int, context_channels: int, heads: int, site: Site):
         super().__init__()

@@ -15,7 +15,7 @@ from minip2p.unet.blocks import Block, Builder, MidBlock
 def sinusoid(t: Tensor, channels: int, flip_sin_to_cos: bool = True, shift: float = 0) -> Tensor:
     """Sinusoidal embedding (Vaswani et al. 2017, section 3.5): t b -> b channels, float32.
 
-        [cos(t ω_0) …, sin(t ω_0) …],  ω_i = 10000^(−i / (channels/2 − shift))
+    [cos(t ω_0) …, sin(t ω_0) …],  ω_i = 10000^(−i / (channels/2 − shift))
     """
     half = channels // 2
     omega = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / (half - shift))
@@ -88,7 +88,7 @@ class UNet(nn.Module):
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def embedding(self, t: Tensor, added: tuple[Tensor, Tensor] | None) -> Tensor:
-        """What the residual blocks hear of time, b e; `added`: pooled text b d and sizes b 6 (SDXL, Podell et al. 2023)."""
+        """What the residual blocks hear of time, b e. added: pooled text b d, sizes b 6 (Podell et al. 2023)."""
         c, dtype = self.config, self.conv_in.weight.dtype
 
         def wave(t: Tensor, channels: int) -> Tensor:

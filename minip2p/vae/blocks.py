@@ -1,5 +1,7 @@
 """The VAE's halves: encoder and decoder. Parameter names are the checkpoint's. Axes: b batch, c channels, n pixels."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -44,9 +46,7 @@ class Block(nn.Module):
     def __init__(self, inner: int, outer: int, layers: int, groups: int, resample: str | None):
         super().__init__()
         widths = [inner] + [outer] * layers
-        self.resnets = nn.ModuleList(
-            ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(widths))
         self.downsamplers = nn.ModuleList([Downsample(outer, padding=0)] if resample == "down" else [])
         self.upsamplers = nn.ModuleList([Upsample(outer)] if resample == "up" else [])
 

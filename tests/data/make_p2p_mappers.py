@@ -36,7 +36,7 @@ def random_words(rng, count):
 
 
 def random_length(rng, size):
-    return rng.randint(1, 14) if rng.random() < .85 else rng.randint(int(.25 * size), int(.7 * size))
+    return rng.randint(1, 14) if rng.random() < 0.85 else rng.randint(int(0.25 * size), int(0.7 * size))
 
 
 def swap_pair(rng, size):
@@ -52,7 +52,7 @@ def refine_pair(rng, size):
     target = list(source)
     for _ in range(rng.randint(1, 4)):
         at = rng.randint(0, len(target))
-        target[at:at + rng.randint(0, 3)] = random_words(rng, rng.randint(0, 2))
+        target[at : at + rng.randint(0, 3)] = random_words(rng, rng.randint(0, 2))
     return " ".join(source), " ".join(target)
 
 
@@ -65,7 +65,7 @@ def random_pairs(rng, make, run, tokenizer, count):
         if max(len(tokenizer(text, verbose=False).input_ids) for text in pair) <= size:
             try:
                 results.append(run(list(pair), tokenizer))
-            except (IndexError, ZeroDivisionError):     # it loses count of tokens and words, and runs out of either
+            except (IndexError, ZeroDivisionError):  # it loses count of tokens and words, and runs out of either
                 continue
             pairs.append(pair)
     return pairs, results
@@ -79,6 +79,7 @@ def published(folder):
         vars(sys.modules[name]).update(fields)
     import ptp_utils
     import seq_aligner
+
     return SimpleNamespace(aligner=seq_aligner, utils=ptp_utils)
 
 
@@ -89,11 +90,20 @@ def main(folder):
     M = np.concatenate([m.numpy() for m in M])
     refine_from, refine_alpha = (np.concatenate([pair[n].numpy() for pair in pairs]) for n in (0, 1))
     at = np.argwhere(M)
-    alpha = [p2p.utils.get_time_words_attention_alpha(
-        pair, 50, {"default_": .8, pair[1].split(" ")[0]: (.2, .6)}, tokenizer)[:50, 0, 0, 0] for pair in swaps[:100]]
-    np.savez_compressed(HERE / "p2p_mappers.npz", swap_at=at.astype(np.int16), swap_value=M[tuple(at.T)],
-                        refine_from=refine_from.astype(np.int8), refine_alpha=refine_alpha.astype(np.uint8),
-                        alpha=np.stack(alpha).astype(np.uint8))
+    alpha = [
+        p2p.utils.get_time_words_attention_alpha(
+            pair, 50, {"default_": 0.8, pair[1].split(" ")[0]: (0.2, 0.6)}, tokenizer
+        )[:50, 0, 0, 0]
+        for pair in swaps[:100]
+    ]
+    np.savez_compressed(
+        HERE / "p2p_mappers.npz",
+        swap_at=at.astype(np.int16),
+        swap_value=M[tuple(at.T)],
+        refine_from=refine_from.astype(np.int8),
+        refine_alpha=refine_alpha.astype(np.uint8),
+        alpha=np.stack(alpha).astype(np.uint8),
+    )
     listed = {"seed": SEED, "swap": swaps, "refine": refines}
     (HERE / "p2p_prompts.json").write_text(json.dumps(listed, indent=0) + "\n", encoding="utf-8")
 

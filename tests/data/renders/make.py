@@ -35,9 +35,18 @@ def main(folder: str) -> None:
         picture, masks = f"{i:02}.png", f"{i:02}-masks.png"
         Image.fromarray(drawn.picture).save(HERE / picture, optimize=True)
         Image.fromarray(labels).save(HERE / masks, optimize=True)
-        truth.append({"picture": picture, "masks": masks, "caption": scene.caption, "background": scene.background,
-                      "style": scene.style, "attribute": scene.attribute, "strength": round(scene.strength, 4),
-                      "colours": {t.name: t.colour for t in scene.things}})
+        truth.append(
+            {
+                "picture": picture,
+                "masks": masks,
+                "caption": scene.caption,
+                "background": scene.background,
+                "style": scene.style,
+                "attribute": scene.attribute,
+                "strength": round(scene.strength, 4),
+                "colours": {t.name: t.colour for t in scene.things},
+            }
+        )
     (HERE / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
 
 
