@@ -52,6 +52,16 @@ def share_weights(*modules, seed=0):
         module.eval().requires_grad_(False)
 
 
+def norms(module):
+    """Where a module normalizes, and how: an ε that is wrong by ten times is too small to see in an output."""
+    kinds = torch.nn.GroupNorm, torch.nn.LayerNorm
+    return {
+        name: (type(m), m.eps, getattr(m, "num_groups", None))
+        for name, m in module.named_modules()
+        if isinstance(m, kinds)
+    }
+
+
 def check(what, ours, theirs, within):
     """Asserts that ours lies within so many deviations of theirs, everywhere, and prints how far it does."""
     assert ours.shape == theirs.shape

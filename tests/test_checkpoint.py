@@ -102,6 +102,16 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         assert str(error.value).startswith(f"{path}: ")
 
 
+def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path, monkeypatch):
+    def refuse(path, framework):
+        raise PermissionError("Permission denied")
+
+    save_file(tensors(), tmp_path / "weights")
+    monkeypatch.setattr("minip2p.checkpoint.safe_open", refuse)
+    with pytest.raises(ValueError, match=r"weights: not a whole safetensors file \(Permission denied\)"):
+        load_small(tmp_path / "weights")
+
+
 # Weights, placed
 
 
@@ -161,7 +171,7 @@ def test_the_vaes_four_former_names_are_accepted(tmp_path):
     save_file(old, tmp_path / "weights")
     vae = load_module(lambda: VAE(config), tmp_path / "weights", dtype=torch.float32)
     assert all(torch.equal(p, held[name]) for name, p in vae.state_dict().items())
-    assert current_name("key.weight") == "key.weight"  # a former name only within an attention
+    assert current_name("encoder.key.weight") == "encoder.key.weight"  # a former name only within an attention
 
 
 # Configurations

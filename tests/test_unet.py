@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from parity import SD15_UNET, SD21_UNET, SDXL_UNET, check, on_meta, share_weights
+from parity import SD15_UNET, SD21_UNET, SDXL_UNET, check, norms, on_meta, share_weights
 from torch.nn import functional as F
 
 from minip2p.attention import Site, explicit, fused
@@ -102,6 +102,7 @@ def test_published_configurations_have_the_published_tensors(given, parameters, 
     shapes = {name: p.shape for name, p in ours.state_dict().items()}
     assert shapes == {name: p.shape for name, p in theirs.state_dict().items()}
     assert sum(shape.numel() for shape in shapes.values()) == parameters
+    assert norms(ours) == norms(theirs)
     assert len(ours.sites) == len(set(ours.sites)) == sites
 
 

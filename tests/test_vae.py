@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from parity import SD15_VAE, check, on_meta, share_weights
+from parity import SD15_VAE, check, norms, on_meta, share_weights
 
 from minip2p.config import VAEConfig
 from minip2p.layers import Downsample, Upsample
@@ -68,7 +68,7 @@ def test_sd15_has_248_tensors_with_83653863_parameters():
     shapes = {name: p.shape for name, p in ours.state_dict().items()}
     assert shapes == {name: p.shape for name, p in theirs.state_dict().items()}
     assert len(shapes) == 248 and sum(shape.numel() for shape in shapes.values()) == 83_653_863
-    assert ours.stride == 8
+    assert norms(ours) == norms(theirs) and ours.stride == 8
 
 
 def test_latents_are_scaled_by_z_minus_shift_times_scale():

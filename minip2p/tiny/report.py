@@ -205,20 +205,28 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("-o", "--out", type=Path, default=Path("out/report"), help="folder of the contact sheets")
     options = parser.parse_args()
-    model, judge = load(options.model), Judge.load()
+    model, n, steps = load(options.model), options.cases, options.steps
     sprites = Sprites.load(fetch_sprites(options.work / "sprites"))
-    n, steps = options.cases, options.steps
-    exam = examine(judge, sprites, count=max(n, 40))
-    table = {f"judge_{name}": exam[name][0] for name in ("object", "colour", "background", "style", "iou")}
-    table |= vae_psnr(model, sprites, n) | {"map_iou": map_iou(model, sprites, n)}
-    swap_table, shown = swaps(model, judge, n, steps)
-    pair_table, pairs = two_objects(model, judge, n, steps)
-    table |= swap_table | pair_table | reweighting(model, judge, n, steps)
     options.out.mkdir(parents=True, exist_ok=True)
-    grid([panel(view) for views in shown[:32] for view in views], columns=8, least=128).save(options.out / "swaps.png")
-    grid([panel(view) for view in pairs[:64]], columns=8, least=128).save(options.out / "pairs.png")
+    table = vae_psnr(model, sprites, n) | {"map_iou": map_iou(model, sprites, n)}
+    if shipped("judge").is_dir():
+        table |= judged(model, sprites, n, steps, options.out)
+    else:
+        print("there is no weights/judge: only what needs no judge is measured")
     write_card(table, n, steps, model.guidance)
     print(json.dumps({name: round(value, 4) for name, value in table.items()} | {"cases": n}))
+
+
+def judged(model: Model, sprites: Sprites, n: int, steps: int, out: Path) -> dict[str, float]:
+    """All that the judge sees, and how well the judge itself sees. Writes the contact sheets."""
+    judge = Judge.load()
+    exam = examine(judge, sprites, count=max(n, 40))
+    table = {f"judge_{name}": exam[name][0] for name in ("object", "colour", "background", "style", "iou")}
+    swap_table, shown = swaps(model, judge, n, steps)
+    pair_table, pairs = two_objects(model, judge, n, steps)
+    grid([panel(view) for views in shown[:32] for view in views], columns=8, least=128).save(out / "swaps.png")
+    grid([panel(view) for view in pairs[:64]], columns=8, least=128).save(out / "pairs.png")
+    return table | swap_table | pair_table | reweighting(model, judge, n, steps)
 
 
 def panel(view: Tensor) -> Panel:
