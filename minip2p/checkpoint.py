@@ -41,8 +41,11 @@ def load_module(build: Callable[[], M], path: Path, *, dtype: torch.dtype, devic
     Every key and shape must match, both ways: ValueError names the first few that do not. A tensor that already has
     the dtype and device asked for stays memory-mapped.
     """
-    with torch.device("meta"):
-        module = build()
+    try:
+        with torch.device("meta"):
+            module = build()
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{path.parent / 'config.json'}: cannot be built ({' '.join(str(error).split())})") from None
     tensors = {current_name(name): tensor for name, tensor in read_tensors(path).items()}
     check_names(path, module.state_dict(), tensors)
     placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}

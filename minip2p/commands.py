@@ -28,8 +28,8 @@ def edit(args: Namespace) -> None:
     paths = [named(base, end) for end in (*numbers, "-source", "-strip")]
     png.check_writable(paths)
     runs = model.edit(args.source, args.targets, **changes, **options)
-    source = runs[0].source
-    rows = [edit_row(source, model.generate(run.prompt, **options), run) for run in runs]
+    source = runs[0].source or runs[0]
+    rows = [edit_row(model.generate(run.prompt, **options), run) for run in runs]
     strip = viz.grid([panel for row in rows for panel in row], columns=len(rows[0]))
     texts = [png.parameters(run, **recorded(args)) for run in runs]
     pictures = [*(run.image for run in runs), source.image, strip]
@@ -38,8 +38,9 @@ def edit(args: Namespace) -> None:
     finish(list(zip(paths, pictures, [*texts, png.parameters(source), "\n\n".join(texts)], strict=True)))
 
 
-def edit_row(source: Trajectory, plain: Trajectory, edited: Trajectory) -> list[viz.Panel]:
+def edit_row(plain: Trajectory, edited: Trajectory) -> list[viz.Panel]:
     """Source, target without Prompt-to-Prompt, target with it, and the mask if there is one."""
+    source = edited.source or edited
     row = [
         (source.image, f"source: {source.prompt}"),
         (plain.image, f"same seed, without P2P: {plain.prompt}"),

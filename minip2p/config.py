@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from types import MappingProxyType, UnionType
+from typing import Any, ClassVar, Self, get_args, get_origin
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,26 @@ class Config:
                     raise ValueError(f"{where}: {name} = {value!r} is not supported, only {cls.only[name]!r} is")
             elif value not in (None, False):
                 raise ValueError(f"{where}: {name} = {value!r} is not a field that minip2p knows")
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in known})
+        values = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in known}
+        for field in fields(cls):
+            if field.name in values and not isinstance(values[field.name], _accepted(field.type)):
+                raise ValueError(f"{where}: {field.name} = {values[field.name]!r} is not of type {field.type}")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Reads a config.json. Raises FileNotFoundError or ValueError with one line that names the file."""
         return cls.of(read_json(path), str(path))
+
+
+def _accepted(annotation: Any) -> tuple[type, ...]:
+    """The types that a field's annotation lets through; an int is a float too, a tuple's items are not read."""
+    parts = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    kinds = [get_origin(part) or part for part in parts]
+    return (*kinds, int) if float in kinds else tuple(kinds)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -99,9 +113,14 @@ class UNetConfig(Config):
         for name in ("down_block_types", "up_block_types", "attention_head_dim", "transformer_layers_per_block"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
-                raise ValueError(f"unet config: {name} has {len(value)} entries for {levels} levels")
+                raise ValueError(f"{name} has {len(value)} entries for {levels} levels")
+        for width, heads in zip(self.block_out_channels, self.per_level(self.attention_head_dim), strict=True):
+            if heads < 1 or self.norm_num_groups < 1 or width % heads or width % self.norm_num_groups:
+                raise ValueError(
+                    f"{width} channels cannot be split into {heads} heads and {self.norm_num_groups} groups"
+                )
         if self.addition_embed_type not in (None, "text_time"):
-            raise ValueError(f"unet config: addition_embed_type {self.addition_embed_type!r} is not supported")
+            raise ValueError(f"addition_embed_type {self.addition_embed_type!r} is not supported")
 
     def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         """A field that may be one number for all levels, as one number a level."""
@@ -132,7 +151,7 @@ class VAEConfig(Config):
     def __post_init__(self) -> None:
         for types, known in ((self.down_block_types, "DownEncoderBlock2D"), (self.up_block_types, "UpDecoderBlock2D")):
             if set(types) != {known} or len(types) != len(self.block_out_channels):
-                raise ValueError(f"vae config: block types must be one {known} for each of the channels, not {types}")
+                raise ValueError(f"block types must be one {known} for each of the channels, not {types}")
 
 
 @dataclass(frozen=True)
@@ -158,7 +177,9 @@ class SchedulerConfig(Config):
     ignored: ClassVar[tuple[str, ...]] = (
         "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps",
         "interpolation_type", "use_karras_sigmas", "sigma_min", "sigma_max", "timestep_type",
-        "final_sigmas_type", "use_exponential_sigmas", "use_beta_sigmas",
+        "final_sigmas_type", "use_exponential_sigmas", "use_beta_sigmas", "algorithm_type", "solver_order",
+        "solver_type", "lower_order_final", "euler_at_final", "use_lu_lambdas", "lambda_min_clipped", "variance_type",
+        "use_flow_sigmas", "flow_shift",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -168,4 +189,11 @@ class SchedulerConfig(Config):
             ("timestep_spacing", ("leading", "trailing", "linspace")),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"scheduler config: {name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class OwnConfig(Config):
+    """minip2p.json, beside model_index.json: what a model wants of its sampling. The file may be missing."""
+
+    guidance: float = 7.5

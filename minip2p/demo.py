@@ -51,7 +51,7 @@ def edits(model: Model) -> Iterator[Row]:
     for show in EDITS:
         edited = model.edit(show.source, show.target, seed=show.seed, steps=STEPS)
         plain = model.generate(show.target, seed=show.seed, steps=STEPS)
-        yield show, edited, commands.edit_row(edited.source, plain, edited)
+        yield show, edited, commands.edit_row(plain, edited)
 
 
 def reweighted(model: Model) -> Row:

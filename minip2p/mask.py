@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from minip2p.attention import Site
@@ -103,10 +105,21 @@ def mask_of(heat: Tensor, size: tuple[int, int], threshold: float, pool: bool = 
 
     3 × 3 max-pool, nearest upsampling, divide by the maximum, > threshold
     """
+    heat = heat.clamp(min=0)  # a negative weight makes negative heat: nothing to divide by, and nowhere to be
     if pool:
         heat = F.max_pool2d(heat[None], 3, stride=1, padding=1)[0]
     heat = F.interpolate(heat[None, None], size, mode="nearest")[0, 0]
     return heat / heat.max() > threshold
+
+
+def own_mask(mask: Any) -> Tensor:
+    """A user's mask as H W in [0, 1]: from a PIL image (white may change), an array or a tensor. Raises ValueError."""
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask.convert("L"), dtype=np.float32) / 255
+    out = torch.as_tensor(mask).float()
+    if out.ndim != 2 or not torch.isfinite(out).all():
+        raise ValueError(f"a blend's own mask must be rows × columns of finite numbers, not {tuple(out.shape)}")
+    return out
 
 
 @dataclass(frozen=True)
@@ -114,31 +127,33 @@ class Blend:
     """Local blending: outside of the mask, the target's latents are the source's.
 
     source, target: the words whose places may change, in either prompt; the mask is the union of both.
-    without_source, without_target: words whose places may not. mask: an own mask instead of the words', H W (a tensor,
-    True or 1 where the picture may change); resized to the latent. threshold, without_threshold: of the heat map's
-    maximum. start: the share of the run from which on it blends. strides: of the maps that are read, `default_strides`
-    where none are given.
+    without_source, without_target: words whose places may not. mask: an own mask instead of the words', H W: a tensor,
+    an array or a PIL image, 1 or white where the picture may change; resized to the latent. threshold,
+    without_threshold: of the heat map's maximum. start: the share of the run from which on it blends. strides: of the
+    maps that are read, `default_strides` where none are given.
     """
 
     source: tuple[Any, ...] = ()
     target: tuple[Any, ...] = ()
     without_source: tuple[Any, ...] = ()
     without_target: tuple[Any, ...] = ()
-    mask: Tensor | None = None
+    mask: Any = None
     threshold: float = 0.3
     without_threshold: float = 0.3
     start: float = 0.2
     strides: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("source", "target", "without_source", "without_target"):
+            words = getattr(self, name)  # one word may stand alone
+            object.__setattr__(self, name, (words,) if isinstance(words, str) else tuple(words))
         if self.mask is None and not (self.source or self.target):
             raise ValueError("a blend needs a word or a mask")
         for name in ("threshold", "without_threshold", "start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"a blend's {name} must lie between 0 and 1, not {getattr(self, name)}")
-        if self.mask is not None and (self.mask.ndim != 2 or not torch.isfinite(self.mask.float()).all()):
-            shape = tuple(self.mask.shape)
-            raise ValueError(f"a blend's own mask must be rows × columns of finite numbers, not {shape}")
+        if self.mask is not None:
+            object.__setattr__(self, "mask", own_mask(self.mask))
 
     @classmethod
     def of(cls, blend: "Blend | str | Sequence[Any] | None") -> "Blend | None":
@@ -161,6 +176,7 @@ class Blending:
     source: HeatSum
     target: HeatSum
     first_step: int
+    last: Tensor | None = field(default=None, init=False)  # the mask that it blended by, h w bool
 
     @classmethod
     def begin(
@@ -192,4 +208,7 @@ class Blending:
 
     def __call__(self, step: int, source: Tensor, target: Tensor) -> Tensor:
         """x_s + m (x − x_s), b c h w: where m is 0 the source's latents to the bit, where it is 1 the target's."""
-        return torch.where(self.mask().to(target.device), target, source) if step >= self.first_step else target
+        if step < self.first_step:
+            return target
+        self.last = self.mask()
+        return torch.where(self.last.to(target.device), target, source)

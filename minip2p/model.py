@@ -3,15 +3,14 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from minip2p.attention import Attend, fused
 from minip2p.checkpoint import load_module, shipped
-from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, read_json
+from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.edit import plan_edit
 from minip2p.mask import Blend, Blending
 from minip2p.parts import Parts
@@ -48,7 +47,8 @@ def load(
     unet = load_module(lambda: UNet(unet_config), folder / "unet" / WEIGHTS, dtype=dtype, device=device)
     vae = load_module(lambda: VAE(vae_config), folder / "vae" / WEIGHTS, dtype=dtype, device=device)
     own = folder / "minip2p.json"  # what diffusers' layout has no place for
-    return Model(unet, vae, text, sched, **(read_json(own) if own.exists() else {}))
+    guidance = OwnConfig.read(own).guidance if own.exists() else OwnConfig().guidance
+    return Model(unet, vae, text, sched, guidance)
 
 
 def bar(steps: Iterable[Any]) -> Iterable[Any]:
@@ -87,7 +87,23 @@ class Model(Parts):
         attention of the conditional rows; an object with a method `at(step)` is asked for each step's.
         Raises ValueError for what the model cannot take.
         """
-        return sample(self, self.start(prompt, seed, steps, guidance, size, negative, latents), attend, bar)
+        start = self.start(
+            prompt,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            negative=negative,
+            latents=latents,
+            attend=attend,
+        )
+        return sample(self, start, bar)
+
+    @overload
+    def edit(self, source: Trajectory | str, target: str, **options: Any) -> Trajectory: ...
+
+    @overload
+    def edit(self, source: Trajectory | str, target: Sequence[str], **options: Any) -> list[Trajectory]: ...
 
     def edit(
         self,
@@ -102,20 +118,25 @@ class Model(Parts):
         blend: Blend | str | Sequence[Any] | None = None,
         explicit: bool = False,
         parity: bool = False,
-        attend: Attend = fused,
+        attend: Attend | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> Trajectory | list[Trajectory]:
         """Edits a picture by editing its prompt (Hertz et al. 2022): a run for a prompt, a list of runs for a list.
 
         source: a run; or a prompt, with `generate`'s options: then source and targets go step by step together, the
         source once (`out.source`). cross: τ of the cross-attention: a number, a (start, end), or a dict by word of the
         target. self_: τ of the self-attention, at sites of at most `self_pixels` queries. kind: "swap", "refine" or
         "auto". reweight: word of the target -> weight. blend: a word, a (source word, target word), or a `Blend`.
-        explicit: form the maps, as the paper does. parity: the published code's behaviour, defects included. attend:
-        the targets' attention besides the edit. Raises ValueError for words that are not in their prompt.
+        explicit: form the maps, as the paper does. parity: the published code's mappers and words, defects included
+        (a blend finds its words our way). attend: the targets' attention besides the edit, the source's where None; a
+        source that is a prompt has the same, so to keep the maps of a target alone, edit a run. A run that is itself
+        an edit is a source like any other: what it takes part in are its own maps, without that edit.
+        Raises ValueError for words that are not in their prompt.
         """
         if isinstance(source, str):
-            origin: Trajectory | Start = self.start(source, **{**_DEFAULTS, **_known(options)})
+            origin: Trajectory | Start = self.start(source, attend=attend or fused, **options)
+        elif not isinstance(source, Trajectory):
+            raise ValueError(f"the source of an edit is a run or a prompt, not {type(source).__name__}")
         elif options:
             raise ValueError(f"{', '.join(options)}: a run has its own; give a prompt as the source to choose")
         else:
@@ -137,9 +158,17 @@ class Model(Parts):
         return runs[0] if isinstance(target, str) else runs
 
     def start(
-        self, prompt: str, seed: int, steps: int, guidance: float | None, size: tuple[int, int] | None, negative: str,
-        latents: Tensor | None,
-    ) -> Start:  # fmt: skip
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        steps: int = 50,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        negative: str = "",
+        latents: Tensor | None = None,
+        attend: Attend = fused,
+    ) -> Start:
         """Checks what a run begins with. Raises ValueError with one line for what the model cannot take."""
         guidance = self.guidance if guidance is None else guidance
         if not math.isfinite(guidance):
@@ -155,8 +184,8 @@ class Model(Parts):
         elif not torch.isfinite(latents).all():
             raise ValueError("latents must be finite; these have NaN or infinity in them")
         else:
-            noise, seed = latents.float(), None  # type: ignore[assignment]
-        return Start(prompt, noise, steps, guidance, negative, seed)
+            noise = latents.float()
+        return Start(prompt, noise, steps, guidance, negative, seed if latents is None else None, attend)
 
     def latent_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """Latent rows and columns for a picture of so many rows and columns; the UNet's sample size where None."""
@@ -169,16 +198,3 @@ class Model(Parts):
         if len(size) != 2 or any(side % stride or side < least for side in size):
             raise ValueError(f"size must be two multiples of {stride} of at least {least} pixels, not {size}")
         return size[0] // stride, size[1] // stride
-
-
-_DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"seed": 0, "steps": 50, "guidance": None, "size": None, "negative": "", "latents": None}
-)
-
-
-def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    if unknown := [name for name in options if name not in _DEFAULTS]:
-        raise TypeError(
-            f"edit() got an unexpected option {unknown[0]!r}; with a prompt it takes {', '.join(_DEFAULTS)}"
-        )
-    return options

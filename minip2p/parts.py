@@ -32,7 +32,6 @@ class Parts:
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents b c h w -> pictures in [-1, 1], b 3 H W. Raises ValueError where they are not finite."""
         pictures = self.vae.decode(self.vae.unscale(latents).to(self.dtype)).float()
@@ -40,7 +39,6 @@ class Parts:
             raise ValueError("the decoded picture is not finite; try --dtype float32")
         return pictures.clamp(-1, 1)
 
-    @torch.no_grad()
     def predict(
         self, x: Tensor, t: int, unconditional: Tensor, conditional: Tensor, guidance: float, attend: Attend
     ) -> Tensor:
@@ -58,9 +56,8 @@ class Parts:
 
 
 def second_half(attend: Attend) -> Attend:
-    """Acts as `attend` on the second half of the batch and as `fused` on the first."""
-    if attend is fused:
-        return fused
+    """Acts as `attend` on the second half of the batch and as `fused` on the first. Always in two calls, so that a run
+    has the same bits whether or not its attention is watched."""
 
     def halves(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
         n = len(q) // 2

@@ -13,6 +13,11 @@ from minip2p.config import read_json
 from minip2p.words import Prompt
 
 
+def _line(error: Exception) -> str:
+    """What an error of transformers says, which may be a paragraph, as one line."""
+    return " ".join(str(error).split())
+
+
 class Text:
     """Prompts -> the context that the UNet's cross-attention reads. `folder` holds tokenizer/ and text_encoder/."""
 
@@ -31,7 +36,7 @@ class Text:
         try:
             return CLIPTokenizer.from_pretrained(path, local_files_only=True)
         except Exception as error:  # a broken vocabulary raises just this class
-            raise ValueError(f"{path}: cannot be read as a tokenizer ({error})") from None
+            raise ValueError(f"{path}: cannot be read as a tokenizer ({_line(error)})") from None
 
     @cached_property
     def encoder(self) -> Any:
@@ -42,10 +47,10 @@ class Text:
         tensors = {n: t for n, t in read_tensors(path / "model.safetensors").items() if not n.endswith("position_ids")}
         try:
             config = CLIPTextConfig.from_pretrained(path, local_files_only=True)
-            encoder = CLIPTextModel._from_config(config, dtype=self.dtype)
-        except Exception as error:  # transformers' errors have no class in common, and several lines
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path / 'config.json'}: cannot build the text encoder ({reason})") from None
+            with torch.random.fork_rng(devices=[]):  # it draws weights first; the caller's random numbers stay theirs
+                encoder = CLIPTextModel._from_config(config, dtype=self.dtype)
+        except Exception as error:  # transformers' errors have no class in common
+            raise ValueError(f"{path / 'config.json'}: cannot build the text encoder ({_line(error)})") from None
         # transformers 4 puts "text_model." before every name and transformers 5 does not; files come in both forms.
         names = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
         tensors = {names.get(n.removeprefix("text_model."), n): t.to(self.dtype) for n, t in tensors.items()}
@@ -59,7 +64,6 @@ class Text:
             raise ValueError(f"a prompt must be text, not {type(text).__name__}")
         return Prompt.of(text, self.tokenizer)
 
-    @torch.no_grad()
     def __call__(self, prompts: str | Sequence[str]) -> Tensor:
         """Prompts -> the last hidden states, b n d (n: the tokenizer's length, 77)."""
         prompts = [prompts] if isinstance(prompts, str) else prompts

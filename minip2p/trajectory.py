@@ -94,7 +94,7 @@ class Target:
 
     @property
     def mask(self) -> Tensor | None:
-        return None if self.blending is None else self.blending.mask()
+        return None if self.blending is None else self.blending.last
 
 
 @dataclass(frozen=True)
@@ -107,22 +107,18 @@ class Start:
     guidance: float
     negative: str = ""
     seed: int | None = None
+    attend: Attend = fused
 
 
 Progress = Callable[[Iterable[Step]], Iterable[Step]]
 
 
-def sample(parts: Parts, start: Start, attend: Attend = fused, progress: Progress = iter) -> Trajectory:
-    """Samples one picture by DDIM (Song et al. 2020)."""
-    conditional, unconditional = parts.text(start.prompt), parts.text(start.negative)
-    x = start.noise.to(parts.device)
-    latents = [x]
+def sample(parts: Parts, start: Start, progress: Progress = iter) -> Trajectory:
+    """Samples one picture by DDIM (Song et al. 2020): a source that nobody reads."""
+    source = Source(parts, start)
     for i, step in enumerate(progress(parts.sched.steps(start.steps))):
-        eps = parts.predict(x, step.t, unconditional, conditional, start.guidance, at_step(attend, i))
-        x = finite(parts.sched.step(x, eps, step), i)
-        latents.append(x)
-    return Trajectory(parts, start.prompt, torch.cat(latents).cpu(), start.guidance, start.negative, start.seed,
-                      attend=attend)  # fmt: skip
+        source.read(i, step, None)
+    return source.finished()
 
 
 def finite(x: Tensor, step: int) -> Tensor:
@@ -141,11 +137,8 @@ class Source:
     def __init__(self, parts: Parts, origin: Trajectory | Start):
         self.parts, self.origin = parts, origin
         self.conditional, self.negative = parts.text(origin.prompt), parts.text(origin.negative)
-        self.attend: Attend = fused
-        if isinstance(origin, Trajectory):
-            self.latents, self.attend = list(origin.latents.to(parts.device).split(1)), origin.attend
-        else:
-            self.latents = [origin.noise.to(parts.device)]
+        known = origin.latents if isinstance(origin, Trajectory) else origin.noise
+        self.latents = list(known.to(parts.device).split(1))
 
     def unconditional(self, i: int) -> Tensor:
         own = self.origin.unconditional if isinstance(self.origin, Trajectory) else None
@@ -157,7 +150,7 @@ class Source:
         if known and wanted is None:
             return {}
         found: dict[Site, QK] = {}
-        attend = at_step(self.attend, i)
+        attend = at_step(self.origin.attend, i)
         if wanted is not None:
             attend = recording(found, wanted, attend)
         x, w = self.latents[i], self.origin.guidance
@@ -169,8 +162,8 @@ class Source:
     def finished(self) -> Trajectory:
         if isinstance(self.origin, Trajectory):
             return self.origin
-        o = self.origin
-        return Trajectory(self.parts, o.prompt, torch.cat(self.latents).cpu(), o.guidance, o.negative, o.seed)
+        o, latents = self.origin, torch.cat(self.latents).cpu()
+        return Trajectory(self.parts, o.prompt, latents, o.guidance, o.negative, o.seed, attend=o.attend)
 
 
 def edit(
@@ -178,16 +171,16 @@ def edit(
     origin: Trajectory | Start,
     targets: Sequence[Target],
     *,
-    attend: Attend = fused,
+    attend: Attend | None = None,
     in_maps: bool = False,
     progress: Progress = iter,
 ) -> list[Trajectory]:
     """Edits a source into all targets, step by step (Hertz et al. 2022, algorithm 1). Each starts from the source's
     noise; at each step the source goes first, and the targets follow in one batch.
 
-    attend: the targets' attention besides the edit (the source runs with its own). in_maps: the explicit execution.
+    attend: the targets' attention besides the edit, the source's own where None. in_maps: the explicit execution.
     """
-    source = Source(parts, origin)
+    source, attend = Source(parts, origin), attend or origin.attend
     conditional = torch.cat([parts.text(target.prompt) for target in targets])
     x = source.latents[0].expand(len(targets), -1, -1, -1)
     latents = [x]

@@ -341,7 +341,7 @@ def test_explicit_and_fused_agree_at_every_site_of_a_unet(request, model, name, 
 
     def both(q, k, v, site):
         one, other = by_maps(q, k, v, site), by_values(q, k, v, site)
-        errors[site] = float((one - other).abs().max() / other.std())
+        errors[site] = float((one - other).abs().max() / other.abs().max())  # float32 rounds by the largest value
         effects[site] = (other - fused(q, k, v)).abs().amax((1, 2, 3)) / other.std()
         return other
 
@@ -349,10 +349,10 @@ def test_explicit_and_fused_agree_at_every_site_of_a_unet(request, model, name, 
     made = unet(x[1:], 500, words, both)
     alone = unet(x[1:], 500, words, by_maps)
     assert set(errors) == set(found) == set(unet.sites) and len(errors) == sites
-    assert max(errors.values()) <= 1e-5 and float((made - alone).abs().max() / made.std()) <= 1e-4
+    assert max(errors.values()) <= 1e-5 and float((made - alone).abs().max() / made.std()) <= 2e-5
     for site, effect in effects.items():  # every site is edited, and no target that has nothing to take there
         edited = torch.tensor([rule.of(site, 1).changes for rule in rules])
-        assert (effect[edited] > 1e-4).all() and (effect[~edited] < 1e-6).all(), (site, effect)
+        assert (effect[edited] > 1e-3).all() and (effect[~edited] < 1e-6).all(), (site, effect)
 
 
 def test_gradients_reach_the_targets_latents_through_a_unet(narrow):

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from parity import SD15_UNET, SDXL_UNET, on_meta
+from PIL import Image
 from transformers import CLIPTokenizer
 
 from minip2p import Blend, Store, explicit
@@ -289,3 +291,20 @@ def test_words_to_blend_that_are_not_there(model, seen, blend, says):
     with pytest.raises(ValueError) as error:
         model.edit(seen[0], TARGET, blend=blend)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_negative_heat_is_nowhere():
+    """A negative weight makes a word's heat negative: its mask is empty, not full."""
+    assert not mask_of(torch.tensor([[-4.0, -1.0], [-2.0, -3.0]]), (2, 2), 0.3).any()
+
+
+def test_an_own_mask_is_a_tensor_an_array_or_a_picture():
+    wanted = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    picture = Image.fromarray((wanted.numpy() * 255).astype(np.uint8))
+    for given in (wanted, wanted.numpy(), wanted.bool(), picture, picture.convert("RGB")):
+        assert torch.equal(Blend(mask=given).mask, wanted)
+
+
+def test_one_word_may_stand_alone_in_a_blend():
+    blend = Blend("cat", "dog", without_target="house")
+    assert (blend.source, blend.target, blend.without_target) == (("cat",), ("dog",), ("house",))

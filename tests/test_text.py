@@ -111,10 +111,28 @@ def test_the_dtype_is_the_one_asked_for(folder):
     assert not any(p.requires_grad for p in ours.encoder.parameters()) and not ours.encoder.training
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff"], ids=["empty", "a list", "no text"])
+def test_a_broken_vocabulary_is_one_clear_line(folder, content):
+    own = (folder / "tokenizer").resolve()
+    (folder / "tokenizer").unlink()
+    (folder / "tokenizer").mkdir()
+    for file in own.iterdir():
+        (folder / "tokenizer" / file.name).write_bytes(content if file.name == "vocab.json" else file.read_bytes())
+    with pytest.raises(ValueError, match="tokenizer: cannot be read as a tokenizer") as error:
+        text(folder)("a cat")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("wrong", [None, 3, b"a cat"])
 def test_a_prompt_must_be_text(model, wrong):
     with pytest.raises(ValueError, match="a prompt must be text, not"):
         model.text.prompt(wrong)
+
+
+def test_reading_a_prompt_draws_no_random_number(folder):
+    state = torch.get_rng_state()
+    text(folder)("a cat")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_transformers_is_imported_when_a_prompt_is_first_read():

@@ -281,5 +281,39 @@ def test_maps_of_what_is_not_there(run, words, options, says):
 
 
 def test_a_prompts_unknown_option_is_named(model):
-    with pytest.raises(TypeError, match="unexpected option 'guidence'; with a prompt it takes seed, steps, guidance"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'guidence'"):
         model.edit(SOURCE, TARGETS[0], guidence=3)
+
+
+# A run's own attention
+
+ROLL = explicit(lambda probs, site: probs.roll(1, -1) if site.cross else probs)
+
+
+def test_an_edit_into_its_own_prompt_is_no_edit_whatever_attention_the_run_had(model):
+    run = model.generate(SOURCE, seed=3, steps=2, attend=ROLL)
+    assert not torch.equal(run.latents, model.generate(SOURCE, seed=3, steps=2).latents)
+    assert torch.equal(model.edit(run, run.prompt).latents, run.latents)
+
+
+def test_a_streamed_source_has_the_attention_that_is_given(model):
+    out = model.edit(SOURCE, TARGETS[0], seed=3, steps=2, attend=ROLL)
+    assert torch.equal(out.source.latents, model.generate(SOURCE, seed=3, steps=2, attend=ROLL).latents)
+
+
+def test_maps_are_of_the_attention_that_the_run_had(model):
+    run = model.generate(SOURCE, seed=3, steps=2, attend=ROLL)
+    assert not torch.allclose(run.maps("cat"), replace(run, attend=fused).maps("cat"))
+
+
+def test_an_explicit_edit_refuses_an_attention_without_maps(model):
+    with pytest.raises(ValueError, match="attend=explicit"):
+        model.edit(SOURCE, TARGETS[0], steps=1, explicit=True, attend=lambda q, k, v, site: v.mean(-2, keepdim=True))
+
+
+def test_self_pixels_bounds_where_self_attention_is_injected(model):
+    run = model.generate(SOURCE, seed=3, steps=2)
+    few, all_ = (model.edit(run, TARGETS[0], cross=0, self_=1, self_pixels=n).latents for n in (64, 256))
+    none = model.edit(run, TARGETS[0], cross=0, self_=1, self_pixels=0).latents
+    assert not torch.equal(few, all_) and not torch.equal(few, none)
+    assert torch.equal(none, model.edit(run, TARGETS[0], cross=0, self_=0).latents)

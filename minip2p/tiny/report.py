@@ -142,7 +142,7 @@ def swaps(model: Model, judge: Judge, count: int, steps: int) -> tuple[dict[str,
     shown = []
     for i, scene in enumerate(bar(list(prompts(count, 1)))):
         target, old, new = swapped(scene, i)
-        start = model.start(scene.caption, i, steps, None, None, "", None)
+        start = model.start(scene.caption, seed=i, steps=steps)
         runs = edit(model, start, three_targets(model, scene.caption, target, (old, new), start.noise, steps))
         source = runs[0].source
         assert source is not None
@@ -170,7 +170,7 @@ def two_objects(model: Model, judge: Judge, count: int, steps: int) -> tuple[dic
     """Both objects of two-object prompts right."""
     views = []
     for i, scene in enumerate(bar(list(prompts(count, 2)))):
-        views.append((scene, picture(sample(model, model.start(scene.caption, i, steps, None, None, "", None)))))
+        views.append((scene, picture(sample(model, model.start(scene.caption, seed=i, steps=steps)))))
     return {"two_objects": mean([right(judge, scene, view)["object"] for scene, view in views])}, [v for _, v in views]
 
 
@@ -182,7 +182,7 @@ def reweighting(model: Model, judge: Judge, count: int, steps: int) -> dict[str,
         place = "beach" if graded == "flowers" else "street"
         scene = next(dataset(EXAM_SEED + 3, 1, start=i, held_out=False, objects=1, background=place, attribute=graded,
                              style="photo", strength=0.5, name_place=True))  # fmt: skip
-        start, old = model.start(scene.caption, i, steps, None, None, "", None), model.text.prompt(scene.caption)
+        start, old = model.start(scene.caption, seed=i, steps=steps), model.text.prompt(scene.caption)
         targets = [
             Target(scene.caption, plan_edit(old, old, steps, reweight={_last(graded, scene): w})) for w in WEIGHTS
         ]

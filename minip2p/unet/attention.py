@@ -31,7 +31,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """GEGLU(x) = (W₁x) ⊙ gelu(W₂x) (Shazeer 2020, eq. 6), both products in one matrix."""
+    """GEGLU(x) = (W₁x) ⊙ gelu(W₂x) (Shazeer 2020, eq. 5), both products in one matrix."""
 
     def __init__(self, inner: int, outer: int):
         super().__init__()
@@ -43,6 +43,8 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """FFN_GEGLU(x) = W₃ GEGLU(x) (Shazeer 2020, eq. 6), four times as wide inside."""
+
     def __init__(self, channels: int):
         super().__init__()
         # The checkpoint numbers the layers 0 and 2; between them lay the dropout of the training.
