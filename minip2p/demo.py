@@ -58,7 +58,7 @@ def reweighted(model: Model) -> Row:
     """One picture with a word at several strengths, 1 as it is."""
     run = model.generate(WEIGHTS.source, seed=WEIGHTS.seed, steps=STEPS)
     runs = [run if c == 1 else model.edit(run, run.prompt, reweight={WEIGHTS.target: c}) for c in STRENGTHS]
-    captions = [f"{run.prompt}: {WEIGHTS.target} × {c:g}" for c in STRENGTHS]
+    captions = [f"{run.prompt}: {WEIGHTS.target} x {c:g}" for c in STRENGTHS]
     return WEIGHTS, run, [(one.image, caption) for one, caption in zip(runs, captions, strict=True)]
 
 

@@ -3,6 +3,7 @@
 Axes: b batch, h heads, i queries, j words, d width of a head; y x: rows and columns of a map.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,19 +46,20 @@ def map_size(latent: tuple[int, int], stride: int) -> tuple[int, int]:
     return -(-latent[0] // stride), -(-latent[1] // stride)
 
 
-def default_strides(sites: Sequence[Site], latent: tuple[int, int], least: int = 16 * 16) -> tuple[int, ...]:
-    """The strides that masks read where none are given: the coarsest whose maps still have 16 × 16 queries.
+def default_strides(sites: Sequence[Site], latent: tuple[int, int], like: int = 16 * 16) -> tuple[int, ...]:
+    """The stride that masks read where none is given: on the way down and up, that of the maps nearest to 16 × 16.
 
     At SD 1.5's 64² latents that is stride 4: the five cross-attention maps of the original. Selected by stride, not by
-    position in a list, it is right for other geometries too; a latent that is smaller gives its finest maps.
+    position in a list, it is right for other geometries too. (The middle, one single map, is too coarse to count.)
     """
-    strides = sorted({site.stride for site in sites if site.cross}, reverse=True)
 
-    def queries(stride: int) -> int:
+    def distance(stride: int) -> float:
         rows, cols = map_size(latent, stride)
-        return rows * cols
+        return abs(math.log(rows * cols / like))
 
-    return (next((s for s in strides if queries(s) >= least), strides[-1]),)
+    cross = [site for site in sites if site.cross]
+    outer = [site for site in cross if site.place != "mid"] or cross
+    return (min(sorted({site.stride for site in outer}), key=distance),)
 
 
 def chosen_strides(given: Sequence[int] | None, sites: Sequence[Site], latent: tuple[int, int]) -> tuple[int, ...]:

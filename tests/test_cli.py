@@ -253,16 +253,6 @@ def test_a_broken_model_is_one_line_that_names_the_file(file, change, says, tmp_
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
-def test_folders_without_permission(tmp_path, capsys):
-    folder = model_folder(tmp_path / "model")
-    (folder / "unet").chmod(0)
-    assert "unet" in refused(capsys, "generate", CAT, "--steps", 1, "--model", folder, "-o", tmp_path / "out")
-    (folder / "unet").chmod(0o755)
-    (tmp_path / "locked").mkdir(mode=0o555)
-    refused(capsys, "generate", CAT, "--steps", 1, "-o", tmp_path / "locked")
-
-
 @pytest.mark.parametrize("out", ["file/out", "file/x.png", "folder.png", "x" * 300 + ".png", "/proc/minip2p/x.png"])
 def test_an_output_that_cannot_be_written_is_found_before_the_run(out, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()

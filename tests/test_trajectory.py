@@ -308,7 +308,7 @@ def test_maps_are_of_the_attention_that_the_run_had(model):
 
 def test_an_explicit_edit_refuses_an_attention_without_maps(model):
     with pytest.raises(ValueError, match="attend=explicit"):
-        model.edit(SOURCE, TARGETS[0], steps=1, explicit=True, attend=lambda q, k, v, site: v.mean(-2, keepdim=True))
+        model.edit(SOURCE, TARGETS[0], steps=1, explicit=True, attend=lambda q, k, v, site: torch.zeros_like(q))
 
 
 def test_self_pixels_bounds_where_self_attention_is_injected(model):
