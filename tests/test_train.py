@@ -39,6 +39,36 @@ def test_a_killed_training_goes_on_exactly(tmp_path):
         assert not torch.equal(p, whole.average[name])
 
 
+def test_a_warm_start_counts_on_and_rises_anew(tmp_path):
+    """The weights given are the parameters and their average; the first step of a fresh AdamW has the size of the
+    learning rate, which is a 200th of what `rate` says at the step counted on."""
+    torch.manual_seed(0)
+    module, landed = nn.Linear(3, 2), {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+    training = Training(module, tmp_path, rate=lambda step: float(step), steps=1001, ema=0.9)
+    training.begin(landed, 1000)
+    assert torch.equal(module.weight, landed["weight"]) and torch.equal(training.average["weight"], landed["weight"])
+    training.run(lambda step: module.bias.sum())
+    assert training.step == 1001
+    assert module.bias.tolist() == pytest.approx([-1000 / 200] * 2)
+    resumed = Training(nn.Linear(3, 2), tmp_path, rate=lambda step: float(step), steps=1003, ema=0.9)
+    resumed.resume()
+    assert (resumed.step, resumed.start) == (1001, 1000)
+    assert {float(state["step"]) for state in resumed.optimizer.state.values()} == {1.0}
+
+
+def test_a_warm_training_that_is_killed_goes_on_exactly(tmp_path):
+    def run(folder, steps):
+        module = nn.Linear(3, 2)
+        training = Training(module, folder, rate=lambda step: 0.1, steps=steps, ema=0.9)
+        training.begin({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, 50)
+        training.run(lambda step: (module(torch.randn(4, 3, generator=generator(7, step))) - 1).square().mean())
+        return module
+
+    whole = run(tmp_path / "whole", 56)
+    run(tmp_path / "killed", 53)
+    assert torch.equal(run(tmp_path / "killed", 56).weight, whole.weight)
+
+
 def test_a_checkpoint_is_whole_or_not_there(tmp_path):
     path = tmp_path / "a.safetensors"
     write_safetensors({"x": torch.ones(2)}, path, {"step": "1"})
@@ -57,11 +87,9 @@ def test_a_gradient_that_is_not_finite_stops_the_training(tmp_path):
 
 
 def test_learning_rates():
-    assert cosine(0, 100, warmup=10) == pytest.approx(0.1)
-    assert cosine(100, 100) == pytest.approx(0.01 * 101 / 200)
-    assert cosine(50, 100, warmup=1) == pytest.approx(0.01 + 0.99 / 2)
-    assert inverse_root(0, warmup=200) == pytest.approx(1 / 200)
-    assert inverse_root(1000) == 1
+    assert cosine(0, 100) == 1 and cosine(100, 100) == pytest.approx(0.01)
+    assert cosine(50, 100) == pytest.approx(0.01 + 0.99 / 2)
+    assert inverse_root(0) == inverse_root(1000) == 1
     assert inverse_root(11_999, level=3000) == pytest.approx(0.5)
 
 
@@ -104,7 +132,7 @@ def test_gradients_l1_sees_edges_and_not_levels():
 
 
 def test_more_scenes_are_drawn_from_as_training_goes_on():
-    sizes = [train.Latents.size(None, step) for step in (0, 127, 128, 10**6)]
+    sizes = [train.Latents.size(None, step) for step in (0, 383, 384, 10**6)]
     assert sizes == [3 * train.CHUNK, 3 * train.CHUNK, 4 * train.CHUNK, train.LATENTS]
 
 
@@ -119,10 +147,13 @@ def test_the_exported_folder_opens_with_the_same_weights_in_float16(tmp_path):
         )
     )  # fmt: skip
     vae = VAE(VAEConfig(block_out_channels=(8,), norm_num_groups=4))
-    text = text_encoder(width)
-    export(tmp_path, vae, unet, text, SchedulerConfig(steps_offset=1), scaling_factor=0.25)
+    text, done = text_encoder(width), {"vae": 3, "unet": 5}
+    export(
+        tmp_path, vae, unet, text, SchedulerConfig(steps_offset=1), scaling_factor=0.25, trained={"vae": 3, "unet": 5}
+    )
     model = minip2p.load(tmp_path)
     assert model.vae.config.scaling_factor == 0.25
+    assert train.trained(tmp_path) == done
     assert model.guidance == json.loads((tmp_path / "minip2p.json").read_text())["guidance"]
     for ours, theirs in ((unet, model.unet), (vae, model.vae), (text, model.text.encoder)):
         loaded = theirs.state_dict()

@@ -56,8 +56,20 @@ def halves(module: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + name: t.half().contiguous() for name, t in module.state_dict().items()}
 
 
-def export(folder: Path, vae: VAE, unet: UNet, text: Any, sched: SchedulerConfig, *, scaling_factor: float) -> None:
-    """Writes the folder, float16. The tokenizer is copied; the configs say float32, so that they open as such."""
+def export(
+    folder: Path,
+    vae: VAE,
+    unet: UNet,
+    text: Any,
+    sched: SchedulerConfig,
+    *,
+    scaling_factor: float,
+    trained: dict[str, int],
+) -> None:
+    """Writes the folder, float16. The tokenizer is copied; the configs say float32, so that they open as such.
+
+    trained: how many steps each part has been trained, for a warm start.
+    """
 
     def config(name: str, of: Config, class_name: str) -> None:
         write_json(folder / name, {"_class_name": class_name, "_diffusers_version": "0.42.0"} | asdict(of))
@@ -94,4 +106,4 @@ def export(folder: Path, vae: VAE, unet: UNet, text: Any, sched: SchedulerConfig
             "vae": ["diffusers", "AutoencoderKL"],
         },
     )
-    write_json(folder / "minip2p.json", {"guidance": GUIDANCE})
+    write_json(folder / "minip2p.json", {"guidance": GUIDANCE, "_trained": trained})

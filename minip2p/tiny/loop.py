@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -33,27 +33,31 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str
     os.replace(partial, path)
 
 
-def cosine(step: int, steps: int, warmup: int = 200) -> float:
-    """The factor on the learning rate: a linear warm-up, then half a cosine down to a hundredth."""
-    rise = min(1.0, (step + 1) / warmup)
-    return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
+def cosine(step: int, steps: int) -> float:
+    """The factor on the learning rate: half a cosine from one down to a hundredth."""
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
-def inverse_root(step: int, level: int = 3000, warmup: int = 200) -> float:
-    """The factor on the learning rate of a run without a last step: a warm-up, one, and from `level` on √(level/step).
+def inverse_root(step: int, level: int = 3000) -> float:
+    """The factor on the learning rate of a run without a last step: one, and from `level` on √(level/step).
     With the moving average it needs no decay at its end, so it can stop and go on anywhere."""
-    return min(1.0, (step + 1) / warmup, math.sqrt(level / (step + 1)))
+    return min(1.0, math.sqrt(level / (step + 1)))
 
 
 class Training:
-    """Parameters under training, with AdamW and a moving average. `run` goes on from the last checkpoint."""
+    """Parameters under training, with AdamW and a moving average. `run` goes on from the last checkpoint.
+
+    `rate` gives the learning rate at a step; the first WARMUP steps after the start rise to it linearly.
+    """
+
+    WARMUP = 200
 
     def __init__(self, module: nn.Module, work: Path, *, rate: Callable[[int], float], steps: int, ema: float):
         self.module, self.work, self.rate, self.steps, self.ema_decay = module, work, rate, steps, ema
         self.named = dict(module.named_parameters())
-        self.optimizer = torch.optim.AdamW(self.named.values(), betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.named.values(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.average = {name: p.detach().clone() for name, p in self.named.items()}
-        self.step = 0
+        self.step = self.start = 0
 
     @property
     def checkpoint(self) -> Path:
@@ -65,7 +69,15 @@ class Training:
             for key in ("exp_avg", "exp_avg_sq"):
                 if p in self.optimizer.state:
                     tensors[f"{key}.{name}"] = self.optimizer.state[p][key]
-        write_safetensors(tensors, self.checkpoint, {"step": str(self.step)})
+        write_safetensors(tensors, self.checkpoint, {"step": str(self.step), "start": str(self.start)})
+
+    @torch.no_grad()
+    def begin(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """A warm start: these weights, counted on from `step`. AdamW's moments begin anew, and so does the warm-up."""
+        for name, p in self.named.items():
+            p.copy_(weights[name])
+            self.average[name].copy_(p)
+        self.step = self.start = step
 
     @torch.no_grad()
     def resume(self) -> None:
@@ -73,13 +85,13 @@ class Training:
         if not self.checkpoint.exists():
             return
         with safe_open(self.checkpoint, "pt") as f:
-            self.step = int(f.metadata()["step"])
+            self.step, self.start = (int(f.metadata()[name]) for name in ("step", "start"))
             for name, p in self.named.items():
                 p.copy_(f.get_tensor(f"model.{name}"))
                 self.average[name].copy_(f.get_tensor(f"ema.{name}"))
-                if self.step:
+                if f"exp_avg.{name}" in f.keys():  # noqa: SIM118, not a dict
                     self.optimizer.state[p] = {
-                        "step": torch.tensor(float(self.step)),
+                        "step": torch.tensor(float(self.step - self.start)),
                         "exp_avg": f.get_tensor(f"exp_avg.{name}").clone(),
                         "exp_avg_sq": f.get_tensor(f"exp_avg_sq.{name}").clone(),
                     }
@@ -90,17 +102,26 @@ class Training:
         for name, p in self.named.items():
             p.copy_(self.average[name])
 
-    def run(self, loss: Callable[[int], Tensor], *, save_every: float = 180.0, stop_at: float = math.inf) -> None:
+    def run(
+        self,
+        loss: Callable[[int], Tensor],
+        *,
+        show: Callable[[], None] = lambda: None,
+        show_every: int = 500,
+        save_every: float = 180.0,
+        stop_at: float = math.inf,
+    ) -> None:
         """Steps until `steps` are done or the clock passes `stop_at` (time.time()). Appends to log.jsonl.
 
-        loss(step) must be deterministic in the step. Gradients are clipped to norm 1.
+        loss(step) must be deterministic in the step. Gradients are clipped to norm 1. `show` is called every so many
+        steps, to write what one looks at.
         """
         self.work.mkdir(parents=True, exist_ok=True)
         self.resume()
         saved, logged, total, since = time.time(), self.step, 0.0, time.time()
         while self.step < self.steps and time.time() < stop_at:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(self.step)
+                group["lr"] = self.rate(self.step) * min(1.0, (self.step - self.start + 1) / self.WARMUP)
             value = loss(self.step)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -110,7 +131,8 @@ class Training:
             self.optimizer.step()
             self.step += 1
             # A young average forgets faster, so that it is never older than the run.
-            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+            age = self.step - self.start
+            decay = min(self.ema_decay, (1 + age) / (10 + age))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.values()), list(self.named.values()), 1 - decay)
             total += value.item()
@@ -123,6 +145,8 @@ class Training:
                     f"{self.work.name} {self.step}/{self.steps} loss {row['loss']:.4f} {spent:.2f} s/step", flush=True
                 )
                 logged, total, since = self.step, 0.0, time.time()
+            if self.step % show_every == 0:
+                show()
             if time.time() - saved > save_every:
                 self.save()
                 saved = time.time()

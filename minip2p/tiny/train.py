@@ -1,28 +1,35 @@
 """From nothing to `weights/tiny`: python -m minip2p.tiny.train
 
 Three things are trained or made, each taken up where it was left: the VAE; the pictures' latents, encoded once; UNet
-and text encoder together. What happens at step i depends on the seed and i alone.
+and text encoder together. What happens at step i depends on the seed and i alone. Where checkpoints are lost, `--warm
+weights/tiny` goes on from weights that were written before. Every 500 steps, twelve pictures are written to look at.
 """
 
 import argparse
 import math
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minip2p.attention import explicit
-from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig
+from minip2p.cli import guarded
+from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, read_json
+from minip2p.model import Model, load
 from minip2p.sched import Schedule
 from minip2p.tiny.export import export, text_encoder, tokenizer
 from minip2p.tiny.loop import Training, cosine, generator, inverse_root, write_safetensors
 from minip2p.tiny.scenes import Scene, Sprites, caption_for, dataset, fetch_sprites, render
 from minip2p.unet import UNet
 from minip2p.vae import VAE
+from minip2p.viz import grid
 
 VAE_CONFIG = VAEConfig(
     block_out_channels=(24, 48, 96, 128),
@@ -42,8 +49,22 @@ UNET_CONFIG = UNetConfig(
 SCHEDULER_CONFIG = SchedulerConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
 )
-VAE_STEPS, VAE_BATCH = 3400, 16
+VAE_STEPS, VAE_BATCH = 5200, 16
 BATCH, CHUNK, LATENTS = 32, 2048, 61440
+SHOWN = (
+    "a cat on the beach",
+    "a tiger in the meadow",
+    "a horse in the desert",
+    "a duck on the sea",
+    "a red car on the street",
+    "a blue house in the snow",
+    "a yellow balloon at night",
+    "a green chair on the grass",
+    "a sketch of a dog on the street",
+    "a watercolor of a lion in the meadow",
+    "a house in the meadow in the fog",
+    "an elephant and a purple umbrella on the beach",
+)
 
 
 def pictures(scenes: list[Scene], sprites: Sprites) -> Tensor:
@@ -58,9 +79,9 @@ def half_precision() -> torch.autocast:
 
 
 def vae_batch(seed: int, step: int, sprites: Sprites) -> Tensor:
-    """Two random 64-px crops of each of eight new scenes; in the last fifth of the steps four whole pictures, so that
-    the attention in the middle meets the number of pixels that it will be used with."""
-    if step >= 0.8 * VAE_STEPS:
+    """Two random 64-px crops of each of eight new scenes; in the second half of the steps four whole pictures, since
+    group norms and the attention in the middle see other statistics in a crop than in what they will be used with."""
+    if step >= VAE_STEPS // 2:
         return pictures(list(dataset(seed, 4, start=step * VAE_BATCH)), sprites)
     whole = pictures(list(dataset(seed, VAE_BATCH // 2, start=step * VAE_BATCH)), sprites)
     size = whole.shape[-1] // 2
@@ -92,11 +113,13 @@ def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = 1e-
     return 10 * F.mse_loss(y, x) + 2 * (x - y).abs().mean() + 0.3 * gradients_l1(x, y) + kl_weight * kl
 
 
-def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[VAE, bool]:
-    """The VAE with its averaged weights, and whether its training is complete."""
+def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float, warm: Path | None = None) -> tuple[VAE, int]:
+    """The VAE with its averaged weights, and the steps it was trained."""
     torch.manual_seed(seed)
     vae = VAE(VAE_CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = Training(vae, work / "vae", rate=lambda step: 1e-3 * cosine(step, VAE_STEPS), steps=VAE_STEPS, ema=0.998)
+    if warm:
+        training.begin(load(warm).vae.state_dict(), trained(warm)["vae"])
 
     def loss(step: int) -> Tensor:
         x = vae_batch(seed, step, sprites).contiguous(memory_format=torch.channels_last)
@@ -104,7 +127,7 @@ def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[
 
     training.run(loss, stop_at=stop_at)
     training.averaged()
-    return vae.eval().requires_grad_(False), training.step >= VAE_STEPS
+    return vae.eval().requires_grad_(False), training.step
 
 
 class Latents:
@@ -116,7 +139,7 @@ class Latents:
 
     def size(self, step: int) -> int:
         """How many scenes there are to draw from at a training step: more as it goes on, so that it can begin early."""
-        return min(LATENTS, CHUNK * (3 + step * BATCH // (2 * CHUNK)))
+        return min(LATENTS, CHUNK * (3 + step * BATCH // (6 * CHUNK)))
 
     @torch.no_grad()
     def chunk(self, number: int) -> Tensor:
@@ -186,12 +209,22 @@ def caption_ids(seed: int, step: int, indices: Tensor, tokenize, drop: float = 0
     return tokenize(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def train_denoiser(work: Path, seed: int, latents: Latents, steps: int, stop_at: float) -> Denoiser:
-    """UNet and text encoder with their averaged weights."""
+def train_denoiser(
+    options: argparse.Namespace, latents: Latents, write: Callable[[Path, Denoiser, int], None], stop_at: float
+) -> None:
+    """UNet and text encoder. `write(folder, denoiser, steps)` gets their averaged weights, now and then and at last."""
+    seed, work = options.seed, options.work / "unet"
     torch.manual_seed(seed)
     denoiser = Denoiser()
     denoiser.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training = Training(denoiser, work / "unet", rate=lambda step: 6e-4 * inverse_root(step), steps=steps, ema=0.9999)
+    training = Training(denoiser, work, rate=lambda step: 6e-4 * inverse_root(step), steps=options.steps, ema=0.9999)
+    if options.warm:
+        model = load(options.warm)
+        landed = {"unet": model.unet.state_dict(), "text": model.text.encoder.state_dict()}
+        weights = {f"{part}.{name}": tensor for part, tensors in landed.items() for name, tensor in tensors.items()}
+        training.begin(weights, trained(options.warm)["unet"])
+    if options.compile:
+        denoiser.unet.compile()
     sched, tokenize, scale = Schedule(SCHEDULER_CONFIG), tokenizer(), latents.scale()
 
     def loss(step: int) -> Tensor:
@@ -200,29 +233,70 @@ def train_denoiser(work: Path, seed: int, latents: Latents, steps: int, stop_at:
         ids = caption_ids(seed, step, indices, tokenize)
         return denoising_loss(denoiser, sched, scale * latents[indices], ids, source)
 
-    training.run(loss, stop_at=stop_at)
+    def show() -> None:
+        averaged = Denoiser()
+        averaged.load_state_dict(training.average, strict=False)  # what is no parameter is the same in all
+        write(options.work / "preview", averaged, training.step)
+        sheet(load(options.work / "preview")).save(work / f"samples-{training.step:06d}.png")
+
+    training.run(loss, show=show, stop_at=stop_at)
     training.averaged()
-    return denoiser
+    write(options.out, denoiser, training.step)
 
 
-def main() -> None:
+def sheet(model: Model) -> Image.Image:
+    """Pictures of SHOWN, always from the same noise, to be looked at while the training goes on."""
+    return grid([(model.generate(prompt, seed=i, steps=25).image, prompt) for i, prompt in enumerate(SHOWN)], 4, 128)
+
+
+def trained(folder: Path) -> dict[str, int]:
+    """How many steps the weights in a folder were trained: part -> steps."""
+    own = folder / "minip2p.json"
+    try:
+        return read_json(own)["_trained"]
+    except KeyError:
+        raise ValueError(f"{own}: does not say how many steps the weights were trained") from None
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m minip2p.tiny.train", description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints and caches (default .train)")
     parser.add_argument("--out", type=Path, default=Path("weights/tiny"), help="where the weights are written")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40_000, help=f"of the UNet, {BATCH} pictures each")
     parser.add_argument("--minutes", type=float, default=math.inf, help="write what there is after so long")
+    parser.add_argument(
+        "--warm",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with the weights in this folder, unless --work has checkpoints",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="1.3 times as fast, after three minutes of compiling; needs a C++ compiler",
+    )
     options = parser.parse_args()
+    return guarded(lambda: train(options))
+
+
+def train(options: argparse.Namespace) -> None:
+    """VAE, latents, UNet and text encoder, as far as the time reaches."""
     stop_at = time.time() + 60 * options.minutes
     sprites = Sprites.load(fetch_sprites(options.work / "sprites"))
-    vae, done = train_vae(options.work, options.seed, sprites, stop_at)
-    if not done:
+    vae, steps = train_vae(options.work, options.seed, sprites, stop_at, options.warm)
+    if steps < VAE_STEPS:
         print("the VAE's training is not complete yet: run the same command again to go on")
         return
-    latents = Latents(options.work / "latents", vae, options.seed, sprites)
-    denoiser = train_denoiser(options.work, options.seed, latents, options.steps, stop_at)
-    export(options.out, vae, denoiser.unet, denoiser.text, SCHEDULER_CONFIG, scaling_factor=latents.scale())
+    latents = Latents(options.work / f"latents-{steps}", vae, options.seed, sprites)
+    scale = latents.scale()
+
+    def write(folder: Path, denoiser: Denoiser, unet_steps: int) -> None:
+        done = {"vae": steps, "unet": unet_steps}
+        export(folder, vae, denoiser.unet, denoiser.text, SCHEDULER_CONFIG, scaling_factor=scale, trained=done)
+
+    train_denoiser(options, latents, write, stop_at)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
