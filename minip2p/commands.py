@@ -76,7 +76,7 @@ def maps_row(run: Trajectory, words: Sequence[str]) -> list[viz.Panel]:
 def opened(args: Namespace) -> Model:
     """The model that the options ask for. Raises ValueError where torch cannot use the device."""
     try:
-        torch.zeros(1, device=args.device)
+        torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError) as error:  # torch says it in either way
         raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     return load(args.model, dtype=getattr(torch, args.dtype), device=args.device)

@@ -4,8 +4,10 @@ Field names and defaults are those of diffusers' config.json, so that a folder e
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin
@@ -52,6 +54,16 @@ def _accepted(annotation: Any) -> tuple[type, ...]:
     parts = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     kinds = [get_origin(part) or part for part in parts]
     return (*kinds, int) if float in kinds else tuple(kinds)
+
+
+def is_whole(given: Any) -> bool:
+    """Whether it is a whole number, Python's or numpy's."""
+    return isinstance(given, Integral)
+
+
+def is_finite(given: Any) -> bool:
+    """Whether it is a number, and neither infinite nor NaN."""
+    return isinstance(given, Real) and bool(abs(given) <= sys.float_info.max)  # type: ignore[operator]
 
 
 def read_json(path: Path) -> dict[str, Any]:

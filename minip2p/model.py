@@ -1,6 +1,5 @@
 """The front: `load` a model, then `generate` and `edit`."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from minip2p.attention import Attend, fused
 from minip2p.checkpoint import load_module, shipped
-from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
+from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig, is_finite, is_whole
 from minip2p.edit import plan_edit
 from minip2p.mask import Blend, Blending
 from minip2p.parts import Parts
@@ -46,6 +45,10 @@ def load(
         )
     unet = load_module(lambda: UNet(unet_config), folder / "unet" / WEIGHTS, dtype=dtype, device=device)
     vae = load_module(lambda: VAE(vae_config), folder / "vae" / WEIGHTS, dtype=dtype, device=device)
+    channels = unet_config.in_channels, unet_config.out_channels, vae_config.latent_channels
+    if len(set(channels)) > 1:
+        raise ValueError(f"{folder}: the UNet reads {channels[0]} channels and predicts {channels[1]}, where the VAE's "
+                         f"latents have {channels[2]}: only models where these are equal are supported")  # fmt: skip
     own = folder / "minip2p.json"  # what diffusers' layout has no place for
     guidance = OwnConfig.read(own).guidance if own.exists() else OwnConfig().guidance
     return Model(unet, vae, text, sched, guidance)
@@ -133,14 +136,7 @@ class Model(Parts):
         an edit is a source like any other: what it takes part in are its own maps, without that edit.
         Raises ValueError for words that are not in their prompt.
         """
-        if isinstance(source, str):
-            origin: Trajectory | Start = self.start(source, attend=attend or fused, **options)
-        elif not isinstance(source, Trajectory):
-            raise ValueError(f"the source of an edit is a run or a prompt, not {type(source).__name__}")
-        elif options:
-            raise ValueError(f"{', '.join(options)}: a run has its own; give a prompt as the source to choose")
-        else:
-            origin = source
+        origin = self.origin(source, attend, options)
         prompts, old, steps = [target] if isinstance(target, str) else list(target), origin.prompt, origin.steps
         if not prompts:
             raise ValueError("an edit needs a target prompt, and the list of targets is empty")
@@ -157,6 +153,18 @@ class Model(Parts):
         runs = edit(self, origin, targets, attend=attend, in_maps=explicit, progress=bar)
         return runs[0] if isinstance(target, str) else runs
 
+    def origin(self, source: Trajectory | str, attend: Attend | None, options: Mapping[str, Any]) -> Trajectory | Start:
+        """What an edit starts from: a run of this model, or the start of one. Raises ValueError for anything else."""
+        if isinstance(source, str):
+            return self.start(source, attend=attend or fused, **options)
+        if not isinstance(source, Trajectory):
+            raise ValueError(f"the source of an edit is a run or a prompt, not {type(source).__name__}")
+        if source.parts is not self:
+            raise ValueError(f"the run {source.prompt!r} is another model's: edit it with the model that made it")
+        if options:
+            raise ValueError(f"{', '.join(options)}: a run has its own; give a prompt as the source to choose")
+        return source
+
     def start(
         self,
         prompt: str,
@@ -171,9 +179,9 @@ class Model(Parts):
     ) -> Start:
         """Checks what a run begins with. Raises ValueError with one line for what the model cannot take."""
         guidance = self.guidance if guidance is None else guidance
-        if not math.isfinite(guidance):
+        if not is_finite(guidance):
             raise ValueError(f"guidance must be a finite number, not {guidance}")
-        if not 0 <= seed < 2**63:
+        if not is_whole(seed) or not 0 <= seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {seed}")
         self.sched.times(steps)
         if latents is None:
@@ -195,6 +203,7 @@ class Model(Parts):
                 raise ValueError("this model has no sample size of its own: give a size")
             return side if isinstance(side, tuple) else (side, side)
         stride, least = self.vae.stride, self.vae.stride * self.unet.stride
-        if len(size) != 2 or any(side % stride or side < least for side in size):
+        sides = tuple(size) if isinstance(size, tuple | list) else ()
+        if len(sides) != 2 or any(not is_whole(side) or side % stride or side < least for side in sides):
             raise ValueError(f"size must be two multiples of {stride} of at least {least} pixels, not {size}")
         return size[0] // stride, size[1] // stride

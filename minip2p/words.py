@@ -6,7 +6,6 @@ Prompt-to-Prompt (Hertz et al. 2022) does: it splits on spaces, keeps case and p
 Axis: j tokens. It counts the start token, the end token and the padding.
 """
 
-import math
 import re
 import string
 import unicodedata
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from minip2p.config import is_finite
 
 Which = str | int | slice | range | tuple[str, int]
 Bounds = float | tuple[float, float]
@@ -135,9 +136,11 @@ def self_steps(self_: Bounds, steps: int) -> tuple[int, int]:
 
 def equalizer(weights: Mapping[Hashable, float], prompt: Prompt, *, parity: bool = False) -> Tensor:
     """c (j) float32: the weight of each token's attention, 1 where none is given. ValueError as in `schedule`."""
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"weights are given by word, as {{'fog': 2.0}}, not {weights!r}")
     c = torch.ones(len(prompt.ids))
     for word, weight in weights.items():
-        if not math.isfinite(weight):
+        if not is_finite(weight):
             raise ValueError(f"the weight of {word!r} is {weight}, which is not a finite number")
         c[list(_find(prompt, word, parity))] = weight
     return c

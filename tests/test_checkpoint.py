@@ -18,6 +18,7 @@ from torch import nn
 import minip2p
 from minip2p.checkpoint import FORMER_NAMES, current_name, load_module
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, read_json
+from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 SD15_SCHEDULER = dict(
@@ -302,6 +303,18 @@ def test_load_names_what_else_is_wrong(folder, tmp_path_factory):
     change(folder / "scheduler/scheduler_config.json", prediction_type="epsilon")
     change(folder / "unet/config.json", cross_attention_dim=5)
     with pytest.raises(ValueError, match="the text encoder is .* wide, the UNet reads 5"):
+        minip2p.load(folder)
+
+
+def test_networks_must_agree_in_their_channels(folder, tmp_path):
+    """As an inpainting UNet, whole in itself, that reads more channels than the latents have."""
+    fields = json.loads((folder / "unet/config.json").read_text())
+    wider = UNet(UNetConfig.of(fields | {"in_channels": 9}))
+    change(folder / "unet/config.json", in_channels=9)
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    save_file(wider.state_dict(), weights)
+    with pytest.raises(ValueError, match="the UNet reads 9 channels and predicts 4, where the VAE's latents have 4"):
         minip2p.load(folder)
 
 

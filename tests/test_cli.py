@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from minip2p import cli, commands, demo, png
+import minip2p
+from minip2p import cli, commands, demo, png, viz
 from minip2p.trajectory import Trajectory
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +109,49 @@ def test_maps_writes_an_overlay_a_word_and_a_strip(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
     assert {path.name for path in tmp_path.iterdir()} == set(names)
     assert {settings(tmp_path / name)[0] for name in names} == {"A cat and a dog"}
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return picture.tobytes()
+
+
+def test_every_option_of_an_edit_reaches_it(tmp_path):
+    """Against the library, with no option at its default; and each of them changes the picture."""
+    given = {"--cross": ".5", "--self": ".9", "--kind": "refine", "--reweight": "tiger=-2", "--blend": "cat:tiger",
+             "--steps": "4", "--guidance": "3", "--negative": "fog", "--size": "64x96"}  # fmt: skip
+    words = [word for pair in given.items() for word in pair]
+    assert run("edit", CAT, TIGER, *words, "--seed", 5, "--explicit", "-o", tmp_path / "all.png") == 0
+    model = minip2p.load()
+    made = {"steps": 4, "guidance": 3.0, "negative": "fog", "size": (64, 96), "seed": 5}
+    changes = {"cross": 0.5, "self_": 0.9, "kind": "refine", "reweight": {"tiger": -2}, "blend": ("cat", "tiger")}
+    assert pixels(tmp_path / "all.png") == model.edit(CAT, TIGER, **changes, **made, explicit=True).image.tobytes()
+    for name in ("cross", "self_", "kind", "reweight", "blend", "guidance", "negative", "seed"):
+        without = {key: value for key, value in (changes | made).items() if key != name}
+        assert pixels(tmp_path / "all.png") != model.edit(CAT, TIGER, **without, explicit=True).image.tobytes(), name
+
+
+def test_the_explicit_execution_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("minip2p.model.Model.edit", lambda *_, explicit, **__: asked.append(explicit) or sys.exit(7))
+    for option in ([], ["--explicit"]):
+        assert run("edit", CAT, TIGER, *option, "-o", tmp_path) == 7
+    assert asked == [False, True]
+
+
+def test_model_dtype_and_device_reach_load(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(commands, "load", lambda *where, **how: asked.append((where, how)) or sys.exit(7))
+    assert run("generate", CAT, "--dtype", "bfloat16", "--device", "cpu:0", "--model", "m", "-o", tmp_path) == 7
+    assert asked == [(("m",), {"dtype": torch.bfloat16, "device": "cpu:0"})]
+
+
+def test_each_overlay_shows_its_own_word(tmp_path):
+    assert run("maps", CAT, "--steps", 2, "-o", tmp_path / "m.png") == 0
+    made = minip2p.load().generate(CAT, steps=2)
+    for number, word in enumerate(CAT.split(), 1):
+        shown = viz.overlay(made.image, made.maps(word)[0]).tobytes()
+        assert pixels(tmp_path / f"m-{number}-{word}.png") == shown
 
 
 def test_the_demo_writes_five_pictures_and_a_sheet_and_says_what_to_look_at(tmp_path, capsys, monkeypatch):
@@ -308,7 +353,7 @@ def test_parameters_can_be_read_back(value, tmp_path):
         class text:
             folder = Path("models/sd")
 
-    latents = __import__("torch").zeros(3, 4, 2, 3)
+    latents = torch.zeros(3, 4, 2, 3)
     origin = Trajectory(Parts, value, latents, 7.5)
     edited = Trajectory(Parts, "猫 on a mat", latents, 7.5, "ugly", 5, source=origin)
     png.write([(tmp_path / "x.png", Image.new("RGB", (8, 8)), png.parameters(edited, Blend=value))])

@@ -28,9 +28,9 @@ FLOORS = (
     ("trajectory",),
     ("model",),
     ("viz", "png"),
-    ("tiny", "commands"),
+    ("commands",),
     ("cli",),
-    ("demo", "__main__"),
+    ("tiny", "demo", "__main__"),
 )
 AROUND = ("tiny", "viz", "png", "commands", "cli", "demo", "__main__")  # all else is the core
 THIRD_PARTY = {"torch", "numpy", "einops", "PIL", "safetensors", "transformers", "tqdm"}

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -93,7 +94,6 @@ class Processor:
 
 @pytest.fixture(scope="module")
 def pipeline(model):
-    diffusers = pytest.importorskip("diffusers")
     diffusers.utils.logging.disable_progress_bar()
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(model.text.folder, safety_checker=None)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)

@@ -1,5 +1,6 @@
 """The trainer: exact resumption, its losses, and the folder that it writes."""
 
+import argparse
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 import minip2p
+from minip2p.checkpoint import shipped
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.sched import Schedule
 from minip2p.tiny import train
@@ -17,26 +19,44 @@ from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 
-def small_training(folder, steps):
+def small_training(folder, steps, warm=False, seed=0):
+    """A few steps of a convolution in channels_last, whose moments must come back in that memory format too."""
     torch.manual_seed(0)
-    module = nn.Linear(3, 2)
-    training = Training(module, folder, rate=lambda step: 0.1 * inverse_root(step), steps=steps, ema=0.9)
+    module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    training = Training(module, folder, rate=lambda step: 0.1 * inverse_root(step), steps=steps, ema=0.9, seed=seed)
+    if warm:
+        training.begin({"weight": torch.ones(4, 3, 3, 3), "bias": torch.ones(4)}, 50)
 
     def loss(step):
-        return (module(torch.randn(4, 3, generator=generator(7, step))) - 1).square().mean()
+        return (module(torch.randn(2, 3, 5, 5, generator=generator(7, step))) - 1).square().mean()
 
     training.run(loss)
     return training
 
 
-def test_a_killed_training_goes_on_exactly(tmp_path):
-    whole = small_training(tmp_path / "whole", 6)
-    small_training(tmp_path / "killed", 3)
-    resumed = small_training(tmp_path / "killed", 6)
+@pytest.mark.parametrize("warm, first", [(False, 0), (True, 50)])
+def test_a_killed_training_goes_on_exactly(warm, first, tmp_path):
+    whole = small_training(tmp_path / "whole", first + 6, warm=warm)
+    small_training(tmp_path / "killed", first + 3, warm=warm)
+    resumed = small_training(tmp_path / "killed", first + 6, warm=warm)
     for name, p in whole.named.items():
         assert torch.equal(p, resumed.named[name])
         assert torch.equal(whole.average[name], resumed.average[name])
         assert not torch.equal(p, whole.average[name])
+
+
+def test_a_checkpoint_of_another_seed_is_refused(tmp_path):
+    small_training(tmp_path, 2)
+    with pytest.raises(ValueError, match="made with seed 0: go on with it, or in a new folder"):
+        small_training(tmp_path, 4, seed=1)
+
+
+def test_the_learning_rate_rises_over_200_steps_and_no_further(tmp_path):
+    training = Training(nn.Linear(1, 1), tmp_path, rate=lambda step: 2.0, steps=1, ema=0.9)
+    training.start = 1000
+    for age, expected in ((0, 2 / 200), (99, 1.0), (199, 2.0), (200, 2.0), (10_000, 2.0)):
+        training.step = 1000 + age
+        assert training.rate_now() == pytest.approx(expected)
 
 
 def test_a_warm_start_counts_on_and_rises_anew(tmp_path):
@@ -50,23 +70,30 @@ def test_a_warm_start_counts_on_and_rises_anew(tmp_path):
     training.run(lambda step: module.bias.sum())
     assert training.step == 1001
     assert module.bias.tolist() == pytest.approx([-1000 / 200] * 2)
+    assert training.average["bias"].tolist() == pytest.approx([-1000 / 200 * (1 - 2 / 11)] * 2)  # young: decay 2/11
     resumed = Training(nn.Linear(3, 2), tmp_path, rate=lambda step: float(step), steps=1003, ema=0.9)
     resumed.resume()
     assert (resumed.step, resumed.start) == (1001, 1000)
     assert {float(state["step"]) for state in resumed.optimizer.state.values()} == {1.0}
 
 
-def test_a_warm_training_that_is_killed_goes_on_exactly(tmp_path):
-    def run(folder, steps):
-        module = nn.Linear(3, 2)
-        training = Training(module, folder, rate=lambda step: 0.1, steps=steps, ema=0.9)
-        training.begin({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, 50)
-        training.run(lambda step: (module(torch.randn(4, 3, generator=generator(7, step))) - 1).square().mean())
-        return module
+def test_a_warm_start_takes_up_what_has_landed(tmp_path):
+    """Both trainings, from the weights that ship and with no step left to do: what they hand on is these weights."""
+    landed, model, written = shipped("tiny"), minip2p.load(), []
+    steps = train.trained(landed)
+    vae, done = train.train_vae(tmp_path, 0, None, 0.0, landed)
+    assert done == steps["vae"] and all(torch.equal(p, vae.get_parameter(n)) for n, p in model.vae.named_parameters())
+    options = argparse.Namespace(work=tmp_path, out=tmp_path / "out", seed=0, steps=0, warm=landed, compile=False)
 
-    whole = run(tmp_path / "whole", 56)
-    run(tmp_path / "killed", 53)
-    assert torch.equal(run(tmp_path / "killed", 56).weight, whole.weight)
+    class Latents:
+        def scale(self):
+            return 1.0
+
+    train.train_denoiser(options, Latents(), lambda *given: written.append(given), 0.0)
+    ((out, denoiser, done),) = written
+    assert (out, done) == (options.out, steps["unet"])
+    assert all(torch.equal(p, denoiser.unet.get_parameter(n)) for n, p in model.unet.named_parameters())
+    assert all(torch.equal(p, denoiser.text.get_parameter(n)) for n, p in model.text.encoder.named_parameters())
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path):
@@ -102,8 +129,8 @@ def test_stratified_times_are_one_from_each_part():
     assert (t // 100).tolist() == list(range(10))
 
 
-def test_min_snr_weighted_loss():
-    """w = min(SNR, 5) / SNR times the squared error, for a network that always answers zero."""
+def test_loss_weighted_by_one_over_root_snr():
+    """w = 1 / √SNR times the squared error, for a network that always answers zero."""
 
     class Zero(nn.Module):
         def text(self, input_ids):
@@ -117,9 +144,8 @@ def test_min_snr_weighted_loss():
     source = generator(3)
     t = train.stratified_times(4, 1000, source)
     noise = torch.randn(x0.shape, generator=source)
-    snr = sched.abars[t] / (1 - sched.abars[t])
-    expected = [float(noise[i].square().mean() * min(float(snr[i]), 5) / snr[i]) for i in range(4)]
-    assert snr[0] > 5 > snr[3]
+    abar = sched.abars[t].tolist()
+    expected = [float(noise[i].square().mean()) * ((1 - abar[i]) / abar[i]) ** 0.5 for i in range(4)]
     assert float(loss) == pytest.approx(sum(expected) / 4, rel=1e-5)
 
 

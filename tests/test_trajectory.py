@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import minip2p
 from minip2p import Blend, Store, chain, explicit
 from minip2p.attention import fused
 from minip2p.edit import dense, plan_edit
@@ -244,6 +245,11 @@ def test_a_recorded_source_is_run_only_at_the_steps_that_read_it(model, run, row
     (dict(steps=0), "steps must lie between 1 and 1000, not 0"), (dict(steps=1001), "between 1 and 1000, not 1001"),
     (dict(size=(130, 128)), "size must be two multiples of 8 of at least 32 pixels, not (130, 128)"),
     (dict(size=(128, 16)), "of at least 32 pixels, not (128, 16)"), (dict(size=(128,)), "size must be two multiples"),
+    (dict(size=128), "size must be two multiples of 8 of at least 32 pixels, not 128"),
+    (dict(size=(128.0, 128.0)), "not (128.0, 128.0)"), (dict(size="88"), "not 88"),
+    (dict(steps=4.5), "steps must lie between 1 and 1000, not 4.5"), (dict(seed=1.5), "seed must lie between 0"),
+    (dict(guidance=10**400), "guidance must be a finite number"),
+    (dict(guidance="7"), "guidance must be a finite number, not 7"),
 ])  # fmt: skip
 def test_bad_beginnings_are_named_in_one_line(model, options, says):
     for begin in (model.generate, lambda prompt, **options: model.edit(prompt, TARGETS[0], **options)):
@@ -258,6 +264,8 @@ def test_bad_beginnings_are_named_in_one_line(model, options, says):
     (TARGETS[0], dict(cross={"cat": 0.5}), f"'cat' is not in the prompt '{TARGETS[0]}'"),
     (TARGETS[0], dict(cross=2), "0 <= start <= end <= 1"), (TARGETS[0], dict(self_=-1), "0 <= start <= end <= 1"),
     (TARGETS[0], dict(reweight={"cow": 2}), "'cow' is not in the prompt"),
+    (TARGETS[0], dict(reweight=[("dog", 2)]), "weights are given by word, as {'fog': 2.0}, not [('dog', 2)]"),
+    (TARGETS[0], dict(reweight={"dog": "2"}), "the weight of 'dog' is 2, which is not a finite number"),
     (TARGETS[0], dict(reweight={"dog": float("nan")}), "the weight of 'dog' is nan, which is not a finite number"),
     (TARGETS[0], dict(blend="cow"), "'cow' is not in the prompt"),
     (TARGETS[0], dict(steps=3, seed=1), "steps, seed: a run has its own; give a prompt as the source to choose"),
@@ -267,6 +275,22 @@ def test_bad_edits_are_named_in_one_line(model, run, rows, target, options, says
     with pytest.raises(ValueError) as error:
         model.edit(run, target, **options)
     assert says in str(error.value) and "\n" not in str(error.value) and not rows
+
+
+def test_an_edit_in_bfloat16():
+    """The latents stay float32; the identity edit is the source to the bit, and a swap is not; the two executions
+    agree as far as bfloat16 reaches (8 bits of precision, two steps)."""
+    half = minip2p.load(dtype=torch.bfloat16)
+    made = half.generate(SOURCE, steps=2)
+    assert made.latents.dtype == torch.float32 and half.edit(made, SOURCE).latents.equal(made.latents)
+    fast, shown = (half.edit(made, TARGETS[0], explicit=explicit).latents for explicit in (False, True))
+    assert not fast.equal(made.latents)
+    assert (fast - shown).square().mean().sqrt() < 0.05 * made.latents.std()
+
+
+def test_the_run_of_another_model_is_refused(model, run):
+    with pytest.raises(ValueError, match=f"the run '{SOURCE}' is another model's"):
+        minip2p.load().edit(run, TARGETS[0])
 
 
 @pytest.mark.parametrize("words, options, says", [

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minip2p.config import SchedulerConfig
+from minip2p.config import SchedulerConfig, is_whole
 
 
 def noise_and_picture(x: Tensor, prediction: Tensor, abar: float, kind: str) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ class Schedule:
     def times(self, steps: int) -> list[int]:
         """The time steps that the model is asked at, noisiest first (spacings: Lin et al. 2023, table 2)."""
         c, total = self.config, self.config.num_train_timesteps
-        if not 1 <= steps <= total:
+        if not is_whole(steps) or not 1 <= steps <= total:
             raise ValueError(f"steps must lie between 1 and {total}, not {steps}")
         if c.timestep_spacing == "leading":
             times: np.ndarray = np.arange(steps)[::-1] * (total // steps) + c.steps_offset

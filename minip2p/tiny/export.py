@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,12 +11,26 @@ from torch import nn
 
 from minip2p.checkpoint import shipped
 from minip2p.config import Config, SchedulerConfig
-from minip2p.tiny.loop import write_safetensors
+from minip2p.tiny.loop import write_json, write_safetensors
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 TOKENIZER = shipped("tiny") / "tokenizer"
 GUIDANCE = 4.0  # what the model card recommends
+INDEX = MappingProxyType(
+    {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.0",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+)
 
 
 def tokenizer() -> Any:
@@ -46,11 +61,6 @@ def text_encoder(width: int) -> Any:
     )
 
 
-def write_json(path: Path, fields: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
 def halves(module: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
     """The module's tensors in float16, in the plain memory format."""
     return {prefix + name: t.half().contiguous() for name, t in module.state_dict().items()}
@@ -68,8 +78,10 @@ def export(
 ) -> None:
     """Writes the folder, float16. The tokenizer is copied; the configs say float32, so that they open as such.
 
-    trained: how many steps each part has been trained, for a warm start.
+    trained: how many steps each part has been trained, for a warm start. It is taken away first and written last, so
+    that a folder that was left half-written is no start for anything.
     """
+    (folder / "minip2p.json").unlink(missing_ok=True)
 
     def config(name: str, of: Config, class_name: str) -> None:
         write_json(folder / name, {"_class_name": class_name, "_diffusers_version": "0.42.0"} | asdict(of))
@@ -91,19 +103,5 @@ def export(
         for file in TOKENIZER.iterdir():
             (folder / "tokenizer").mkdir(exist_ok=True)
             (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
-    write_json(
-        folder / "model_index.json",
-        {
-            "_class_name": "StableDiffusionPipeline",
-            "_diffusers_version": "0.42.0",
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        },
-    )
+    write_json(folder / "model_index.json", INDEX)
     write_json(folder / "minip2p.json", {"guidance": GUIDANCE, "_trained": trained})

@@ -3,7 +3,7 @@
 One small U-Net reads a picture and answers apart where there is a thing (every pixel) and which it is (cells of 4 x 4
 pixels); both together are an object's mask. What a mask covers tells whether the object is present and, from the
 features inside it, its colour. Place, style and the strength of the graded attributes are read from the whole picture.
-Its weights come with the package; `python -m minip2p.tiny.judge` trains them anew.
+Its weights come with the package; `python -m minip2p.tiny.judge_train` trains them anew.
 
 Axes: b batch, c channels, h height, w width, n the 30 objects, k classes.
 """
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minip2p.checkpoint import load_module, shipped
-from minip2p.tiny.loop import write_safetensors
+from minip2p.tiny.loop import write_json, write_safetensors
 from minip2p.tiny.scenes import ANIMALS, ATTRIBUTES, BACKGROUNDS, COLOURS, STYLES, THINGS
 
 FOLDER = shipped("judge")
@@ -193,7 +193,7 @@ class Judge:
         """Writes config.json and judge.safetensors (float16), each whole or not at all."""
         path = Path(folder)
         write_safetensors({name: t.half() for name, t in self.network.state_dict().items()}, path / "judge.safetensors")
-        (path / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        write_json(path / "config.json", asdict(self.config))
 
     @classmethod
     def load(cls, folder: str | Path | None = None) -> "Judge":
@@ -201,15 +201,9 @@ class Judge:
         path = Path(folder or FOLDER)
         for file in ("config.json", "judge.safetensors"):
             if not (path / file).is_file():
-                raise ValueError(f"no {file} in {path}: train the judge with python -m minip2p.tiny.judge")
+                raise ValueError(f"no {file} in {path}: train the judge with python -m minip2p.tiny.judge_train")
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if odd := sorted(values.keys() ^ {field.name for field in fields(JudgeConfig)}):
             raise ValueError(f"{path / 'config.json'}: missing or unknown: {', '.join(odd)}")
         config = JudgeConfig(**{name: tuple(value) for name, value in values.items()})
         return cls(load_module(lambda: Network(config), path / "judge.safetensors", dtype=torch.float32), config)
-
-
-if __name__ == "__main__":
-    from minip2p.tiny.judge_train import main  # what trains stays apart from what measures
-
-    main()

@@ -1,4 +1,4 @@
-"""How the judge learns from renders and is examined on held-out ones: python -m minip2p.tiny.judge --work DIR
+"""How the judge learns from renders and is examined on held-out ones: python -m minip2p.tiny.judge_train --work DIR
 
 Every step draws new scenes, and spoils most of the pictures a little (blur, noise, brightness, JPEG), because what it
 will judge comes out of an autoencoder. The examination is on renders as they are, of combinations never trained on.
@@ -8,6 +8,7 @@ import argparse
 import io
 import json
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from minip2p.cli import guarded
 from minip2p.tiny.judge import FOLDER, Judge, JudgeConfig, Network, Verdict
 from minip2p.tiny.loop import Training, cosine
 from minip2p.tiny.scenes import Scene, Sprites, dataset, fetch_sprites, render
@@ -179,7 +181,7 @@ def train(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[Judg
     torch.manual_seed(seed)
     config = JudgeConfig()
     network = Network(config)
-    training = Training(network, work, rate=lambda step: LR * cosine(step, STEPS), steps=STEPS, ema=0.998)
+    training = Training(network, work, rate=lambda step: LR * cosine(step, STEPS), steps=STEPS, ema=0.998, seed=seed)
 
     def loss(step: int) -> Tensor:
         scenes = list(dataset(seed, BATCH, start=step * BATCH))
@@ -190,22 +192,26 @@ def train(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[Judg
     return Judge(network, config), training.step >= STEPS
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m minip2p.tiny.judge", description=__doc__.split("\n")[0])
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m minip2p.tiny.judge_train", description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints and sprites (default .train)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where the weights are written")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, to be resumed later")
     parser.add_argument("--exam", action="store_true", help="train nothing: examine the weights that are there")
     options = parser.parse_args()
-    sprites = Sprites.load(fetch_sprites(options.work / "sprites"))
-    if not options.exam:
-        judge, done = train(options.work / "judge", options.seed, sprites, time.time() + 60 * options.minutes)
-        if not done:
-            return print("not done: the same command goes on from here")
-        judge.save(options.out)
-    report(Judge.load(options.out), sprites)
+
+    def work() -> None:
+        sprites = Sprites.load(fetch_sprites(options.work / "sprites"))
+        if not options.exam:
+            judge, done = train(options.work / "judge", options.seed, sprites, time.time() + 60 * options.minutes)
+            if not done:
+                return print("not done: the same command goes on from here")
+            judge.save(options.out)
+        return report(Judge.load(options.out), sprites)
+
+    return guarded(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

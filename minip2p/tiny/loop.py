@@ -1,4 +1,4 @@
-"""A training loop that survives a kill: every step is a pure function of (seed, step), every checkpoint is whole.
+"""A training loop that survives a kill: what a step draws depends on (seed, step) alone, every checkpoint is whole.
 
 A checkpoint is one safetensors file: parameters, their moving average (EMA) and AdamW's two moments. Nothing is ever
 unpickled, and no random state needs saving: step i draws its data and noise from a generator seeded with (seed, i).
@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -33,6 +34,14 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str
     os.replace(partial, path)
 
 
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    """Writes to a temporary name, then renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(dict(fields), indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
 def cosine(step: int, steps: int) -> float:
     """The factor on the learning rate: half a cosine from one down to a hundredth."""
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
@@ -44,6 +53,9 @@ def inverse_root(step: int, level: int = 3000) -> float:
     return min(1.0, math.sqrt(level / (step + 1)))
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names for its two
+
+
 class Training:
     """Parameters under training, with AdamW and a moving average. `run` goes on from the last checkpoint.
 
@@ -52,12 +64,18 @@ class Training:
 
     WARMUP = 200
 
-    def __init__(self, module: nn.Module, work: Path, *, rate: Callable[[int], float], steps: int, ema: float):
+    def __init__(
+        self, module: nn.Module, work: Path, *, rate: Callable[[int], float], steps: int, ema: float, seed: int = 0
+    ):
         self.module, self.work, self.rate, self.steps, self.ema_decay = module, work, rate, steps, ema
+        self.seed = seed
         self.named = dict(module.named_parameters())
         self.optimizer = torch.optim.AdamW(self.named.values(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.average = {name: p.detach().clone() for name, p in self.named.items()}
         self.step = self.start = 0
+
+    def rate_now(self) -> float:
+        return self.rate(self.step) * min(1.0, (self.step - self.start + 1) / self.WARMUP)
 
     @property
     def checkpoint(self) -> Path:
@@ -66,10 +84,11 @@ class Training:
     def save(self) -> None:
         tensors = {f"model.{n}": p for n, p in self.named.items()} | {f"ema.{n}": p for n, p in self.average.items()}
         for name, p in self.named.items():
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in MOMENTS:
                 if p in self.optimizer.state:
                     tensors[f"{key}.{name}"] = self.optimizer.state[p][key]
-        write_safetensors(tensors, self.checkpoint, {"step": str(self.step), "start": str(self.start)})
+        said = {"step": self.step, "start": self.start, "seed": self.seed}
+        write_safetensors(tensors, self.checkpoint, {name: str(value) for name, value in said.items()})
 
     @torch.no_grad()
     def begin(self, weights: Mapping[str, Tensor], step: int) -> None:
@@ -85,16 +104,17 @@ class Training:
         if not self.checkpoint.exists():
             return
         with safe_open(self.checkpoint, "pt") as f:
-            self.step, self.start = (int(f.metadata()[name]) for name in ("step", "start"))
+            said = f.metadata()
+            if int(said["seed"]) != self.seed:
+                raise ValueError(f"{self.checkpoint}: made with seed {said['seed']}: go on with it, or in a new folder")
+            self.step, self.start = int(said["step"]), int(said["start"])
             for name, p in self.named.items():
                 p.copy_(f.get_tensor(f"model.{name}"))
                 self.average[name].copy_(f.get_tensor(f"ema.{name}"))
                 if f"exp_avg.{name}" in f.keys():  # noqa: SIM118, not a dict
-                    self.optimizer.state[p] = {
-                        "step": torch.tensor(float(self.step - self.start)),
-                        "exp_avg": f.get_tensor(f"exp_avg.{name}").clone(),
-                        "exp_avg_sq": f.get_tensor(f"exp_avg_sq.{name}").clone(),
-                    }
+                    # In the parameter's own memory format: the fused step reads both by their order in memory.
+                    moments = {key: torch.empty_like(p).copy_(f.get_tensor(f"{key}.{name}")) for key in MOMENTS}
+                    self.optimizer.state[p] = {"step": torch.tensor(float(self.step - self.start)), **moments}
 
     @torch.no_grad()
     def averaged(self) -> None:
@@ -118,10 +138,10 @@ class Training:
         """
         self.work.mkdir(parents=True, exist_ok=True)
         self.resume()
-        saved, logged, total, since = time.time(), self.step, 0.0, time.time()
+        saved, log = time.time(), Log(self)
         while self.step < self.steps and time.time() < stop_at:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(self.step) * min(1.0, (self.step - self.start + 1) / self.WARMUP)
+                group["lr"] = self.rate_now()
             value = loss(self.step)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -135,19 +155,30 @@ class Training:
             decay = min(self.ema_decay, (1 + age) / (10 + age))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.values()), list(self.named.values()), 1 - decay)
-            total += value.item()
-            if self.step % 50 == 0:
-                spent = (time.time() - since) / (self.step - logged)
-                row = {"step": self.step, "loss": round(total / (self.step - logged), 5), "seconds": round(spent, 3)}
-                with open(self.work / "log.jsonl", "a", encoding="utf-8") as f:
-                    f.write(json.dumps(row) + "\n")
-                print(
-                    f"{self.work.name} {self.step}/{self.steps} loss {row['loss']:.4f} {spent:.2f} s/step", flush=True
-                )
-                logged, total, since = self.step, 0.0, time.time()
-            if self.step % show_every == 0:
-                show()
-            if time.time() - saved > save_every:
+            log.add(value.item())
+            if time.time() - saved > save_every or self.step % show_every == 0:
                 self.save()
                 saved = time.time()
+            if self.step % show_every == 0:
+                show()
+                log.since += time.time() - saved
         self.save()
+
+
+class Log:
+    """The mean loss and the time of a step, a row for every 50 steps, in log.jsonl and on the terminal."""
+
+    def __init__(self, training: Training):
+        self.training, self.first, self.total, self.since = training, training.step, 0.0, time.time()
+
+    def add(self, loss: float) -> None:
+        self.total += loss
+        step, name = self.training.step, self.training.work.name
+        if step % 50:
+            return
+        count, spent = step - self.first, time.time() - self.since
+        row = {"step": step, "loss": round(self.total / count, 5), "seconds": round(spent / count, 3)}
+        with open(self.training.work / "log.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
+        print(f"{name} {step}/{self.training.steps} loss {row['loss']:.4f} {row['seconds']:.2f} s/step", flush=True)
+        self.first, self.total, self.since = step, 0.0, time.time()

@@ -1,13 +1,19 @@
 """How good is the model that ships? python -m minip2p.tiny.report
 
 Measures on held-out combinations, with the judge, and writes the table of weights/README.md, contact sheets, and last
-one JSON line. Seeds are fixed: case i is the i-th scene of EXAM_SEED and is sampled with seed i.
+one JSON line. Everything is fixed beforehand: case i is the i-th scene of a seed of its own (EXAM_SEED and the three
+after it; the judge's are its own), and is sampled with seed i.
 """
 
 import argparse
 import json
+import math
+import re
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -16,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.checkpoint import shipped
+from minip2p.cli import fail, guarded
 from minip2p.edit import plan_edit
 from minip2p.mask import Blend, Blending, HeatSum, columns, mask_of
 from minip2p.model import Model, bar, load
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.judge_train import examine
-from minip2p.tiny.scenes import ANIMALS, THINGS, Scene, Sprites, dataset, fetch_sprites, render
+from minip2p.tiny.scenes import ANIMALS, THINGS, Scene, Sprites, combination_held_out, dataset, fetch_sprites, render
 from minip2p.tiny.train import pictures
 from minip2p.trajectory import Target, Trajectory, edit, sample, watching
 from minip2p.viz import Panel, grid
@@ -29,14 +36,44 @@ from minip2p.viz import Panel, grid
 EXAM_SEED = 9001
 CAP = 60.0  # dB: pictures that are equal have no PSNR
 WEIGHTS = (0.0, 1.0, 2.0)  # of a graded word
+MARGIN = 0.05  # by which its strength must rise at least, so that noise does not pass for it
 CARD = shipped("tiny").parent / "README.md"
+# Each figure of the table: what is asked of it, and what it is.
+MEANINGS = MappingProxyType({
+    "vae_psnr": ("26", "reconstruction of held-out renders, dB"),
+    "vae_psnr_photo": ("28", "… of those in photo style, dB"),
+    "map_iou": ("0.40", "mask of an object's word on noised held-out renders against its true mask, IoU"),
+    "judge_object": ("0.97", "the judge itself, on held-out renders: all objects right"),
+    "judge_colour": ("0.97", "… colour right"),
+    "judge_background": ("0.97", "… place right"),
+    "judge_style": ("0.97", "… style right"),
+    "judge_iou": ("0.90", "… segmentation of the named object, IoU"),
+    "judge_strength": ("0.95", "… rank correlation of a graded word's strength, the least of the three"),
+    "object": ("0.90", "one-object prompts: the object right"),
+    "colour": ("0.90", "… the colour right"),
+    "background": ("0.95", "… the place right"),
+    "style": ("0.95", "… the style right"),
+    "two_objects": ("0.70", "two-object prompts: both right"),
+    "swap_success": ("0.85", "swaps to a combination that is held out too: the new object is what the judge sees"),
+    "blend_success": ("", "the same with blending"),
+    "alone_success": ("", "the same without P2P"),
+    "psnr_alone": ("", "background, against the source, of the same seed without P2P, dB"),
+    "psnr_swap": ("", "… with P2P, dB"),
+    "psnr_blend": ("", "… with blending, dB"),
+    "swap_gain_db": ("2", "psnr_swap − psnr_alone"),
+    "swap_blend_gain_db": ("8", "psnr_blend − psnr_alone"),
+    "mask_iou_generated": ("", "mask of the object's word against the judge's, where the object is right, IoU"),
+    "reweight_monotone": ("0.85", f"a graded word at weights 0, 1, 2: strength rises each time, by {MARGIN} in all"),
+    "reweight_rise": ("", "… by how much, of 1"),
+})  # fmt: skip
 
 
 def psnr(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], 3 H W, over the pixels of a mask H W; at most CAP."""
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], 3 H W, over the pixels of a mask H W; at most CAP, and
+    NaN where the mask is empty."""
     error = (a - b).square()
     mean = error.mean() if where is None else error[:, where].mean()
-    return min(CAP, float(10 * torch.log10(4 / mean.clamp_min(1e-12))))
+    return float((10 * torch.log10(4 / mean.clamp_min(1e-12))).clamp(max=CAP))
 
 
 def iou(a: Tensor, b: Tensor) -> float:
@@ -46,7 +83,8 @@ def iou(a: Tensor, b: Tensor) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
+    """Of the values that there are; NaN where there are none."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def vae_psnr(model: Model, sprites: Sprites, count: int) -> dict[str, float]:
@@ -104,20 +142,26 @@ def right(judge: Judge, scene: Scene, picture: Tensor) -> dict[str, float]:
     return found
 
 
-def swapped(scene: Scene, number: int) -> tuple[str, str, str]:
-    """(target prompt, source word, target word): the object exchanged for the next of its kind."""
-    word = scene.things[0].name
-    kin = ANIMALS if word in ANIMALS else THINGS
-    new = kin[(kin.index(word) + 1 + number % (len(kin) - 1)) % len(kin)]
-    article = {
-        f"a {word}": f"{'an' if new[0] in 'aeiou' else 'a'} {new}",
-        f"an {word}": f"{'an' if new[0] in 'aeiou' else 'a'} {new}",
-    }
-    text = scene.caption
-    for old, put in article.items():
-        if old in text:
-            return text.replace(old, put, 1), word, new
-    return text.replace(word, new, 1), word, new  # a colour stands between the article and the thing
+def swapped(scene: Scene, number: int) -> tuple[str, str, str] | None:
+    """(target prompt, source word, target word): the object exchanged for another of its kind, the first of those for
+    which the combination with colour and place is held out too, counted on from `number`; None where there is none."""
+    (thing,) = scene.things
+    kin = ANIMALS if thing.name in ANIMALS else THINGS
+    others = [name for name in (*kin[number % len(kin) :], *kin[: number % len(kin)]) if name != thing.name]
+    new = next((name for name in others if combination_held_out(name, thing.colour, scene.background)), None)
+    if new is None:
+        return None
+    article = "an" if new[0] in "aeiou" else "a"
+    target, count = re.subn(rf"\ban? {thing.name}\b", f"{article} {new}", scene.caption, count=1)
+    if not count:  # a colour stands between the article and the thing
+        target = re.sub(rf"\b{thing.name}\b", new, scene.caption, count=1)
+    return target, thing.name, new
+
+
+def swap_cases(count: int) -> Iterator[tuple[Scene, tuple[str, str, str]]]:
+    """Held-out one-object scenes, each with its swap, which is held out as well."""
+    cases = ((scene, swapped(scene, i)) for i, scene in enumerate(prompts(10 * count, 1)))
+    return islice(((scene, swap) for scene, swap in cases if swap is not None), count)
 
 
 def three_targets(
@@ -137,26 +181,26 @@ def picture(run: Trajectory) -> Tensor:
 
 
 def swaps(model: Model, judge: Judge, count: int, steps: int) -> tuple[dict[str, float], list[list[Tensor]]]:
-    """Generation of one-object prompts, and the swap of each one's object."""
+    """Generation of one-object prompts, and the swap of each one's object. The background is what the judge takes for
+    no object in any of the four pictures: source, target without P2P, with it, with blending."""
     rows: dict[str, list[float]] = {}
     shown = []
-    for i, scene in enumerate(bar(list(prompts(count, 1)))):
-        target, old, new = swapped(scene, i)
+    for i, (scene, (target, old, new)) in enumerate(bar(list(swap_cases(count)))):
         start = model.start(scene.caption, seed=i, steps=steps)
-        runs = edit(model, start, three_targets(model, scene.caption, target, (old, new), start.noise, steps))
-        source = runs[0].source
-        assert source is not None
+        targets = three_targets(model, scene.caption, target, (old, new), start.noise, steps)
+        runs = edit(model, start, targets)
+        source, blending = runs[0].source, targets[2].blending
+        assert source is not None and blending is not None
         views = [picture(run) for run in (source, *runs)]
         found = right(judge, scene, views[0])
         verdict = judge(torch.stack(views))
-        outside = ~((verdict.masks(old) > 0.5).any(0) | (verdict.masks(new) > 0.5).any(0))
-        alone, edited, blended = (psnr(views[0], view, outside) for view in views[1:])
-        found |= {"swap_success": float(verdict.present(1)[2] == {new}), "psnr_alone": alone, "psnr_swap": edited,
-                  "psnr_blend": blended, "blend_success": float(verdict.present(1)[3] == {new})}  # fmt: skip
-        mask = runs[2].mask
-        if found["object"] and mask is not None:
-            large = F.interpolate(mask[None, None].float(), outside.shape)[0, 0] > 0.5
-            found["mask_iou_generated"] = iou(large, verdict.masks(old)[0] > 0.5)
+        outside = ~(verdict.thing > 0.5).any(0)
+        for name, n in (("alone", 1), ("swap", 2), ("blend", 3)):
+            found[f"{name}_success"] = float(verdict.present(1)[n] == {new})
+            found[f"psnr_{name}"] = psnr(views[0], views[n], outside)
+        if found["object"]:
+            seen = mask_of(blending.source.total[0], (outside.shape[0], outside.shape[1]), blending.blend.threshold)
+            found["mask_iou_generated"] = iou(seen, verdict.masks(old)[0] > 0.5)
         for name, value in found.items():
             rows.setdefault(name, []).append(value)
         shown.append(views)
@@ -175,21 +219,24 @@ def two_objects(model: Model, judge: Judge, count: int, steps: int) -> tuple[dic
 
 
 def reweighting(model: Model, judge: Judge, count: int, steps: int) -> dict[str, float]:
-    """A graded word at rising weights: whether its measured strength never falls."""
-    rising = []
+    """A graded word at rising weights: whether its measured strength (in [0, 1], not clamped) rises at each, and by
+    MARGIN in all; and the mean of that rise."""
+    rising, rise = [], []
     for i in bar(range(count)):
         graded = ("fog", "flowers", "snow")[i % 3]
         place = "beach" if graded == "flowers" else "street"
-        scene = next(dataset(EXAM_SEED + 3, 1, start=i, held_out=False, objects=1, background=place, attribute=graded,
+        scene = next(dataset(EXAM_SEED + 3, 1, start=i, held_out=True, objects=1, background=place, attribute=graded,
                              style="photo", strength=0.5, name_place=True))  # fmt: skip
         start, old = model.start(scene.caption, seed=i, steps=steps), model.text.prompt(scene.caption)
         targets = [
             Target(scene.caption, plan_edit(old, old, steps, reweight={_last(graded, scene): w})) for w in WEIGHTS
         ]
         views = torch.stack([picture(run) for run in edit(model, start, targets)])
-        strength = judge(views).strength[:, judge.config.attributes.index(graded)]
-        rising.append(float((strength.diff() >= 0).all()))
-    return {"reweight_monotone": mean(rising)}
+        with torch.no_grad():
+            strength = judge.network(views).strength[:, judge.config.attributes.index(graded)]
+        rise.append(float(strength[-1] - strength[0]))
+        rising.append(float((strength.diff() > 0).all() and rise[-1] >= MARGIN))
+    return {"reweight_monotone": mean(rising), "reweight_rise": mean(rise)}
 
 
 def _last(word: str, scene: Scene) -> tuple[str, int]:
@@ -197,7 +244,7 @@ def _last(word: str, scene: Scene) -> tuple[str, int]:
     return word, scene.caption.split().count(word) or 1
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m minip2p.tiny.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, help="a folder (default: the embedded model)")
     parser.add_argument("--work", type=Path, default=Path(".train"), help="where the sprites are")
@@ -205,6 +252,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("-o", "--out", type=Path, default=Path("out/report"), help="folder of the contact sheets")
     options = parser.parse_args()
+    if options.cases < 1:
+        return fail(f"--cases must be at least 1, not {options.cases}")
+    return guarded(lambda: report(options))
+
+
+def report(options: argparse.Namespace) -> None:
+    """Measures, writes the table of the card that ships (of the model that ships), prints the JSON line."""
     model, n, steps = load(options.model), options.cases, options.steps
     sprites = Sprites.load(fetch_sprites(options.work / "sprites"))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -213,8 +267,10 @@ def main() -> None:
         table |= judged(model, sprites, n, steps, options.out)
     else:
         print("there is no weights/judge: only what needs no judge is measured")
-    write_card(table, n, steps, model.guidance)
-    print(json.dumps({name: round(value, 4) for name, value in table.items()} | {"cases": n}))
+    if options.model is None and CARD.exists():
+        write_card(CARD, table, n, steps, model.guidance)
+    row = {name: None if math.isnan(value) else round(value, 4) for name, value in table.items()}
+    print(json.dumps(row | {"cases": n}))
 
 
 def judged(model: Model, sprites: Sprites, n: int, steps: int, out: Path) -> dict[str, float]:
@@ -222,6 +278,7 @@ def judged(model: Model, sprites: Sprites, n: int, steps: int, out: Path) -> dic
     judge = Judge.load()
     exam = examine(judge, sprites, count=max(n, 40))
     table = {f"judge_{name}": exam[name][0] for name in ("object", "colour", "background", "style", "iou")}
+    table["judge_strength"] = min(exam[f"strength_{name}"][0] for name in judge.config.attributes)
     swap_table, shown = swaps(model, judge, n, steps)
     pair_table, pairs = two_objects(model, judge, n, steps)
     grid([panel(view) for views in shown[:32] for view in views], columns=8, least=128).save(out / "swaps.png")
@@ -234,14 +291,18 @@ def panel(view: Tensor) -> Panel:
     return Image.fromarray(((view + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()), ""
 
 
-def write_card(table: dict[str, float], cases: int, steps: int, guidance: float) -> None:
-    """Puts the table between the card's two marks."""
-    rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in table.items())
-    said = f"{cases} cases of each kind, {steps} steps, guidance {guidance}\n\n| figure | value |\n|---|---|\n{rows}"
-    before, _, rest = CARD.read_text(encoding="utf-8").partition("<!-- table -->")
+def write_card(card: Path, table: dict[str, float], cases: int, steps: int, guidance: float) -> None:
+    """Puts the table between the card's two marks: each figure beside what is asked of it, if anything is."""
+    lines = [f"{cases} cases of each kind, {steps} steps, guidance {guidance}.", "",
+             "| figure | measured | asked | what it is |", "|---|---|---|---|"]  # fmt: skip
+    for name, (asked, meaning) in MEANINGS.items():
+        if name in table:
+            lines.append(f"| {name} | {table[name]:.3f} | {asked} | {meaning} |")
+    before, _, rest = card.read_text(encoding="utf-8").partition("<!-- table -->")
     _, _, after = rest.partition("<!-- end of table -->")
-    CARD.write_text(f"{before}<!-- table -->\n{said}\n<!-- end of table -->{after}", encoding="utf-8")
+    said = "\n".join(lines)
+    card.write_text(f"{before}<!-- table -->\n{said}\n<!-- end of table -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
