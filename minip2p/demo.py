@@ -33,17 +33,17 @@ class Show:
 Row = tuple[Show, Trajectory, list[viz.Panel]]  # what is shown, the run that it shows, and its panels
 
 EDITS = (
-    Show("1-swap", "a cat on the beach", "a tiger on the beach", 1,
-         "a word swap: the animal is another, the beach and where it stands are the same"),
-    Show("2-phrase", "a house in the meadow", "a house in the meadow in the fog", 1,
-         "an added phrase: fog comes in, house and meadow stay where they are"),
-    Show("3-style", "a photo of a horse in the desert", "a watercolor of a horse in the desert", 1,
-         "a style edit: painted now, the same horse in the same place"),
+    Show("1-swap", "a yellow balloon at night", "a red balloon at night", 3,
+         "a word swap: red instead of yellow; its shape and place, the moon and the land are the same"),
+    Show("2-phrase", "a red apple on the grass", "a red apple on the grass in the fog", 3,
+         "an added phrase: fog comes in; apple and horizon stay where they are"),
+    Show("3-style", "a photo of a lion in the meadow", "a watercolor of a lion in the meadow", 3,
+         "a style edit: painted now; the same lion in the same place"),
 )  # fmt: skip
-WEIGHTS = Show("4-reweight", "a house in the meadow in the fog", "fog", 1,
+WEIGHTS = Show("4-reweight", "a red apple on the grass in the fog", "fog", 3,
                "a re-weighting: the same picture with no fog, with the fog as it was, and with more of it")  # fmt: skip
-MAPS = Show("5-maps", "a cat on the beach", "cat beach", 1,
-            "the heat map of each word: 'cat' is bright on the cat, 'beach' around it")  # fmt: skip
+MAPS = Show("5-maps", "a lion in the meadow", "lion meadow", 3,
+            "the heat map of each word: 'lion' is bright on the lion, 'meadow' around it")  # fmt: skip
 
 
 def edits(model: Model) -> Iterator[Row]:
