@@ -16,7 +16,8 @@ from minip2p.model import Model, load
 from minip2p.trajectory import Trajectory
 
 STEPS = 50
-STRENGTHS = (0.0, 1.0, 2.5)
+# So far apart because this model gives a word but a few hundredths of its attention (see 5-maps).
+STRENGTHS = (-20.0, 1.0, 20.0)
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Show:
 Row = tuple[Show, Trajectory, list[viz.Panel]]  # what is shown, the run that it shows, and its panels
 
 EDITS = (
-    Show("1-swap", "a yellow balloon at night", "a red balloon at night", 3,
-         "a word swap: red instead of yellow; its shape and place, the moon and the land are the same"),
+    Show("1-swap", "a red car on the street", "a blue car on the street", 4,
+         "a word swap: the car is blue now and stands where it stood; without P2P the same seed puts it elsewhere"),
     Show("2-phrase", "a red apple on the grass", "a red apple on the grass in the fog", 3,
          "an added phrase: fog comes in; apple and horizon stay where they are"),
     Show("3-style", "a photo of a lion in the meadow", "a watercolor of a lion in the meadow", 3,
          "a style edit: painted now; the same lion in the same place"),
 )  # fmt: skip
 WEIGHTS = Show("4-reweight", "a red apple on the grass in the fog", "fog", 3,
-               "a re-weighting: the same picture with no fog, with the fog as it was, and with more of it")  # fmt: skip
+               "a re-weighting: the same picture with hardly any fog, with fog as it was, with more of it")  # fmt: skip
 MAPS = Show("5-maps", "a lion in the meadow", "lion meadow", 3,
             "the heat map of each word: 'lion' is bright on the lion, 'meadow' around it")  # fmt: skip
 
