@@ -2,30 +2,35 @@
 
 import argparse
 import json
+from collections import OrderedDict
 
 import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.optim import AdamW
 
 import minip2p
+from minip2p.attention import fused
 from minip2p.checkpoint import shipped
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.sched import Schedule
 from minip2p.tiny import train
 from minip2p.tiny.export import export, text_encoder
-from minip2p.tiny.loop import Training, cosine, generator, inverse_root, write_safetensors
+from minip2p.tiny.loop import Training, cooldown, generator, inverse_root, is_matrix, write_safetensors
+from minip2p.tiny.muon import Muon
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 
-def small_training(folder, steps, warm=False, seed=0):
-    """A few steps of a convolution in channels_last, whose moments must come back in that memory format too."""
+def small_training(folder, steps, warm=False, seed=0, name="conv"):
+    """A few steps of a convolution in channels_last, whose moments must come back in that memory format too: its weight
+    is Muon's, its bias AdamW's; or both AdamW's, under the name of a first layer."""
     torch.manual_seed(0)
-    module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    module = nn.Sequential(OrderedDict({name: nn.Conv2d(3, 4, 3)})).to(memory_format=torch.channels_last)
     training = Training(module, folder, rate=lambda step: 0.1 * inverse_root(step), steps=steps, ema=0.9, seed=seed)
     if warm:
-        training.begin({"weight": torch.ones(4, 3, 3, 3), "bias": torch.ones(4)}, 50)
+        training.begin({f"{name}.weight": torch.ones(4, 3, 3, 3), f"{name}.bias": torch.ones(4)}, 50)
 
     def loss(step):
         return (module(torch.randn(2, 3, 5, 5, generator=generator(7, step))) - 1).square().mean()
@@ -34,11 +39,13 @@ def small_training(folder, steps, warm=False, seed=0):
     return training
 
 
+@pytest.mark.parametrize("name, optimizers", [("conv", [AdamW, Muon]), ("conv_in", [AdamW])])
 @pytest.mark.parametrize("warm, first", [(False, 0), (True, 50)])
-def test_a_killed_training_goes_on_exactly(warm, first, tmp_path):
-    whole = small_training(tmp_path / "whole", first + 6, warm=warm)
-    small_training(tmp_path / "killed", first + 3, warm=warm)
-    resumed = small_training(tmp_path / "killed", first + 6, warm=warm)
+def test_a_killed_training_goes_on_exactly(warm, first, name, optimizers, tmp_path):
+    whole = small_training(tmp_path / "whole", first + 6, warm=warm, name=name)
+    assert [type(optimizer) for optimizer in whole.optimizers] == optimizers
+    small_training(tmp_path / "killed", first + 3, warm=warm, name=name)
+    resumed = small_training(tmp_path / "killed", first + 6, warm=warm, name=name)
     for name, p in whole.named.items():
         assert torch.equal(p, resumed.named[name])
         assert torch.equal(whole.average[name], resumed.average[name])
@@ -74,7 +81,21 @@ def test_a_warm_start_counts_on_and_rises_anew(tmp_path):
     resumed = Training(nn.Linear(3, 2), tmp_path, rate=lambda step: float(step), steps=1003, ema=0.9)
     resumed.resume()
     assert (resumed.step, resumed.start) == (1001, 1000)
-    assert {float(state["step"]) for state in resumed.optimizer.state.values()} == {1.0}
+    (adamw,) = (o for o in resumed.optimizers if isinstance(o, AdamW))
+    assert {float(state["step"]) for state in adamw.state.values()} == {1.0}
+
+
+def test_muon_trains_matrices_and_adamw_the_rest():
+    denoiser = train.Denoiser()
+    others = {name for name, p in denoiser.named_parameters() if p.ndim > 1 and not is_matrix(name, p)}
+    assert others == {
+        *(
+            f"unet.{part}.weight"
+            for part in ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
+        ),
+        *(name for name, _ in denoiser.named_parameters() if "embeddings" in name),
+    }
+    assert not any(is_matrix(name, p) for name, p in denoiser.named_parameters() if p.ndim == 1)
 
 
 def test_a_warm_start_takes_up_what_has_landed(tmp_path):
@@ -114,8 +135,8 @@ def test_a_gradient_that_is_not_finite_stops_the_training(tmp_path):
 
 
 def test_learning_rates():
-    assert cosine(0, 100) == 1 and cosine(100, 100) == pytest.approx(0.01)
-    assert cosine(50, 100) == pytest.approx(0.01 + 0.99 / 2)
+    assert cooldown(0, 100) == cooldown(70, 100) == 1 and cooldown(100, 100) == 0
+    assert cooldown(85, 100) == pytest.approx(0.5)
     assert inverse_root(0) == inverse_root(1000) == 1
     assert inverse_root(11_999, level=3000) == pytest.approx(0.5)
 
@@ -140,7 +161,7 @@ def test_loss_weighted_by_one_over_root_snr():
             return torch.zeros_like(x)
 
     sched, x0 = Schedule(train.SCHEDULER_CONFIG), torch.zeros(4, 4, 2, 2)
-    loss = train.denoising_loss(Zero(), sched, x0, torch.zeros(4, 77), generator(3))
+    loss = train.denoising_loss(Zero(), sched, x0, torch.zeros(4, 77), generator(3), fused)
     source = generator(3)
     t = train.stratified_times(4, 1000, source)
     noise = torch.randn(x0.shape, generator=source)

@@ -20,11 +20,11 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from minip2p.cli import guarded
-from minip2p.tiny.judge import FOLDER, Judge, JudgeConfig, Network, Verdict
-from minip2p.tiny.loop import Training, cosine
+from minip2p.tiny.judge import FOLDER, Judge, JudgeConfig, Network, Reading, Verdict
+from minip2p.tiny.loop import Training, cooldown, half_precision
 from minip2p.tiny.scenes import Scene, Sprites, dataset, fetch_sprites, render
 
-STEPS, BATCH, LR = 2400, 16, 2e-3
+STEPS, BATCH, LR = 4800, 16, 1e-3
 EXAM_SEED, EXAM_SCENES = 7001, 1200  # fixed before the first training
 NONE = -100  # what F.cross_entropy leaves out
 
@@ -92,7 +92,9 @@ def mistake(network: Network, lesson: Lesson) -> Tensor:
     """The training loss: cross-entropies of things, kinds, objects, colours, place and style, and squared errors of
     strength. Kinds are told where there is a thing, and colours are read under the true masks, so that each can be
     learnt before the others are; the weights bring the terms to a like size at the start."""
-    read = network(lesson.pictures)
+    with half_precision():
+        read = network(lesson.pictures.contiguous(memory_format=torch.channels_last))
+    read = Reading(*(part.float() for part in read))
     cells = lesson.labels[:, 2::4, 2::4]  # b H/4 W/4
     covers = F.one_hot(cells, 1 + read.kinds.shape[1])[..., 1:].movedim(3, 1).float()
     colours, shown = network.colours(read.features, covers), lesson.paint != NONE
@@ -180,8 +182,8 @@ def train(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[Judg
     """The judge with its averaged weights, and whether its training is complete. Resumes what `work` holds."""
     torch.manual_seed(seed)
     config = JudgeConfig()
-    network = Network(config)
-    training = Training(network, work, rate=lambda step: LR * cosine(step, STEPS), steps=STEPS, ema=0.998, seed=seed)
+    network = Network(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    training = Training(network, work, rate=lambda step: LR * cooldown(step, STEPS), steps=STEPS, ema=0.998, seed=seed)
 
     def loss(step: int) -> Tensor:
         scenes = list(dataset(seed, BATCH, start=step * BATCH))

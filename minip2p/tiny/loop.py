@@ -1,7 +1,8 @@
 """A training loop that survives a kill: what a step draws depends on (seed, step) alone, every checkpoint is whole.
 
-A checkpoint is one safetensors file: parameters, their moving average (EMA) and AdamW's two moments. Nothing is ever
-unpickled, and no random state needs saving: step i draws its data and noise from a generator seeded with (seed, i).
+A checkpoint is one safetensors file: parameters, their moving average (EMA) and the optimizers' moments. Nothing is
+ever unpickled, and no random state needs saving: step i draws its data and noise from a generator seeded with
+(seed, i).
 """
 
 import json
@@ -10,12 +11,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from minip2p.tiny.muon import Muon
 
 
 def generator(*seed: int) -> torch.Generator:
@@ -42,9 +46,14 @@ def write_json(path: Path, fields: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def cosine(step: int, steps: int) -> float:
-    """The factor on the learning rate: half a cosine from one down to a hundredth."""
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+def half_precision() -> torch.autocast:
+    """bfloat16 where the processor multiplies matrices in it, else a context that does nothing."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def cooldown(step: int, steps: int, share: float = 0.3) -> float:
+    """The factor on the learning rate of a run of so many steps: one, and linearly to zero over its last share."""
+    return min(1.0, (1 - step / steps) / share)
 
 
 def inverse_root(step: int, level: int = 3000) -> float:
@@ -53,16 +62,20 @@ def inverse_root(step: int, level: int = 3000) -> float:
     return min(1.0, math.sqrt(level / (step + 1)))
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names for its two
+def is_matrix(name: str, p: Tensor) -> bool:
+    """Whether Muon trains a parameter: matrices and convolutions but for embeddings, the first layer and the last."""
+    return p.ndim > 1 and not any(part in name for part in ("embedding", "conv_in", "conv_out"))
 
 
 class Training:
-    """Parameters under training, with AdamW and a moving average. `run` goes on from the last checkpoint.
+    """Parameters under training by Muon (matrices) and AdamW (the others), with a moving average. `run` goes on from
+    the last checkpoint.
 
     `rate` gives the learning rate at a step; the first WARMUP steps after the start rise to it linearly.
     """
 
     WARMUP = 200
+    MOMENTS = MappingProxyType({"AdamW": ("exp_avg", "exp_avg_sq"), "Muon": ("momentum",)})
 
     def __init__(
         self, module: nn.Module, work: Path, *, rate: Callable[[int], float], steps: int, ema: float, seed: int = 0
@@ -70,7 +83,13 @@ class Training:
         self.module, self.work, self.rate, self.steps, self.ema_decay = module, work, rate, steps, ema
         self.seed = seed
         self.named = dict(module.named_parameters())
-        self.optimizer = torch.optim.AdamW(self.named.values(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        matrices = {name: p for name, p in self.named.items() if is_matrix(name, p)}
+        others = [p for name, p in self.named.items() if name not in matrices]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if others:
+            self.optimizers.append(torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0.01, fused=True))
+        if matrices:
+            self.optimizers.append(Muon(matrices.values()))
         self.average = {name: p.detach().clone() for name, p in self.named.items()}
         self.step = self.start = 0
 
@@ -83,16 +102,17 @@ class Training:
 
     def save(self) -> None:
         tensors = {f"model.{n}": p for n, p in self.named.items()} | {f"ema.{n}": p for n, p in self.average.items()}
-        for name, p in self.named.items():
-            for key in MOMENTS:
-                if p in self.optimizer.state:
-                    tensors[f"{key}.{name}"] = self.optimizer.state[p][key]
+        names = {p: name for name, p in self.named.items()}
+        for optimizer in self.optimizers:
+            for p, state in optimizer.state.items():
+                for key in self.MOMENTS[type(optimizer).__name__]:
+                    tensors[f"{key}.{names[p]}"] = state[key]
         said = {"step": self.step, "start": self.start, "seed": self.seed}
         write_safetensors(tensors, self.checkpoint, {name: str(value) for name, value in said.items()})
 
     @torch.no_grad()
     def begin(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """A warm start: these weights, counted on from `step`. AdamW's moments begin anew, and so does the warm-up."""
+        """A warm start: these weights, counted on from `step`. The moments begin anew, and so does the warm-up."""
         for name, p in self.named.items():
             p.copy_(weights[name])
             self.average[name].copy_(p)
@@ -111,10 +131,15 @@ class Training:
             for name, p in self.named.items():
                 p.copy_(f.get_tensor(f"model.{name}"))
                 self.average[name].copy_(f.get_tensor(f"ema.{name}"))
-                if f"exp_avg.{name}" in f.keys():  # noqa: SIM118, not a dict
-                    # In the parameter's own memory format: the fused step reads both by their order in memory.
-                    moments = {key: torch.empty_like(p).copy_(f.get_tensor(f"{key}.{name}")) for key in MOMENTS}
-                    self.optimizer.state[p] = {"step": torch.tensor(float(self.step - self.start)), **moments}
+            names = {p: name for name, p in self.named.items()}
+            for optimizer in self.optimizers:
+                keys = self.MOMENTS[type(optimizer).__name__]
+                for p in optimizer.param_groups[0]["params"]:
+                    if f"{keys[0]}.{names[p]}" not in f.keys():  # noqa: SIM118, not a dict
+                        continue  # it had no gradient yet
+                    # In the parameter's own memory format: AdamW's fused step reads both by their order in memory.
+                    moments = {key: torch.empty_like(p).copy_(f.get_tensor(f"{key}.{names[p]}")) for key in keys}
+                    optimizer.state[p] = {"step": torch.tensor(float(self.step - self.start)), **moments}
 
     @torch.no_grad()
     def averaged(self) -> None:
@@ -140,15 +165,15 @@ class Training:
         self.resume()
         saved, log = time.time(), Log(self)
         while self.step < self.steps and time.time() < stop_at:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate_now()
             value = loss(self.step)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.module.zero_grad(set_to_none=True)
             value.backward()
             norm = nn.utils.clip_grad_norm_(self.named.values(), 1.0)
             if not torch.isfinite(norm):
                 raise FloatingPointError(f"step {self.step}: the gradient is not finite; last good: {self.checkpoint}")
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.param_groups[0]["lr"] = self.rate_now()
+                optimizer.step()
             self.step += 1
             # A young average forgets faster, so that it is never older than the run.
             age = self.step - self.start

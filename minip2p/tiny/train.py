@@ -22,17 +22,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from minip2p.attention import explicit
+from minip2p.attention import Attend, explicit
 from minip2p.cli import guarded
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, is_whole, read_json
 from minip2p.model import Model, load
 from minip2p.sched import Schedule
 from minip2p.tiny.export import export, text_encoder, tokenizer
-from minip2p.tiny.loop import Training, cosine, generator, inverse_root, write_safetensors
-from minip2p.tiny.scenes import Scene, Sprites, caption_for, dataset, fetch_sprites, render
+from minip2p.tiny.grounding import Kept, aims, grounding_loss, regions, said
+from minip2p.tiny.loop import Training, cooldown, generator, half_precision, inverse_root, write_safetensors
+from minip2p.tiny.scenes import Render, Scene, Sprites, caption_for, dataset, fetch_sprites, render
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 from minip2p.viz import grid
+from minip2p.words import Prompt
 
 VAE_CONFIG = VAEConfig(
     block_out_channels=(24, 48, 96, 128),
@@ -52,8 +54,9 @@ UNET_CONFIG = UNetConfig(
 SCHEDULER_CONFIG = SchedulerConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
 )
-VAE_STEPS, VAE_BATCH = 5200, 16
+VAE_STEPS, VAE_CROPPED, VAE_BATCH = 8000, 2600, 16
 BATCH, CHUNK, LATENTS = 32, 2048, 61440
+GROUNDING = 0.03  # the weight of the grounding loss beside the denoising loss, which is about 0.07
 SHOWN = (
     "a cat on the beach",
     "a tiger in the meadow",
@@ -70,21 +73,20 @@ SHOWN = (
 )
 
 
+def pixels(renders: list[Render]) -> Tensor:
+    """Renders as the VAE takes them: b 3 H W in [-1, 1], channels_last in memory."""
+    return torch.from_numpy(np.stack([r.picture for r in renders])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def pictures(scenes: list[Scene], sprites: Sprites) -> Tensor:
-    """Renders, b 3 H W in [-1, 1]."""
-    stacked = np.stack([render(scene, sprites).picture for scene in scenes])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
-
-
-def half_precision() -> torch.autocast:
-    """bfloat16 where the processor multiplies matrices in it, else a context that does nothing."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """The scenes rendered, b 3 H W in [-1, 1]."""
+    return pixels([render(scene, sprites) for scene in scenes])
 
 
 def vae_batch(seed: int, step: int, sprites: Sprites) -> Tensor:
-    """Two random 64-px crops of each of eight new scenes; in the second half of the steps four whole pictures, since
-    group norms and the attention in the middle see other statistics in a crop than in what they will be used with."""
-    if step >= VAE_STEPS // 2:
+    """Two random 64-px crops of each of eight new scenes; from step VAE_CROPPED on four whole pictures, since group
+    norms and the attention in the middle see other statistics in a crop than in what they will be used with."""
+    if step >= VAE_CROPPED:
         return pictures(list(dataset(seed, 4, start=step * VAE_BATCH)), sprites)
     whole = pictures(list(dataset(seed, VAE_BATCH // 2, start=step * VAE_BATCH)), sprites)
     size = whole.shape[-1] // 2
@@ -120,7 +122,7 @@ def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float, warm: Pat
     """The VAE with its averaged weights, and the steps it was trained."""
     torch.manual_seed(seed)
     vae = VAE(VAE_CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rate = lambda step: 1e-3 * cosine(step, VAE_STEPS)  # noqa: E731
+    rate = lambda step: 5e-4 * cooldown(step, VAE_STEPS)  # noqa: E731
     training = Training(vae, work / "vae", rate=rate, steps=VAE_STEPS, ema=0.998, seed=seed)
     if warm:
         training.begin(load(warm).vae.state_dict(), trained(warm)["vae"])
@@ -135,32 +137,42 @@ def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float, warm: Pat
 
 
 class Latents:
-    """The training scenes' latents (means, unscaled), encoded in chunks when they are first needed and kept on disk."""
+    """The training scenes' latents (means, unscaled) and the regions of what they show, made in chunks when they are
+    first needed and kept on disk."""
 
     def __init__(self, folder: Path, vae: VAE, seed: int, sprites: Sprites):
         self.folder, self.vae, self.seed, self.sprites = folder, vae, seed, sprites
-        self.chunks: list[Tensor] = []
+        self.chunks: list[dict[str, Tensor]] = []
 
     def size(self, step: int) -> int:
         """How many scenes there are to draw from at a training step: more as it goes on, so that it can begin early."""
         return min(LATENTS, CHUNK * (3 + step * BATCH // (6 * CHUNK)))
 
     @torch.no_grad()
-    def chunk(self, number: int) -> Tensor:
+    def chunk(self, number: int) -> dict[str, Tensor]:
         path = self.folder / f"{number:04d}.safetensors"
         if not path.exists():
-            parts = []
+            latents, masks = [], []
             for start in range(number * CHUNK, (number + 1) * CHUNK, 32):
-                x = pictures(list(dataset(self.seed, 32, start=start)), self.sprites)
+                scenes = list(dataset(self.seed, 32, start=start))
+                renders = [render(scene, self.sprites) for scene in scenes]
                 with half_precision():
-                    parts.append(self.vae.encode(x.contiguous(memory_format=torch.channels_last))[0].half())
-            write_safetensors({"latents": torch.cat(parts)}, path)
-        return load_file(path)["latents"]
+                    latents.append(self.vae.encode(pixels(renders))[0].half())
+                masks += [torch.from_numpy(regions(*of)) for of in zip(scenes, renders, strict=True)]
+            write_safetensors({"latents": torch.cat(latents), "regions": torch.stack(masks)}, path)
+        return load_file(path)
 
-    def __getitem__(self, index: Tensor) -> Tensor:
+    def pick(self, name: str, index: Tensor) -> Tensor:
         while len(self.chunks) * CHUNK <= int(index.max()):
             self.chunks.append(self.chunk(len(self.chunks)))
-        return torch.stack([self.chunks[i // CHUNK][i % CHUNK] for i in index.tolist()]).float()
+        return torch.stack([self.chunks[i // CHUNK][name][i % CHUNK] for i in index.tolist()]).float()
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.pick("latents", index)
+
+    def regions(self, index: Tensor) -> Tensor:
+        """How much of each cell each slot of a scene covers: b s H W in [0, 1]."""
+        return self.pick("regions", index) / 255
 
     def scale(self) -> float:
         """One over the deviation of the latents: what brings them to about one, as the schedule expects."""
@@ -185,7 +197,9 @@ def stratified_times(n: int, total: int, source: torch.Generator) -> Tensor:
     return ((torch.arange(n) + torch.rand(n, generator=source)) * (total / n)).long()
 
 
-def denoising_loss(denoiser: Denoiser, sched: Schedule, x0: Tensor, ids: Tensor, source: torch.Generator) -> Tensor:
+def denoising_loss(
+    denoiser: Denoiser, sched: Schedule, x0: Tensor, ids: Tensor, source: torch.Generator, attend: Attend
+) -> Tensor:
     """E w(t) ‖ε − ε_θ(x_t, t, words)‖² (Ho et al. 2020, eq. 14), weighted by w = 1 / √SNR, SNR = ᾱ / (1 − ᾱ) (Yu et
     al. 2023, arXiv 2310.08442). An error in ε at much noise is a large one in the picture, and it is there that the
     words decide."""
@@ -196,20 +210,20 @@ def denoising_loss(denoiser: Denoiser, sched: Schedule, x0: Tensor, ids: Tensor,
     x = sched.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
     with half_precision():
         context = denoiser.text(input_ids=ids).last_hidden_state
-        # The fused kernel's backward is slow on a CPU at these sizes: the explicit form trains faster.
-        eps = denoiser.unet(x, t, context, explicit())
+        eps = denoiser.unet(x, t, context, attend)
     error = (eps.float() - noise).square().mean(dim=(1, 2, 3))
     return (error / snr.sqrt()).mean()
 
 
-def caption_ids(seed: int, step: int, indices: Tensor, tokenize, drop: float = 0.1) -> Tensor:
-    """Token ids b n of the scenes' captions, worded anew each time; a tenth are empty, for classifier-free guidance."""
-    rng, captions = np.random.default_rng((seed, step, 2)), []
+def captioned(seed: int, step: int, indices: Tensor, drop: float = 0.1) -> tuple[list[Scene], list[str]]:
+    """The scenes and their captions, worded anew each time; a tenth are empty, for classifier-free guidance."""
+    rng, scenes, captions = np.random.default_rng((seed, step, 2)), [], []
     for i in indices.tolist():
         scene = next(dataset(seed, 1, start=i))
-        said = caption_for(rng, scene.things, scene.background, scene.style, scene.attribute, scene.strength)
-        captions.append("" if rng.random() < drop else said)
-    return tokenize(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        caption = caption_for(rng, scene.things, scene.background, scene.style, scene.attribute, scene.strength)
+        scenes.append(scene)
+        captions.append("" if rng.random() < drop else caption)
+    return scenes, captions
 
 
 def train_denoiser(
@@ -234,8 +248,12 @@ def train_denoiser(
     def loss(step: int) -> Tensor:
         source = generator(seed, step, 3)
         indices = torch.randint(0, latents.size(step), (BATCH,), generator=source)
-        ids = caption_ids(seed, step, indices, tokenize)
-        return denoising_loss(denoiser, sched, scale * latents[indices], ids, source)
+        scenes, captions = captioned(seed, step, indices)
+        prompts = [Prompt.of(caption, tokenize) for caption in captions]
+        ids, kept = torch.tensor([prompt.ids for prompt in prompts]), Kept()
+        denoising = denoising_loss(denoiser, sched, scale * latents[indices], ids, source, explicit(kept))
+        places = [said(scene, prompt) for scene, prompt in zip(scenes, prompts, strict=True)]
+        return denoising + GROUNDING * grounding_loss(kept.maps, *aims(places, latents.regions(indices), ids.shape[1]))
 
     def show() -> None:
         averaged = Denoiser()
