@@ -15,7 +15,8 @@ FORMER_NAMES = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_at
 
 
 def shipped(name: str) -> Path:
-    """The folder of weights that ship with minip2p: in a checkout beside the package, when installed inside of it."""
+    """The folder of weights that ship with minip2p: inside of the package, in a checkout by a link to `weights`; beside
+    it where the system has no links."""
     package = Path(__file__).parent
     return next((p for p in (package / "weights" / name, package.parent / "weights" / name) if p.is_dir()),
                 package.parent / "weights" / name)  # fmt: skip
@@ -44,7 +45,7 @@ def load_module(build: Callable[[], M], path: Path, *, dtype: torch.dtype, devic
     try:
         with torch.device("meta"):
             module = build()
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{path.parent / 'config.json'}: cannot be built ({' '.join(str(error).split())})") from None
     tensors = {current_name(name): tensor for name, tensor in read_tensors(path).items()}
     check_names(path, module.state_dict(), tensors)

@@ -4,6 +4,7 @@ Nothing but argparse is imported until the arguments are read, so that --help an
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -86,16 +87,26 @@ def fail(message: str, status: int = 2) -> int:
     return status
 
 
+def discard_stdout() -> None:
+    """Points stdout nowhere, so that what is left of it in the buffer fails no second time when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def guarded(work: Callable[[], None]) -> int:
     """Does the work and returns the exit status; what the user can mend is one line on stderr and not a traceback."""
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        discard_stdout()
+        return 0
     except KeyboardInterrupt:
         print("minip2p: interrupted", file=sys.stderr)
         return 130
     except ValueError as error:
         return fail(str(error))
     except OSError as error:
+        discard_stdout()
         return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:  # where the CPU's memory ends, torch raises no more than RuntimeError
         if isinstance(error, RuntimeError) and not re.search("memory|Storage size", str(error)):

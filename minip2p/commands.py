@@ -18,7 +18,9 @@ def generate(args: Namespace) -> None:
     model, path = opened(args), named(stem(args, args.prompt))
     png.check_writable([path])
     run = model.generate(args.prompt, **run_options(args))
-    finish([(path, run.image, png.parameters(run))])
+    files = [(path, run.image, png.parameters(run))]
+    png.write(files)
+    listed(files)
 
 
 def edit(args: Namespace) -> None:
@@ -28,19 +30,23 @@ def edit(args: Namespace) -> None:
     paths = [named(base, end) for end in (*numbers, "-source", "-strip")]
     png.check_writable(paths)
     runs = model.edit(args.source, args.targets, **changes, **options)
-    source = runs[0].source or runs[0]
+    source = runs[0].source
+    assert source is not None
     rows = [edit_row(model.generate(run.prompt, **options), run) for run in runs]
     strip = viz.grid([panel for row in rows for panel in row], columns=len(rows[0]))
     texts = [png.parameters(run, **recorded(args)) for run in runs]
     pictures = [*(run.image for run in runs), source.image, strip]
+    files = list(zip(paths, pictures, [*texts, png.parameters(source), "\n\n".join(texts)], strict=True))
+    png.write(files)  # before anything is printed: what reads the output may be gone
     for run in runs:
         print(f"{source.prompt} -> {run.prompt}\n{explained(model, source.prompt, run.prompt, args.kind)}\n")
-    finish(list(zip(paths, pictures, [*texts, png.parameters(source), "\n\n".join(texts)], strict=True)))
+    listed(files)
 
 
 def edit_row(plain: Trajectory, edited: Trajectory) -> list[viz.Panel]:
     """Source, target without Prompt-to-Prompt, target with it, and the mask if there is one."""
-    source = edited.source or edited
+    source = edited.source
+    assert source is not None
     row = [
         (source.image, f"source: {source.prompt}"),
         (plain.image, f"same seed, without P2P: {plain.prompt}"),
@@ -63,7 +69,9 @@ def maps(args: Namespace) -> None:
     run = model.generate(args.prompt, **run_options(args))
     panels = maps_row(run, words)
     pictures = [*(picture for picture, _ in panels), viz.grid(panels, columns=6)]
-    finish([(path, picture, png.parameters(run)) for path, picture in zip(paths, pictures, strict=True)])
+    files = [(path, picture, png.parameters(run)) for path, picture in zip(paths, pictures, strict=True)]
+    png.write(files)
+    listed(files)
 
 
 def maps_row(run: Trajectory, words: Sequence[str]) -> list[viz.Panel]:
@@ -74,26 +82,21 @@ def maps_row(run: Trajectory, words: Sequence[str]) -> list[viz.Panel]:
 
 
 def opened(args: Namespace) -> Model:
-    """The model that the options ask for. Raises ValueError where torch cannot use the device."""
-    try:
-        torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError) as error:  # torch says it in either way
-        raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    """The model that the options ask for."""
     return load(args.model, dtype=getattr(torch, args.dtype), device=args.device)
 
 
 def stem(args: Namespace, prompt: str) -> Path:
     """What the names of all the files that a command writes begin with."""
     out = Path(args.out)
-    return out.with_suffix("") if out.suffix == ".png" else out / f"{png.file_name(prompt)}-seed{args.seed}"
+    return out.with_suffix("") if out.suffix.lower() == ".png" else out / f"{png.file_name(prompt)}-seed{args.seed}"
 
 
 def named(base: Path, end: str = "") -> Path:
     return base.with_name(f"{base.name}{end}.png")
 
 
-def finish(files: Sequence[png.File]) -> None:
-    png.write(files)
+def listed(files: Sequence[png.File]) -> None:
     for path, _, _ in files:
         print(path)
 
@@ -128,11 +131,11 @@ def edit_options(args: Namespace) -> dict[str, Any]:
 def recorded(args: Namespace) -> dict[str, str]:
     """An edit's settings for its PNG, in the words of the command line."""
 
-    def listed(given: Mapping[str, str]) -> str:
+    def joined(given: Mapping[str, str]) -> str:
         return ", ".join(f"{word}={value}" if word else value for word, value in given.items())
 
-    settings = {"Cross": listed(by_word(args.cross)), "Self": args.self_, "Kind": args.kind,
-                "Reweight": listed(by_word(args.reweight)), "Blend": args.blend}  # fmt: skip
+    settings = {"Cross": joined(by_word(args.cross)), "Self": args.self_, "Kind": args.kind,
+                "Reweight": joined(by_word(args.reweight)), "Blend": args.blend}  # fmt: skip
     return {name: value for name, value in settings.items() if value}
 
 

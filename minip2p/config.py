@@ -4,7 +4,6 @@ Field names and defaults are those of diffusers' config.json, so that a folder e
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -32,15 +31,16 @@ class Config:
             if name in cls.only:
                 if value != cls.only[name]:
                     raise ValueError(f"{where}: {name} = {value!r} is not supported, only {cls.only[name]!r} is")
-            elif value not in (None, False):
+            elif value is not None and value is not False:
                 raise ValueError(f"{where}: {name} = {value!r} is not a field that minip2p knows")
         values = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in known}
         for field in fields(cls):
-            if field.name in values and not isinstance(values[field.name], _accepted(field.type)):
-                raise ValueError(f"{where}: {field.name} = {values[field.name]!r} is not of type {field.type}")
+            if field.name in values and not _fits(values[field.name], field.type):
+                kind = getattr(field.type, "__name__", field.type)
+                raise ValueError(f"{where}: {field.name} = {values[field.name]!r} is not of type {kind}")
         try:
             return cls(**values)
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             raise ValueError(f"{where}: {error}") from None
 
     @classmethod
@@ -49,11 +49,17 @@ class Config:
         return cls.of(read_json(path), str(path))
 
 
-def _accepted(annotation: Any) -> tuple[type, ...]:
-    """The types that a field's annotation lets through; an int is a float too, a tuple's items are not read."""
-    parts = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    kinds = [get_origin(part) or part for part in parts]
-    return (*kinds, int) if float in kinds else tuple(kinds)
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is what a field's annotation says; an int is a float too."""
+    if isinstance(annotation, UnionType):
+        return any(_fits(value, part) for part in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        item, length = get_args(annotation)[0], get_args(annotation)
+        return (isinstance(value, tuple) and (length[-1] is Ellipsis or len(value) == len(length))
+                and all(_fits(one, item) for one in value))  # fmt: skip
+    if annotation is float:
+        return is_finite(value)
+    return isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))
 
 
 def is_whole(given: Any) -> bool:
@@ -62,8 +68,8 @@ def is_whole(given: Any) -> bool:
 
 
 def is_finite(given: Any) -> bool:
-    """Whether it is a number, and neither infinite nor NaN."""
-    return isinstance(given, Real) and bool(abs(given) <= sys.float_info.max)  # type: ignore[operator]
+    """Whether it is a number, and neither infinite (in float32, which we compute in) nor NaN."""
+    return isinstance(given, Real) and bool(abs(given) < 2.0**128)  # type: ignore[operator]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -71,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; is {path.parent} a diffusers model folder?") from None
+        raise FileNotFoundError(f"{path}: no such file; is {path.parent.parent} a diffusers model folder?") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(given, dict):
@@ -122,6 +128,13 @@ class UNetConfig(Config):
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
+        sides = (
+            self.sample_size
+            if isinstance(self.sample_size, tuple)
+            else (1 if self.sample_size is None else self.sample_size,)
+        )
+        if not levels or min(*self.block_out_channels, *sides, self.layers_per_block, self.in_channels) < 1:
+            raise ValueError("levels, channels, layers and sample size must be at least one")
         for name in ("down_block_types", "up_block_types", "attention_head_dim", "transformer_layers_per_block"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
@@ -164,6 +177,8 @@ class VAEConfig(Config):
         for types, known in ((self.down_block_types, "DownEncoderBlock2D"), (self.up_block_types, "UpDecoderBlock2D")):
             if set(types) != {known} or len(types) != len(self.block_out_channels):
                 raise ValueError(f"block types must be one {known} for each of the channels, not {types}")
+        if self.scaling_factor == 0:
+            raise ValueError("scaling_factor is 0: the latents would all be the same")
 
 
 @dataclass(frozen=True)
@@ -202,6 +217,10 @@ class SchedulerConfig(Config):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"0 < beta_start <= beta_end < 1 does not hold: {self.beta_start}, {self.beta_end}")
+        if self.num_train_timesteps < 1 or self.steps_offset not in (0, 1):
+            raise ValueError("num_train_timesteps must be at least 1, and steps_offset 0 or 1")
 
 
 @dataclass(frozen=True)

@@ -81,18 +81,18 @@ class WordEdit:
         """(R v, S v): what the source's and the target's attention are applied to; v b h j d."""
         return left(self.R, v), left(self.S, v)
 
-    def attend(self, source: QK | None, v: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
-        """Â v = A_s (R v) + A_e (S v) in value space; a term whose matrix is 0 is not computed. own(v): A_e v.
+    def attend(self, source: QK | None, target: QK, v: Tensor, site: Site, attend: Attend = fused) -> Tensor:
+        """Â v = A_s (R v) + A_e (S v) in value space, both maps by `attend`; a term whose matrix is 0 is not computed.
 
         source may be None only where R is 0.
         """
         from_source, from_target = self.on_values(v)
         if is_zero(self.R):
-            return own(from_target)
+            return attend(*target, from_target, site)
         assert source is not None
         if is_zero(self.S):
-            return fused(*source, from_source)
-        return fused(*source, from_source) + own(from_target)
+            return attend(*source, from_source, site)
+        return attend(*source, from_source, site) + attend(*target, from_target, site)
 
 
 NONE = WordEdit(0.0, 1.0)  # the target's own map
@@ -224,7 +224,7 @@ def injecting(
 
 
 def _in_values(edit: WordEdit, target: QK, source: QK | None, attend: Attend, site: Site) -> Values:
-    return lambda v: edit.attend(source, v, lambda v: attend(*target, v, site))
+    return lambda v: edit.attend(source, target, v, site, attend)
 
 
 def _in_maps(

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.attention import Site
+from minip2p.config import is_finite
 from minip2p.words import Prompt
 
 
@@ -118,8 +119,10 @@ def own_mask(mask: Any) -> Tensor:
     """A user's mask as H W in [0, 1]: from a PIL image (white may change), an array or a tensor. Raises ValueError."""
     if isinstance(mask, Image.Image):
         mask = np.asarray(mask.convert("L"), dtype=np.float32) / 255
+    if not isinstance(mask, np.ndarray | Tensor):
+        raise ValueError(f"a blend's own mask is an image, an array or a tensor, not {type(mask).__name__}")
     out = torch.as_tensor(mask).float()
-    if out.ndim != 2 or not torch.isfinite(out).all():
+    if out.ndim != 2 or not out.numel() or not torch.isfinite(out).all():
         raise ValueError(f"a blend's own mask must be rows × columns of finite numbers, not {tuple(out.shape)}")
     return out
 
@@ -128,7 +131,8 @@ def own_mask(mask: Any) -> Tensor:
 class Blend:
     """Local blending: outside of the mask, the target's latents are the source's.
 
-    source, target: the words whose places may change, in either prompt; the mask is the union of both.
+    source, target: the words whose places may change, in either prompt (one, or a tuple of them, each as `Prompt.find`
+    takes it); the mask is the union of both.
     without_source, without_target: words whose places may not. mask: an own mask instead of the words', H W: a tensor,
     an array or a PIL image, 1 or white where the picture may change; resized to the latent. threshold,
     without_threshold: of the heat map's maximum. start: the share of the run from which on it blends. strides: of the
@@ -148,12 +152,14 @@ class Blend:
     def __post_init__(self) -> None:
         for name in ("source", "target", "without_source", "without_target"):
             words = getattr(self, name)  # one word may stand alone
-            object.__setattr__(self, name, (words,) if isinstance(words, str) else tuple(words))
-        if self.mask is None and not (self.source or self.target):
-            raise ValueError("a blend needs a word or a mask")
+            object.__setattr__(self, name, tuple(words) if isinstance(words, list | tuple) else (words,))
+        if (self.mask is None) == (not (self.source or self.target)):
+            raise ValueError("a blend needs a word or a mask, and not both")
         for name in ("threshold", "without_threshold", "start"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not is_finite(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"a blend's {name} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.strides is not None and not isinstance(self.strides, list | tuple):
+            raise ValueError(f"a blend's strides are several, as (2, 4), not {self.strides!r}")
         if self.mask is not None:
             object.__setattr__(self, "mask", own_mask(self.mask))
 

@@ -7,7 +7,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from minip2p.attention import Attend, fused
+from minip2p.attention import Attend, Store, fused
 from minip2p.checkpoint import load_module, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig, is_finite, is_whole
 from minip2p.edit import plan_edit
@@ -31,7 +31,13 @@ def load(
     names the file and what is wrong with it.
     """
     folder = shipped("tiny") if where is None else Path(where)
-    dtype, device = dtype or torch.float32, torch.device(device or "cpu")
+    dtype = dtype or torch.float32
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise ValueError(f"dtype must be a torch dtype of floating-point numbers, not {dtype}")
+    try:
+        device = torch.zeros(1, device=device or "cpu").device
+    except (RuntimeError, AssertionError) as error:  # torch says it in either way
+        raise ValueError(f"device {device}: torch cannot use it: {str(error).splitlines()[0]}") from None
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; a model is a folder with unet/, vae/, text_encoder/, "
                                 "tokenizer/ and scheduler/")  # fmt: skip
@@ -59,6 +65,13 @@ def bar(steps: Iterable[Any]) -> Iterable[Any]:
     from tqdm import tqdm
 
     return tqdm(steps, disable=None, leave=False, unit="step")
+
+
+def check_attend(attend: Any) -> None:
+    if isinstance(attend, Store) or not callable(attend):
+        raise ValueError(
+            "attend is a function of (q, k, v, site); a function of maps, as a Store is, goes into explicit()"
+        )
 
 
 class Model(Parts):
@@ -90,16 +103,8 @@ class Model(Parts):
         attention of the conditional rows; an object with a method `at(step)` is asked for each step's.
         Raises ValueError for what the model cannot take.
         """
-        start = self.start(
-            prompt,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            negative=negative,
-            latents=latents,
-            attend=attend,
-        )
+        start = self.start(prompt, seed=seed, steps=steps, guidance=guidance, size=size, negative=negative,
+                           latents=latents, attend=attend)  # fmt: skip
         return sample(self, start, bar)
 
     @overload
@@ -133,11 +138,17 @@ class Model(Parts):
         explicit: form the maps, as the paper does. parity: the published code's mappers and words, defects included
         (a blend finds its words our way). attend: the targets' attention besides the edit, the source's where None; a
         source that is a prompt has the same, so to keep the maps of a target alone, edit a run. A run that is itself
-        an edit is a source like any other: what it takes part in are its own maps, without that edit.
+        an edit is a source by its latents and by the maps that its own prompt makes on them: its first edit is not made
+        again, so editing it into its own prompt does not give it back. A `cross` by word leaves all other words at
+        "default_", which is 1.0 where it is not given.
         Raises ValueError for words that are not in their prompt.
         """
+        if attend is not None:
+            check_attend(attend)
         origin = self.origin(source, attend, options)
-        prompts, old, steps = [target] if isinstance(target, str) else list(target), origin.prompt, origin.steps
+        several = isinstance(target, list | tuple)
+        prompts: list[Any] = list(target) if several else [target]
+        old, steps = origin.prompt, origin.steps
         if not prompts:
             raise ValueError("an edit needs a target prompt, and the list of targets is empty")
         *_, rows, columns = (origin.latents if isinstance(origin, Trajectory) else origin.noise).shape
@@ -146,12 +157,11 @@ class Model(Parts):
             new = self.text.prompt(prompt)
             plan = plan_edit(read, new, steps, cross=cross, self_=self_, self_pixels=self_pixels, kind=kind,
                              reweight=reweight, parity=parity)  # fmt: skip
-            blending = (
-                None if blend is None else Blending.begin(blend, read, new, steps, (rows, columns), self.unet.sites)
-            )
-            targets.append(Target(prompt, plan, blending))
+            size = rows, columns
+            begun = None if blend is None else Blending.begin(blend, read, new, steps, size, self.unet.sites)
+            targets.append(Target(prompt, plan, begun))
         runs = edit(self, origin, targets, attend=attend, in_maps=explicit, progress=bar)
-        return runs[0] if isinstance(target, str) else runs
+        return runs if several else runs[0]
 
     def origin(self, source: Trajectory | str, attend: Attend | None, options: Mapping[str, Any]) -> Trajectory | Start:
         """What an edit starts from: a run of this model, or the start of one. Raises ValueError for anything else."""
@@ -184,11 +194,21 @@ class Model(Parts):
         if not is_whole(seed) or not 0 <= seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {seed}")
         self.sched.times(steps)
+        check_attend(attend)
+        for text in (prompt, negative):
+            self.text.prompt(text)
         if latents is None:
             noise = torch.randn(1, self.unet.config.in_channels, *self.latent_size(size),
-                                generator=torch.Generator().manual_seed(seed))  # fmt: skip
-        elif latents.ndim != 4 or latents.shape[:2] != (1, self.unet.config.in_channels) or not latents.numel():
-            raise ValueError(f"latents must be 1 {self.unet.config.in_channels} h w, not {tuple(latents.shape)}")
+                                generator=torch.Generator().manual_seed(int(seed)))  # fmt: skip
+        elif (
+            not isinstance(latents, Tensor)
+            or latents.ndim != 4
+            or latents.shape[:2] != (1, self.unet.config.in_channels)
+            or not latents.numel()
+        ):
+            raise ValueError(
+                f"latents must be 1 {self.unet.config.in_channels} h w, not {tuple(getattr(latents, 'shape', ()))}"
+            )
         elif not torch.isfinite(latents).all():
             raise ValueError("latents must be finite; these have NaN or infinity in them")
         else:

@@ -15,7 +15,7 @@ from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 
-@dataclass
+@dataclass(eq=False)
 class Parts:
     """What a run runs on. Latents and the schedule are float32 whatever the networks' dtype."""
 
@@ -36,8 +36,16 @@ class Parts:
         """Latents b c h w -> pictures in [-1, 1], b 3 H W. Raises ValueError where they are not finite."""
         pictures = self.vae.decode(self.vae.unscale(latents).to(self.dtype)).float()
         if not torch.isfinite(pictures).all():
-            raise ValueError("the decoded picture is not finite; try --dtype float32")
+            raise self.not_finite("the decoded picture is not finite")
         return pictures.clamp(-1, 1)
+
+    def not_finite(self, what: str) -> ValueError:
+        """The error to raise where a result is not finite: it names the first damaged weight, if there is one."""
+        for name, part in (("unet", self.unet), ("vae", self.vae), ("text_encoder", self.text.encoder)):
+            for key, p in part.named_parameters():
+                if not torch.isfinite(p).all():
+                    return ValueError(f"{self.text.folder / name}: {key} is not finite: the weights are damaged")
+        return ValueError(f"{what}; try --dtype float32 or less guidance")
 
     def predict(
         self, x: Tensor, t: int, unconditional: Tensor, conditional: Tensor, guidance: float, attend: Attend

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minip2p.checkpoint import check_names, read_tensors
-from minip2p.config import read_json
+from minip2p.config import is_whole, read_json
 from minip2p.words import Prompt
 
 
@@ -23,7 +23,8 @@ class Text:
 
     def __init__(self, folder: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"):
         self.folder, self.dtype, self.device = folder, dtype, device
-        for needed in ("tokenizer/vocab.json", "tokenizer/merges.txt", "text_encoder/model.safetensors"):
+        tokenizer = ("vocab.json", "merges.txt", "tokenizer_config.json")
+        for needed in (*(f"tokenizer/{name}" for name in tokenizer), "text_encoder/model.safetensors"):
             if not (folder / needed).is_file():
                 raise FileNotFoundError(f"{folder / needed}: no such file; is {folder} a diffusers model folder?")
         self.width: int = read_json(folder / "text_encoder" / "config.json").get("hidden_size", 512)
@@ -34,9 +35,13 @@ class Text:
 
         path = self.folder / "tokenizer"
         try:
-            return CLIPTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
         except Exception as error:  # a broken vocabulary raises just this class
             raise ValueError(f"{path}: cannot be read as a tokenizer ({_line(error)})") from None
+        size: Any = read_json(path / "tokenizer_config.json").get("model_max_length")
+        if not is_whole(size) or not 2 < size < 2**16:
+            raise ValueError(f"{path / 'tokenizer_config.json'}: model_max_length is {size}, not a number of tokens")
+        return tokenizer
 
     @cached_property
     def encoder(self) -> Any:
@@ -62,10 +67,12 @@ class Text:
         """A prompt with its tokens and words."""
         if not isinstance(text, str):
             raise ValueError(f"a prompt must be text, not {type(text).__name__}")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"the prompt {text!r} has bytes in it that are not UTF-8 text")
         return Prompt.of(text, self.tokenizer)
 
     def __call__(self, prompts: str | Sequence[str]) -> Tensor:
         """Prompts -> the last hidden states, b n d (n: the tokenizer's length, 77)."""
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        ids = torch.tensor([self.prompt(text).ids for text in prompts], device=self.device)
+        several: Any = prompts if isinstance(prompts, list | tuple) else [prompts]
+        ids = torch.tensor([self.prompt(text).ids for text in several], device=self.device)
         return self.encoder(input_ids=ids).last_hidden_state

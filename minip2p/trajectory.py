@@ -5,6 +5,7 @@ Axes: t steps, b batch, c h w latents, n tokens, d width of their embedding.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,8 +54,9 @@ class Trajectory:
         """Heat maps of words, words H W in picture pixels: the share of attention that each pixel gives to the word,
         mean over the heads, over all steps and over the cross-attention sites of the given strides (`default_strides`).
 
-        words: one word or a list. The run is gone through again, its conditional rows only, without any edit: they
-        are the maps of the run's own prompt and latents. Raises ValueError for a word that is not in the prompt.
+        words: one word, as `Prompt.find` takes it, or a list. The run is gone through again, its conditional rows only,
+        without any edit: they are the maps of the run's own prompt and latents. Raises ValueError for a word that is
+        not in the prompt.
         """
         parts, latent = self.parts, (self.latents.shape[-2], self.latents.shape[-1])
         asked = words if isinstance(words, list) else [words]
@@ -97,7 +99,7 @@ class Target:
         return None if self.blending is None else self.blending.last
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Start:
     """Where a run begins: its prompt and settings, and the noise, 1 c h w."""
 
@@ -121,10 +123,10 @@ def sample(parts: Parts, start: Start, progress: Progress = iter) -> Trajectory:
     return source.finished()
 
 
-def finite(x: Tensor, step: int) -> Tensor:
+def finite(parts: Parts, x: Tensor, step: int) -> Tensor:
     """x, or ValueError where a run has gone wrong: better one clear line than a black picture."""
     if not torch.isfinite(x).all():
-        raise ValueError(f"the latents are not finite after step {step + 1}; try --dtype float32 or less guidance")
+        raise parts.not_finite(f"the latents are not finite after step {step + 1}")
     return x
 
 
@@ -156,7 +158,7 @@ class Source:
         x, w = self.latents[i], self.origin.guidance
         eps = self.parts.predict(x, step.t, self.unconditional(i), self.conditional, w, attend)
         if not known:
-            self.latents.append(finite(self.parts.sched.step(x, eps, step), i))
+            self.latents.append(finite(self.parts, self.parts.sched.step(x, eps, step), i))
         return found
 
     def finished(self) -> Trajectory:
@@ -187,11 +189,11 @@ def edit(
     for i, step in enumerate(progress(parts.sched.steps(origin.steps))):
         rules = [target.edit.at(i) for target in targets]
         found = source.read(i, step, _wanted(rules, targets))
-        _add_source_heat(found, targets)
+        _add_source_heat(found, targets, partial(at_step, origin.attend, i))
         injected = injecting(found, rules, at_step(attend, i), in_maps=in_maps, watch=_target_heat(targets))
         unconditional = source.unconditional(i).expand(len(targets), -1, -1)
         eps = parts.predict(x, step.t, unconditional, conditional, origin.guidance, injected)
-        x = finite(parts.sched.step(x, eps, step), i)
+        x = finite(parts, parts.sched.step(x, eps, step), i)
         rows = zip(targets, x.split(1), strict=True)
         x = torch.cat([target.blended(i, source.latents[i + 1], row) for target, row in rows])
         latents.append(x)
@@ -217,11 +219,12 @@ def _wanted(rules: Sequence[Rule], targets: Sequence[Target]) -> Callable[[Site,
     return wanted
 
 
-def _add_source_heat(found: dict[Site, QK], targets: Sequence[Target]) -> None:
+def _add_source_heat(found: dict[Site, QK], targets: Sequence[Target], attend: Callable[[], Attend]) -> None:
+    """Sums the source's heat, by the attention that the source runs with."""
     for target in targets:
         for site, (q, k) in found.items():
             if target.blending is not None and target.blending.source.wants(site):
-                target.blending.source.add(site, lambda v, q=q, k=k: fused(q, k, v), q)  # type: ignore[misc]
+                target.blending.source.add(site, lambda v, q=q, k=k, site=site: attend()(q, k, v, site), q)  # type: ignore[misc]
 
 
 def _target_heat(targets: Sequence[Target]) -> Watch:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minip2p.config import is_finite
+from minip2p.config import is_finite, is_whole
 
 Which = str | int | slice | range | tuple[str, int]
 Bounds = float | tuple[float, float]
@@ -73,7 +73,10 @@ class Prompt:
         "cat#2" or ("cat", 2): its second place; an int, a range or a slice: words by index, from 0.
         Raises ValueError if there is no such word, or if it was cut off as the prompt has too many tokens.
         """
-        places = self._by_index(word) if isinstance(word, int | slice | range) else self._by_text(word)
+        place = isinstance(word, tuple) and len(word) == 2 and isinstance(word[0], str)
+        if not (place or is_whole(word) or isinstance(word, str | slice | range)):
+            raise ValueError(f"a word is given as text, as (text, n), by index or by a range, not as {word!r}")
+        places = self._by_text(word) if isinstance(word, str | tuple) else self._by_index(word)
         whole = [place for place in places if all(n < len(self.seen) for n in place)]
         if not whole:
             raise ValueError(f"{word!r} lies beyond the last of the {len(self.ids)} tokens that the text encoder reads")
@@ -82,11 +85,8 @@ class Prompt:
     def _by_index(self, which: int | slice | range) -> list[Sequence[int]]:
         indices = range(len(self.words))
         try:
-            chosen = (
-                indices[which]
-                if isinstance(which, slice)
-                else [indices[n] for n in (which if isinstance(which, range) else [which])]
-            )
+            several: Any = which if isinstance(which, range) else [which]
+            chosen = indices[which] if isinstance(which, slice) else [indices[n] for n in several]
         except IndexError:
             chosen = []
         if not chosen:
@@ -142,7 +142,7 @@ def equalizer(weights: Mapping[Hashable, float], prompt: Prompt, *, parity: bool
     for word, weight in weights.items():
         if not is_finite(weight):
             raise ValueError(f"the weight of {word!r} is {weight}, which is not a finite number")
-        c[list(_find(prompt, word, parity))] = weight
+        c[list(_find(prompt, word, parity))] = float(weight)
     return c
 
 
@@ -233,9 +233,12 @@ def _split_place(text: str) -> tuple[str, int | None]:
 
 
 def _find(prompt: Prompt, word: Any, parity: bool) -> Sequence[int]:
-    """Positions of a word's tokens; parity: of all the words that equal it in the published splitting, or none."""
+    """Positions of a word's tokens; parity: of all the words that equal it in the published splitting, or none; or of
+    the word of that index."""
     if parity:
-        return [j for text, positions in original_words(prompt) if text == word for j in positions]
+        if not isinstance(word, str) and not is_whole(word):
+            raise ValueError(f"the published code takes a word or its index, not {word!r}")
+        return [j for n, (text, positions) in enumerate(original_words(prompt)) if word in (text, n) for j in positions]
     return prompt.find(word)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import minip2p
 from minip2p.checkpoint import FORMER_NAMES, current_name, load_module
-from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, read_json
+from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig, read_json
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
@@ -351,3 +351,35 @@ def test_diffusers_pipeline_opens_our_folder_and_ends_where_we_do(model, steps, 
     run = model.generate(prompt, negative=negative, steps=steps, latents=noise)
     check(f"after {steps} steps at {size}", run.latents[-1:], theirs, 1e-3)
     assert (theirs - noise).std() > 0.1
+
+
+@pytest.mark.parametrize("of, given", [
+    (UNetConfig, {"block_out_channels": ["a", "b", "c", "d"]}),
+    (UNetConfig, {"block_out_channels": [], "down_block_types": [], "up_block_types": []}),
+    (UNetConfig, {"sample_size": [16]}),
+    (UNetConfig, {"sample_size": 0}),
+    (UNetConfig, {"sample_size": -4}),
+    (UNetConfig, {"layers_per_block": True}),
+    (UNetConfig, {"frobnicate": 0}),
+    (VAEConfig, {"down_block_types": [[1]]}),
+    (VAEConfig, {"scaling_factor": 0}),
+    (SchedulerConfig, {"beta_start": -1.0}),
+    (SchedulerConfig, {"beta_end": 5.0}),
+    (SchedulerConfig, {"steps_offset": -3}),
+    (SchedulerConfig, {"steps_offset": 500}),
+    (SchedulerConfig, {"num_train_timesteps": 0}),
+    (OwnConfig, {"guidance": float("inf")}),
+])  # fmt: skip
+def test_values_that_make_no_sense_are_refused_with_the_file_named(of, given):
+    with pytest.raises(ValueError, match="^file.json: "):
+        of.of(given, "file.json")
+
+
+def test_a_device_or_a_dtype_that_torch_cannot_use_is_one_line():
+    for options, says in (
+        ({"device": "foo"}, "device foo: torch cannot use it"),
+        ({"dtype": torch.int8}, "dtype must"),
+    ):
+        with pytest.raises(ValueError, match=says) as error:
+            minip2p.load(**options)
+        assert "\n" not in str(error.value)

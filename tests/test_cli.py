@@ -214,8 +214,8 @@ MISTAKES = (
     (("generate", CAT, "--size", "-128x128"), "argument --size"),
     (("generate", CAT, "--size", "8000000000x8000000000"), "not enough memory"),
     (("generate", CAT, "--seed", "99999999999999999999"), "seed must lie between"),
-    (("generate", CAT, "--device", "abacus"), "--device abacus: "),
-    (("generate", CAT, "--device", "cuda:99"), "--device cuda:99: "),
+    (("generate", CAT, "--device", "abacus"), "device abacus: torch cannot use it"),
+    (("generate", CAT, "--device", "cuda:99"), "device cuda:99: torch cannot use it"),
     (("generate", CAT, "--model", "no/such/folder"), "no/such/folder: no such folder"),
     (("generate", CAT, "--model", "setup.cfg"), "setup.cfg: no such folder"),
     (("frobnicate", CAT), "invalid choice: 'frobnicate'"),
@@ -272,7 +272,7 @@ BROKEN = (
     (f"unet/{WEIGHTS}", without("conv_in.bias"), "conv_in.bias is missing"),
     (f"unet/{WEIGHTS}", with_more, "surplus is not a tensor of this model"),
     (f"unet/{WEIGHTS}", with_wrong_shape, "conv_in.bias has shape"),
-    (f"unet/{WEIGHTS}", with_nan, "the latents are not finite after step 1"),
+    (f"unet/{WEIGHTS}", with_nan, "is not finite: the weights are damaged"),
     (f"vae/{WEIGHTS}", truncated, "not a whole safetensors file"),
     (f"vae/{WEIGHTS}", as_folder, "no such file"),
     ("text_encoder/model.safetensors", truncated, "not a whole safetensors file"),
@@ -285,6 +285,8 @@ BROKEN = (
     ("text_encoder/config.json", truncated, "cannot be read as JSON"),
     ("tokenizer/vocab.json", os.remove, "no such file"),
     ("tokenizer/vocab.json", truncated, ""),
+    ("tokenizer/tokenizer_config.json", os.remove, "no such file"),
+    ("tokenizer/tokenizer_config.json", lambda path: path.write_text('{"model_max_length": "x"}'), ""),
     ("tokenizer/merges.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), ""),
 )
 
@@ -295,7 +297,7 @@ def test_a_broken_model_is_one_line_that_names_the_file(file, change, says, tmp_
     change(folder / file)
     said = refused(capsys, "generate", CAT, "--steps", 1, "--model", folder, "-o", tmp_path / "out")
     assert says in said
-    assert file.split("/")[0] in said or "latents" in said
+    assert file.split("/")[0] in said
     assert not (tmp_path / "out").exists()
 
 
@@ -397,3 +399,33 @@ def test_import_comes_without_torch_in_under_two_seconds():
 def test_python_m_minip2p_is_the_command():
     done = subprocess.run([sys.executable, "-m", "minip2p", "edit"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+def test_a_prompt_that_is_no_text_is_refused(capsys):
+    for arguments in (["a \udcff cat"], ["a cat", "--negative", "\udcff"]):
+        assert "not UTF-8" in refused(capsys, "generate", *arguments, "--steps", 1)
+
+
+def test_output_that_nobody_reads_is_no_error_and_the_pictures_are_there(tmp_path):
+    """The reader has gone before the first line is written."""
+    command = [sys.executable, "-u", "-m", "minip2p", "edit", "a cat", "a dog", "--steps", "1", "-o", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 0 and said == b"" and len(list(tmp_path.glob("*.png"))) == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_output_that_cannot_be_written_is_one_line():
+    code = "import sys; from minip2p.cli import guarded; sys.exit(guarded(lambda: print(1)))"
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
+
+
+def test_the_package_is_found_from_the_folder_that_holds_the_checkout():
+    """Where the checkout is called minip2p too, its folder must not stand for the package."""
+    done = subprocess.run([sys.executable, "-c", "import minip2p; print(minip2p.load())"], cwd=ROOT.parent,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0 and done.stdout.startswith("Model("), done.stderr

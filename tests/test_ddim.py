@@ -203,3 +203,9 @@ def test_add_noise_takes_a_time_for_each_row():
     x0, noise = numbers(0, 1)[0].expand(2, -1, -1, -1), numbers(1, 1)[0].expand(2, -1, -1, -1)
     theirs = DDIMScheduler(**SD15).add_noise(x0, noise, torch.tensor([0, 999]))
     check("add_noise", schedule().add_noise(x0, noise, torch.tensor([0, 999])), theirs, 1e-6)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_the_last_step_may_end_at_one(spacing):
+    for steps in (1, 7, 50):
+        assert schedule(timestep_spacing=spacing, set_alpha_to_one=True).steps(steps)[-1].abar_next == 1.0

@@ -86,7 +86,7 @@ def in_maps(edit, q_s, k_s, q, k, v):
 
 
 def in_values(edit, q_s, k_s, q, k, v):
-    return edit.attend((q_s, k_s), v, lambda v: fused(q, k, v))
+    return edit.attend((q_s, k_s), (q, k), v, CROSS)
 
 
 def agree(one, other, scale=1.0):
@@ -380,3 +380,33 @@ def test_self_injection_stops_at_self_pixels(narrow):
 
     narrow(x[1:], 500, context[1:], watch)
     assert sorted(changed) == sorted(s for s in narrow.sites if not s.cross and s.stride >= 2) and len(changed) == 11
+
+
+def test_parity_reaches_the_words_of_weights_and_schedules():
+    """The published code does not find "cat" in "cat,", and ignores it; an index it takes; ours finds the word."""
+    one, other = prompt("a cat, running"), prompt("a cat, running")
+    plain = plan_edit(one, other, 4)
+    for options in ({"reweight": {"cat": 3.0}}, {"cross": {"default_": 0.8, "cat": 0.0}}):
+        theirs, ours = (plan_edit(one, other, 4, parity=parity, **options) for parity in (True, False))
+        same = [torch.equal(dense(made.at(0).cross.R, made.alpha[0]), dense(plain.at(0).cross.R, plain.alpha[0]))
+                for made in (theirs, ours)]  # fmt: skip
+        assert same == [True, False]
+    assert equalizer({1: 3.0}, one, parity=True).tolist()[2:4] == [3.0, 3.0]  # "cat,": two tokens
+    with pytest.raises(ValueError, match="a word or its index"):
+        equalizer({("cat", 1): 3.0}, one, parity=True)
+
+
+def test_a_weight_of_zero_takes_a_word_out():
+    p = prompt("a cat")
+    edit = plan_edit(p, p, 1, cross=1.0, reweight={"cat": 0.0}).at(0).cross
+    R = dense(edit.R, torch.ones(77))
+    assert not R[:, 2].any() and torch.equal(R[:, :2], torch.eye(77)[:, :2]) and not dense(edit.S, R[0]).any()
+
+
+def test_stores_in_chains_of_chains_see_their_side_of_the_edit():
+    q_s, k_s, q, k, v = qkv(0)
+    before, after = Store(before=True), Store()
+    attend = explicit(chain(chain(before), chain(after)))
+    injecting({CROSS: (q_s, k_s)}, [Rule(KEEP, False, 0)], attend)(q, k, v, CROSS)
+    torch.testing.assert_close(before.maps[CROSS], attention_map(q, k))
+    torch.testing.assert_close(after.maps[CROSS], attention_map(q_s, k_s))

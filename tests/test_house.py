@@ -186,7 +186,7 @@ def test_the_wheel_has_every_package():
     config.read(ROOT / "setup.cfg")
     listed = set(config["options"]["packages"].split())
     there = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
-    assert listed == there | {"minip2p.weights"}
+    assert listed == there
 
 
 def test_what_is_needed_is_pinned():

@@ -308,3 +308,36 @@ def test_an_own_mask_is_a_tensor_an_array_or_a_picture():
 def test_one_word_may_stand_alone_in_a_blend():
     blend = Blend("cat", "dog", without_target="house")
     assert (blend.source, blend.target, blend.without_target) == (("cat",), ("dog",), ("house",))
+
+
+def test_the_first_step_of_a_blend_is_its_share_of_the_steps():
+    """int(start · N), as the published code has it: not of N + 1, as the schedules of attention are."""
+    p = prompt("a cat dog")
+    for start, steps, first in ((0.5, 5, 2), (0.2, 50, 10), (0.4, 12, 4), (1.0, 7, 7)):
+        assert Blending.begin(Blend("cat", start=start), p, p, steps, (4, 4), SITES).first_step == first
+
+
+def test_a_word_that_is_named_twice_counts_once():
+    p = prompt("a red cat")
+    once, twice = (Blending.begin(Blend(words), p, p, 5, (4, 4), SITES) for words in (("red cat",), ("red cat", "cat")))
+    assert torch.equal(once.source.columns, twice.source.columns)
+
+
+def test_an_own_mask_that_covers_half_of_a_cell_covers_it():
+    own = torch.zeros(8, 8)
+    own[0:2, 0:1], own[4:6, 4:5], own[5, 5] = 1, 1, -0.01
+    assert torch.equal(blending(Blend(mask=own), torch.zeros(4, 4)).mask(), bits("#...", "....", "....", "...."))
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: Blend("cat", mask=torch.ones(2, 2)), "a blend needs a word or a mask, and not both"),
+    (lambda: Blend("cat", threshold="x"), "a blend's threshold must lie between 0 and 1"),
+    (lambda: Blend("cat", strides=4), "a blend's strides are several"),
+    (lambda: Blend(mask="mask.png"), "is an image, an array or a tensor, not str"),
+    (lambda: Blend(mask=torch.ones(0, 0)), "own mask must be rows × columns"),
+    (lambda: blending(Blend((3.5,))), "a word is given as text"),
+])  # fmt: skip
+def test_blends_of_the_wrong_kind_are_named_in_one_line(make, says):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert says in str(error.value)

@@ -85,6 +85,32 @@ def test_a_warm_start_counts_on_and_rises_anew(tmp_path):
     assert {float(state["step"]) for state in adamw.state.values()} == {1.0}
 
 
+def test_a_frozen_part_stays_at_its_average_while_the_rest_trains_on(tmp_path):
+    """Frozen at step 3 of 6, by the loss itself, as the VAE's encoder is; also after a kill."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    start, seen = {name: p.detach().clone() for name, p in module.named_parameters()}, []
+
+    def run(steps):
+        training = Training(module, tmp_path, rate=lambda step: 0.1, steps=steps, ema=0.9)
+
+        def loss(step):
+            if step >= 3 and module[0].weight.requires_grad:
+                training.freeze(module[0])
+            seen.append(module[0].weight.detach().clone())
+            return (module(torch.randn(2, 3, generator=generator(step))) - 1).square().mean()
+
+        training.run(loss)
+        return training
+
+    run(4)
+    module[0].requires_grad_(True)
+    training = run(6)
+    assert not torch.equal(seen[2], seen[3]) and not torch.equal(seen[3], start["0.weight"])
+    assert torch.equal(seen[3], seen[5]) and torch.equal(training.average["0.weight"], seen[5])
+    assert not torch.equal(training.average["1.weight"], module[1].weight)
+
+
 def test_muon_trains_matrices_and_adamw_the_rest():
     denoiser = train.Denoiser()
     others = {name for name, p in denoiser.named_parameters() if p.ndim > 1 and not is_matrix(name, p)}
@@ -104,7 +130,7 @@ def test_a_warm_start_takes_up_what_has_landed(tmp_path):
     steps = train.trained(landed)
     vae, done = train.train_vae(tmp_path, 0, None, 0.0, landed)
     assert done == steps["vae"] and all(torch.equal(p, vae.get_parameter(n)) for n, p in model.vae.named_parameters())
-    options = argparse.Namespace(work=tmp_path, out=tmp_path / "out", seed=0, steps=0, warm=landed, compile=False)
+    options = argparse.Namespace(work=tmp_path, out=tmp_path / "out", seed=0, steps=0, warm=landed)
 
     class Latents:
         def scale(self):

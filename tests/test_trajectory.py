@@ -1,5 +1,7 @@
 """Runs: sampling by hand; a source that nothing changes; edits that stream or replay with the same bits; their cost."""
 
+import copy
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -341,3 +343,103 @@ def test_self_pixels_bounds_where_self_attention_is_injected(model):
     none = model.edit(run, TARGETS[0], cross=0, self_=1, self_pixels=0).latents
     assert not torch.equal(few, all_) and not torch.equal(few, none)
     assert torch.equal(none, model.edit(run, TARGETS[0], cross=0, self_=0).latents)
+
+
+def test_an_edit_into_its_own_prompt_is_no_edit_with_an_attention_that_shows_no_maps(model):
+    """Both maps of an edit are the run's own attention's, in value space too."""
+    for own in (lambda q, k, v, site: fused(2 * q, k, v), lambda q, k, v, site: fused(q, k, v) / 2):
+        run = model.generate(SOURCE, seed=3, steps=2, attend=own)
+        assert not torch.equal(run.latents, model.generate(SOURCE, seed=3, steps=2).latents)
+        assert torch.equal(model.edit(run, run.prompt).latents, run.latents)
+
+
+def test_a_sources_mask_is_of_the_attention_that_the_source_ran_with(model):
+    """An edit that changes nothing: the source's mask of a word is then the target's."""
+    run = model.generate(SOURCE, seed=3, steps=3, attend=ROLL)
+    by_source, by_target = (model.edit(run, SOURCE, cross=0, self_=0, blend=Blend(*words, threshold=0.8, start=0)).mask
+                            for words in (("cat",), ((), "cat")))  # fmt: skip
+    assert torch.equal(by_source, by_target) and by_source.any() and not by_source.all()
+    straight = model.generate(SOURCE, seed=3, steps=3)
+    other = model.edit(straight, SOURCE, blend=Blend("cat", threshold=0.8, start=0)).mask
+    assert not torch.equal(by_source, other)
+
+
+class Noting:
+    """An attention that notes the steps at which it is asked for."""
+
+    def __init__(self):
+        self.steps = []
+
+    def at(self, step):
+        self.steps.append(step)
+        return fused
+
+    def __call__(self, q, k, v, site):
+        raise AssertionError("`at` was not asked")
+
+
+def test_every_run_asks_its_attention_for_each_step(model):
+    noting = Noting()
+    run = model.generate(SOURCE, seed=3, steps=3, attend=noting)
+    assert noting.steps == [0, 1, 2]
+    run.maps("cat")
+    assert noting.steps == 2 * [0, 1, 2]
+    model.edit(run, TARGETS[0], attend=fused)
+    assert noting.steps == 3 * [0, 1, 2]
+
+
+def test_each_of_several_targets_is_blended_by_its_own_heat(model):
+    """In a batch with others or alone, the same mask; another target's heat would give another."""
+    run = model.generate(SOURCE, seed=3, steps=3)
+    prompts = ["a dog and a house on grass", "a house and a dog on grass"]
+    blend = Blend((), "dog", threshold=0.6, start=0)
+    together = [out.mask for out in model.edit(run, prompts, blend=blend, cross=0, self_=0)]
+    alone = [model.edit(run, prompt, blend=blend, cross=0, self_=0).mask for prompt in prompts]
+    assert all(map(torch.equal, together, alone)) and not torch.equal(*alone)
+
+
+def test_the_defaults_of_an_edit_are_the_papers():
+    """Cross .8 and self .4 (Hertz et al. 2022); self-attention at up to 32²; a blend's threshold .3, from .2 on."""
+    for function in (minip2p.Model.edit, plan_edit):
+        given = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+        assert (given["cross"], given["self_"], given["self_pixels"], given["kind"]) == (0.8, 0.4, 1024, "auto")
+    blend = Blend("cat")
+    assert (blend.threshold, blend.without_threshold, blend.start) == (0.3, 0.3, 0.2)
+
+
+def test_damaged_weights_are_named(model):
+    damaged = copy.deepcopy(model)
+    damaged.unet.conv_in.weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"unet: conv_in.weight is not finite: the weights are damaged"):
+        damaged.generate(SOURCE, steps=1)
+    damaged = copy.deepcopy(model)
+    damaged.vae.decoder.conv_in.weight.data[0, 0, 0, 0] = torch.inf
+    with pytest.raises(ValueError, match=r"vae: decoder.conv_in.weight is not finite: the weights are damaged"):
+        _ = damaged.generate(SOURCE, steps=1).image
+
+
+@pytest.mark.parametrize("options, says", [
+    ({"attend": Store()}, "a function of maps, as a Store is, goes into explicit"),
+    ({"attend": None}, "attend is a function of"),
+    ({"negative": None}, "a prompt must be text, not NoneType"),
+    ({"negative": "\udcff"}, "bytes in it that are not UTF-8"),
+    ({"latents": np.zeros((1, 4, 16, 16))}, "latents must be 1 4 h w"),
+])  # fmt: skip
+def test_options_of_the_wrong_kind_are_named(model, options, says):
+    with pytest.raises(ValueError, match=says):
+        model.generate(SOURCE, steps=1, **options)
+
+
+def test_prompts_targets_and_words_of_the_wrong_kind_are_named(model):
+    run = model.generate(SOURCE, steps=1, seed=np.int64(2))
+    assert run.seed == 2
+    for wrong in (None, 3, b"a cat", ["a cat", "a dog"]):
+        with pytest.raises(ValueError, match="a prompt must be text"):
+            model.generate(wrong, steps=1)
+    for wrong in (None, 3):
+        with pytest.raises(ValueError, match="a prompt must be text"):
+            model.edit(run, wrong)
+    for wrong in (None, 1.5, ("cat", "house", "grass"), (2, "cat")):
+        with pytest.raises(ValueError, match="a word is given as text"):
+            run.maps(wrong)
+    assert torch.equal(run.maps(np.int64(1)), run.maps(1))

@@ -45,7 +45,7 @@ def text_encoder(width: int) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     words = tokenizer()
-    return CLIPTextModel(
+    encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(words),
             hidden_size=width,
@@ -59,6 +59,8 @@ def text_encoder(width: int) -> Any:
             pad_token_id=words.pad_token_id,
         )
     )
+    encoder.set_attn_implementation("eager")  # the fused kernel's backward is slow on a CPU at these sizes
+    return encoder
 
 
 def halves(module: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:

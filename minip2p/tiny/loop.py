@@ -102,7 +102,7 @@ class Training:
 
     def save(self) -> None:
         tensors = {f"model.{n}": p for n, p in self.named.items()} | {f"ema.{n}": p for n, p in self.average.items()}
-        names = {p: name for name, p in self.named.items()}
+        names: dict[Tensor, str] = {p: name for name, p in self.named.items()}
         for optimizer in self.optimizers:
             for p, state in optimizer.state.items():
                 for key in self.MOMENTS[type(optimizer).__name__]:
@@ -140,6 +140,14 @@ class Training:
                     # In the parameter's own memory format: AdamW's fused step reads both by their order in memory.
                     moments = {key: torch.empty_like(p).copy_(f.get_tensor(f"{key}.{names[p]}")) for key in keys}
                     optimizer.state[p] = {"step": torch.tensor(float(self.step - self.start)), **moments}
+
+    @torch.no_grad()
+    def freeze(self, module: nn.Module) -> None:
+        """Fixes a part at its moving average, for good; the rest trains on."""
+        fixed = set(module.parameters())
+        for name, p in self.named.items():
+            if p in fixed:
+                p.copy_(self.average[name]).requires_grad_(False)
 
     @torch.no_grad()
     def averaged(self) -> None:

@@ -54,8 +54,8 @@ UNET_CONFIG = UNetConfig(
 SCHEDULER_CONFIG = SchedulerConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
 )
-VAE_STEPS, VAE_CROPPED, VAE_BATCH = 8000, 2600, 16
-BATCH, CHUNK, LATENTS = 32, 2048, 61440
+VAE_STEPS, VAE_CROPPED, VAE_FROZEN, VAE_BATCH = 8000, 2600, 6900, 16
+BATCH, CHUNK, LATENTS = 64, 2048, 61440
 GROUNDING = 0.03  # the weight of the grounding loss beside the denoising loss, which is about 0.07
 SHOWN = (
     "a cat on the beach",
@@ -119,7 +119,8 @@ def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = 1e-
 
 
 def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float, warm: Path | None = None) -> tuple[VAE, int]:
-    """The VAE with its averaged weights, and the steps it was trained."""
+    """The VAE with its averaged weights, and the steps it was trained. From step VAE_FROZEN on only the decoder is: the
+    latents stay what they are, and a UNet can be trained on them meanwhile."""
     torch.manual_seed(seed)
     vae = VAE(VAE_CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rate = lambda step: 5e-4 * cooldown(step, VAE_STEPS)  # noqa: E731
@@ -128,6 +129,9 @@ def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float, warm: Pat
         training.begin(load(warm).vae.state_dict(), trained(warm)["vae"])
 
     def loss(step: int) -> Tensor:
+        if step >= VAE_FROZEN and vae.encoder.conv_in.weight.requires_grad:
+            for part in (vae.encoder, vae.quant_conv):
+                training.freeze(part)
         x = vae_batch(seed, step, sprites).contiguous(memory_format=torch.channels_last)
         return vae_loss(vae, x, generator(seed, step, 1))
 
@@ -146,7 +150,7 @@ class Latents:
 
     def size(self, step: int) -> int:
         """How many scenes there are to draw from at a training step: more as it goes on, so that it can begin early."""
-        return min(LATENTS, CHUNK * (3 + step * BATCH // (6 * CHUNK)))
+        return min(LATENTS, CHUNK * (3 + step * BATCH // (12 * CHUNK)))
 
     @torch.no_grad()
     def chunk(self, number: int) -> dict[str, Tensor]:
@@ -234,15 +238,13 @@ def train_denoiser(
     torch.manual_seed(seed)
     denoiser = Denoiser()
     denoiser.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rate = lambda step: 6e-4 * inverse_root(step)  # noqa: E731
+    rate = lambda step: 8e-4 * inverse_root(step)  # noqa: E731
     training = Training(denoiser, work, rate=rate, steps=options.steps, ema=0.9999, seed=seed)
     if options.warm:
         model = load(options.warm)
         landed = {"unet": model.unet.state_dict(), "text": model.text.encoder.state_dict()}
         weights = {f"{part}.{name}": tensor for part, tensors in landed.items() for name, tensor in tensors.items()}
         training.begin(weights, trained(options.warm)["unet"])
-    if options.compile:
-        denoiser.unet.compile()
     sched, tokenize, scale = Schedule(SCHEDULER_CONFIG), tokenizer(), latents.scale()
 
     def loss(step: int) -> Tensor:
@@ -295,11 +297,6 @@ def main() -> int:
         metavar="FOLDER",
         help="begin with the weights in this folder, unless --work has checkpoints",
     )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="1.3 times as fast, after three minutes of compiling; needs a C++ compiler",
-    )
     options = parser.parse_args()
     return guarded(lambda: train(options))
 
@@ -312,7 +309,7 @@ def train(options: argparse.Namespace) -> None:
     if steps < VAE_STEPS:
         print("the VAE's training is not complete yet: run the same command again to go on")
         return
-    latents = Latents(options.work / f"latents-{options.seed}-{steps}", vae, options.seed, sprites)
+    latents = Latents(options.work / f"latents-{options.seed}-{VAE_FROZEN}", vae, options.seed, sprites)
     scale = latents.scale()
 
     def write(folder: Path, denoiser: Denoiser, unet_steps: int) -> None:
