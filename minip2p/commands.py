@@ -135,7 +135,7 @@ def recorded(args: Namespace) -> dict[str, str]:
         return ", ".join(f"{word}={value}" if word else value for word, value in given.items())
 
     settings = {"Cross": joined(by_word(args.cross)), "Self": args.self_, "Kind": args.kind,
-                "Reweight": joined(by_word(args.reweight)), "Blend": args.blend}  # fmt: skip
+                "Reweight": joined(by_word(args.reweight)), "Blend": args.blend, "Explicit": args.explicit}  # fmt: skip
     return {name: value for name, value in settings.items() if value}
 
 

@@ -16,8 +16,7 @@ from minip2p.model import Model, load
 from minip2p.trajectory import Trajectory
 
 STEPS = 50
-# So far apart because this model gives a word but a few hundredths of its attention (see 5-maps).
-STRENGTHS = (-20.0, 1.0, 20.0)
+STRENGTHS = (0.0, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,17 @@ class Show:
 Row = tuple[Show, Trajectory, list[viz.Panel]]  # what is shown, the run that it shows, and its panels
 
 EDITS = (
-    Show("1-swap", "a red car on the street", "a blue car on the street", 4,
-         "a word swap: the car is blue now and stands where it stood; without P2P the same seed puts it elsewhere"),
-    Show("2-phrase", "a red apple on the grass", "a red apple on the grass in the fog", 3,
-         "an added phrase: fog comes in; apple and horizon stay where they are"),
-    Show("3-style", "a photo of a lion in the meadow", "a watercolor of a lion in the meadow", 3,
-         "a style edit: painted now; the same lion in the same place"),
+    Show("1-swap", "a cat on the beach", "a tiger on the beach", 1,
+         "a word swap: a tiger in the cat's place and pose; without P2P the same seed gives another pose"),
+    Show("2-phrase", "a red car on the street", "a red car on the street in the fog", 5,
+         "an added phrase: fog comes in; the car stays where it is and of the same make"),
+    Show("3-style", "a photo of a tiger in the meadow", "a watercolor of a tiger in the meadow", 3,
+         "a style edit: painted now; the same tiger in the same place"),
 )  # fmt: skip
-WEIGHTS = Show("4-reweight", "a red apple on the grass in the fog", "fog", 3,
+WEIGHTS = Show("4-reweight", "a red car on the street in the fog", "fog", 5,
                "a re-weighting: the same picture with hardly any fog, with fog as it was, with more of it")  # fmt: skip
-MAPS = Show("5-maps", "a lion in the meadow", "lion meadow", 3,
-            "the heat map of each word: 'lion' is bright on the lion, 'meadow' around it")  # fmt: skip
+MAPS = Show("5-maps", "a tiger in the meadow", "tiger meadow", 3,
+            "the heat map of each word: 'tiger' is bright on the tiger, 'meadow' around it")  # fmt: skip
 
 
 def edits(model: Model) -> Iterator[Row]:

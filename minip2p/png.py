@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -30,6 +31,8 @@ def parameters(run: Trajectory, **more: Any) -> str:
     rows, columns = (side * stride for side in run.latents.shape[-2:])
     settings = {"Steps": run.steps, "Sampler": "DDIM", "CFG scale": run.guidance, "Seed": run.seed,
                 "Size": f"{columns}x{rows}", "Model": run.parts.text.folder.name}  # fmt: skip
+    if run.parts.dtype != torch.float32:  # other numbers, another picture
+        settings["Dtype"] = str(run.parts.dtype).removeprefix("torch.")
     if run.source is not None:
         settings["Source"] = run.source.prompt
     settings |= more
