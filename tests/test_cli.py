@@ -350,6 +350,8 @@ def test_memory_that_is_not_there_is_one_line_and_a_fault_of_ours_is_a_traceback
 @pytest.mark.parametrize("value", ["plain", "a, b", 'say "hi"', "two\nlines", "tief: Ü 猫", "back\\slash, comma"])
 def test_parameters_can_be_read_back(value, tmp_path):
     class Parts:
+        dtype = torch.bfloat16
+
         class vae:
             stride = 8
 
@@ -362,7 +364,7 @@ def test_parameters_can_be_read_back(value, tmp_path):
     png.write([(tmp_path / "x.png", Image.new("RGB", (8, 8)), png.parameters(edited, Blend=value))])
     prompt, negative, pairs = settings(tmp_path / "x.png")
     assert (prompt, negative) == ("猫 on a mat", "ugly")
-    assert pairs == {"Steps": "2", "Sampler": "DDIM", "CFG scale": "7.5", "Seed": "5", "Size": "24x16", "Model": "sd",
+    assert pairs == {"Steps": "2", "Sampler": "DDIM", "CFG scale": "7.5", "Seed": "5", "Size": "24x16", "Model": "sd", "Dtype": "bfloat16",
                      "Source": value, "Blend": value}  # fmt: skip
 
 
