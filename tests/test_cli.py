@@ -364,8 +364,8 @@ def test_parameters_can_be_read_back(value, tmp_path):
     png.write([(tmp_path / "x.png", Image.new("RGB", (8, 8)), png.parameters(edited, Blend=value))])
     prompt, negative, pairs = settings(tmp_path / "x.png")
     assert (prompt, negative) == ("猫 on a mat", "ugly")
-    assert pairs == {"Steps": "2", "Sampler": "DDIM", "CFG scale": "7.5", "Seed": "5", "Size": "24x16", "Model": "sd", "Dtype": "bfloat16",
-                     "Source": value, "Blend": value}  # fmt: skip
+    assert pairs == {"Steps": "2", "Sampler": "DDIM", "CFG scale": "7.5", "Seed": "5", "Size": "24x16", "Model": "sd",
+                     "Dtype": "bfloat16", "Source": value, "Blend": value}  # fmt: skip
 
 
 def test_names_of_files_are_tame():
