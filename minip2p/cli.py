@@ -87,18 +87,22 @@ def fail(message: str, status: int = 2) -> int:
     return status
 
 
-def discard_stdout() -> None:
-    """Points stdout nowhere, so that what is left of it in the buffer fails no second time when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def flush() -> None:
+    """Flushes stdout. Where it cannot be written it is pointed nowhere, so that it fails no second time at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        raise
 
 
 def guarded(work: Callable[[], None]) -> int:
     """Does the work and returns the exit status; what the user can mend is one line on stderr and not a traceback."""
     try:
         work()
-        sys.stdout.flush()
+        flush()
     except BrokenPipeError:  # whoever read the output has seen enough
-        discard_stdout()
         return 0
     except KeyboardInterrupt:
         print("minip2p: interrupted", file=sys.stderr)
@@ -106,7 +110,6 @@ def guarded(work: Callable[[], None]) -> int:
     except ValueError as error:
         return fail(str(error))
     except OSError as error:
-        discard_stdout()
         return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:  # where the CPU's memory ends, torch raises no more than RuntimeError
         if isinstance(error, RuntimeError) and not re.search("memory|Storage size", str(error)):

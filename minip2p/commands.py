@@ -18,9 +18,7 @@ def generate(args: Namespace) -> None:
     model, path = opened(args), named(stem(args, args.prompt))
     png.check_writable([path])
     run = model.generate(args.prompt, **run_options(args))
-    files = [(path, run.image, png.parameters(run))]
-    png.write(files)
-    listed(files)
+    finish([(path, run.image, png.parameters(run))])
 
 
 def edit(args: Namespace) -> None:
@@ -36,11 +34,10 @@ def edit(args: Namespace) -> None:
     strip = viz.grid([panel for row in rows for panel in row], columns=len(rows[0]))
     texts = [png.parameters(run, **recorded(args)) for run in runs]
     pictures = [*(run.image for run in runs), source.image, strip]
-    files = list(zip(paths, pictures, [*texts, png.parameters(source), "\n\n".join(texts)], strict=True))
-    png.write(files)  # before anything is printed: what reads the output may be gone
-    for run in runs:
-        print(f"{source.prompt} -> {run.prompt}\n{explained(model, source.prompt, run.prompt, args.kind)}\n")
-    listed(files)
+    tables = [
+        f"{source.prompt} -> {new.prompt}\n{explained(model, source.prompt, new.prompt, args.kind)}\n" for new in runs
+    ]
+    finish(list(zip(paths, pictures, [*texts, png.parameters(source), "\n\n".join(texts)], strict=True)), tables)
 
 
 def edit_row(plain: Trajectory, edited: Trajectory) -> list[viz.Panel]:
@@ -69,9 +66,7 @@ def maps(args: Namespace) -> None:
     run = model.generate(args.prompt, **run_options(args))
     panels = maps_row(run, words)
     pictures = [*(picture for picture, _ in panels), viz.grid(panels, columns=6)]
-    files = [(path, picture, png.parameters(run)) for path, picture in zip(paths, pictures, strict=True)]
-    png.write(files)
-    listed(files)
+    finish([(path, picture, png.parameters(run)) for path, picture in zip(paths, pictures, strict=True)])
 
 
 def maps_row(run: Trajectory, words: Sequence[str]) -> list[viz.Panel]:
@@ -96,9 +91,10 @@ def named(base: Path, end: str = "") -> Path:
     return base.with_name(f"{base.name}{end}.png")
 
 
-def listed(files: Sequence[png.File]) -> None:
-    for path, _, _ in files:
-        print(path)
+def finish(files: Sequence[png.File], said: Sequence[str] = ()) -> None:
+    """Writes the pictures, then prints what is to be said and their names: whoever reads the output may be gone."""
+    png.write(files)
+    print(*said, *(path for path, _, _ in files), sep="\n")
 
 
 def explained(model: Model, source: str, target: str, kind: str) -> str:

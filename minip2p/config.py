@@ -128,11 +128,8 @@ class UNetConfig(Config):
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
-        sides = (
-            self.sample_size
-            if isinstance(self.sample_size, tuple)
-            else (1 if self.sample_size is None else self.sample_size,)
-        )
+        side = 1 if self.sample_size is None else self.sample_size
+        sides = side if isinstance(side, tuple) else (side,)
         if not levels or min(*self.block_out_channels, *sides, self.layers_per_block, self.in_channels) < 1:
             raise ValueError("levels, channels, layers and sample size must be at least one")
         for name in ("down_block_types", "up_block_types", "attention_head_dim", "transformer_layers_per_block"):
