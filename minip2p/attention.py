@@ -39,7 +39,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, site: Site | None = None) -> Tensor:
 def attention_map(q: Tensor, k: Tensor) -> Tensor:
     """The map itself, softmax(q kᵀ / √d) (Vaswani et al. 2017, eq. 1): q b h i d, k b h j d -> b h i j."""
     wide = torch.promote_types(q.dtype, torch.float32)  # as inside the fused kernel: in float16 q kᵀ may overflow
-    return (q.to(wide) @ k.to(wide).mT * q.shape[-1] ** -0.5).softmax(-1).to(q.dtype)
+    return ((q.to(wide) * q.shape[-1] ** -0.5) @ k.to(wide).mT).softmax(-1).to(q.dtype)
 
 
 @dataclass(frozen=True)
