@@ -36,6 +36,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file, which `read_tensors` could read, says of itself beside its tensors."""
+    with safe_open(path, "pt") as f:
+        return dict(f.metadata() or {})
+
+
 def load_module(build: Callable[[], M], path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> M:
     """Builds a module without memory (on the meta device) and gives it the tensors of a file.
 

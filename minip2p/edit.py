@@ -7,20 +7,20 @@ of a pair are equal within rounding: in map space, the paper's own (Hertz et al.
 Axes: b batch, h heads, i queries, j words (or pixels), d width of a head.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minip2p.align import kind_of, refine_alignment, swap_mapper
-from minip2p.attention import Attend, Chain, Explicit, MapFn, Site, attention_map, chain, fused
+from minip2p.attention import Attend, Site, fused
 from minip2p.words import Prompt, equalizer, schedule, self_steps
 
 Matrix = Tensor | float  # words × words; the numbers 0 and 1 stand for the zero and the identity matrix
 QK = tuple[Tensor, Tensor]  # queries 1 h i d and keys 1 h j d of one picture: its map, before the softmax
+Wanted = Callable[[Site, int], bool]  # whether a site, with so many queries, is to be read
 
 
 def is_zero(matrix: Matrix) -> bool:
@@ -40,6 +40,13 @@ def simple(matrix: Tensor) -> Matrix:
         return 0.0
     identity = torch.eye(len(matrix)).to(matrix)
     return 1.0 if matrix.shape == identity.shape and torch.equal(matrix, identity) else matrix
+
+
+def content(matrix: Matrix) -> Any:
+    """Equal for matrices of the same numbers; to nothing at all for one with a gradient."""
+    if not isinstance(matrix, Tensor):
+        return matrix
+    return object() if matrix.requires_grad else (tuple(matrix.shape), matrix.cpu().numpy().tobytes())
 
 
 def right(a: Tensor, b: Matrix) -> Tensor:
@@ -127,6 +134,12 @@ class Rule:
     def reads_source(self) -> bool:
         return self.inject_self or not is_zero(self.cross.R)
 
+    @property
+    def key(self) -> Any:
+        """Equal for rules that do the same."""
+        pixels = self.self_pixels if self.inject_self else 0
+        return content(self.cross.R), content(self.cross.S), pixels
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -173,78 +186,3 @@ def plan_edit(
         words = words.reweighted(equalizer(reweight, target, parity=parity))
     alpha = schedule(cross, target, steps, parity=parity)
     return Edit(words, alpha, self_steps(self_, steps), self_pixels)
-
-
-def recording(into: dict[Site, QK], wanted: Callable[[Site, int], bool], attend: Attend = fused) -> Attend:
-    """An `Attend` that also keeps (q, k) of every wanted site: the map without loss, and far smaller than the map."""
-
-    def record(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
-        if wanted(site, q.shape[-2]):
-            into[site] = (q, k)
-        return attend(q, k, v, site)
-
-    return record
-
-
-Values = Callable[[Tensor], Tensor]  # v 1 h j d -> Â v 1 h i d
-Watch = Callable[[int, Site, Tensor, Values], None]  # is shown how the n-th target attends at a site, with all q
-
-
-def injecting(
-    source: Mapping[Site, QK],
-    rules: Sequence[Rule],
-    attend: Attend = fused,
-    *,
-    in_maps: bool = False,
-    watch: Watch | None = None,
-) -> Attend:
-    """An `Attend` for targets, one a row, that take from the source what their rules say.
-
-    source: its (q, k) at every site where a rule reads it. attend: the targets' attention besides the edit; of
-    `explicit(f)`, f sees the maps after the edit (a `Store` with before=True, before it). in_maps: form Â and apply it,
-    as the paper does; else value space. watch: sees how each target attends, for its heat maps.
-    """
-
-    if in_maps and attend is not fused and not isinstance(attend, Explicit):
-        raise ValueError("an explicit edit needs an attention that shows its map: attend=explicit(...)")
-
-    def inject(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
-        edits = [rule.of(site, q.shape[-2]) for rule in rules]
-        if isinstance(attend, Explicit) or (in_maps and any(edit.changes for edit in edits)):
-            applied = _in_maps(edits, source.get(site), attend, q, k, site)
-        else:
-            rows = [(q[n : n + 1], k[n : n + 1]) for n in range(len(edits))]
-            applied = [_in_values(*pair, source.get(site), attend, site) for pair in zip(edits, rows, strict=True)]
-        if watch is not None:
-            for row, values in enumerate(applied):
-                watch(row, site, q, values)
-        return torch.cat([values(v[n : n + 1]) for n, values in enumerate(applied)])
-
-    return inject
-
-
-def _in_values(edit: WordEdit, target: QK, source: QK | None, attend: Attend, site: Site) -> Values:
-    return lambda v: edit.attend(source, target, v, site, attend)
-
-
-def _in_maps(
-    edits: Sequence[WordEdit], source: QK | None, attend: Attend, q: Tensor, k: Tensor, site: Site
-) -> list[Values]:
-    def edit_maps(probs: Tensor, site: Site) -> Tensor:
-        kept = probs[:1] if source is None else attention_map(*source)  # unread where every R is 0
-        return torch.cat([edit.on_maps(kept, probs[n : n + 1]) for n, edit in enumerate(edits)])
-
-    maps = around(edit_maps, attend)(attention_map(q, k), site)
-    return [partial(torch.matmul, maps[n : n + 1]) for n in range(len(edits))]
-
-
-def around(edit: MapFn, attend: Attend) -> MapFn:
-    """The edit with the user's own map functions around it: stores that ask for it before, all others after."""
-    own = flat(attend.edit) if isinstance(attend, Explicit) else []
-    early = [f for f in own if getattr(f, "before", False)]
-    return chain(*early, edit, *(f for f in own if not getattr(f, "before", False)))
-
-
-def flat(edit: MapFn) -> list[MapFn]:
-    """The map functions of a chain, and of the chains in it, in order."""
-    return [f for part in edit.edits for f in flat(part)] if isinstance(edit, Chain) else [edit]

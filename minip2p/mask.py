@@ -84,16 +84,20 @@ class HeatSum:
     def wants(self, site: Site) -> bool:
         return site.cross and site.stride in self.strides and bool(self.columns.any())
 
-    def add(self, site: Site, apply: Callable[[Tensor], Tensor], like: Tensor) -> None:
-        """Adds what a site shows; like: its q, which tells heads, width, dtype and device."""
+    def seen(self, site: Site, apply: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """What a site shows, words y x; like: its q, which tells heads, width, dtype and device."""
         made = heat(apply, self.columns.to(like), like.shape[1], like.shape[-1]).float()
-        made = rearrange(made, "w (y x) -> w y x", y=map_size(self.latent, site.stride)[0])
-        self.sums[site.stride] = self.sums[site.stride] + made if site.stride in self.sums else made
+        return rearrange(made, "w (y x) -> w y x", y=map_size(self.latent, site.stride)[0])
+
+    def add(self, site: Site, seen: Tensor) -> None:
+        self.sums[site.stride] = self.sums[site.stride] + seen if site.stride in self.sums else seen
         self.count += 1
 
     @property
     def total(self) -> Tensor:
         """The sum at the finest of the strides, words y x; coarser maps are brought there by their nearest pixel."""
+        if not self.sums:  # at guidance 0 no word is read
+            return torch.zeros(len(self.columns), *self.latent)
         size = map_size(self.latent, min(self.sums))
         return sum(F.interpolate(one[None], size, mode="nearest")[0] for one in self.sums.values())  # type: ignore
 
@@ -101,6 +105,18 @@ class HeatSum:
     def mean(self) -> Tensor:
         """Mean over sites and steps, words y x: shares of attention, in [0, 1]."""
         return self.total / self.count
+
+
+def add_heat(heats: Sequence[HeatSum], site: Site, apply: Callable[[Tensor], Tensor], like: Tensor) -> None:
+    """Adds what a site shows to all sums that want it; of those that want the same words it is asked once."""
+    asked: list[tuple[Tensor, Tensor]] = []
+    for heat_sum in heats:
+        if heat_sum.wants(site):
+            seen = next((seen for words, seen in asked if torch.equal(words, heat_sum.columns)), None)
+            if seen is None:
+                seen = heat_sum.seen(site, apply, like)
+                asked.append((heat_sum.columns, seen))
+            heat_sum.add(site, seen)
 
 
 def mask_of(heat: Tensor, size: tuple[int, int], threshold: float, pool: bool = True) -> Tensor:
@@ -199,6 +215,14 @@ class Blending:
 
         return cls(blend, summed(source, blend.source, blend.without_source),
                    summed(target, blend.target, blend.without_target), int(blend.start * steps))  # fmt: skip
+
+    def key(self, step: int) -> Any:
+        """Equal for blendings that do the same at a step, to targets that have been the same so far."""
+        if step < self.first_step:
+            return None
+        b, words = self.blend, [heat.columns.numpy().tobytes() for heat in (self.source, self.target)]
+        own = None if b.mask is None else (tuple(b.mask.shape), b.mask.cpu().numpy().tobytes())
+        return *words, own, b.threshold, b.without_threshold, self.source.strides
 
     def mask(self) -> Tensor:
         """Where the target may differ, h w bool: (source's words ∪ target's words) minus what is kept out."""

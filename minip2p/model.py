@@ -7,17 +7,21 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from minip2p.attention import Attend, Store, fused
+from minip2p.attention import Attend, fused
 from minip2p.checkpoint import load_module, shipped
-from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig, is_finite, is_whole
+from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.edit import plan_edit
 from minip2p.mask import Blend, Blending
 from minip2p.parts import Parts
+from minip2p.record import Keeps
+from minip2p.replay import Target, edit
 from minip2p.sched import Schedule
+from minip2p.start import Start, begin, check_attend
 from minip2p.text import Text
-from minip2p.trajectory import Start, Target, Trajectory, edit, sample
+from minip2p.trajectory import Trajectory, opened, record, sample
 from minip2p.unet import UNet
 from minip2p.vae import VAE
+from minip2p.words import self_steps
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -65,13 +69,6 @@ def bar(steps: Iterable[Any]) -> Iterable[Any]:
     from tqdm import tqdm
 
     return tqdm(steps, disable=None, leave=False, unit="step")
-
-
-def check_attend(attend: Any) -> None:
-    if isinstance(attend, Store) or not callable(attend):
-        raise ValueError(
-            "attend is a function of (q, k, v, site); a function of maps, as a Store is, goes into explicit()"
-        )
 
 
 class Model(Parts):
@@ -175,55 +172,36 @@ class Model(Parts):
             raise ValueError(f"{', '.join(options)}: a run has its own; give a prompt as the source to choose")
         return source
 
-    def start(
-        self,
-        prompt: str,
-        *,
-        seed: int = 0,
-        steps: int = 50,
-        guidance: float | None = None,
-        size: tuple[int, int] | None = None,
-        negative: str = "",
-        latents: Tensor | None = None,
-        attend: Attend = fused,
-    ) -> Start:
-        """Checks what a run begins with. Raises ValueError with one line for what the model cannot take."""
-        guidance = self.guidance if guidance is None else guidance
-        if not is_finite(guidance):
-            raise ValueError(f"guidance must be a finite number, not {guidance}")
-        if not is_whole(seed) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {seed}")
-        self.sched.times(steps)
-        check_attend(attend)
-        for text in (prompt, negative):
-            self.text.prompt(text)
-        if latents is None:
-            noise = torch.randn(1, self.unet.config.in_channels, *self.latent_size(size),
-                                generator=torch.Generator().manual_seed(int(seed)))  # fmt: skip
-        elif (
-            not isinstance(latents, Tensor)
-            or latents.ndim != 4
-            or latents.shape[:2] != (1, self.unet.config.in_channels)
-            or not latents.numel()
-        ):
-            raise ValueError(
-                f"latents must be 1 {self.unet.config.in_channels} h w, not {tuple(getattr(latents, 'shape', ()))}"
-            )
-        elif not torch.isfinite(latents).all():
-            raise ValueError("latents must be finite; these have NaN or infinity in them")
-        else:
-            noise = latents.float()
-        return Start(prompt, noise, steps, guidance, negative, seed if latents is None else None, attend)
+    def start(self, prompt: str, **options: Any) -> Start:
+        """Where a run begins, with the options of `generate`. Raises ValueError for what the model cannot take."""
+        own = options.pop("guidance", None)
+        return begin(self, prompt, guidance=self.guidance if own is None else own, **options)
 
-    def latent_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        """Latent rows and columns for a picture of so many rows and columns; the UNet's sample size where None."""
-        if size is None:
-            side = self.unet.config.sample_size
-            if side is None:
-                raise ValueError("this model has no sample size of its own: give a size")
-            return side if isinstance(side, tuple) else (side, side)
-        stride, least = self.vae.stride, self.vae.stride * self.unet.stride
-        sides = tuple(size) if isinstance(size, tuple | list) else ()
-        if len(sides) != 2 or any(not is_whole(side) or side % stride or side < least for side in sides):
-            raise ValueError(f"size must be two multiples of {stride} of at least {least} pixels, not {size}")
-        return size[0] // stride, size[1] // stride
+    def record(
+        self,
+        source: Trajectory | str,
+        *,
+        cross: Any = 1.0,
+        self_: Any = 0.4,
+        self_pixels: int = 32 * 32,
+        dtype: torch.dtype | None = None,
+        budget: float = 4e9,
+        file: str | Path | None = None,
+        **options: Any,
+    ) -> Trajectory:
+        """A run that can be edited without being run again: it keeps the (q, k) that edits read.
+
+        source: a run; or a prompt, with `generate`'s options. cross, self_, self_pixels: up to which τ and what size
+        edits of it will read it; what was not kept is made anew where it is needed. dtype: of what is kept, the model's
+        own where None. budget: bytes of memory that it may take. file: keep it memory-mapped in this file instead,
+        which is then the run's file, for `open`. Raises ValueError where it would take more than the budget.
+        """
+        origin = self.origin(source, None, options)
+        keeps = Keeps(self_steps(cross, origin.steps + 1), self_steps(self_, origin.steps), self_pixels)
+        return record(self, origin, keeps, dtype=dtype or self.dtype, budget=budget,
+                      file=None if file is None else Path(file), progress=bar)  # fmt: skip
+
+    def open(self, file: str | Path) -> Trajectory:
+        """The run in a file that `record` or `Trajectory.save` wrote, memory-mapped. Raises FileNotFoundError or
+        ValueError, one line, for a file that is not a whole run of this model."""
+        return opened(self, Path(file))

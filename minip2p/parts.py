@@ -3,7 +3,9 @@
 Axes: b batch, c h w latents, n tokens, d width of their embedding.
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,12 +19,16 @@ from minip2p.vae import VAE
 
 @dataclass(eq=False)
 class Parts:
-    """What a run runs on. Latents and the schedule are float32 whatever the networks' dtype."""
+    """What a run runs on. Latents and the schedule are float32 whatever the networks' dtype.
+
+    rows: how many rows the UNet has run so far, in which costs are counted.
+    """
 
     unet: UNet
     vae: VAE
     text: Text
     sched: Schedule
+    rows: int = field(default=0, init=False)
 
     @property
     def device(self) -> torch.device:
@@ -31,6 +37,17 @@ class Parts:
     @property
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells whether a file is of this model: from the first numbers of each weight of UNet and text encoder, to
+        bfloat16's precision, so that the dtype that they are loaded in does not matter."""
+        seen = hashlib.sha256()
+        for part in (self.unet, self.text.encoder):
+            for name, p in part.named_parameters():
+                few = p.detach().flatten()[:8].to("cpu", torch.bfloat16)
+                seen.update(f"{name} {tuple(p.shape)} {few.tolist()}".encode())
+        return seen.hexdigest()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents b c h w -> pictures in [-1, 1], b 3 H W. Raises ValueError where they are not finite."""
@@ -48,27 +65,42 @@ class Parts:
         return ValueError(f"{what}; try --dtype float32 or less guidance")
 
     def predict(
-        self, x: Tensor, t: int, unconditional: Tensor, conditional: Tensor, guidance: float, attend: Attend
+        self,
+        x: Tensor,
+        t: int,
+        unconditional: Tensor,
+        conditional: Tensor,
+        guidance: float,
+        attend: Attend,
+        alike: bool = False,
     ) -> Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, eq. 6, as w = 1 + theirs):  ε_u + w (ε_c − ε_u).
 
-        x: b c h w; embeddings: b n d each. `attend` acts on the conditional rows alone. At w = 1 the unconditional
-        rows would cancel, so they are not run.
+        x: b c h w; embeddings: 1 n d or b n d, and b n d. `attend` acts on the conditional rows alone. Rows that
+        would cancel are not run: the unconditional ones at w = 1, the conditional ones at w = 0; and where all of x is
+        alike, as at the first step of several edits, one unconditional row serves all.
         """
-        x = x.to(self.dtype)
+        x, b = x.to(self.dtype), len(x)
         if guidance == 1:
-            return self.unet(x, t, conditional, attend).float()
-        both = self.unet(torch.cat([x, x]), t, torch.cat([unconditional, conditional]), second_half(attend))
-        without, with_ = both.float().chunk(2)
-        return without + guidance * (with_ - without)
+            return self.counted(x, t, conditional, attend)
+        n = 1 if alike else b
+        without = unconditional.expand(n, -1, -1)
+        if guidance == 0:
+            return self.counted(x[:n], t, without, fused).expand(b, -1, -1, -1)
+        both = self.counted(torch.cat([x[:n], x]), t, torch.cat([without, conditional]), beyond(n, attend))
+        eps_u, eps_c = both[:n], both[n:]
+        return eps_u + guidance * (eps_c - eps_u)
+
+    def counted(self, x: Tensor, t: int, context: Tensor, attend: Attend) -> Tensor:
+        self.rows += len(x)
+        return self.unet(x, t, context, attend).float()
 
 
-def second_half(attend: Attend) -> Attend:
-    """Acts as `attend` on the second half of the batch and as `fused` on the first. Always in two calls, so that a run
-    has the same bits whether or not its attention is watched."""
+def beyond(n: int, attend: Attend) -> Attend:
+    """Acts as `attend` on all rows but the first n, and as `fused` on these. Always in two calls, so that a run has the
+    same bits whether or not its attention is watched."""
 
-    def halves(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
-        n = len(q) // 2
+    def split(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
         return torch.cat([fused(q[:n], k[:n], v[:n]), attend(q[n:], k[n:], v[n:], site)])
 
-    return halves
+    return split

@@ -3,9 +3,11 @@
 Axes: t steps, b batch, c h w latents, n tokens, d width of their embedding.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.attention import Attend, Site, at_step, fused
-from minip2p.edit import QK, Edit, Rule, Values, Watch, injecting, is_zero, recording
-from minip2p.mask import Blending, HeatSum, chosen_strides, columns
+from minip2p.checkpoint import read_metadata, read_tensors
+from minip2p.edit import QK, Wanted
+from minip2p.inject import recording
+from minip2p.mask import HeatSum, add_heat, chosen_strides, columns
 from minip2p.parts import Parts
+from minip2p.record import Block, Keeps, Layout, Record, bytes_of, layout, queries_of
 from minip2p.sched import Step
+from minip2p.start import Start
+
+FORMAT = "minip2p run 1"  # of the file of a run
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +33,8 @@ class Trajectory:
     """A run: generated, edited or (an inverted photograph's) reconstructed.
 
     latents: T+1 c h w, noise first, float32. unconditional: the embedding of each step, T n d, where it is not the
-    negative prompt's. attend: the attention that it ran with. source, mask: of an edit, the run it started from and the
-    last mask that it was blended by, h w.
+    negative prompt's. attend: the attention that it ran with. mask: of an edit, the last mask that it was blended by,
+    h w. record: the (q, k) that edits of it need not make anew. begun: of an edit, its source as far as it was needed.
     """
 
     parts: Parts = field(repr=False)
@@ -37,12 +45,22 @@ class Trajectory:
     seed: int | None = None
     unconditional: Tensor | None = field(default=None, repr=False)
     attend: Attend = field(default=fused, repr=False)
-    source: "Trajectory | None" = field(default=None, repr=False)
     mask: Tensor | None = field(default=None, repr=False)
+    record: Record | None = field(default=None, repr=False)
+    begun: "Source | None" = field(default=None, repr=False)
 
     @property
     def steps(self) -> int:
         return len(self.latents) - 1
+
+    def knows(self, step: int, wanted: Wanted | None) -> bool:
+        """Whether a step can be read without running it."""
+        return wanted is None or (self.record is not None and self.record.has(step, wanted))
+
+    @property
+    def source(self) -> "Trajectory | None":
+        """Of an edit, the run it started from. What the edit did not need of it is sampled when first asked for."""
+        return None if self.begun is None else self.begun.whole
 
     @property
     def image(self) -> Image.Image:
@@ -71,48 +89,29 @@ class Trajectory:
         size = tuple(parts.vae.stride * side for side in latent)
         return F.interpolate(heat.mean[:, None], size, mode="bilinear")[:, 0].cpu()
 
+    def save(self, file: str | Path) -> None:
+        """Writes the run, and its record if it has one, into one safetensors file. Raises ValueError for a run whose
+        attention is a function of one's own, which no file can hold."""
+        tensors = {"latents": self.latents} | ({} if self.record is None else dict(self.record.tensors))
+        if self.unconditional is not None:
+            tensors["unconditional"] = self.unconditional
+        shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        with Block(shapes, described(self.parts, self), Path(file)) as block:
+            for name, tensor in tensors.items():
+                block.tensors[name].copy_(tensor)
+
 
 def watching(heat: HeatSum, attend: Attend) -> Attend:
     """An `Attend` that adds what it sees to a heat map."""
 
     def watch(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
-        if heat.wants(site):
-            heat.add(site, lambda v: attend(q, k, v, site), q)
+        add_heat([heat], site, lambda v: attend(q, k, v, site), q)
         return attend(q, k, v, site)
 
     return watch
 
 
-@dataclass(frozen=True)
-class Target:
-    """One target of an edit: its prompt, its edit, and its blending if there is one."""
-
-    prompt: str
-    edit: Edit
-    blending: Blending | None = None
-
-    def blended(self, step: int, source: Tensor, x: Tensor) -> Tensor:
-        return x if self.blending is None else self.blending(step, source, x)
-
-    @property
-    def mask(self) -> Tensor | None:
-        return None if self.blending is None else self.blending.last
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """Where a run begins: its prompt and settings, and the noise, 1 c h w."""
-
-    prompt: str
-    noise: Tensor
-    steps: int
-    guidance: float
-    negative: str = ""
-    seed: int | None = None
-    attend: Attend = fused
-
-
-Progress = Callable[[Iterable[Step]], Iterable[Step]]
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def sample(parts: Parts, start: Start, progress: Progress = iter) -> Trajectory:
@@ -120,7 +119,7 @@ def sample(parts: Parts, start: Start, progress: Progress = iter) -> Trajectory:
     source = Source(parts, start)
     for i, step in enumerate(progress(parts.sched.steps(start.steps))):
         source.read(i, step, None)
-    return source.finished()
+    return source.whole
 
 
 def finite(parts: Parts, x: Tensor, step: int) -> Tensor:
@@ -146,11 +145,14 @@ class Source:
         own = self.origin.unconditional if isinstance(self.origin, Trajectory) else None
         return self.negative if own is None else own[i : i + 1].to(self.negative)
 
-    def read(self, i: int, step: Step, wanted: Callable[[Site, int], bool] | None) -> dict[Site, QK]:
-        """(q, k) of the wanted sites at step i. Where nothing is wanted and the next latents are known, none runs."""
+    def read(self, i: int, step: Step, wanted: Wanted | None) -> Mapping[Site, QK]:
+        """(q, k) of the wanted sites at step i, recorded or made anew. Where nothing is wanted and the next latents are
+        known, none runs."""
         known = i + 1 < len(self.latents)
         if known and wanted is None:
             return {}
+        if isinstance(self.origin, Trajectory) and self.origin.record and wanted and self.origin.knows(i, wanted):
+            return self.origin.record.at(i, wanted, self.conditional)
         found: dict[Site, QK] = {}
         attend = at_step(self.origin.attend, i)
         if wanted is not None:
@@ -161,78 +163,85 @@ class Source:
             self.latents.append(finite(self.parts, self.parts.sched.step(x, eps, step), i))
         return found
 
-    def finished(self) -> Trajectory:
+    @cached_property
+    def whole(self) -> Trajectory:
+        """The whole run. What no target read of it is sampled only now."""
         if isinstance(self.origin, Trajectory):
             return self.origin
-        o, latents = self.origin, torch.cat(self.latents).cpu()
-        return Trajectory(self.parts, o.prompt, latents, o.guidance, o.negative, o.seed, attend=o.attend)
+        o, steps = self.origin, list(self.parts.sched.steps(self.origin.steps))
+        for i in range(len(self.latents) - 1, len(steps)):
+            self.read(i, steps[i], None)
+        return Trajectory(self.parts, o.prompt, torch.cat(self.latents).cpu(), o.guidance, o.negative, o.seed,
+                          attend=o.attend)  # fmt: skip
 
 
-def edit(
+def record(
     parts: Parts,
     origin: Trajectory | Start,
-    targets: Sequence[Target],
+    keeps: Keeps,
     *,
-    attend: Attend | None = None,
-    in_maps: bool = False,
+    dtype: torch.dtype,
+    budget: float,
+    file: Path | None = None,
     progress: Progress = iter,
-) -> list[Trajectory]:
-    """Edits a source into all targets, step by step (Hertz et al. 2022, algorithm 1). Each starts from the source's
-    noise; at each step the source goes first, and the targets follow in one batch.
-
-    attend: the targets' attention besides the edit, the source's own where None. in_maps: the explicit execution.
+) -> Trajectory:
+    """Goes through a run once and keeps the (q, k) that `keeps` says: in memory, where they may take `budget` bytes, or
+    memory-mapped in a file, which then is the run's. Raises ValueError, before it begins, where they would take more.
     """
-    source, attend = Source(parts, origin), attend or origin.attend
-    conditional = torch.cat([parts.text(target.prompt) for target in targets])
-    x = source.latents[0].expand(len(targets), -1, -1, -1)
-    latents = [x]
-    for i, step in enumerate(progress(parts.sched.steps(origin.steps))):
-        rules = [target.edit.at(i) for target in targets]
-        found = source.read(i, step, _wanted(rules, targets))
-        _add_source_heat(found, targets, partial(at_step, origin.attend, i))
-        injected = injecting(found, rules, at_step(attend, i), in_maps=in_maps, watch=_target_heat(targets))
-        unconditional = source.unconditional(i).expand(len(targets), -1, -1)
-        eps = parts.predict(x, step.t, unconditional, conditional, origin.guidance, injected)
-        x = finite(parts, parts.sched.step(x, eps, step), i)
-        rows = zip(targets, x.split(1), strict=True)
-        x = torch.cat([target.blended(i, source.latents[i + 1], row) for target, row in rows])
-        latents.append(x)
-    kept, run = torch.stack(latents, dim=1).cpu(), source.finished()
-    return [
-        replace(run, prompt=target.prompt, latents=own, attend=attend, source=run, mask=target.mask)
-        for target, own in zip(targets, kept, strict=True)
-    ]
+    source = Source(parts, origin)
+    latent = source.latents[0].shape[-2:]
+    kept = layout(parts.unet, latent, len(parts.text.prompt(origin.prompt).ids), origin.steps, keeps, dtype)
+    if file is None and bytes_of(kept) > budget:
+        raise ValueError(f"the record would take {bytes_of(kept) / 1e6:,.1f} MB of memory, its budget is "
+                         f"{budget / 1e6:,.1f}: give it a file, or keep fewer steps or a smaller dtype")  # fmt: skip
+    own = origin.unconditional if isinstance(origin, Trajectory) else None
+    shapes: Layout = {"latents": (torch.float32, (origin.steps + 1, *source.latents[0].shape[1:]))}
+    shapes |= {} if own is None else {"unconditional": (own.dtype, own.shape)}
+    with Block(shapes | kept, described(parts, origin) if file else {}, file) as block:
+        made = Record({name: block.tensors[name] for name in kept}, queries_of(parts.unet, latent))
+        for i, step in enumerate(progress(parts.sched.steps(origin.steps))):
+            made.keep(i, source.read(i, step, keeps.at(i)))
+        block.tensors["latents"].copy_(source.whole.latents)
+        if own is not None:
+            block.tensors["unconditional"].copy_(own)
+    return replace(source.whole, latents=block.tensors["latents"], record=made)
 
 
-def _wanted(rules: Sequence[Rule], targets: Sequence[Target]) -> Callable[[Site, int], bool] | None:
-    """Which sites of the source are read at a step; None where none are."""
-    blendings = [target.blending for target in targets if target.blending is not None]
-    masks = any(blending.source.columns.any() for blending in blendings)
-    if not masks and not any(rule.reads_source for rule in rules):
-        return None
-
-    def wanted(site: Site, queries: int) -> bool:
-        return any(not is_zero(rule.of(site, queries).R) for rule in rules) or any(
-            blending.source.wants(site) for blending in blendings
-        )
-
-    return wanted
+def described(parts: Parts, run: Trajectory | Start) -> dict[str, str]:
+    """What a run's file says of it beside its tensors. Raises ValueError for an attention of one's own."""
+    if run.attend is not fused:
+        raise ValueError(f"the run {run.prompt!r} has an attention of its own, which no file can hold")
+    seed = "" if run.seed is None else str(run.seed)
+    return {"format": FORMAT, "model": parts.fingerprint, "prompt": run.prompt, "negative": run.negative,
+            "guidance": repr(float(run.guidance)), "seed": seed}  # fmt: skip
 
 
-def _add_source_heat(found: dict[Site, QK], targets: Sequence[Target], attend: Callable[[], Attend]) -> None:
-    """Sums the source's heat, by the attention that the source runs with."""
-    for target in targets:
-        for site, (q, k) in found.items():
-            if target.blending is not None and target.blending.source.wants(site):
-                target.blending.source.add(site, lambda v, q=q, k=k, site=site: attend()(q, k, v, site), q)  # type: ignore[misc]
-
-
-def _target_heat(targets: Sequence[Target]) -> Watch:
-    """Sums the targets' heat after the edit, as the masks of the paper do."""
-
-    def watch(row: int, site: Site, q: Tensor, values: Values) -> None:
-        blending = targets[row].blending
-        if blending is not None and blending.target.wants(site):
-            blending.target.add(site, values, q)
-
-    return watch
+def opened(parts: Parts, file: Path) -> Trajectory:
+    """The run in a file, memory-mapped. Raises FileNotFoundError or ValueError with one line that names the file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    tensors, said = read_tensors(file), read_metadata(file)
+    if said.get("format") != FORMAT:
+        raise ValueError(f"{file}: not a run's file, which Trajectory.save and `minip2p generate --record` write")
+    if said.get("model") != parts.fingerprint:
+        raise ValueError(f"{file}: the run of another model: open it with the model that made it")
+    try:
+        latents, unconditional = tensors.pop("latents"), tensors.pop("unconditional", None)
+        steps, channels, *latent = len(latents) - 1, *latents.shape[1:]
+        prompt, negative, guidance = said["prompt"], said["negative"], float(said["guidance"])
+        seed, context = int(said["seed"]) if said["seed"] else None, parts.text(prompt)
+        always, size = Keeps((0, steps), (0, steps), math.prod(latent)), (latent[0], latent[1])
+        shapes = layout(parts.unet, size, context.shape[1], steps, always, torch.float32)
+        wrong = [name for name, tensor in tensors.items() if name not in shapes or tensor.shape != shapes[name][1]]
+        if channels != parts.unet.config.in_channels or latents.dtype != torch.float32 or steps < 1:
+            wrong.append("latents")
+        if unconditional is not None and unconditional.shape != (steps, *context.shape[1:]):
+            wrong.append("unconditional")
+        if wrong:
+            raise ValueError(f"{wrong[0]} is not of this run")
+        if not torch.isfinite(latents).all():
+            raise ValueError("its latents are not finite")
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"{file}: not a whole run ({error})") from None
+    record = Record(tensors, queries_of(parts.unet, size)) if tensors else None
+    return Trajectory(parts, prompt, latents, guidance, negative, seed, unconditional, record=record)

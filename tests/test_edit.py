@@ -13,7 +13,8 @@ from transformers import CLIPTokenizer
 from minip2p.align import kind_of, refine_alignment, swap_mapper
 from minip2p.attention import Site, Store, attention_map, chain, explicit, fused
 from minip2p.config import UNetConfig
-from minip2p.edit import KEEP, NONE, Rule, dense, injecting, plan_edit, recording, refine, swap
+from minip2p.edit import KEEP, NONE, Rule, dense, plan_edit, refine, swap
+from minip2p.inject import injecting, recording
 from minip2p.unet import UNet
 from minip2p.words import Prompt, equalizer, schedule
 

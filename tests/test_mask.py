@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from minip2p import Blend, Store, explicit
 from minip2p.attention import Site, attention_map, fused
 from minip2p.config import UNetConfig
-from minip2p.mask import Blending, HeatSum, columns, default_strides, heat, map_size, mask_of
+from minip2p.mask import Blending, HeatSum, add_heat, columns, default_strides, heat, map_size, mask_of
 from minip2p.unet import UNet
 from minip2p.words import Prompt
 
@@ -59,7 +59,7 @@ def test_a_heat_sum_adds_sites_and_steps_and_shares_lie_between_0_and_1():
         q, k = qk(size[0] * size[1], seed=n)
         site = Site("up", n, True, stride)
         assert added.wants(site)
-        added.add(site, lambda v, q=q, k=k: fused(q, k, v), q)
+        add_heat([added], site, lambda v, q=q, k=k: fused(q, k, v), q)
         one = attention_map(q, k)[0, :, :, :10].sum(-1).mean(0).reshape(size)
         maps[stride] = maps.get(stride, 0) + one
     rows, cols = torch.tensor([0, 0, 1]), torch.tensor([0, 0, 1, 1, 2])  # nearest: floor(y · 2 / 3), floor(x · 3 / 5)

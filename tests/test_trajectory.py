@@ -81,8 +81,12 @@ def test_attend_acts_on_the_conditional_rows_alone(model):
         shapes.add(len(q))
         return torch.zeros_like(q)
 
-    plain, without = (model.generate(SOURCE, steps=2, guidance=0, attend=attend) for attend in (fused, nothing))
-    assert same(plain, without) and shapes == {1}
+    first = model.text("").requires_grad_(False)
+    x, words = torch.randn(1, 4, 16, 16), model.text(SOURCE)
+    eps = [model.predict(x, 500, first, words, w, attend) for w in (0.5, 1.0) for attend in (fused, nothing)]
+    eps_u = model.predict(x, 500, first, words, 0, fused)
+    assert (2 * eps[0] - eps[2] - eps_u).abs().max() <= 1e-4 and (2 * eps[1] - eps[3] - eps_u).abs().max() <= 1e-4
+    assert shapes == {1}
     assert not same(model.generate(SOURCE, steps=2, attend=nothing), model.generate(SOURCE, steps=2))
 
 
@@ -218,9 +222,25 @@ def test_self_injection_gives_the_targets_the_sources_self_attention(model, run)
 # What an edit costs
 
 
-def test_k_edits_cost_2_n_times_1_plus_k_rows(model, rows):
-    model.edit(SOURCE, TARGETS, seed=SEED, steps=STEPS)
-    assert rows == [2, 6] * STEPS and sum(rows) == 2 * STEPS * (1 + len(TARGETS))
+def test_k_edits_cost_at_most_2_n_times_1_plus_k_rows(model, rows):
+    """The first step has one unconditional row for all targets, and the source runs to the last step that is read."""
+    outs = model.edit(SOURCE, TARGETS, seed=SEED, steps=STEPS, cross=0.5)
+    assert rows == [2, 4, 2, 6, 6, 6] and sum(rows) < 2 * STEPS * (1 + len(TARGETS))
+    assert outs[0].source.steps == STEPS and rows[6:] == [2, 2]  # the rest of it when it is asked for
+    assert outs[1].source is outs[0].source and len(rows) == 8
+
+
+def test_at_guidance_0_the_unconditional_prediction_is_all(model, rows):
+    run = model.generate(SOURCE, steps=2, guidance=0)
+    assert rows == [1, 1] and same(run, model.generate(TARGETS[0], steps=2, guidance=0))
+    assert apart(model.generate(SOURCE, steps=2, guidance=1e-7), run) <= 1e-4
+    assert same(model.edit(run, TARGETS[0], blend=("cat", "dog")), run)
+
+
+def test_more_targets_than_a_batch_holds_go_in_parts_that_are_alike(model, rows):
+    outs = model.edit(SOURCE, [*EIGHT, *TARGETS], seed=SEED, steps=2, self_=0)
+    assert rows[:3] == [2, 6, 6]  # eleven targets, two of one prompt: five and five, each with one unconditional row
+    assert apart(outs[9], model.edit(SOURCE, TARGETS[1], seed=SEED, steps=2, self_=0)) <= 1e-3
 
 
 @pytest.mark.parametrize("options, read", [
@@ -230,7 +250,7 @@ def test_k_edits_cost_2_n_times_1_plus_k_rows(model, rows):
 ])  # fmt: skip
 def test_a_recorded_source_is_run_only_at_the_steps_that_read_it(model, run, rows, options, read):
     model.edit(run, TARGETS[:2], **options)
-    assert sum(rows) == 2 * STEPS * 2 + 2 * read
+    assert sum(rows) == 2 * STEPS * 2 - 1 + 2 * read
 
 
 # Bad input

@@ -87,6 +87,8 @@ def grounding_loss(maps: dict[Site, Tensor], aim: Tensor, told: Tensor) -> Tenso
         return total
     for site, probs in maps.items():
         asked = F.avg_pool2d(aim, site.stride).flatten(2)[told]  # n i
-        given = (probs.sum(1, dtype=torch.float32) / probs.shape[1]).mT[told].clamp(max=1)  # a mean of ones may round above one
+        given = (
+            (probs.sum(1, dtype=torch.float32) / probs.shape[1]).mT[told].clamp(max=1)
+        )  # a mean of ones may round above one
         total = total + F.binary_cross_entropy(given, asked) - F.binary_cross_entropy(asked, asked)
     return total

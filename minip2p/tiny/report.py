@@ -26,11 +26,12 @@ from minip2p.cli import fail, guarded
 from minip2p.edit import plan_edit
 from minip2p.mask import Blend, Blending, HeatSum, columns, mask_of
 from minip2p.model import Model, bar, load
+from minip2p.replay import Target, edit
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.judge_train import examine
 from minip2p.tiny.scenes import ANIMALS, THINGS, Scene, Sprites, combination_held_out, dataset, fetch_sprites, render
 from minip2p.tiny.train import pictures
-from minip2p.trajectory import Target, Trajectory, edit, sample, watching
+from minip2p.trajectory import Trajectory, sample, watching
 from minip2p.viz import Panel, grid
 
 EXAM_SEED = 9001

@@ -15,7 +15,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, context_channels: int, heads: int, site: Site):
         super().__init__()
-        self.heads, self.site = heads, site
+        self.heads, self.width, self.site = heads, channels // heads, site
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_channels, channels, bias=False)
         self.to_v = nn.Linear(context_channels, channels, bias=False)

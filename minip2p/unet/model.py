@@ -73,14 +73,15 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], c.out_channels, 3, padding=1)
 
     @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """Every attention module, in the order of the forward pass."""
+        parts = self.down_blocks, self.mid_block, self.up_blocks
+        return tuple(module for part in parts for module in part.modules() if isinstance(module, Attention))
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         """Every attention site, in the order of the forward pass."""
-        return tuple(
-            module.site
-            for part in (self.down_blocks, self.mid_block, self.up_blocks)
-            for module in part.modules()
-            if isinstance(module, Attention)
-        )
+        return tuple(attention.site for attention in self.attentions)
 
     @property
     def stride(self) -> int:

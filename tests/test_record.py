@@ -1,0 +1,204 @@
+"""Records: the same bits as streaming, a size that is predicted, files that are whole, and files that are not."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import minip2p
+from minip2p import Blend, explicit
+from minip2p.record import Block, Keeps, bytes_of, layout
+
+SOURCE, STEPS = "a cat and a house on grass", 4
+TARGETS = ["a dog and a house on grass", "a cat and a house on grass at night"]
+OPTIONS = [{}, dict(cross=1.0, self_=1.0), dict(blend=Blend("house", start=0)), dict(reweight={"house": 2})]
+
+
+@pytest.fixture(scope="module")
+def recorded(model):
+    return model.record(SOURCE, seed=5, steps=STEPS, self_=1.0)
+
+
+def same(one, other):
+    return torch.equal(one.latents, other.latents)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_streamed_recorded_and_loaded_are_equal_to_the_bit(model, recorded, tmp_path, options):
+    streamed = model.edit(SOURCE, TARGETS, seed=5, steps=STEPS, **options)
+    recorded.save(tmp_path / "run.safetensors")
+    filed = model.record(SOURCE, seed=5, steps=STEPS, self_=1.0, file=tmp_path / "filed.safetensors")
+    for run in (recorded, filed, model.open(tmp_path / "run.safetensors"), model.open(tmp_path / "filed.safetensors")):
+        before = model.rows
+        for one, other in zip(streamed, model.edit(run, TARGETS, **options), strict=True):
+            assert same(one, other) and same(one.source, run)
+        assert model.rows - before == 2 * STEPS * 2 - 1  # the source did not run
+
+
+def test_another_process_reads_the_file(model, recorded, tmp_path):
+    recorded.save(tmp_path / "run.safetensors")
+    other = minip2p.load()
+    run = other.open(tmp_path / "run.safetensors")
+    fields = "prompt", "negative", "guidance", "seed", "steps"
+    assert all(getattr(run, name) == getattr(recorded, name) for name in fields)
+    assert same(other.edit(run, TARGETS[0]), model.edit(recorded, TARGETS[0]))
+
+
+def test_the_record_of_a_run_equals_the_record_of_its_start(model, recorded):
+    again = model.record(model.generate(SOURCE, seed=5, steps=STEPS), self_=1.0)
+    assert again.record.tensors.keys() == recorded.record.tensors.keys()
+    assert all(torch.equal(again.record.tensors[name], tensor) for name, tensor in recorded.record.tensors.items())
+
+
+def test_what_was_not_kept_is_made_anew(model):
+    run = model.record(SOURCE, seed=5, steps=STEPS, cross=0.5, self_=0.25)  # cross at 2 steps, self at 1
+    before = model.rows
+    made = model.edit(run, TARGETS[0], cross=0.5, self_=0.25)
+    assert model.rows - before == 2 * STEPS
+    before = model.rows
+    longer = model.edit(run, TARGETS[0], cross=0.8, self_=0.5)  # reads 4 steps, of which the first is kept
+    assert model.rows - before == 2 * STEPS + 2 * 3
+    assert same(longer, model.edit(SOURCE, TARGETS[0], seed=5, steps=STEPS, cross=0.8, self_=0.5))
+    assert not same(longer, made)
+
+
+def test_a_record_in_bfloat16_is_half_as_large_and_close(model, recorded):
+    half = model.record(SOURCE, seed=5, steps=STEPS, self_=1.0, dtype=torch.bfloat16)
+    sizes = [sum(t.nbytes for t in run.record.tensors.values()) for run in (half, recorded)]
+    assert 2 * sizes[0] == sizes[1]
+    gap = model.edit(half, TARGETS[0]).latents - model.edit(recorded, TARGETS[0]).latents
+    assert 0 < gap.square().mean().sqrt() < 0.05 * recorded.latents[-1].std()
+
+
+def test_the_size_is_predicted_and_by_hand_right(model, recorded):
+    """Widths 64 (16², 3 blocks), 160 (8², 3), 256 (4², 1): q at all steps, k of self too, k of cross once."""
+    own = {name: (t.dtype, tuple(t.shape)) for name, t in recorded.record.tensors.items()}
+    kept = layout(model.unet, (16, 16), 77, STEPS, Keeps((0, STEPS), (0, STEPS), 1024), torch.float32)
+    assert own == kept
+    q = 3 * 64 * 256 + 3 * 160 * 64 + 256 * 16
+    k = 77 * (3 * 64 + 3 * 160 + 256)
+    assert bytes_of(kept) == 4 * (STEPS * 3 * q + k)
+    few = layout(model.unet, (16, 16), 77, STEPS, Keeps((1, 3), (0, 1), 64), torch.float16)
+    assert bytes_of(few) == 2 * (2 * q + k + 2 * (3 * 160 * 64 + 256 * 16))
+
+
+def test_the_budget_is_kept(model, tmp_path):
+    before = model.rows
+    with pytest.raises(ValueError, match=r"the record would take 1.0 MB of memory, its budget is 0.5: give it a file"):
+        model.record(SOURCE, steps=2, budget=5e5)
+    assert model.rows == before
+    run = model.record(SOURCE, steps=2, budget=5e5, file=tmp_path / "run.safetensors")
+    assert isinstance(run.latents, torch.Tensor) and (tmp_path / "run.safetensors").stat().st_size > 9e5
+
+
+def test_nothing_is_left_of_a_record_that_went_wrong(model, tmp_path):
+    calls = []
+
+    def broken(steps):
+        for step in steps:
+            calls.append(step)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            yield step
+
+    from minip2p.trajectory import record
+
+    with pytest.raises(KeyboardInterrupt):
+        record(model, model.start(SOURCE, steps=3), Keeps((0, 3), (0, 0), 0), dtype=torch.float32, budget=0,
+               file=tmp_path / "run.safetensors", progress=broken)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runs_file_is_a_safetensors_file(model, recorded, tmp_path):
+    from dataclasses import replace
+
+    file = tmp_path / "deep" / "run.safetensors"
+    steps = replace(recorded, unconditional=model.text("night").repeat(STEPS, 1, 1), negative='a "b" ü', seed=None)
+    steps.save(file)
+    tensors = load_file(file)
+    assert torch.equal(tensors["latents"], recorded.latents) and "up.1.cross.q.3" in tensors
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in recorded.record.tensors.items())
+    again = model.open(file)
+    assert again.seed is None and again.negative == 'a "b" ü'
+    assert torch.equal(again.unconditional, steps.unconditional)
+    assert same(model.edit(again, TARGETS[0]), model.edit(steps, TARGETS[0]))
+    assert [path.name for path in file.parent.iterdir()] == ["run.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_block_is_read_by_the_safetensors_library(tmp_path, dtype):
+    shapes = {"a": (dtype, (3, 1, 2)), "b": (dtype, ()), "c": (dtype, (0, 4))}
+    with Block(shapes, {"say": "é"}, tmp_path / "x") as block:
+        for n, tensor in enumerate(block.tensors.values()):
+            tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) + n)
+    with safe_open(tmp_path / "x", "pt") as f:
+        assert f.metadata() == {"say": "é"}
+        for n, (name, (_, shape)) in enumerate(shapes.items()):
+            expected = (torch.arange(np.prod(shape, dtype=int)).reshape(shape) + n).to(dtype)
+            assert torch.equal(f.get_tensor(name), expected) and f.get_tensor(name).dtype == dtype
+
+
+def damaged(file, change):
+    with safe_open(file, "pt") as f:
+        tensors, said = {name: f.get_tensor(name) for name in f.keys()}, dict(f.metadata())  # noqa: SIM118
+    change(tensors, said)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, file, said)
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda t, s: s.pop("format"), "not a run's file"), (lambda t, s: s.pop("prompt"), "not a whole run"),
+    (lambda t, s: s.update(model="x"), "the run of another model"), (lambda t, s: t.pop("latents"), "not a whole run"),
+    (lambda t, s: s.update(guidance="much"), "not a whole run"), (lambda t, s: s.update(seed="1.5"), "not a whole run"),
+    (lambda t, s: t.update(latents=t["latents"][:, :3].clone()), "not a whole run"),
+    (lambda t, s: t.update(latents=t["latents"][:1].clone()), "not a whole run"),
+    (lambda t, s: t.update(latents=t["latents"][0].clone()), "not a whole run"),
+    (lambda t, s: t.update(latents=t["latents"].half()), "latents is not of this run"),
+    (lambda t, s: t.update({"up.1.cross.q.0": t["up.1.cross.q.0"][:, :1]}), "up.1.cross.q.0 is not of this run"),
+    (lambda t, s: t.update({"up.1.cross.q.9": t["up.1.cross.q.0"].clone()}), "up.1.cross.q.9 is not of this run"),
+    (lambda t, s: t.update(unconditional=torch.zeros(1, 77, 128)), "unconditional is not of this run"),
+    (lambda t, s: t.update(latents=torch.full_like(t["latents"], torch.nan)), "not finite"),
+])  # fmt: skip
+def test_a_file_that_is_no_whole_run_is_named(model, recorded, tmp_path, change, says):
+    file = tmp_path / "run.safetensors"
+    recorded.save(file)
+    damaged(file, change)
+    with pytest.raises(ValueError) as error:
+        model.open(file)
+    assert says in str(error.value) and str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_keys_that_are_missing_are_made_anew(model, recorded, tmp_path):
+    file = tmp_path / "run.safetensors"
+    recorded.save(file)
+    damaged(file, lambda tensors, said: tensors.pop("up.1.cross.k"))
+    assert same(model.edit(model.open(file), TARGETS[0]), model.edit(recorded, TARGETS[0]))
+
+
+def test_a_file_that_is_not_there_or_broken_is_named(model, recorded, tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.safetensors: no such file"):
+        model.open(tmp_path / "none.safetensors")
+    file = tmp_path / "run.safetensors"
+    recorded.save(file)
+    data = file.read_bytes()
+    for cut in (0, 7, 100, len(data) - 1):
+        file.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=re.escape(str(file))):
+            model.open(file)
+
+
+def test_an_attention_of_ones_own_is_in_no_file(model, tmp_path):
+    roll = explicit(lambda probs, site: probs.roll(1, -1))
+    run = model.generate(SOURCE, steps=1, attend=roll)
+    for write in (lambda: run.save(tmp_path / "x"), lambda: model.record(run, file=tmp_path / "x")):
+        with pytest.raises(ValueError, match="has an attention of its own, which no file can hold"):
+            write()
+    kept = model.record(run)
+    assert same(model.edit(kept, SOURCE), run) and not list(tmp_path.iterdir())
+
+
+def test_records_and_edits_of_other_sizes(model):
+    run = model.record(SOURCE, steps=2, size=(40, 72), self_=1.0)
+    assert same(model.edit(run, TARGETS[0]), model.edit(SOURCE, TARGETS[0], steps=2, size=(40, 72)))
