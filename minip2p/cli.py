@@ -20,6 +20,8 @@ examples:
   minip2p edit "a cat on the beach" "a tiger on the beach" "a cat on the beach, watercolor" --seed 1
   minip2p edit "a red car on the street" "a blue car on the street" --cross .6 --cross blue=0 --blend car
   minip2p edit "a house in the fog" "a house in the fog" --reweight fog=2 --reweight house=.5
+  minip2p generate "a cat on the beach" --seed 1 --record cat.safetensors
+  minip2p edit cat.safetensors "a tiger on the beach"
   minip2p maps "a cat on the beach" --seed 1 -o maps
 """
 
@@ -43,8 +45,13 @@ def parser() -> Parser:
     one = command("generate", "generate a picture from a prompt")
     one.add_argument("prompt", metavar="PROMPT")
     add_run_options(one)
+    one.add_argument("--record", metavar="FILE", help="keep the run in this file (.safetensors), to be edited later")
     one = command("edit", "edit a generated picture by editing its prompt")
-    one.add_argument("source", metavar="SOURCE", help="the prompt of the picture to edit")
+    one.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="the prompt of the picture to edit, or the file (.safetensors) of a recorded run",
+    )
     one.add_argument("targets", metavar="TARGET", nargs="+", help="what it should become")
     add_run_options(one)
     add_edit_options(one)
@@ -58,11 +65,11 @@ def add_run_options(one: Parser) -> None:
     add = one.add_argument
     add("-o", "--out", default="out", metavar="OUT", help="a folder, or a file that ends in .png (default: out)")
     add("--model", metavar="FOLDER", help="a model in diffusers' layout (default: the one that ships)")
-    add("--seed", type=int, default=0, help="of the noise (default: 0)")
-    add("--steps", type=int, default=50, help="of DDIM, 1 to 1000 (default: 50)")
+    add("--seed", type=int, help="of the noise (default: 0)")
+    add("--steps", type=int, help="of DDIM, 1 to 1000 (default: 50)")
     add("--guidance", type=float, metavar="W", help="of the classifier-free guidance (default: the model's own)")
     add("--size", metavar="HxW", help="rows x columns in pixels (default: the model's own)")
-    add("--negative", default="", metavar="PROMPT", help="what the picture should not show")
+    add("--negative", metavar="PROMPT", help="what the picture should not show")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
 

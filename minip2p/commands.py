@@ -13,31 +13,43 @@ from minip2p.align import kind_of, refine_alignment, report, swap_mapper
 from minip2p.model import Model, load
 from minip2p.trajectory import Trajectory
 
+RUN = ".safetensors"  # how the name of a run's file ends
+
 
 def generate(args: Namespace) -> None:
     model, path = opened(args), named(stem(args, args.prompt))
-    png.check_writable([path])
-    run = model.generate(args.prompt, **run_options(args))
-    finish([(path, run.image, png.parameters(run))])
+    record = None if args.record is None else run_file(args.record)
+    png.check_writable([path, *([record] if record else [])])
+    options = run_options(args)
+    run = model.record(args.prompt, file=record, **options) if record else model.generate(args.prompt, **options)
+    finish([(path, run.image, png.parameters(run))], [str(record)] if record else [])
 
 
 def edit(args: Namespace) -> None:
     """The targets, the source, and a strip with a row for each target."""
-    model, base, options, changes = opened(args), stem(args, args.targets[0]), run_options(args), edit_options(args)
+    model, options, changes = opened(args), run_options(args), edit_options(args)
+    recorded = model.open(run_file(args.source)) if args.source.endswith(RUN) else None
+    base = stem(args, args.targets[0], recorded)
     numbers = [f"-{n}" for n in range(1, len(args.targets) + 1)] if len(args.targets) > 1 else [""]
     paths = [named(base, end) for end in (*numbers, "-source", "-strip")]
     png.check_writable(paths)
-    runs = model.edit(args.source, args.targets, **changes, **options)
+    runs = model.edit(recorded or args.source, args.targets, **changes, **options)
     source = runs[0].source
     assert source is not None
-    rows = [edit_row(model.generate(run.prompt, **options), run) for run in runs]
+    rows = [edit_row(plain(model, source, run.prompt), run) for run in runs]
     strip = viz.grid([panel for row in rows for panel in row], columns=len(rows[0]))
-    texts = [png.parameters(run, **recorded(args)) for run in runs]
+    texts = [png.parameters(run, **settings(args)) for run in runs]
     pictures = [*(run.image for run in runs), source.image, strip]
     tables = [
         f"{source.prompt} -> {new.prompt}\n{explained(model, source.prompt, new.prompt, args.kind)}\n" for new in runs
     ]
     finish(list(zip(paths, pictures, [*texts, png.parameters(source), "\n\n".join(texts)], strict=True)), tables)
+
+
+def plain(model: Model, source: Trajectory, prompt: str) -> Trajectory:
+    """What the prompt gives from the source's noise without Prompt-to-Prompt."""
+    return model.generate(prompt, latents=source.latents[:1], steps=source.steps, guidance=source.guidance,
+                          negative=source.negative)  # fmt: skip
 
 
 def edit_row(plain: Trajectory, edited: Trajectory) -> list[viz.Panel]:
@@ -81,10 +93,17 @@ def opened(args: Namespace) -> Model:
     return load(args.model, dtype=getattr(torch, args.dtype), device=args.device)
 
 
-def stem(args: Namespace, prompt: str) -> Path:
-    """What the names of all the files that a command writes begin with."""
-    out = Path(args.out)
-    return out.with_suffix("") if out.suffix.lower() == ".png" else out / f"{png.file_name(prompt)}-seed{args.seed}"
+def stem(args: Namespace, prompt: str, run: Trajectory | None = None) -> Path:
+    """What the names of all the files that a command writes begin with. run: one that is not begun here."""
+    out, seed = Path(args.out), (args.seed or 0) if run is None else run.seed
+    return out.with_suffix("") if out.suffix.lower() == ".png" else out / f"{png.file_name(prompt)}-seed{seed}"
+
+
+def run_file(name: str) -> Path:
+    """Raises ValueError for a name that is not of a run's file."""
+    if not name.endswith(RUN):
+        raise ValueError(f"{name}: the file of a run ends in {RUN}")
+    return Path(name)
 
 
 def named(base: Path, end: str = "") -> Path:
@@ -106,9 +125,10 @@ def explained(model: Model, source: str, target: str, kind: str) -> str:
 
 
 def run_options(args: Namespace) -> dict[str, Any]:
-    """The options that all commands share, as `Model.generate` takes them."""
-    options = {name: getattr(args, name) for name in ("seed", "steps", "guidance", "negative")}
-    return options | {"size": None if args.size is None else size_of(args.size)}
+    """Those of the options that all commands share that are given, as `Model.generate` takes them."""
+    given = {name: getattr(args, name) for name in ("seed", "steps", "guidance", "negative")}
+    given["size"] = None if args.size is None else size_of(args.size)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def edit_options(args: Namespace) -> dict[str, Any]:
@@ -124,15 +144,15 @@ def edit_options(args: Namespace) -> dict[str, Any]:
     }
 
 
-def recorded(args: Namespace) -> dict[str, str]:
+def settings(args: Namespace) -> dict[str, str]:
     """An edit's settings for its PNG, in the words of the command line."""
 
     def joined(given: Mapping[str, str]) -> str:
         return ", ".join(f"{word}={value}" if word else value for word, value in given.items())
 
-    settings = {"Cross": joined(by_word(args.cross)), "Self": args.self_, "Kind": args.kind,
+    given = {"Cross": joined(by_word(args.cross)), "Self": args.self_, "Kind": args.kind,
                 "Reweight": joined(by_word(args.reweight)), "Blend": args.blend, "Explicit": args.explicit}  # fmt: skip
-    return {name: value for name, value in settings.items() if value}
+    return {name: value for name, value in given.items() if value}
 
 
 def by_word(given: Sequence[str]) -> dict[str, str]:

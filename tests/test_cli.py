@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,6 +102,23 @@ def test_edit_writes_targets_source_strip_and_report(tmp_path, capsys):
     assert settings(tmp_path / names[2])[0] == CAT
     with Image.open(tmp_path / names[3]) as strip:
         assert strip.width > 4 * 256 and strip.height > 2 * 256
+
+
+def test_a_recorded_run_is_edited_in_another_process_to_the_same_bytes(tmp_path, capsys):
+    """And without running the source again: the edit has its targets' rows and no others."""
+    file, options = tmp_path / "runs" / "cat.safetensors", ("--seed", 3, "--steps", 4)
+    assert run("generate", CAT, *options, "--record", file, "-o", tmp_path / "one.png") == 0
+    assert capsys.readouterr().out == f"{file}\n{tmp_path / 'one.png'}\n"
+    assert run("edit", CAT, TIGER, *options, "-o", tmp_path / "streamed") == 0
+    done = subprocess.run([sys.executable, "-m", "minip2p", "edit", file, TIGER, "-o", tmp_path / "filed"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert f"{CAT} -> {TIGER}" in done.stdout
+    names = [f"a-tiger-on-the-beach-seed3{end}.png" for end in ("", "-source", "-strip")]
+    assert sorted(path.name for path in (tmp_path / "filed").iterdir()) == sorted(names)
+    for name in names:
+        assert (tmp_path / "filed" / name).read_bytes() == (tmp_path / "streamed" / name).read_bytes()
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "filed" / names[1]) as source:
+        assert one.tobytes() == source.tobytes()
 
 
 def test_maps_writes_an_overlay_a_word_and_a_strip(tmp_path, capsys):
@@ -218,6 +236,10 @@ MISTAKES = (
     (("generate", CAT, "--device", "cuda:99"), "device cuda:99: torch cannot use it"),
     (("generate", CAT, "--model", "no/such/folder"), "no/such/folder: no such folder"),
     (("generate", CAT, "--model", "setup.cfg"), "setup.cfg: no such folder"),
+    (("generate", CAT, "--record", "run.bin"), "run.bin: the file of a run ends in .safetensors"),
+    (("generate", CAT, "--record", "setup.cfg/x.safetensors"), "setup.cfg is not a folder"),
+    (("edit", "none.safetensors", TIGER), "none.safetensors: no such file"),
+    (("edit", f"weights/tiny/unet/{WEIGHTS}", TIGER), "not a run's file"),
     (("frobnicate", CAT), "invalid choice: 'frobnicate'"),
     ((), "the following arguments are required: COMMAND"),
     (("generate", CAT, "--frob"), "unrecognized arguments: --frob"),
@@ -226,10 +248,19 @@ MISTAKES = (
 
 @pytest.mark.parametrize("arguments, says", MISTAKES, ids=[" ".join(a[:1] + a[-2:]) or "nothing" for a, _ in MISTAKES])
 def test_a_mistake_is_one_line_and_leaves_nothing(arguments, says, tmp_path, capsys):
-    steps = () if "--steps" in arguments or not arguments else ("--steps", "2")
+    file = len(arguments) > 1 and arguments[1].endswith(".safetensors")
+    steps = () if "--steps" in arguments or not arguments or file else ("--steps", "2")
     given = (*arguments, *steps, "-o", str(tmp_path / "new" / "out")) if arguments else ()
     assert says in refused(capsys, *given)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recorded_run_has_its_own_settings(tmp_path, capsys):
+    assert run("generate", CAT, "--steps", 1, "--record", tmp_path / "cat.safetensors", "-o", tmp_path / "x.png") == 0
+    capsys.readouterr()
+    said = refused(capsys, "edit", tmp_path / "cat.safetensors", TIGER, "--seed", 0, "--steps", 1, "-o", tmp_path / "y")
+    assert said == "seed, steps: a run has its own; give a prompt as the source to choose"
+    assert not (tmp_path / "y").exists()
 
 
 def truncated(path):
@@ -359,8 +390,8 @@ def test_parameters_can_be_read_back(value, tmp_path):
             folder = Path("models/sd")
 
     latents = torch.zeros(3, 4, 2, 3)
-    origin = Trajectory(Parts, value, latents, 7.5)
-    edited = Trajectory(Parts, "猫 on a mat", latents, 7.5, "ugly", 5, source=origin)
+    source = SimpleNamespace(whole=SimpleNamespace(prompt=value))
+    edited = Trajectory(Parts, "猫 on a mat", latents, 7.5, "ugly", 5, begun=source)
     png.write([(tmp_path / "x.png", Image.new("RGB", (8, 8)), png.parameters(edited, Blend=value))])
     prompt, negative, pairs = settings(tmp_path / "x.png")
     assert (prompt, negative) == ("猫 on a mat", "ugly")
