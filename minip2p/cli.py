@@ -4,11 +4,11 @@ Nothing but argparse is imported until the arguments are read, so that --help an
 """
 
 import argparse
-import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
+
+from minip2p.errors import fail, guarded
 
 EPILOG = """where the pictures go:
   -o FOLDER    into the folder, which is made if need be; their names begin with the prompt and the seed
@@ -23,6 +23,7 @@ examples:
   minip2p generate "a cat on the beach" --seed 1 --record cat.safetensors
   minip2p edit cat.safetensors "a tiger on the beach"
   minip2p maps "a cat on the beach" --seed 1 -o maps
+  minip2p sweep grid.toml -o sweep
 """
 
 
@@ -58,20 +59,29 @@ def parser() -> Parser:
     one = command("maps", "generate a picture and show where each word of its prompt looks")
     one.add_argument("prompt", metavar="PROMPT")
     add_run_options(one)
+    one = command("sweep", "make every edit of a grid, with a table, contact sheets and charts (needs minip2p[sweep])")
+    one.add_argument("grid", metavar="GRID", help="a TOML file: the source, what is compared, and settings of the run")
+    one.add_argument("-o", "--out", default="out", metavar="FOLDER", help="where the results go (default: out)")
+    add_model_options(one)
     return top
+
+
+def add_model_options(one: Parser) -> None:
+    add = one.add_argument
+    add("--model", metavar="FOLDER", help="a model in diffusers' layout (default: the one that ships)")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
 
 
 def add_run_options(one: Parser) -> None:
     add = one.add_argument
     add("-o", "--out", default="out", metavar="OUT", help="a folder, or a file that ends in .png (default: out)")
-    add("--model", metavar="FOLDER", help="a model in diffusers' layout (default: the one that ships)")
     add("--seed", type=int, help="of the noise (default: 0)")
     add("--steps", type=int, help="of DDIM, 1 to 1000 (default: 50)")
     add("--guidance", type=float, metavar="W", help="of the classifier-free guidance (default: the model's own)")
     add("--size", metavar="HxW", help="rows x columns in pixels (default: the model's own)")
     add("--negative", metavar="PROMPT", help="what the picture should not show")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    add_model_options(one)
 
 
 def add_edit_options(one: Parser) -> None:
@@ -87,42 +97,6 @@ def add_edit_options(one: Parser) -> None:
     add("--blend", metavar="WORD[:WORD]",
         help="nothing may change but where this word is; source:target if it is another word there")  # fmt: skip
     add("--explicit", action="store_true", help="form the attention maps, as the paper does; the result is the same")
-
-
-def fail(message: str, status: int = 2) -> int:
-    print(f"minip2p: error: {' '.join(message.split())}", file=sys.stderr)
-    return status
-
-
-def flush() -> None:
-    """Flushes stdout. Where it cannot be written it is pointed nowhere, so that it fails no second time at the end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-        raise
-
-
-def guarded(work: Callable[[], None]) -> int:
-    """Does the work and returns the exit status; what the user can mend is one line on stderr and not a traceback."""
-    try:
-        work()
-        flush()
-    except BrokenPipeError:  # whoever read the output has seen enough
-        return 0
-    except KeyboardInterrupt:
-        print("minip2p: interrupted", file=sys.stderr)
-        return 130
-    except ValueError as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except (MemoryError, RuntimeError) as error:  # where the CPU's memory ends, torch raises no more than RuntimeError
-        if isinstance(error, RuntimeError) and not re.search("memory|Storage size", str(error)):
-            raise
-        return fail("there is not enough memory; try a smaller --size")
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,16 +2,19 @@
 raises ValueError or OSError with one clear line before anything is written."""
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from minip2p import png, viz
 from minip2p.align import kind_of, refine_alignment, report, swap_mapper
+from minip2p.grid import Grid
 from minip2p.model import Model, load
-from minip2p.trajectory import Trajectory
+from minip2p.tiny.judge import Judge
+from minip2p.trajectory import Progress, Trajectory
 
 RUN = ".safetensors"  # how the name of a run's file ends
 
@@ -79,6 +82,36 @@ def maps(args: Namespace) -> None:
     panels = maps_row(run, words)
     pictures = [*(picture for picture, _ in panels), viz.grid(panels, columns=6)]
     finish([(path, picture, png.parameters(run)) for path, picture in zip(paths, pictures, strict=True)])
+
+
+def sweep(args: Namespace) -> None:
+    """The pictures, the table, and for each pair of axes a contact sheet and a chart."""
+    try:
+        from minip2p import charts
+        from minip2p.sweep import said, units
+        from minip2p.sweep import sweep as swept
+    except ImportError as error:
+        raise ValueError(f"a sweep needs {error.name}: pip install 'minip2p[sweep]'") from None
+    grid, model, folder = Grid.read(Path(args.grid)), opened(args), Path(args.out)
+    png.check_writable([folder / "table.csv"])
+    print(said(grid, units(model, grid)), flush=True)
+    score = Judge.load().score if args.model is None else None
+    before = model.rows
+    rows = swept(model, grid, folder, score=score, progress=rows_bar)
+    print(f"{model.rows - before:,} rows of the UNet were run")
+    print(*charts.write_results(folder, grid, rows), sep="\n")
+
+
+def rows_bar(total: int, done: Callable[[], int]) -> Progress:
+    """A progress bar in rows of the UNet, which take the same time each: so its estimate is true."""
+    shown = tqdm(total=total, disable=None, leave=False, unit="row")
+
+    def steps(given: Iterable[Any]) -> Iterator[Any]:
+        for step in given:
+            yield step
+            shown.update(done() - shown.n)
+
+    return steps
 
 
 def maps_row(run: Trajectory, words: Sequence[str]) -> list[viz.Panel]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minip2p import commands, png, viz
-from minip2p.cli import guarded
+from minip2p.errors import guarded
 from minip2p.model import Model, load
 from minip2p.trajectory import Trajectory
 

@@ -117,15 +117,48 @@ def refine(P: Tensor, kept: Tensor) -> WordEdit:
 
 
 @dataclass(frozen=True)
+class Where:
+    """Which attention an edit reaches, for ablations: the sites of these places, strides and indices (see `Site`), and
+    of each these heads; all where None."""
+
+    places: tuple[str, ...] | None = None
+    strides: tuple[int, ...] | None = None
+    indices: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+
+    def has(self, site: Site) -> bool:
+        asked = (self.places, site.place), (self.strides, site.stride), (self.indices, site.index)
+        return all(among is None or one in among for among, one in asked)
+
+    def check(self, heads: Mapping[Site, int]) -> None:
+        """Raises ValueError for what a model with these sites, of so many heads, does not have."""
+        most = max(heads.values())
+        for name, given, have in (
+            ("places", self.places, {site.place for site in heads}),
+            ("strides", self.strides, {site.stride for site in heads}),
+            ("indices", self.indices, {site.index for site in heads}),
+            ("heads", self.heads, set(range(most))),
+        ):
+            if given is not None and (not isinstance(given, tuple) or not given or not have.issuperset(given)):
+                raise ValueError(f"{name} must be some of {sorted(have)}, as a tuple, not {given!r}")
+
+
+EVERYWHERE = Where()
+
+
+@dataclass(frozen=True)
 class Rule:
     """What one target takes from the source at one step: its cross-attention by words, its self-attention or not."""
 
     cross: WordEdit
     inject_self: bool
     self_pixels: int
+    where: Where = EVERYWHERE
 
     def of(self, site: Site, queries: int) -> WordEdit:
         """The pair that holds at a site with so many queries."""
+        if not self.where.has(site):
+            return NONE
         if site.cross:
             return self.cross
         return KEEP if self.inject_self and queries <= self.self_pixels else NONE
@@ -138,7 +171,8 @@ class Rule:
     def key(self) -> Any:
         """Equal for rules that do the same."""
         pixels = self.self_pixels if self.inject_self else 0
-        return content(self.cross.R), content(self.cross.S), pixels
+        where = self.where if self.inject_self or self.cross.changes else EVERYWHERE
+        return content(self.cross.R), content(self.cross.S), pixels, where
 
 
 @dataclass(frozen=True)
@@ -152,10 +186,11 @@ class Edit:
     alpha: Tensor
     self_steps: tuple[int, int]
     self_pixels: int
+    where: Where = EVERYWHERE
 
     def at(self, step: int) -> Rule:
         start, stop = self.self_steps
-        return Rule(self.words.scheduled(self.alpha[step]), start <= step < stop, self.self_pixels)
+        return Rule(self.words.scheduled(self.alpha[step]), start <= step < stop, self.self_pixels, self.where)
 
 
 def plan_edit(
@@ -168,13 +203,15 @@ def plan_edit(
     self_pixels: int = 32 * 32,
     kind: str = "auto",
     reweight: Mapping[Any, float] | None = None,
+    where: Where = EVERYWHERE,
     parity: bool = False,
 ) -> Edit:
     """The edit that leads from one prompt to another.
 
     kind: "swap", "refine" or "auto", which chooses by `kind_of`. cross: τ of the cross-attention, as `schedule` takes
-    it; self_: of the self-attention. reweight: word of the target -> weight c. parity: the published code's mappers,
-    defects included. Raises ValueError for prompts that cannot be swapped and for words that are not there.
+    it; self_: of the self-attention. reweight: word of the target -> weight c. where: the sites and heads that it
+    reaches. parity: the published code's mappers, defects included. Raises ValueError for prompts that cannot be
+    swapped and for words that are not there.
     """
     if kind not in ("auto", "swap", "refine"):
         raise ValueError(f"kind must be auto, swap or refine, not {kind!r}")
@@ -185,4 +222,4 @@ def plan_edit(
     if reweight:
         words = words.reweighted(equalizer(reweight, target, parity=parity))
     alpha = schedule(cross, target, steps, parity=parity)
-    return Edit(words, alpha, self_steps(self_, steps), self_pixels)
+    return Edit(words, alpha, self_steps(self_, steps), self_pixels, where)

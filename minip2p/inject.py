@@ -46,13 +46,16 @@ def injecting(
     if in_maps and attend is not fused and not isinstance(attend, Explicit):
         raise ValueError("an explicit edit needs an attention that shows its map: attend=explicit(...)")
 
+    heads = [rule.where.heads for rule in rules]
+
     def inject(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
         edits = [rule.of(site, q.shape[-2]) for rule in rules]
         if isinstance(attend, Explicit) or (in_maps and any(edit.changes for edit in edits)):
-            applied = _in_maps(edits, source.get(site), attend, q, k, site)
+            applied = _in_maps(edits, heads, source.get(site), attend, q, k, site)
         else:
             rows = [(q[n : n + 1], k[n : n + 1]) for n in range(len(edits))]
-            applied = [_in_values(*pair, source.get(site), attend, site) for pair in zip(edits, rows, strict=True)]
+            each = zip(edits, heads, rows, strict=True)
+            applied = [_in_values(*one, source.get(site), attend, site) for one in each]
         if watch is not None:
             for row, values in enumerate(applied):
                 watch(row, site, q, values)
@@ -61,16 +64,38 @@ def injecting(
     return inject
 
 
-def _in_values(edit: WordEdit, target: QK, source: QK | None, attend: Attend, site: Site) -> Values:
-    return lambda v: edit.attend(source, target, v, site, attend)
+Heads = tuple[int, ...] | None  # that an edit reaches, all where None
+
+
+def in_heads(heads: Heads, edited: Tensor, own: Tensor) -> Tensor:
+    """The edited in these heads, its own in the others: b h i · each."""
+    if heads is None:
+        return edited
+    reached = torch.tensor([head in heads for head in range(own.shape[1])], device=own.device)
+    return torch.where(reached[:, None, None], edited, own)
+
+
+def _in_values(edit: WordEdit, heads: Heads, target: QK, source: QK | None, attend: Attend, site: Site) -> Values:
+    def values(v: Tensor) -> Tensor:
+        edited = edit.attend(source, target, v, site, attend)
+        return edited if heads is None else in_heads(heads, edited, attend(*target, v, site))
+
+    return values
 
 
 def _in_maps(
-    edits: Sequence[WordEdit], source: QK | None, attend: Attend, q: Tensor, k: Tensor, site: Site
+    edits: Sequence[WordEdit],
+    heads: Sequence[Heads],
+    source: QK | None,
+    attend: Attend,
+    q: Tensor,
+    k: Tensor,
+    site: Site,
 ) -> list[Values]:
     def edit_maps(probs: Tensor, site: Site) -> Tensor:
         kept = probs[:1] if source is None else attention_map(*source)  # unread where every R is 0
-        return torch.cat([edit.on_maps(kept, probs[n : n + 1]) for n, edit in enumerate(edits)])
+        rows = zip(edits, heads, probs.split(1), strict=True)
+        return torch.cat([in_heads(some, edit.on_maps(kept, own), own) for edit, some, own in rows])
 
     maps = around(edit_maps, attend)(attention_map(q, k), site)
     return [partial(torch.matmul, maps[n : n + 1]) for n in range(len(edits))]

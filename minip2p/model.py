@@ -10,7 +10,7 @@ from torch import Tensor
 from minip2p.attention import Attend, fused
 from minip2p.checkpoint import load_module, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
-from minip2p.edit import plan_edit
+from minip2p.edit import EVERYWHERE, Where, plan_edit
 from minip2p.mask import Blend, Blending
 from minip2p.parts import Parts
 from minip2p.record import Keeps
@@ -121,6 +121,7 @@ class Model(Parts):
         kind: str = "auto",
         reweight: Mapping[Any, float] | None = None,
         blend: Blend | str | Sequence[Any] | None = None,
+        where: Where = EVERYWHERE,
         explicit: bool = False,
         parity: bool = False,
         attend: Attend | None = None,
@@ -132,16 +133,17 @@ class Model(Parts):
         source once (`out.source`). cross: τ of the cross-attention: a number, a (start, end), or a dict by word of the
         target. self_: τ of the self-attention, at sites of at most `self_pixels` queries. kind: "swap", "refine" or
         "auto". reweight: word of the target -> weight. blend: a word, a (source word, target word), or a `Blend`.
-        explicit: form the maps, as the paper does. parity: the published code's mappers and words, defects included
-        (a blend finds its words our way). attend: the targets' attention besides the edit, the source's where None; a
-        source that is a prompt has the same, so to keep the maps of a target alone, edit a run. A run that is itself
-        an edit is a source by its latents and by the maps that its own prompt makes on them: its first edit is not made
-        again, so editing it into its own prompt does not give it back. A `cross` by word leaves all other words at
-        "default_", which is 1.0 where it is not given.
+        where: the sites and heads that the edit reaches, all by default. explicit: form the maps, as the paper does.
+        parity: the published code's mappers and words, defects included (a blend finds its words our way). attend: the
+        targets' attention besides the edit, the source's where None; a source that is a prompt has the same, so to keep
+        the maps of a target alone, edit a run. A run that is itself an edit is a source by its latents and by the maps
+        that its own prompt makes on them: its first edit is not made again, so editing it into its own prompt does not
+        give it back. A `cross` by word leaves all other words at "default_", which is 1.0 where it is not given.
         Raises ValueError for words that are not in their prompt.
         """
         if attend is not None:
             check_attend(attend)
+        where.check({attention.site: attention.heads for attention in self.unet.attentions})
         origin = self.origin(source, attend, options)
         several = isinstance(target, list | tuple)
         prompts: list[Any] = list(target) if several else [target]
@@ -153,7 +155,7 @@ class Model(Parts):
         for prompt in prompts:
             new = self.text.prompt(prompt)
             plan = plan_edit(read, new, steps, cross=cross, self_=self_, self_pixels=self_pixels, kind=kind,
-                             reweight=reweight, parity=parity)  # fmt: skip
+                             reweight=reweight, where=where, parity=parity)  # fmt: skip
             size = rows, columns
             begun = None if blend is None else Blending.begin(blend, read, new, steps, size, self.unet.sites)
             targets.append(Target(prompt, plan, begun))

@@ -450,7 +450,7 @@ def test_output_that_nobody_reads_is_no_error_and_the_pictures_are_there(tmp_pat
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 def test_output_that_cannot_be_written_is_one_line():
-    code = "import sys; from minip2p.cli import guarded; sys.exit(guarded(lambda: print(1)))"
+    code = "import sys; from minip2p.errors import guarded; sys.exit(guarded(lambda: print(1)))"
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)

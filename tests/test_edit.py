@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from minip2p.align import kind_of, refine_alignment, swap_mapper
 from minip2p.attention import Site, Store, attention_map, chain, explicit, fused
 from minip2p.config import UNetConfig
-from minip2p.edit import KEEP, NONE, Rule, dense, plan_edit, refine, swap
+from minip2p.edit import KEEP, NONE, Rule, Where, dense, plan_edit, refine, swap
 from minip2p.inject import injecting, recording
 from minip2p.unet import UNet
 from minip2p.words import Prompt, equalizer, schedule
@@ -411,3 +411,53 @@ def test_stores_in_chains_of_chains_see_their_side_of_the_edit():
     injecting({CROSS: (q_s, k_s)}, [Rule(KEEP, False, 0)], attend)(q, k, v, CROSS)
     torch.testing.assert_close(before.maps[CROSS], attention_map(q, k))
     torch.testing.assert_close(after.maps[CROSS], attention_map(q_s, k_s))
+
+
+# Where an edit reaches
+
+SITES = [Site(place, index, cross, stride) for place, index, stride in (("down", 0, 1), ("down", 1, 2), ("mid", 0, 4))
+         for cross in (True, False)]  # fmt: skip
+
+
+@pytest.mark.parametrize("where, reached", [
+    (Where(), {0, 1, 2}), (Where(places=("down",)), {0, 1}), (Where(strides=(2, 4)), {1, 2}),
+    (Where(indices=(0,)), {0, 2}), (Where(places=("mid", "down"), strides=(1, 2), indices=(1,)), {1}),
+])  # fmt: skip
+def test_an_edit_reaches_the_sites_that_it_is_told(where, reached):
+    rule = Rule(KEEP, True, 99, where)
+    assert [rule.of(site, 9) is KEEP for site in SITES] == [n // 2 in reached for n in range(len(SITES))]
+
+
+@pytest.mark.parametrize("in_maps", [True, False])
+@pytest.mark.parametrize("site", [CROSS, SELF])
+def test_an_edit_reaches_the_heads_that_it_is_told(in_maps, site):
+    """In these heads the edited attention, in the others the target's own."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v, q_s, k_s = (torch.randn(1, 4, 6, 8, generator=draw) for _ in range(5))
+    rules = [Rule(swap(torch.eye(6)), True, 99, Where(heads=heads)) for heads in (None, (0, 2))]
+    every, some = (injecting({site: (q_s, k_s)}, [rule], in_maps=in_maps)(q, k, v, site) for rule in rules)
+    own = fused(q, k, v)
+    torch.testing.assert_close(some[:, [0, 2]], every[:, [0, 2]])
+    torch.testing.assert_close(some[:, [1, 3]], own[:, [1, 3]])
+    torch.testing.assert_close(every, fused(q_s, k_s, v))
+    assert (some - own)[:, [0, 2]].abs().max() > 0.1
+
+
+def test_rules_that_do_the_same_have_the_same_key():
+    far = Where(strides=(4,))
+    assert Rule(NONE, False, 64, far).key == Rule(NONE, False, 9).key  # nothing is done anywhere
+    assert Rule(KEEP, False, 64).key == Rule(KEEP, False, 9).key != Rule(KEEP, False, 9, far).key
+    assert Rule(NONE, True, 64).key != Rule(NONE, True, 9).key
+    assert Rule(swap(torch.eye(3)), False, 9).key == Rule(swap(torch.eye(3)), False, 9).key
+    assert Rule(swap(torch.eye(3)), False, 9).key != Rule(swap(torch.ones(3, 3)), False, 9).key
+
+
+@pytest.mark.parametrize("where, says", [
+    (Where(places=("left",)), "places must be some of ['down', 'mid'], as a tuple, not ('left',)"),
+    (Where(strides=()), "strides must be"), (Where(indices=[0]), "indices must be"),
+    (Where(heads=(8,)), "heads must be"),
+])  # fmt: skip
+def test_sites_and_heads_that_are_not_there_are_named(where, says):
+    with pytest.raises(ValueError) as error:
+        where.check({site: 4 if site.place == "down" else 8 for site in SITES})
+    assert says in str(error.value)

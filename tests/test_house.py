@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # A module imports from the floors below its own, and from its own package. The lowest comes first.
 FLOORS = (
-    ("attention", "config", "layers"),
+    ("attention", "config", "layers", "errors", "metrics"),
     ("unet", "vae", "sched"),
     ("checkpoint", "words"),
     ("text", "align"),
@@ -29,13 +29,17 @@ FLOORS = (
     ("trajectory",),
     ("replay",),
     ("model",),
-    ("viz", "png"),
+    ("viz", "png", "grid"),
+    ("sweep", "tiny"),
+    ("charts",),
     ("commands",),
-    ("cli",),
-    ("tiny", "demo", "__main__"),
+    ("cli", "demo"),
+    ("__main__",),
 )
-AROUND = ("tiny", "viz", "png", "commands", "cli", "demo", "__main__")  # all else is the core
+AROUND = ("tiny", "viz", "png", "errors", "metrics", "grid", "sweep", "charts", "commands", "cli", "demo", "__main__")
+# all else is the core
 THIRD_PARTY = {"torch", "numpy", "einops", "PIL", "safetensors", "transformers", "tqdm"}
+EXTRAS = {"matplotlib", "pyarrow", "skimage"}  # of what is around the core
 CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 MUTABLE_CALLS = {"list", "dict", "set", "bytearray", "defaultdict", "deque", "Counter", "OrderedDict", "count", "cycle"}
 
@@ -125,8 +129,10 @@ def test_the_package_itself_imports_nothing_of_its_own_until_asked(trees):
 
 
 def test_third_parties_are_few(trees):
-    used = {module.split(".")[0] for tree in trees.values() for module, _ in imports(tree)}
-    assert used - set(sys.stdlib_module_names) - {"minip2p"} == THIRD_PARTY
+    for around in (False, True):
+        used = {module.split(".")[0] for path, tree in trees.items() if around or part(path) not in AROUND
+                for module, _ in imports(tree)}  # fmt: skip
+        assert used - set(sys.stdlib_module_names) - {"minip2p"} == THIRD_PARTY | (EXTRAS if around else set())
 
 
 def test_nothing_is_patched_and_nothing_is_remembered(trees):
@@ -201,7 +207,9 @@ def test_the_wheel_has_every_package():
 def test_what_is_needed_is_pinned():
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
-    wanted = config["options"]["install_requires"].split() + config["options.extras_require"]["dev"].split()
+    extras = config["options.extras_require"]
+    wanted = [*config["options"]["install_requires"].split(), *extras["dev"].split(), *extras["sweep"].split()]
+    wanted.remove("minip2p[sweep]")
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     assert {name.split(">")[0] for name in wanted} <= pins.keys()
     assert tomllib.loads((ROOT / "pyproject.toml").read_text()).keys() == {"build-system", "tool"}

@@ -9,6 +9,8 @@ Axes: b batch, c channels, h height, w width, n the 30 objects, k classes.
 """
 
 import json
+import math
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minip2p.checkpoint import load_module, shipped
+from minip2p.metrics import iou
 from minip2p.tiny.loop import write_json, write_safetensors
 from minip2p.tiny.scenes import ANIMALS, ATTRIBUTES, BACKGROUNDS, COLOURS, STYLES, THINGS
 
@@ -188,6 +191,21 @@ class Judge:
             read.style.softmax(1),
             read.strength.clamp(0, 1),
         )
+
+    def score(self, before: Tensor, after: Tensor, source: str, target: str, mask: Tensor | None) -> dict[str, float]:
+        """An edit's success, for a sweep: whether what the target names is what is there (1 or 0); and the IoU of the
+        mask with what the source has and the target has not. NaN where the prompts name nothing of the kind."""
+        old, new = ([name for name in self.config.objects if name in re.findall(r"\w+", prompt)]
+                    for prompt in (source, target))  # fmt: skip
+        gone = [name for name in old if name not in new]
+        found = {"success": math.nan, "mask_iou": math.nan}
+        if new:
+            found["success"] = float(self(after[None]).present(len(new))[0] == set(new))
+        if gone and mask is not None:
+            verdict = self(before[None])
+            truth = torch.stack([verdict.masks(name)[0] > 0.5 for name in gone]).any(0)
+            found["mask_iou"] = iou(mask, truth)
+        return found
 
     def save(self, folder: str | Path) -> None:
         """Writes config.json and judge.safetensors (float16), each whole or not at all."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from minip2p.cli import guarded
+from minip2p.errors import guarded
 from minip2p.tiny.judge import FOLDER, Judge, JudgeConfig, Network, Reading, Verdict
 from minip2p.tiny.loop import Training, cooldown, half_precision
 from minip2p.tiny.scenes import Scene, Sprites, dataset, fetch_sprites, render

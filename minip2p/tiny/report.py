@@ -22,9 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.checkpoint import shipped
-from minip2p.cli import fail, guarded
 from minip2p.edit import plan_edit
+from minip2p.errors import fail, guarded
 from minip2p.mask import Blend, Blending, HeatSum, columns, mask_of
+from minip2p.metrics import iou, psnr
 from minip2p.model import Model, bar, load
 from minip2p.replay import Target, edit
 from minip2p.tiny.judge import Judge
@@ -35,7 +36,6 @@ from minip2p.trajectory import Trajectory, sample, watching
 from minip2p.viz import Panel, grid
 
 EXAM_SEED = 9001
-CAP = 60.0  # dB: pictures that are equal have no PSNR
 WEIGHTS = (0.0, 1.0, 2.0)  # of a graded word
 MARGIN = 0.05  # by which its strength must rise at least, so that noise does not pass for it
 CARD = shipped("tiny").parent / "README.md"
@@ -67,20 +67,6 @@ MEANINGS = MappingProxyType({
     "reweight_monotone": ("0.85", f"a graded word at weights 0, 1, 2: strength rises each time, by {MARGIN} in all"),
     "reweight_rise": ("", "… by how much, of 1"),
 })  # fmt: skip
-
-
-def psnr(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], 3 H W, over the pixels of a mask H W; at most CAP, and
-    NaN where the mask is empty."""
-    error = (a - b).square()
-    mean = error.mean() if where is None else error[:, where].mean()
-    return float((10 * torch.log10(4 / mean.clamp_min(1e-12))).clamp(max=CAP))
-
-
-def iou(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of two masks; 0 where both are empty."""
-    union = (a | b).sum()
-    return float((a & b).sum() / union) if union else 0.0
 
 
 def mean(values: Sequence[float]) -> float:

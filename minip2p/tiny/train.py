@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minip2p.attention import Attend, explicit
-from minip2p.cli import guarded
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, is_whole, read_json
+from minip2p.errors import guarded
 from minip2p.model import Model, load
 from minip2p.sched import Schedule
 from minip2p.tiny.export import export, text_encoder, tokenizer

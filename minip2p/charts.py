@@ -1,0 +1,101 @@
+"""The results of a sweep to look at: its table, a contact sheet and a chart for each pair of axes."""
+
+import csv
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from matplotlib.figure import Figure
+from PIL import Image
+
+from minip2p import png, viz
+from minip2p.grid import AXES, Grid, label
+from minip2p.sweep import write_text
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_results(folder: Path, grid: Grid, rows: Rows) -> list[Path]:
+    """Writes table.csv and table.parquet, and sheet-A-B.png and chart-A-B.png for axes A and B. Returns their paths."""
+    paths = [folder / "table.csv", folder / "table.parquet"]
+    tidy = [{name: label(value) if name in AXES else value for name, value in row.items()} for row in rows]
+    write_text(paths[0], as_csv(tidy))
+    write_parquet(paths[1], tidy)
+    for a, b in pairs_of(grid):
+        name = f"{a}-{b}" if b else a
+        png.write([(folder / f"sheet-{name}.png", sheet(folder, grid, rows, a, b), f"{a} by {b}")])
+        chart(folder / f"chart-{name}.png", grid, rows, a, b)
+        paths += [folder / f"sheet-{name}.png", folder / f"chart-{name}.png"]
+    return paths
+
+
+def pairs_of(grid: Grid) -> list[tuple[str, str | None]]:
+    """Each pair of axes that are compared; one alone where there is but one."""
+    compared = grid.compared
+    return [(compared[0], None)] if len(compared) == 1 else list(itertools.combinations(compared, 2))
+
+
+def as_csv(rows: Rows) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def write_parquet(path: Path, rows: Rows) -> None:
+    """By pyarrow. Whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
+    partial.replace(path)
+
+
+def sheet(folder: Path, grid: Grid, rows: Rows, a: str, b: str | None) -> Image.Image:
+    """The pictures of two axes, the first down and the second across; all others at their first value."""
+    shown = [row for row in rows if all(row[name] == values[0] for name, values in grid.axes.items()
+                                        if name not in (a, b))]  # fmt: skip
+    panels = []
+    for row in shown:
+        caption = ", ".join(f"{name} {label(row[name])}" for name in (a, b) if name)
+        with Image.open(folder / row["picture"]) as picture:
+            panels.append((picture.convert("RGB"), caption))
+    return viz.grid(panels, columns=len(grid.axes[b]) if b else len(panels))
+
+
+def chart(path: Path, grid: Grid, rows: Rows, a: str, b: str | None) -> None:
+    """A heat map of each figure over two axes, the mean over all others. By matplotlib."""
+    figures = [name for name in rows[0] if name not in (*AXES, "cell", "picture")]
+    across, down = grid.axes[b] if b else [None], grid.axes[a]
+    columns = 3
+    lines = -(-len(figures) // columns)
+    figure = Figure(
+        figsize=(columns * (2.2 + 0.8 * len(across)), lines * (1.4 + 0.5 * len(down))), layout="constrained"
+    )
+    for name, ax in zip(figures, figure.subplots(lines, columns, squeeze=False).flat, strict=False):
+        cells = np.array([[mean([row[name] for row in rows if row[a] == y and (b is None or row[b] == x)])
+                           for x in across] for y in down])  # fmt: skip
+        ax.imshow(cells, cmap="viridis", aspect="auto")
+        middle = np.nanmean([np.nanmin(cells), np.nanmax(cells)]) if np.isfinite(cells).any() else 0
+        for (y, x), value in np.ndenumerate(cells):
+            ink = "black" if value > middle else "white"
+            ax.text(x, y, "–" if np.isnan(value) else f"{value:.3g}", ha="center", va="center", color=ink)
+        ax.set_title(name.replace("_", " "))
+        ax.set_xticks(range(len(across)), [label(x) if b else "" for x in across])
+        ax.set_yticks(range(len(down)), [label(y) for y in down])
+        ax.set(xlabel=b or "", ylabel=a)
+    for ax in figure.axes[len(figures) :]:
+        ax.set_visible(False)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
+    partial.replace(path)
+
+
+def mean(values: Sequence[float | None]) -> float:
+    """Of the values that there are; NaN where there are none."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else float("nan")

@@ -1,0 +1,42 @@
+"""What a program tells its user when something goes wrong: one line, and an exit status."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+
+
+def fail(message: str, status: int = 2) -> int:
+    print(f"minip2p: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def flush() -> None:
+    """Flushes stdout. Where it cannot be written it is pointed nowhere, so that it fails no second time at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        raise
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Does the work and returns the exit status; what the user can mend is one line on stderr and not a traceback."""
+    try:
+        work()
+        flush()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        return 0
+    except KeyboardInterrupt:
+        print("minip2p: interrupted", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        return fail(str(error))
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (MemoryError, RuntimeError) as error:  # where the CPU's memory ends, torch raises no more than RuntimeError
+        if isinstance(error, RuntimeError) and not re.search("memory|Storage size", str(error)):
+            raise
+        return fail("there is not enough memory; try a smaller --size")
+    return 0

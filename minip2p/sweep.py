@@ -1,0 +1,149 @@
+"""A grid of edits of one prompt, every combination of what is to be compared: minip2p sweep grid.toml
+
+The cells of one seed are edits of one source and go through the steps together, as a tree (`minip2p.replay`): what they
+have in common is run once. A seed is the unit of work: its pictures and figures are written when all of its cells are
+there, so a sweep that was killed goes on where it was, and ends with the same bytes.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from minip2p import png
+from minip2p.grid import AXES, Grid, label, target_of
+from minip2p.metrics import preservation
+from minip2p.model import Model
+from minip2p.replay import Plan, Target, edit, planned
+from minip2p.start import Start
+from minip2p.trajectory import Progress
+
+BATCH = 8  # rows of targets that run at once
+# Source and edited picture (3 H W in [-1, 1]), their prompts, the mask H W -> further figures, always the same names.
+Score = Callable[[Tensor, Tensor, str, str, Tensor | None], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The cells of one seed. first: the number of the first of them in the table."""
+
+    seed: Any
+    first: int
+    cells: list[dict[str, Any]]
+    start: Start
+    targets: list[Target]
+    plan: Plan
+
+    @property
+    def rows(self) -> int:
+        """The UNet rows that it takes, with those that only the source's picture needs."""
+        rest = self.start.steps - self.plan.read
+        return self.plan.cost(self.start, BATCH) + rest * (1 if self.start.guidance in (0, 1) else 2)
+
+
+def units(model: Model, grid: Grid) -> list[Unit]:
+    """The whole work, checked before any of it is done. Raises ValueError."""
+    found: list[Unit] = []
+    for seed in grid.axes["seed"]:
+        options = dict(grid.run) | ({"size": tuple(grid.run["size"])} if "size" in grid.run else {})
+        start, cells = model.start(grid.source, seed=seed, **options), grid.cells(seed)
+        targets = [target_of(model, start, cell) for cell in cells]
+        found.append(Unit(seed, len(found) * len(cells), cells, start, targets, planned(start.steps, targets)))
+    return found
+
+
+def said(grid: Grid, work: Sequence[Unit]) -> str:
+    """What the plan comes to, in one line."""
+    cells, rows = sum(len(unit.cells) for unit in work), sum(unit.rows for unit in work)
+    alone = sum(4 * unit.start.steps * len(unit.cells) for unit in work)
+    return (
+        f"{cells} edits of {len(work)} sources: {rows:,} rows of the UNet; as many runs of two prompts take {alone:,}"
+    )
+
+
+def sweep(
+    model: Model,
+    grid: Grid,
+    folder: Path,
+    *,
+    score: Score | None = None,
+    progress: Callable[[int, Callable[[], int]], Progress] = lambda total, done: iter,
+) -> list[dict[str, Any]]:
+    """Runs what is not there yet of a grid and returns the table, a row a cell. Raises ValueError for a folder that
+    holds another grid's.
+
+    score: further figures of each cell. progress(rows to run, rows run so far) -> what `edit` shows its progress by.
+    """
+    work = units(model, grid)
+    check_same(folder / "grid.json", {"grid": json.loads(grid.text), "model": model.fingerprint})
+    left = [unit for unit in work if not part(folder, unit).exists()]
+    begun = model.rows
+    shown = progress(sum(unit.rows for unit in left), lambda: model.rows - begun)
+    for unit in left:
+        runs = edit(model, unit.start, unit.targets, batch=BATCH, progress=shown)
+        files, rows = [], []
+        source = runs[0].source
+        assert source is not None
+        before = model.decode(source.latents[-1:].to(model.device))[0]
+        files.append((folder / f"source-seed{unit.seed}.png", source.image, png.parameters(source)))
+        for n, (cell, target, run) in enumerate(zip(unit.cells, unit.targets, runs, strict=True), unit.first):
+            after = model.decode(run.latents[-1:].to(model.device))[0]
+            mask = None if target.blending is None else grown(target.blending.mask(), after)
+            figures = dict(preservation(before, after, mask))
+            if score is not None:
+                figures |= score(before, after, grid.source, run.prompt, mask)
+            picture = f"{n:05d}.png"
+            rows.append({"cell": n, **cell, "picture": picture, **figures})
+            files.append((folder / picture, run.image, png.parameters(run, **shown_cell(cell))))
+        png.write(files)
+        write_text(part(folder, unit), json.dumps([plain(row) for row in rows], indent=1) + "\n")
+    return [row for unit in work for row in json.loads(part(folder, unit).read_text(encoding="utf-8"))]
+
+
+def part(folder: Path, unit: Unit) -> Path:
+    """Where a unit's rows of the table are kept; it is there when the unit is done."""
+    return folder / "parts" / f"seed{unit.seed}.json"
+
+
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON can hold it: no NaN."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+
+
+def shown_cell(cell: Mapping[str, Any]) -> dict[str, str]:
+    """A cell's settings that are not an edit's own by default, as a picture says them."""
+    return {name.capitalize(): label(value) for name, value in cell.items()
+            if name not in ("seed", "target") and value != AXES[name]}  # fmt: skip
+
+
+def grown(mask: Tensor, picture: Tensor) -> Tensor:
+    """A mask of the latent in the picture's pixels."""
+    return F.interpolate(mask[None, None].float(), picture.shape[1:], mode="nearest")[0, 0] > 0.5
+
+
+def check_same(path: Path, what: Mapping[str, Any]) -> None:
+    """Writes what a folder is for, or raises ValueError where it is for something else."""
+    text = json.dumps(what, indent=1, sort_keys=True) + "\n"
+    if not path.exists():
+        return write_text(path, text)
+    if path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{path.parent}: holds the sweep of another grid or model: choose another folder, or remove it"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}-{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,203 @@
+"""Sweeps: every cell is the edit that it says, what the plan predicts is run, and a kill loses nothing."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from minip2p import Blend, charts, cli
+from minip2p.edit import Where
+from minip2p.grid import Grid, label
+from minip2p.sweep import said, sweep, units
+
+FIELDS = {
+    "source": "a cat on the beach", "target": ["a tiger on the beach", "a cat on the beach at night"], "seed": [1, 2],
+    "cross": [0.4, {"default_": 0.8, "the": 0.2}], "self": [[0.2, 0.6]], "steps": 3, "size": [64, 72],
+}  # fmt: skip
+TOML = """
+source = "a cat on the beach"
+target = "a tiger on the beach"
+seed = [1, 2, 3]
+cross = [0.4, 1.0]
+self = [0.0, 0.5, 1.0]
+blend = ["", "cat:tiger"]
+heads = ["all", [0]]
+steps = 2
+size = [64, 64]
+"""
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_a_grid_is_every_combination_in_order():
+    grid = Grid.of(FIELDS)
+    assert grid.compared == ["seed", "target", "cross"] and grid.run == {"steps": 3, "size": [64, 72]}
+    cells = grid.cells(2)
+    assert [(cell["seed"], cell["target"][-5:], label(cell["cross"])) for cell in cells] == [
+        (2, "beach", "0.4"), (2, "beach", "default_=0.8 the=0.2"), (2, "night", "0.4"),
+        (2, "night", "default_=0.8 the=0.2"),
+    ]  # fmt: skip
+    assert all(cell["self"] == [0.2, 0.6] and cell["heads"] == "all" and cell["reweight"] == {} for cell in cells)
+
+
+def test_every_cell_is_the_edit_that_it_says(model, tmp_path):
+    """Within one grey level: another batch rounds in another way."""
+    rows = sweep(model, Grid.of(FIELDS), tmp_path)
+    assert [row["cell"] for row in rows] == list(range(8))
+    for row in rows:
+        cross = row["cross"]
+        alone = model.edit(FIELDS["source"], row["target"], seed=row["seed"], cross=cross, self_=(0.2, 0.6), steps=3,
+                           size=(64, 72))  # fmt: skip
+        assert np.abs(pixels(tmp_path / row["picture"]) - np.asarray(alone.image, int)).max() <= 1
+        source = pixels(tmp_path / f"source-seed{row['seed']}.png")
+        assert np.array_equal(source, np.asarray(alone.source.image))
+    assert len({(tmp_path / row["picture"]).read_bytes() for row in rows}) == 8
+
+
+@pytest.mark.parametrize("fields, options", [
+    (dict(reweight={"beach": 3.0}), dict(reweight={"beach": 3.0})), (dict(self_pixels=16), dict(self_pixels=16)),
+    (dict(blend="cat:tiger", threshold=0.6), dict(blend=Blend("cat", "tiger", threshold=0.6))),
+    (dict(places=[["up"]]), dict(where=Where(places=("up",)))),
+    (dict(strides=[[1, 4]], indices=[[0]]), dict(where=Where(strides=(1, 4), indices=(0,)))),
+    (dict(heads=[[1, 3]]), dict(where=Where(heads=(1, 3)))), (dict(cross=[[0.3, 0.8]]), dict(cross=(0.3, 0.8))),
+    (dict(guidance=2.0, negative="night"), dict(guidance=2.0, negative="night")),
+])  # fmt: skip
+def test_every_axis_reaches_the_edit(model, tmp_path, fields, options):
+    common = {"source": FIELDS["source"], "target": FIELDS["target"][0], "steps": 3, "size": [64, 64]}
+    (row,) = sweep(model, Grid.of(common | fields), tmp_path / "with")
+    alone = model.edit(common["source"], common["target"], **{"steps": 3, "size": (64, 64)} | options)
+    assert np.array_equal(pixels(tmp_path / "with" / row["picture"]), np.asarray(alone.image))
+    (without,) = sweep(model, Grid.of(common), tmp_path / "without")
+    assert not np.array_equal(pixels(tmp_path / "without" / without["picture"]), np.asarray(alone.image))
+
+
+def test_the_rows_that_are_run_are_those_that_the_plan_says(model, tmp_path):
+    grid = Grid.of({**FIELDS, "self": [0.0, 0.5, 1.0], "blend": ["", "beach"]})
+    work = units(model, grid)
+    before = model.rows
+    sweep(model, grid, tmp_path)
+    assert model.rows - before == sum(unit.rows for unit in work)
+    rows = sum(unit.rows for unit in work)
+    assert said(grid, work) == f"48 edits of 2 sources: {rows} rows of the UNet; as many runs of two prompts take 576"
+
+
+def test_figures_are_of_the_pictures(model, tmp_path):
+    grid = Grid.of({**FIELDS, "target": [FIELDS["source"]], "reweight": [{"beach": 1.0}, {"beach": 4.0}], "seed": 1})
+    same, more = sweep(model, grid, tmp_path, score=lambda *given: {"given": len(given)})[:2]
+    assert same["psnr"] == 60 and same["mse"] < 1e-10 and same["ssim"] == pytest.approx(1) and same["given"] == 5
+    assert more["psnr"] < 60 and more["mse"] > 0 and more["mse_inside"] is not None  # the re-weighted word has a place
+    nothing = Grid.of({"source": "a cat", "target": "a cat", "steps": 1, "size": [64, 64]})
+    assert sweep(model, nothing, tmp_path / "other")[0]["psnr_inside"] is None
+
+
+def contents(folder):
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".partial"))
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+def test_a_sweep_that_is_killed_ends_with_the_same_bytes(tmp_path):
+    """SIGKILL at random moments of the run; then to the end. Tables, pictures and charts are the same."""
+    (tmp_path / "grid.toml").write_text(TOML)
+    draw, command = random.Random(0), [sys.executable, "-m", "minip2p", "sweep", tmp_path / "grid.toml", "-o"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    began = time.time()
+    subprocess.run([*command, tmp_path / "whole"], check=True, env=environment, capture_output=True)
+    took, killed = time.time() - began, 0
+    for _ in range(3):
+        running = subprocess.Popen([*command, tmp_path / "killed"], env=environment, stdout=subprocess.DEVNULL)
+        try:
+            running.wait(draw.uniform(0.4, 0.95) * took)
+        except subprocess.TimeoutExpired:
+            running.send_signal(signal.SIGKILL)
+            killed += running.wait() == -signal.SIGKILL
+    assert killed
+    last = subprocess.run([*command, tmp_path / "killed"], check=True, env=environment, capture_output=True, text=True)
+    whole, again = (contents(tmp_path / name) for name in ("whole", "killed"))
+    assert whole.keys() == again.keys() and whole == again
+    assert len([name for name in whole if name.name[:5].isdigit()]) == 72 and "72 edits of 3 sources" in last.stdout
+
+
+def test_what_is_done_is_not_done_again(model, tmp_path):
+    grid = Grid.of(FIELDS)
+    rows = sweep(model, grid, tmp_path)
+    (tmp_path / "parts" / "seed2.json").unlink()
+    before = model.rows
+    assert sweep(model, grid, tmp_path) == rows
+    assert model.rows - before == units(model, grid)[1].rows
+    assert sweep(model, grid, tmp_path) == rows and model.rows - before == units(model, grid)[1].rows
+    with pytest.raises(ValueError, match="holds the sweep of another grid or model: choose another folder"):
+        sweep(model, Grid.of({**FIELDS, "steps": 4}), tmp_path)
+
+
+def test_the_results_are_a_tidy_table_sheets_and_charts(model, tmp_path):
+    grid = Grid.of({**FIELDS, "self": [0.0, 1.0], "seed": 1})
+    rows = sweep(model, grid, tmp_path)
+    paths = charts.write_results(tmp_path, grid, rows)
+    pairs = ["target-cross", "target-self", "cross-self"]
+    pictures = [f"{kind}-{pair}.png" for pair in pairs for kind in ("sheet", "chart")]
+    assert [path.name for path in paths] == ["table.csv", "table.parquet", *pictures]
+    read = list(csv.DictReader(paths[0].open(encoding="utf-8")))
+    table = pyarrow.parquet.read_table(paths[1]).to_pylist()
+    assert len(read) == len(table) == 8 and list(read[0]) == list(table[0])
+    for row, text, cell in zip(rows, read, table, strict=True):
+        assert float(text["psnr"]) == cell["psnr"] == row["psnr"] and text["cross"] == cell["cross"] == label(
+            row["cross"]
+        )
+    sheet = charts.sheet(tmp_path, grid, rows, "cross", "self")
+    panel = pixels(tmp_path / rows[3]["picture"])  # the second cross, the second self
+    wide = np.asarray(Image.fromarray(panel).resize((288, 256), Image.Resampling.LANCZOS))
+    found = np.lib.stride_tricks.sliding_window_view(np.asarray(sheet), wide.shape)[:, :, 0]
+    assert any(np.array_equal(found[y, x], wide) for y in range(found.shape[0] - 60, found.shape[0])
+               for x in range(found.shape[1] - 60, found.shape[1]))  # fmt: skip
+    assert min(pixels(path).std() for path in paths[2:]) > 10
+
+
+@pytest.mark.parametrize("change, says", [
+    ("seeds = [1]", "a grid has no 'seeds', only source, seed, target"), ("cross = []", "cross has no values"),
+    ("cross = 2", "0 <= start <= end <= 1"), ('cross = "much"', "0 <= start <= end <= 1"),
+    ("places = [['left']]", "places must be some of"),
+    ("strides = [[3]]", "strides must be some of [1, 2, 4], as a tuple, not (3,)"), ("heads = [[9]]", "heads must be"),
+    ("blend = 'cow'", "'cow' is not in the prompt"), ("reweight = {cow = 2}", "'cow' is not in the prompt"),
+    ("seed = 'x'", "seed must lie"), ("steps = 0", "steps must lie between 1 and 1000"), ("x = = 1", "Invalid value"),
+    ("threshold = 2", "a blend's threshold must lie between 0 and 1"), ("size = [3]", "size must be two multiples"),
+    ("places = 'up'", 'places: each value is "all" or a list'), ("heads = 3", "heads: each value"),
+    ("self_pixels = 'x'", "self_pixels: each value is a whole number"), ("reweight = 3", "weights are given"),
+    ("blend = 3", "blend: each value is a word"),
+])  # fmt: skip
+def test_a_bad_grid_is_one_line(change, says, tmp_path, capsys):
+    name = change.split()[0]
+    kept = "\n".join(line for line in TOML.splitlines() if not line.startswith(f"{name} "))
+    (tmp_path / "grid.toml").write_text(f"{kept}\n{change}\n")
+    assert cli.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and says in said.err, said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grid_needs_a_source_a_target_and_a_file(tmp_path, capsys):
+    for text, says in (('target = "a cat"', "a grid needs a source"), ('source = "a cat"', "a grid needs a target")):
+        (tmp_path / "grid.toml").write_text(text)
+        assert cli.main(["sweep", str(tmp_path / "grid.toml")]) == 2 and says in capsys.readouterr().err
+    assert cli.main(["sweep", str(tmp_path / "none.toml")]) == 2
+    assert "none.toml: no such file" in capsys.readouterr().err
+
+
+def test_the_judge_scores_the_sweep_of_the_model_that_ships(tmp_path, capsys):
+    (tmp_path / "grid.toml").write_text('source = "a cat on the beach"\ntarget = ["a tiger on the beach"]\nsteps = 2\n')
+    assert cli.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("1 edits of 1 sources: 8 rows") and said[1] == "8 rows of the UNet were run"
+    (row,) = json.loads((tmp_path / "out" / "parts" / "seed0.json").read_text())
+    assert row["success"] in (0, 1) and 0 <= row["mask_iou"] <= 1
