@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from minip2p.cli import parser
+from minip2p.grid import Grid
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minip2p"
@@ -230,6 +231,11 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert (tmp_path / "tiger.png").exists() and names["heat"].shape == (2, 128, 128) and names["maps"]
+
+
+def test_the_readmes_grid_is_a_grid():
+    (grid,) = fenced("toml")
+    assert Grid.of(tomllib.loads(grid)).compared == ["seed", "target", "cross", "heads"]
 
 
 def test_the_readmes_commands_are_commands():

@@ -1,0 +1,49 @@
+"""A model of Stable Diffusion 1.5's configuration with random weights, in diffusers' layout: python weights.py FOLDER
+
+What a benchmark of speed needs of the real one: the sizes, and a signal that neither dies nor grows.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from minip2p.checkpoint import shipped
+
+
+def randomize(module: torch.nn.Module, source: torch.Generator) -> None:
+    """Matrices of variance 1 / fan-in, norms near one, biases near zero."""
+    for name, p in module.named_parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=p[0].numel() ** -0.5, generator=source)
+        else:
+            torch.nn.init.normal_(p, 1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.1, generator=source)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    folder, source = parser.parse_args().folder, torch.Generator().manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)  # the rest is SD 1.5's
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    tokenizer = shipped("tiny") / "tokenizer"
+    size = len((tokenizer / "vocab.json").read_text(encoding="utf-8").split('":')) - 1
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=size, hidden_size=768, intermediate_size=3072, projection_dim=768,
+                                        num_hidden_layers=12, num_attention_heads=12))  # fmt: skip
+    with torch.no_grad():
+        for name, module in (("unet", unet), ("vae", vae), ("text_encoder", text)):
+            randomize(module, source)
+            module.save_pretrained(folder / name)
+    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+                  set_alpha_to_one=False, clip_sample=False).save_pretrained(folder / "scheduler")  # fmt: skip
+    shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main()
