@@ -79,5 +79,6 @@ def flops(model: minip2p.Model, rows: int, size: int) -> float:
 
 
 def finish(figures: Mapping[str, Any]) -> None:
-    """The last line: one JSON object."""
+    """What it was measured with, and last one JSON line."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}))

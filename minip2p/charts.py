@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from minip2p import png, viz
+from minip2p.files import whole, write_text
 from minip2p.grid import AXES, Grid, label
-from minip2p.sweep import write_text
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -23,12 +23,13 @@ Rows = Sequence[Mapping[str, Any]]
 def write_results(folder: Path, grid: Grid, rows: Rows) -> list[Path]:
     """Writes table.csv and table.parquet, and sheet-A-B.png and chart-A-B.png for axes A and B. Returns their paths."""
     paths = [folder / "table.csv", folder / "table.parquet"]
-    tidy = [{name: label(value) if name in AXES else value for name, value in row.items()} for row in rows]
+    said = {name for name in AXES if not all(isinstance(row[name], int | float) for row in rows)}  # in words
+    tidy = [{name: label(value) if name in said else value for name, value in row.items()} for row in rows]
     write_text(paths[0], as_csv(tidy))
     write_parquet(paths[1], tidy)
     for a, b in pairs_of(grid):
         name = f"{a}-{b}" if b else a
-        png.write([(folder / f"sheet-{name}.png", sheet(folder, grid, rows, a, b), f"{a} by {b}")])
+        png.write([(folder / f"sheet-{name}.png", sheet(folder, grid, rows, a, b), f"{a} by {b}" if b else a)])
         chart(folder / f"chart-{name}.png", grid, rows, a, b)
         paths += [folder / f"sheet-{name}.png", folder / f"chart-{name}.png"]
     return paths
@@ -49,10 +50,9 @@ def as_csv(rows: Rows) -> str:
 
 
 def write_parquet(path: Path, rows: Rows) -> None:
-    """By pyarrow. Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
-    partial.replace(path)
+    """By pyarrow."""
+    with whole(path) as partial:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
 
 
 def sheet(folder: Path, grid: Grid, rows: Rows, a: str, b: str | None) -> Image.Image:
@@ -90,9 +90,8 @@ def chart(path: Path, grid: Grid, rows: Rows, a: str, b: str | None) -> None:
         ax.set(xlabel=b or "", ylabel=a)
     for ax in figure.axes[len(figures) :]:
         ax.set_visible(False)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
-    partial.replace(path)
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
 
 
 def mean(values: Sequence[float | None]) -> float:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from minip2p import png, viz
+from minip2p import sweep as sweeping
 from minip2p.align import kind_of, refine_alignment, report, swap_mapper
 from minip2p.grid import Grid
 from minip2p.model import Model, load
@@ -87,23 +88,24 @@ def maps(args: Namespace) -> None:
 def sweep(args: Namespace) -> None:
     """The pictures, the table, and for each pair of axes a contact sheet and a chart."""
     try:
+        import skimage.metrics  # noqa: F401, read when the first figures are made
+
         from minip2p import charts
-        from minip2p.sweep import said, units
-        from minip2p.sweep import sweep as swept
     except ImportError as error:
         raise ValueError(f"a sweep needs {error.name}: pip install 'minip2p[sweep]'") from None
     grid, model, folder = Grid.read(Path(args.grid)), opened(args), Path(args.out)
     png.check_writable([folder / "table.csv"])
-    print(said(grid, units(model, grid)), flush=True)
+    work = sweeping.units(model, grid)
+    print(sweeping.said(work), flush=True)
     score = Judge.load().score if args.model is None else None
     before = model.rows
-    rows = swept(model, grid, folder, score=score, progress=rows_bar)
+    rows = sweeping.sweep(model, grid, work, folder, score=score, progress=rows_bar)
     print(f"{model.rows - before:,} rows of the UNet were run")
     print(*charts.write_results(folder, grid, rows), sep="\n")
 
 
 def rows_bar(total: int, done: Callable[[], int]) -> Progress:
-    """A progress bar in rows of the UNet, which take the same time each: so its estimate is true."""
+    """A progress bar in rows of the UNet, which take the same time each, and most of it."""
     shown = tqdm(total=total, disable=None, leave=False, unit="row")
 
     def steps(given: Iterable[Any]) -> Iterator[Any]:
@@ -129,7 +131,8 @@ def opened(args: Namespace) -> Model:
 def stem(args: Namespace, prompt: str, run: Trajectory | None = None) -> Path:
     """What the names of all the files that a command writes begin with. run: one that is not begun here."""
     out, seed = Path(args.out), (args.seed or 0) if run is None else run.seed
-    return out.with_suffix("") if out.suffix.lower() == ".png" else out / f"{png.file_name(prompt)}-seed{seed}"
+    name = png.file_name(prompt) + ("" if seed is None else f"-seed{seed}")
+    return out.with_suffix("") if out.suffix.lower() == ".png" else out / name
 
 
 def run_file(name: str) -> Path:

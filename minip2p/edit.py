@@ -164,10 +164,6 @@ class Rule:
         return KEEP if self.inject_self and queries <= self.self_pixels else NONE
 
     @property
-    def reads_source(self) -> bool:
-        return self.inject_self or not is_zero(self.cross.R)
-
-    @property
     def key(self) -> Any:
         """Equal for rules that do the same."""
         pixels = self.self_pixels if self.inject_self else 0

@@ -59,6 +59,8 @@ class Grid:
             axes[name] = values if isinstance(values, list) else [values]
             if not axes[name]:
                 raise ValueError(f"{name} has no values")
+            if twice := [value for n, value in enumerate(axes[name]) if value in axes[name][:n]]:
+                raise ValueError(f"{name} has {twice[0]!r} twice")
         return cls(fields["source"], axes, {name: fields[name] for name in RUN if name in fields})
 
     @property
@@ -82,6 +84,8 @@ def target_of(model: Model, start: Start, cell: Mapping[str, Any]) -> Target:
     old, new = model.text.prompt(start.prompt), model.text.prompt(cell["target"])
     where = Where(*(reached(name, cell[name]) for name in ("places", "strides", "indices", "heads")))
     where.check({attention.site: attention.heads for attention in model.unet.attentions})
+    if not isinstance(cell["reweight"], Mapping):
+        raise ValueError(f"reweight: each value is weights by word, as {{fog = 2.0}}, not {cell['reweight']!r}")
     if not is_whole(cell["self_pixels"]):
         raise ValueError(f"self_pixels: each value is a whole number, not {cell['self_pixels']!r}")
     plan = plan_edit(old, new, start.steps, cross=pairs(cell["cross"]), self_=pairs(cell["self"]),
@@ -95,7 +99,7 @@ def target_of(model: Model, start: Start, cell: Mapping[str, Any]) -> Target:
 
 def reached(name: str, value: Any) -> tuple[Any, ...] | None:
     """What an axis of sites or heads says, as `Where` takes it. Raises ValueError."""
-    if value != "all" and not isinstance(value, list):
+    if value != "all" and not (isinstance(value, list) and all(isinstance(one, str | int) for one in value)):
         raise ValueError(f'{name}: each value is "all" or a list, not {value!r}')
     return None if value == "all" else tuple(value)
 

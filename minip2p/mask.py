@@ -151,8 +151,10 @@ class Blend:
     takes it); the mask is the union of both.
     without_source, without_target: words whose places may not. mask: an own mask instead of the words', H W: a tensor,
     an array or a PIL image, 1 or white where the picture may change; resized to the latent. threshold,
-    without_threshold: of the heat map's maximum. start: the share of the run from which on it blends. strides: of the
-    maps that are read, `default_strides` where none are given.
+    without_threshold: of the heat map's maximum. pool: let the mask reach one pixel of the maps further, by a 3 × 3
+    max-pool, as the published code does; without, it keeps to the words' places, and more of the source is kept. start:
+    the share of the run from which on it blends. strides: of the maps that are read, `default_strides` where none are
+    given.
     """
 
     source: tuple[Any, ...] = ()
@@ -162,6 +164,7 @@ class Blend:
     mask: Any = None
     threshold: float = 0.3
     without_threshold: float = 0.3
+    pool: bool = True
     start: float = 0.2
     strides: tuple[int, ...] | None = None
 
@@ -222,7 +225,7 @@ class Blending:
             return None
         b, words = self.blend, [heat.columns.numpy().tobytes() for heat in (self.source, self.target)]
         own = None if b.mask is None else (tuple(b.mask.shape), b.mask.cpu().numpy().tobytes())
-        return *words, own, b.threshold, b.without_threshold, self.source.strides
+        return *words, own, b.threshold, b.without_threshold, b.pool, self.source.strides
 
     def mask(self) -> Tensor:
         """Where the target may differ, h w bool: (source's words ∪ target's words) minus what is kept out."""
@@ -232,7 +235,7 @@ class Blending:
             out = F.interpolate(b.mask[None, None].float(), size, mode="area")[0, 0].cpu() >= 0.5
         for heat, words in ((self.source, b.source), (self.target, b.target)):
             if words and b.mask is None:
-                out = out | mask_of(heat.total[0], size, b.threshold).cpu()
+                out = out | mask_of(heat.total[0], size, b.threshold, b.pool).cpu()
         for heat, words in ((self.source, b.without_source), (self.target, b.without_target)):
             if words:
                 out = out & ~mask_of(heat.total[1], size, b.without_threshold, pool=False).cpu()

@@ -7,6 +7,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from minip2p.archive import opened, record
 from minip2p.attention import Attend, fused
 from minip2p.checkpoint import load_module, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
@@ -18,7 +19,7 @@ from minip2p.replay import Target, edit
 from minip2p.sched import Schedule
 from minip2p.start import Start, begin, check_attend
 from minip2p.text import Text
-from minip2p.trajectory import Trajectory, opened, record, sample
+from minip2p.trajectory import Trajectory, sample
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 from minip2p.words import self_steps

@@ -40,13 +40,12 @@ class Parts:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells whether a file is of this model: from the first numbers of each weight of UNet and text encoder, to
-        bfloat16's precision, so that the dtype that they are loaded in does not matter."""
-        seen = hashlib.sha256()
-        for part in (self.unet, self.text.encoder):
+        """Tells whether a file is of this model, in this dtype: from the schedule, and each weight's name, shape and
+        first numbers."""
+        seen = hashlib.sha256(repr(self.sched.config).encode())
+        for part in (self.unet, self.vae, self.text.encoder):
             for name, p in part.named_parameters():
-                few = p.detach().flatten()[:8].to("cpu", torch.bfloat16)
-                seen.update(f"{name} {tuple(p.shape)} {few.tolist()}".encode())
+                seen.update(f"{name} {p.dtype} {tuple(p.shape)} {p.detach().flatten()[:8].tolist()}".encode())
         return seen.hexdigest()
 
     def decode(self, latents: Tensor) -> Tensor:

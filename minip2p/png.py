@@ -1,10 +1,10 @@
 """Pictures into PNG files: with the parameters that make them again, checked beforehand, whole or not at all."""
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from minip2p.files import whole
 from minip2p.trajectory import Trajectory
 
 File = tuple[Path, Image.Image, str]  # where, what, and the text of its chunk `parameters`
@@ -67,16 +68,8 @@ def check_writable(paths: Iterable[Path]) -> None:
 
 def write(files: Iterable[File]) -> None:
     """Writes all of the pictures or none: each in its folder under a temporary name, then all are renamed."""
-    files = list(files)
-    partial = [path.with_name(f".{os.getpid()}-{n}.partial") for n, (path, _, _) in enumerate(files)]
-    try:
-        for temporary, (path, picture, text) in zip(partial, files, strict=True):
+    with ExitStack() as stack:
+        for path, picture, text in files:
             info = PngInfo()
             info.add_text("parameters", text)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(temporary, "PNG", pnginfo=info)
-        for temporary, (path, _, _) in zip(partial, files, strict=True):
-            os.replace(temporary, path)
-    finally:
-        for temporary in partial:
-            temporary.unlink(missing_ok=True)
+            picture.save(stack.enter_context(whole(path)), "PNG", pnginfo=info)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -79,20 +79,20 @@ def bytes_of(layout: Layout) -> int:
 
 
 class Block:
-    """Tensors in one block of bytes, laid out as a safetensors file: in memory, or memory-mapped in a file that gets
-    its name when all is in it. `with Block(...) as block:` leaves no file behind where something goes wrong."""
+    """Tensors in one block of bytes, laid out as a safetensors file: in memory, or memory-mapped in a new file."""
 
     def __init__(self, layout: Layout, said: Mapping[str, str], file: Path | None = None):
         header: dict[str, object] = {"__metadata__": dict(said)}
         end = 0
         for name, (dtype, shape) in layout.items():
+            if dtype not in NAMES:
+                raise ValueError(f"{name} cannot be kept as {dtype}, only as a dtype of floating-point numbers")
             start, end = end, end + dtype.itemsize * math.prod(shape)
             header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": (start, end)}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # so that numbers lie at multiples of their size
         text = len(text).to_bytes(8, "little") + text
-        self.file, self.partial = file, None if file is None else file.with_name(f".{file.name}-{os.getpid()}.partial")
-        data = self._reserved(len(text) + end)
+        data = torch.empty(len(text) + end, dtype=torch.uint8) if file is None else mapped(file, len(text) + end)
         data[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         parts = data[len(text) :].split([dtype.itemsize * math.prod(shape) for dtype, shape in layout.values()])
         self.tensors = {
@@ -100,28 +100,14 @@ class Block:
             for part, (name, (dtype, shape)) in zip(parts, layout.items(), strict=True)
         }
 
-    def _reserved(self, count: int) -> Tensor:
-        if self.partial is None:
-            return torch.empty(count, dtype=torch.uint8)
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(self.partial, "wb") as f:
-                if hasattr(os, "posix_fallocate"):  # a disk that is full says so now, and not by a signal later
-                    os.posix_fallocate(f.fileno(), 0, count)
-            return torch.from_numpy(np.memmap(self.partial, np.uint8, "r+", shape=(count,)))
-        except OSError as error:
-            self.partial.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(self.file)) from None
 
-    def __enter__(self) -> "Block":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.partial is not None and self.file is not None:
-            if kind is None:
-                os.replace(self.partial, self.file)
-            else:
-                self.partial.unlink(missing_ok=True)
+def mapped(file: Path, count: int) -> Tensor:
+    """So many bytes of a new file, memory-mapped. Raises OSError where the disk has no room for them."""
+    with open(file, "wb") as f:
+        if hasattr(os, "posix_fallocate"):  # a disk that is full says so now, and not by a signal later
+            os.posix_fallocate(f.fileno(), 0, count)
+        f.truncate(count)
+    return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(count,)))
 
 
 @dataclass(frozen=True, eq=False)

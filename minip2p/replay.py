@@ -4,25 +4,27 @@ Axes: b batch, c h w latents; e targets.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minip2p.attention import Attend, Site, at_step
+from minip2p.attention import Attend, Site, at_step, fused
 from minip2p.edit import QK, Edit, Wanted, is_zero
 from minip2p.inject import Watch, injecting
 from minip2p.mask import Blending, add_heat
 from minip2p.parts import Parts
+from minip2p.record import queries_of
 from minip2p.start import Start
 from minip2p.trajectory import Progress, Source, Trajectory, finite
 
 
 @dataclass(frozen=True)
 class Target:
-    """One target of an edit: its prompt, its edit, and its blending if there is one."""
+    """One target of an edit: its prompt, its edit, and its blending if there is one, which sums heat as the edit goes:
+    it serves one edit."""
 
     prompt: str
     edit: Edit
@@ -50,10 +52,13 @@ def edit(
     """Edits a source into all targets, step by step (Hertz et al. 2022, algorithm 1). Each starts from the source's
     noise; at each step the source goes first, where a target still reads it, and the targets follow.
 
-    Targets that have agreed in all that was done to them are one row (`shared`); up to `batch` rows run at once.
+    Targets that have agreed in all that was done to them are one row (`shared`); up to `batch` rows run at once. But an
+    `attend` of one's own, which may keep what it sees, sees all targets at once, a row each.
     attend: the targets' attention besides the edit, the source's own where None. in_maps: the explicit execution.
     """
-    source, attend, plan = Source(parts, origin), attend or origin.attend, planned(origin.steps, targets)
+    source, attend, plan = Source(parts, origin), attend or origin.attend, planned(parts, origin, targets)
+    if attend is not fused:
+        plan, batch = replace(plan, rows=[[[n] for n in range(len(targets))]] * origin.steps), len(targets)
     texts = {target.prompt: parts.text(target.prompt) for target in targets}
     latents = [[source.latents[0]] for _ in targets]
     for i, step in enumerate(progress(list(parts.sched.steps(origin.steps)))):
@@ -102,13 +107,16 @@ class Plan:
         return total
 
 
-def planned(steps: int, targets: Sequence[Target]) -> Plan:
-    """The plan of an edit: the source goes along as far as it is read, to the end where a target is blended with it."""
-    wanted = [_wanted(targets, i) for i in range(steps)]
+def planned(parts: Parts, origin: Trajectory | Start, targets: Sequence[Target]) -> Plan:
+    """The plan of an edit: the source goes along as far as it is read, to the end where a target is blended with it. At
+    guidance 0 no words are read, and so no attention."""
+    latents = origin.latents if isinstance(origin, Trajectory) else origin.noise
+    queries = queries_of(parts.unet, (latents.shape[-2], latents.shape[-1]))
+    wanted = [_wanted(targets, i, queries) if origin.guidance != 0 else None for i in range(origin.steps)]
     read = max((i + 1 for i, sites in enumerate(wanted) if sites is not None), default=0)
     if any(target.blending is not None for target in targets):
-        read = steps
-    return Plan(wanted, read, list(shared(targets, steps)))
+        read = origin.steps
+    return Plan(wanted, read, list(shared(targets, origin.steps)))
 
 
 def shared(targets: Sequence[Target], steps: int) -> Iterator[list[list[int]]]:
@@ -141,20 +149,16 @@ def batches(rows: Sequence[Any], most: int) -> list[Sequence[Any]]:
     return [rows[a:b] for a, b in pairwise(ends)]
 
 
-def _wanted(targets: Sequence[Target], step: int) -> Wanted | None:
+def _wanted(targets: Sequence[Target], step: int, queries: Mapping[Site, int]) -> Wanted | None:
     """Which sites of the source are read at a step; None where none are."""
-    rules = [target.edit.at(step) for target in targets]
-    blendings = [target.blending for target in targets if target.blending is not None]
-    masks = any(blending.source.columns.any() for blending in blendings)
-    if not masks and not any(rule.reads_source for rule in rules):
-        return None
+    rules = list({rule.key: rule for rule in (target.edit.at(step) for target in targets)}.values())
+    heats = [target.blending.source for target in targets if target.blending is not None]
 
-    def wanted(site: Site, queries: int) -> bool:
-        return any(not is_zero(rule.of(site, queries).R) for rule in rules) or any(
-            blending.source.wants(site) for blending in blendings
-        )
+    def is_read(site: Site, n: int) -> bool:
+        return any(not is_zero(rule.of(site, n).R) for rule in rules) or any(heat.wants(site) for heat in heats)
 
-    return wanted
+    read = {site for site, n in queries.items() if is_read(site, n)}
+    return (lambda site, queries: site in read) if read else None
 
 
 def _add_source_heat(found: Mapping[Site, QK], targets: Sequence[Target], attend: Attend, step: int) -> None:

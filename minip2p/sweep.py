@@ -2,12 +2,11 @@
 
 The cells of one seed are edits of one source and go through the steps together, as a tree (`minip2p.replay`): what they
 have in common is run once. A seed is the unit of work: its pictures and figures are written when all of its cells are
-there, so a sweep that was killed goes on where it was, and ends with the same bytes.
+there, so a sweep that was killed goes on with the seeds that are not done, and ends with the same bytes.
 """
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minip2p import png
+from minip2p.files import write_text
 from minip2p.grid import AXES, Grid, label, target_of
 from minip2p.metrics import preservation
 from minip2p.model import Model
 from minip2p.replay import Plan, Target, edit, planned
 from minip2p.start import Start
-from minip2p.trajectory import Progress
+from minip2p.trajectory import Progress, as_image
 
 BATCH = 8  # rows of targets that run at once
 # Source and edited picture (3 H W in [-1, 1]), their prompts, the mask H W -> further figures, always the same names.
@@ -51,14 +51,14 @@ def units(model: Model, grid: Grid) -> list[Unit]:
     """The whole work, checked before any of it is done. Raises ValueError."""
     found: list[Unit] = []
     for seed in grid.axes["seed"]:
-        options = dict(grid.run) | ({"size": tuple(grid.run["size"])} if "size" in grid.run else {})
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in grid.run.items()}
         start, cells = model.start(grid.source, seed=seed, **options), grid.cells(seed)
         targets = [target_of(model, start, cell) for cell in cells]
-        found.append(Unit(seed, len(found) * len(cells), cells, start, targets, planned(start.steps, targets)))
+        found.append(Unit(seed, len(found) * len(cells), cells, start, targets, planned(model, start, targets)))
     return found
 
 
-def said(grid: Grid, work: Sequence[Unit]) -> str:
+def said(work: Sequence[Unit]) -> str:
     """What the plan comes to, in one line."""
     cells, rows = sum(len(unit.cells) for unit in work), sum(unit.rows for unit in work)
     alone = sum(4 * unit.start.steps * len(unit.cells) for unit in work)
@@ -70,19 +70,23 @@ def said(grid: Grid, work: Sequence[Unit]) -> str:
 def sweep(
     model: Model,
     grid: Grid,
+    work: Sequence[Unit],
     folder: Path,
     *,
     score: Score | None = None,
     progress: Callable[[int, Callable[[], int]], Progress] = lambda total, done: iter,
 ) -> list[dict[str, Any]]:
     """Runs what is not there yet of a grid and returns the table, a row a cell. Raises ValueError for a folder that
-    holds another grid's.
+    holds another grid's. One process at a time works on a folder.
 
-    score: further figures of each cell. progress(rows to run, rows run so far) -> what `edit` shows its progress by.
+    work: the grid's `units`. score: further figures of each cell. progress(rows to run, rows run so far) -> what `edit`
+    shows its progress by.
     """
-    work = units(model, grid)
-    check_same(folder / "grid.json", {"grid": json.loads(grid.text), "model": model.fingerprint})
-    left = [unit for unit in work if not part(folder, unit).exists()]
+    check_same(folder / "grid.json", {"grid": json.loads(grid.text), "model": model.fingerprint,
+                                      "scored": score is not None})  # fmt: skip
+    for stale in folder.rglob(".*.partial"):  # of a sweep that was killed
+        stale.unlink()
+    left = [unit for unit in work if not done(folder, unit)]
     begun = model.rows
     shown = progress(sum(unit.rows for unit in left), lambda: model.rows - begun)
     for unit in left:
@@ -90,19 +94,19 @@ def sweep(
         files, rows = [], []
         source = runs[0].source
         assert source is not None
-        before = model.decode(source.latents[-1:].to(model.device))[0]
-        files.append((folder / f"source-seed{unit.seed}.png", source.image, png.parameters(source)))
+        before = source.picture
+        files.append((folder / source_of(unit), as_image(before), png.parameters(source)))
         for n, (cell, target, run) in enumerate(zip(unit.cells, unit.targets, runs, strict=True), unit.first):
-            after = model.decode(run.latents[-1:].to(model.device))[0]
+            after = run.picture
             mask = None if target.blending is None else grown(target.blending.mask(), after)
             figures = dict(preservation(before, after, mask))
             if score is not None:
                 figures |= score(before, after, grid.source, run.prompt, mask)
-            picture = f"{n:05d}.png"
+            picture = picture_of(n)
             rows.append({"cell": n, **cell, "picture": picture, **figures})
-            files.append((folder / picture, run.image, png.parameters(run, **shown_cell(cell))))
+            files.append((folder / picture, as_image(after), png.parameters(run, **shown_cell(cell))))
         png.write(files)
-        write_text(part(folder, unit), json.dumps([plain(row) for row in rows], indent=1) + "\n")
+        write_text(part(folder, unit), json.dumps([without_nan(row) for row in rows], indent=1) + "\n")
     return [row for unit in work for row in json.loads(part(folder, unit).read_text(encoding="utf-8"))]
 
 
@@ -111,7 +115,21 @@ def part(folder: Path, unit: Unit) -> Path:
     return folder / "parts" / f"seed{unit.seed}.json"
 
 
-def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def done(folder: Path, unit: Unit) -> bool:
+    """Whether a unit's figures and all of its pictures are there."""
+    pictures = [source_of(unit), *(picture_of(unit.first + n) for n in range(len(unit.cells)))]
+    return part(folder, unit).exists() and all((folder / name).exists() for name in pictures)
+
+
+def source_of(unit: Unit) -> str:
+    return f"source-seed{unit.seed}.png"
+
+
+def picture_of(cell: int) -> str:
+    return f"{cell:05d}.png"
+
+
+def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as JSON can hold it: no NaN."""
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
@@ -136,14 +154,3 @@ def check_same(path: Path, what: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{path.parent}: holds the sweep of another grid or model: choose another folder, or remove it"
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}-{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

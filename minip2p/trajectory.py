@@ -3,9 +3,8 @@
 Axes: t steps, b batch, c h w latents, n tokens, d width of their embedding.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.attention import Attend, Site, at_step, fused
-from minip2p.checkpoint import read_metadata, read_tensors
 from minip2p.edit import QK, Wanted
+from minip2p.files import whole
 from minip2p.inject import recording
 from minip2p.mask import HeatSum, add_heat, chosen_strides, columns
 from minip2p.parts import Parts
-from minip2p.record import Block, Keeps, Layout, Record, bytes_of, layout, queries_of
+from minip2p.record import Block, Record
 from minip2p.sched import Step
 from minip2p.start import Start
 
@@ -63,10 +62,14 @@ class Trajectory:
         return None if self.begun is None else self.begun.whole
 
     @property
+    def picture(self) -> Tensor:
+        """The picture, decoded from the last latents: 3 H W in [-1, 1]."""
+        return self.parts.decode(self.latents[-1:].to(self.parts.device))[0].cpu()
+
+    @property
     def image(self) -> Image.Image:
-        """The picture, decoded from the last latents."""
-        picture = self.parts.decode(self.latents[-1:].to(self.parts.device))[0]
-        return Image.fromarray(((picture + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+        """The picture, as Pillow has it."""
+        return as_image(self.picture)
 
     def maps(self, words: Any, *, strides: Sequence[int] | None = None) -> Tensor:
         """Heat maps of words, words H W in picture pixels: the share of attention that each pixel gives to the word,
@@ -90,15 +93,22 @@ class Trajectory:
         return F.interpolate(heat.mean[:, None], size, mode="bilinear")[:, 0].cpu()
 
     def save(self, file: str | Path) -> None:
-        """Writes the run, and its record if it has one, into one safetensors file. Raises ValueError for a run whose
-        attention is a function of one's own, which no file can hold."""
+        """Writes the run, and its record if it has one, into one safetensors file; not an edit's source or mask. Raises
+        ValueError for a run whose attention is a function of one's own, which no file can hold."""
         tensors = {"latents": self.latents} | ({} if self.record is None else dict(self.record.tensors))
         if self.unconditional is not None:
             tensors["unconditional"] = self.unconditional
         shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        with Block(shapes, described(self.parts, self), Path(file)) as block:
+        said = described(self.parts, self)
+        with whole(Path(file)) as partial:
+            block = Block(shapes, said, partial)
             for name, tensor in tensors.items():
                 block.tensors[name].copy_(tensor)
+
+
+def as_image(picture: Tensor) -> Image.Image:
+    """3 H W in [-1, 1] -> 8 bits a channel."""
+    return Image.fromarray(((picture + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def watching(heat: HeatSum, attend: Attend) -> Attend:
@@ -175,38 +185,6 @@ class Source:
                           attend=o.attend)  # fmt: skip
 
 
-def record(
-    parts: Parts,
-    origin: Trajectory | Start,
-    keeps: Keeps,
-    *,
-    dtype: torch.dtype,
-    budget: float,
-    file: Path | None = None,
-    progress: Progress = iter,
-) -> Trajectory:
-    """Goes through a run once and keeps the (q, k) that `keeps` says: in memory, where they may take `budget` bytes, or
-    memory-mapped in a file, which then is the run's. Raises ValueError, before it begins, where they would take more.
-    """
-    source = Source(parts, origin)
-    latent = source.latents[0].shape[-2:]
-    kept = layout(parts.unet, latent, len(parts.text.prompt(origin.prompt).ids), origin.steps, keeps, dtype)
-    if file is None and bytes_of(kept) > budget:
-        raise ValueError(f"the record would take {bytes_of(kept) / 1e6:,.1f} MB of memory, its budget is "
-                         f"{budget / 1e6:,.1f}: give it a file, or keep fewer steps or a smaller dtype")  # fmt: skip
-    own = origin.unconditional if isinstance(origin, Trajectory) else None
-    shapes: Layout = {"latents": (torch.float32, (origin.steps + 1, *source.latents[0].shape[1:]))}
-    shapes |= {} if own is None else {"unconditional": (own.dtype, own.shape)}
-    with Block(shapes | kept, described(parts, origin) if file else {}, file) as block:
-        made = Record({name: block.tensors[name] for name in kept}, queries_of(parts.unet, latent))
-        for i, step in enumerate(progress(parts.sched.steps(origin.steps))):
-            made.keep(i, source.read(i, step, keeps.at(i)))
-        block.tensors["latents"].copy_(source.whole.latents)
-        if own is not None:
-            block.tensors["unconditional"].copy_(own)
-    return replace(source.whole, latents=block.tensors["latents"], record=made)
-
-
 def described(parts: Parts, run: Trajectory | Start) -> dict[str, str]:
     """What a run's file says of it beside its tensors. Raises ValueError for an attention of one's own."""
     if run.attend is not fused:
@@ -214,34 +192,3 @@ def described(parts: Parts, run: Trajectory | Start) -> dict[str, str]:
     seed = "" if run.seed is None else str(run.seed)
     return {"format": FORMAT, "model": parts.fingerprint, "prompt": run.prompt, "negative": run.negative,
             "guidance": repr(float(run.guidance)), "seed": seed}  # fmt: skip
-
-
-def opened(parts: Parts, file: Path) -> Trajectory:
-    """The run in a file, memory-mapped. Raises FileNotFoundError or ValueError with one line that names the file."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
-    tensors, said = read_tensors(file), read_metadata(file)
-    if said.get("format") != FORMAT:
-        raise ValueError(f"{file}: not a run's file, which Trajectory.save and `minip2p generate --record` write")
-    if said.get("model") != parts.fingerprint:
-        raise ValueError(f"{file}: the run of another model: open it with the model that made it")
-    try:
-        latents, unconditional = tensors.pop("latents"), tensors.pop("unconditional", None)
-        steps, channels, *latent = len(latents) - 1, *latents.shape[1:]
-        prompt, negative, guidance = said["prompt"], said["negative"], float(said["guidance"])
-        seed, context = int(said["seed"]) if said["seed"] else None, parts.text(prompt)
-        always, size = Keeps((0, steps), (0, steps), math.prod(latent)), (latent[0], latent[1])
-        shapes = layout(parts.unet, size, context.shape[1], steps, always, torch.float32)
-        wrong = [name for name, tensor in tensors.items() if name not in shapes or tensor.shape != shapes[name][1]]
-        if channels != parts.unet.config.in_channels or latents.dtype != torch.float32 or steps < 1:
-            wrong.append("latents")
-        if unconditional is not None and unconditional.shape != (steps, *context.shape[1:]):
-            wrong.append("unconditional")
-        if wrong:
-            raise ValueError(f"{wrong[0]} is not of this run")
-        if not torch.isfinite(latents).all():
-            raise ValueError("its latents are not finite")
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"{file}: not a whole run ({error})") from None
-    record = Record(tensors, queries_of(parts.unet, size)) if tensors else None
-    return Trajectory(parts, prompt, latents, guidance, negative, seed, unconditional, record=record)

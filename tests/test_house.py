@@ -21,14 +21,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # A module imports from the floors below its own, and from its own package. The lowest comes first.
 FLOORS = (
-    ("attention", "config", "layers", "errors", "metrics"),
+    ("attention", "config", "layers", "errors", "files", "metrics"),
     ("unet", "vae", "sched"),
     ("checkpoint", "words"),
     ("text", "align"),
     ("edit", "mask", "parts"),
     ("inject", "record", "start"),
     ("trajectory",),
-    ("replay",),
+    ("replay", "archive"),
     ("model",),
     ("viz", "png", "grid"),
     ("sweep", "tiny"),
@@ -37,7 +37,21 @@ FLOORS = (
     ("cli", "demo"),
     ("__main__",),
 )
-AROUND = ("tiny", "viz", "png", "errors", "metrics", "grid", "sweep", "charts", "commands", "cli", "demo", "__main__")
+AROUND = (
+    "tiny",
+    "viz",
+    "png",
+    "errors",
+    "files",
+    "metrics",
+    "grid",
+    "sweep",
+    "charts",
+    "commands",
+    "cli",
+    "demo",
+    "__main__",
+)
 # all else is the core
 THIRD_PARTY = {"torch", "numpy", "einops", "PIL", "safetensors", "transformers", "tqdm"}
 EXTRAS = {"matplotlib", "pyarrow", "skimage"}  # of what is around the core

@@ -1,6 +1,7 @@
 """Records: the same bits as streaming, a size that is predicted, files that are whole, and files that are not."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import minip2p
 from minip2p import Blend, explicit
 from minip2p.record import Block, Keeps, bytes_of, layout
+from minip2p.sched import Schedule
 
 SOURCE, STEPS = "a cat and a house on grass", 4
 TARGETS = ["a dog and a house on grass", "a cat and a house on grass at night"]
@@ -85,6 +87,11 @@ def test_the_size_is_predicted_and_by_hand_right(model, recorded):
     assert bytes_of(few) == 2 * (2 * q + k + 2 * (3 * 160 * 64 + 256 * 16))
 
 
+def test_only_floating_point_numbers_are_kept(model):
+    with pytest.raises(ValueError, match="cannot be kept as torch.int8, only as a dtype of floating-point numbers"):
+        model.record(SOURCE, steps=1, dtype=torch.int8)
+
+
 def test_the_budget_is_kept(model, tmp_path):
     before = model.rows
     with pytest.raises(ValueError, match=r"the record would take 1.0 MB of memory, its budget is 0.5: give it a file"):
@@ -104,7 +111,7 @@ def test_nothing_is_left_of_a_record_that_went_wrong(model, tmp_path):
                 raise KeyboardInterrupt
             yield step
 
-    from minip2p.trajectory import record
+    from minip2p.archive import record
 
     with pytest.raises(KeyboardInterrupt):
         record(model, model.start(SOURCE, steps=3), Keeps((0, 3), (0, 0), 0), dtype=torch.float32, budget=0,
@@ -113,8 +120,6 @@ def test_nothing_is_left_of_a_record_that_went_wrong(model, tmp_path):
 
 
 def test_a_runs_file_is_a_safetensors_file(model, recorded, tmp_path):
-    from dataclasses import replace
-
     file = tmp_path / "deep" / "run.safetensors"
     steps = replace(recorded, unconditional=model.text("night").repeat(STEPS, 1, 1), negative='a "b" ü', seed=None)
     steps.save(file)
@@ -131,9 +136,8 @@ def test_a_runs_file_is_a_safetensors_file(model, recorded, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_block_is_read_by_the_safetensors_library(tmp_path, dtype):
     shapes = {"a": (dtype, (3, 1, 2)), "b": (dtype, ()), "c": (dtype, (0, 4))}
-    with Block(shapes, {"say": "é"}, tmp_path / "x") as block:
-        for n, tensor in enumerate(block.tensors.values()):
-            tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) + n)
+    for n, tensor in enumerate(Block(shapes, {"say": "é"}, tmp_path / "x").tensors.values()):
+        tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) + n)
     with safe_open(tmp_path / "x", "pt") as f:
         assert f.metadata() == {"say": "é"}
         for n, (name, (_, shape)) in enumerate(shapes.items()):
@@ -155,11 +159,17 @@ def damaged(file, change):
     (lambda t, s: t.update(latents=t["latents"][:, :3].clone()), "not a whole run"),
     (lambda t, s: t.update(latents=t["latents"][:1].clone()), "not a whole run"),
     (lambda t, s: t.update(latents=t["latents"][0].clone()), "not a whole run"),
-    (lambda t, s: t.update(latents=t["latents"].half()), "latents is not of this run"),
+    (lambda t, s: t.update(latents=t["latents"].half()), "not t c h w, float32"),
+    (lambda t, s: t.update(latents=t["latents"][None].clone()), "not t c h w, float32"),
+    (lambda t, s: t.update(latents=t["latents"][..., :0].clone()), "not t c h w, float32"),
+    (lambda t, s: s.update(guidance="nan"), "guidance must be a finite number"),
+    (lambda t, s: s.update(seed="-1"), "seed must lie between"),
+    (lambda t, s: t.update(latents=torch.zeros(1002, 4, 1, 1)), "steps must lie between 1 and 1000"),
+    (lambda t, s: t.update({"up.1.cross.q.0": t["up.1.cross.q.0"].to(torch.complex64)}), "up.1.cross.q.0 is not of"),
     (lambda t, s: t.update({"up.1.cross.q.0": t["up.1.cross.q.0"][:, :1]}), "up.1.cross.q.0 is not of this run"),
     (lambda t, s: t.update({"up.1.cross.q.9": t["up.1.cross.q.0"].clone()}), "up.1.cross.q.9 is not of this run"),
     (lambda t, s: t.update(unconditional=torch.zeros(1, 77, 128)), "unconditional is not of this run"),
-    (lambda t, s: t.update(latents=torch.full_like(t["latents"], torch.nan)), "not finite"),
+    (lambda t, s: t.update(latents=torch.full_like(t["latents"], torch.nan)), "finite"),
 ])  # fmt: skip
 def test_a_file_that_is_no_whole_run_is_named(model, recorded, tmp_path, change, says):
     file = tmp_path / "run.safetensors"
@@ -168,6 +178,26 @@ def test_a_file_that_is_no_whole_run_is_named(model, recorded, tmp_path, change,
     with pytest.raises(ValueError) as error:
         model.open(file)
     assert says in str(error.value) and str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", ["unet", "vae", "text", "schedule", "dtype"])
+def test_the_run_of_another_model_is_refused(model, recorded, tmp_path, change):
+    recorded.save(tmp_path / "run.safetensors")
+    other = minip2p.load(dtype=torch.bfloat16 if change == "dtype" else None)
+    if change == "schedule":
+        other.sched = Schedule(replace(other.sched.config, beta_end=0.013))
+    elif change != "dtype":
+        part = {"unet": other.unet, "vae": other.vae, "text": other.text.encoder}[change]
+        next(iter(part.parameters())).data += 1
+    with pytest.raises(ValueError, match="the run of another model"):
+        other.open(tmp_path / "run.safetensors")
+
+
+def test_at_guidance_0_nothing_is_read_and_nothing_kept(model, tmp_path):
+    run = model.record(SOURCE, steps=2, guidance=0, file=tmp_path / "run.safetensors")
+    assert not run.record.tensors and load_file(tmp_path / "run.safetensors").keys() == {"latents"}
+    streamed = model.edit(SOURCE, TARGETS[0], steps=2, guidance=0, blend="house")
+    assert same(model.edit(run, TARGETS[0], blend="house"), streamed) and not streamed.mask.any()
 
 
 def test_keys_that_are_missing_are_made_anew(model, recorded, tmp_path):

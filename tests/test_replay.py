@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minip2p import Blend, explicit
-from minip2p.edit import plan_edit
+from minip2p import Blend, Store, explicit
+from minip2p.edit import Where, plan_edit
 from minip2p.mask import Blending
 from minip2p.replay import Target, batches, edit, planned, shared
 from minip2p.trajectory import Source
@@ -30,7 +30,7 @@ def apart(one, other):
 def test_a_grid_of_taus_is_a_tree(model):
     """5 × 5 cells of 50 steps, by hand: cross ends at 20, 28, 35, 43, 50 and self at 20, 27, 35, 42, 50."""
     cells = [target(model, TARGET, 50, cross=a, self_=b) for a, b in itertools.product(TAUS, TAUS)]
-    plan = planned(50, cells)
+    plan = planned(model, model.start(SOURCE), cells)
     ends = [20, 28, 35, 43, 50], [20, 27, 35, 42, 50]
     by_hand = [(sum(end <= i for end in ends[0][:-1]) + 1) * (sum(end <= i for end in ends[1][:-1]) + 1)
                for i in range(50)]  # fmt: skip
@@ -45,7 +45,8 @@ def test_cells_of_a_tree_equal_edits_made_one_by_one(model):
     options += [dict(cross=0.4, reweight={"dog": 2}), dict(cross=0, self_=0), dict(kind="refine")]
     cells = [target(model, TARGET, 5, **each) for each in options]
     together = edit(model, start, cells, batch=100)
-    assert len(planned(5, cells).rows[0]) < len(cells) == len(planned(5, cells).rows[-1])
+    rows = planned(model, start, cells).rows
+    assert len(rows[0]) < len(cells) == len(rows[-1])
     for each, made in zip(options, together, strict=True):
         (alone,) = edit(model, start, [target(model, TARGET, 5, **each)])
         assert apart(made, alone) <= 1e-3
@@ -106,7 +107,7 @@ def test_the_plan_predicts_the_rows(model, cells, guidance, batch, kind):
     targets = [cell(model, **each, steps=4) for each in cells]
     before = model.rows
     edit(model, origin, targets, batch=batch)
-    assert model.rows - before == planned(4, targets).cost(origin, batch)
+    assert model.rows - before == planned(model, origin, targets).cost(origin, batch)
 
 
 def test_a_learnt_edit_shares_with_none_but_itself(model):
@@ -125,15 +126,40 @@ def test_batches_are_few_and_alike(count, most):
     assert max(map(len, parts)) <= most and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_a_shared_row_sees_the_attention_that_is_given_once(model):
-    calls = []
-    attend = explicit(lambda probs, site: calls.append(len(probs)) or probs)
-    edit(model, model.generate(SOURCE, seed=1, steps=2), [target(model, TARGET, 2) for _ in range(3)], attend=attend)
-    assert set(calls) == {1}
+def test_an_attention_of_ones_own_sees_every_target_at_once(model):
+    """Though nine are more than a batch, and two of them are the same: so a store has a row for each."""
+    prompts = [TARGET, TARGET, *(f"a {word} and a house on grass" for word in "pig cow car hat cake lamp lion".split())]
+    store = Store(sites=lambda site: site.cross and site.stride == 4)
+    model.edit(model.generate(SOURCE, seed=1, steps=2), prompts, attend=explicit(store))
+    (maps,) = store.maps.values()
+    assert len(maps) == 9 and torch.equal(maps[0], maps[1]) and not torch.equal(maps[1], maps[8])
+
+
+@pytest.mark.parametrize("change", [
+    dict(source="house"), dict(target="house"), dict(without_source="grass"), dict(without_target="grass"),
+    dict(pool=False), dict(threshold=0.5), dict(without_source="grass", without_threshold=0.6), dict(strides=(2,)),
+    dict(start=0.75),
+    dict(source=(), target=(), mask=torch.ones(4, 4)), dict(source=(), target=(), mask=torch.zeros(4, 4)),
+])  # fmt: skip
+def test_blends_that_differ_are_not_shared(model, change):
+    one = {"source": "cat", "target": "dog", "start": 0.5}  # from step 2 on
+    plain, other = (target(model, TARGET, 4, Blend(**(one | c))) for c in ({}, change))
+    again = target(model, TARGET, 4, Blend(**(one | change)))
+    rows = list(shared([plain, other, again], 4))
+    assert rows[2] == [[0, 1, 2]] and rows[3] == [[0], [1, 2]]
+
+
+@pytest.mark.parametrize("options", [
+    dict(where=Where(places=("mid",), strides=(1,))), dict(cross=0, self_=1, self_pixels=0), dict(cross=0, self_=0),
+])  # fmt: skip
+def test_a_source_that_is_read_nowhere_does_not_run(model, options):
+    before = model.rows
+    model.edit(SOURCE, TARGET, steps=2, **options)
+    assert model.rows - before == 2 * 2
 
 
 @pytest.mark.parametrize("guidance", [0, 1])
 def test_rows_that_cancel_are_not_run(model, guidance):
     before = model.rows
     model.edit(SOURCE, [TARGET, "a cat and a hat on grass"], steps=3, guidance=guidance, cross=1.0)
-    assert model.rows - before == {0: 3 + 1 + 2 + 2, 1: 3 + 3 * 2}[guidance]
+    assert model.rows - before == {0: 1 + 2 + 2, 1: 3 + 3 * 2}[guidance]

@@ -71,15 +71,15 @@ class MadeUp:
 
 def test_swaps_are_counted_for_the_right_picture(model):
     ((scene, (_, old, new)),) = report.swap_cases(1)
-    judge = MadeUp([old, old, new, old])  # source, without P2P, with it, with blending
-    table, ((source, alone, swap, blend),) = report.swaps(model, judge, 1, 2)
+    judge = MadeUp([old, old, new, new, old])  # source, without P2P, with it, at the card's τ, with blending
+    table, ((source, alone, usual, swap, blend),) = report.swaps(model, judge, 1, 2)
     assert table["object"] == 1 and (table["background"] == 1) == (scene.background == judge.config.backgrounds[0])
-    assert (table["alone_success"], table["swap_success"], table["blend_success"]) == (0, 1, 0)
+    assert [table[f"{name}_success"] for name in ("alone", "usual", "swap", "blend")] == [0, 1, 1, 0]
     lower = torch.zeros(source.shape[1:], dtype=torch.bool)
     lower[len(lower) // 2 :] = True
-    for name, view in (("alone", alone), ("swap", swap), ("blend", blend)):
+    for name, view in (("alone", alone), ("usual", usual), ("swap", swap), ("blend", blend)):
         assert table[f"psnr_{name}"] == pytest.approx(report.psnr(source, view, lower))
-    assert not alone.equal(swap) and judge.seen[-1].shape[0] == 4
+    assert not alone.equal(swap) and not usual.equal(swap) and judge.seen[-1].shape[0] == 5
     assert table["swap_gain_db"] == pytest.approx(table["psnr_swap"] - table["psnr_alone"])
     assert 0 <= table["mask_iou_generated"] <= 1
 

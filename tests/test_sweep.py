@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import random
 import signal
@@ -12,12 +13,16 @@ import time
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
-from minip2p import Blend, charts, cli
+import minip2p
+from minip2p import Blend, charts, cli, commands
 from minip2p.edit import Where
 from minip2p.grid import Grid, label
 from minip2p.sweep import said, sweep, units
+from minip2p.tiny.judge import Judge, padded
 
 FIELDS = {
     "source": "a cat on the beach", "target": ["a tiger on the beach", "a cat on the beach at night"], "seed": [1, 2],
@@ -34,6 +39,10 @@ heads = ["all", [0]]
 steps = 2
 size = [64, 64]
 """
+
+
+def swept(model, grid, folder, **options):
+    return sweep(model, grid, units(model, grid), folder, **options)
 
 
 def pixels(path):
@@ -54,7 +63,7 @@ def test_a_grid_is_every_combination_in_order():
 
 def test_every_cell_is_the_edit_that_it_says(model, tmp_path):
     """Within one grey level: another batch rounds in another way."""
-    rows = sweep(model, Grid.of(FIELDS), tmp_path)
+    rows = swept(model, Grid.of(FIELDS), tmp_path)
     assert [row["cell"] for row in rows] == list(range(8))
     for row in rows:
         cross = row["cross"]
@@ -76,10 +85,10 @@ def test_every_cell_is_the_edit_that_it_says(model, tmp_path):
 ])  # fmt: skip
 def test_every_axis_reaches_the_edit(model, tmp_path, fields, options):
     common = {"source": FIELDS["source"], "target": FIELDS["target"][0], "steps": 3, "size": [64, 64]}
-    (row,) = sweep(model, Grid.of(common | fields), tmp_path / "with")
+    (row,) = swept(model, Grid.of(common | fields), tmp_path / "with")
     alone = model.edit(common["source"], common["target"], **{"steps": 3, "size": (64, 64)} | options)
     assert np.array_equal(pixels(tmp_path / "with" / row["picture"]), np.asarray(alone.image))
-    (without,) = sweep(model, Grid.of(common), tmp_path / "without")
+    (without,) = swept(model, Grid.of(common), tmp_path / "without")
     assert not np.array_equal(pixels(tmp_path / "without" / without["picture"]), np.asarray(alone.image))
 
 
@@ -87,24 +96,23 @@ def test_the_rows_that_are_run_are_those_that_the_plan_says(model, tmp_path):
     grid = Grid.of({**FIELDS, "self": [0.0, 0.5, 1.0], "blend": ["", "beach"]})
     work = units(model, grid)
     before = model.rows
-    sweep(model, grid, tmp_path)
+    swept(model, grid, tmp_path)
     assert model.rows - before == sum(unit.rows for unit in work)
     rows = sum(unit.rows for unit in work)
-    assert said(grid, work) == f"48 edits of 2 sources: {rows} rows of the UNet; as many runs of two prompts take 576"
+    assert said(work) == f"48 edits of 2 sources: {rows} rows of the UNet; as many runs of two prompts take 576"
 
 
 def test_figures_are_of_the_pictures(model, tmp_path):
     grid = Grid.of({**FIELDS, "target": [FIELDS["source"]], "reweight": [{"beach": 1.0}, {"beach": 4.0}], "seed": 1})
-    same, more = sweep(model, grid, tmp_path, score=lambda *given: {"given": len(given)})[:2]
+    same, more = swept(model, grid, tmp_path, score=lambda *given: {"given": len(given)})[:2]
     assert same["psnr"] == 60 and same["mse"] < 1e-10 and same["ssim"] == pytest.approx(1) and same["given"] == 5
     assert more["psnr"] < 60 and more["mse"] > 0 and more["mse_inside"] is not None  # the re-weighted word has a place
     nothing = Grid.of({"source": "a cat", "target": "a cat", "steps": 1, "size": [64, 64]})
-    assert sweep(model, nothing, tmp_path / "other")[0]["psnr_inside"] is None
+    assert swept(model, nothing, tmp_path / "other")[0]["psnr_inside"] is None
 
 
 def contents(folder):
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".partial"))
-    return {path.relative_to(folder): path.read_bytes() for path in files}
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_sweep_that_is_killed_ends_with_the_same_bytes(tmp_path):
@@ -131,19 +139,23 @@ def test_a_sweep_that_is_killed_ends_with_the_same_bytes(tmp_path):
 
 def test_what_is_done_is_not_done_again(model, tmp_path):
     grid = Grid.of(FIELDS)
-    rows = sweep(model, grid, tmp_path)
+    rows = swept(model, grid, tmp_path)
     (tmp_path / "parts" / "seed2.json").unlink()
     before = model.rows
-    assert sweep(model, grid, tmp_path) == rows
+    assert swept(model, grid, tmp_path) == rows
     assert model.rows - before == units(model, grid)[1].rows
-    assert sweep(model, grid, tmp_path) == rows and model.rows - before == units(model, grid)[1].rows
-    with pytest.raises(ValueError, match="holds the sweep of another grid or model: choose another folder"):
-        sweep(model, Grid.of({**FIELDS, "steps": 4}), tmp_path)
+    assert swept(model, grid, tmp_path) == rows and model.rows - before == units(model, grid)[1].rows
+    (tmp_path / rows[1]["picture"]).unlink()
+    assert swept(model, grid, tmp_path) == rows and (tmp_path / rows[1]["picture"]).exists()
+    other = minip2p.load(dtype=torch.bfloat16)
+    for of, another, score in ((model, {"steps": 4}, None), (other, {}, None), (model, {}, lambda *given: {})):
+        with pytest.raises(ValueError, match="holds the sweep of another grid or model: choose another folder"):
+            swept(of, Grid.of(FIELDS | another), tmp_path, score=score)
 
 
 def test_the_results_are_a_tidy_table_sheets_and_charts(model, tmp_path):
     grid = Grid.of({**FIELDS, "self": [0.0, 1.0], "seed": 1})
-    rows = sweep(model, grid, tmp_path)
+    rows = swept(model, grid, tmp_path)
     paths = charts.write_results(tmp_path, grid, rows)
     pairs = ["target-cross", "target-self", "cross-self"]
     pictures = [f"{kind}-{pair}.png" for pair in pairs for kind in ("sheet", "chart")]
@@ -173,8 +185,11 @@ def test_the_results_are_a_tidy_table_sheets_and_charts(model, tmp_path):
     ("seed = 'x'", "seed must lie"), ("steps = 0", "steps must lie between 1 and 1000"), ("x = = 1", "Invalid value"),
     ("threshold = 2", "a blend's threshold must lie between 0 and 1"), ("size = [3]", "size must be two multiples"),
     ("places = 'up'", 'places: each value is "all" or a list'), ("heads = 3", "heads: each value"),
-    ("self_pixels = 'x'", "self_pixels: each value is a whole number"), ("reweight = 3", "weights are given"),
-    ("blend = 3", "blend: each value is a word"),
+    ("self_pixels = 'x'", "self_pixels: each value is a whole number"),
+    ("reweight = 3", "reweight: each value is weights by word"),
+    ("blend = 3", "blend: each value is a word"), ("size = 64", "size must be two multiples"),
+    ("heads = [[[0]]]", "heads: each value"), ("reweight = 0", "reweight: each value is weights by word"),
+    ("seed = [1, 1]", "seed has 1 twice"), ("threshold = [1, 0.3, 1.0]", "threshold has 1.0 twice"),
 ])  # fmt: skip
 def test_a_bad_grid_is_one_line(change, says, tmp_path, capsys):
     name = change.split()[0]
@@ -192,6 +207,34 @@ def test_a_grid_needs_a_source_a_target_and_a_file(tmp_path, capsys):
         assert cli.main(["sweep", str(tmp_path / "grid.toml")]) == 2 and says in capsys.readouterr().err
     assert cli.main(["sweep", str(tmp_path / "none.toml")]) == 2
     assert "none.toml: no such file" in capsys.readouterr().err
+
+
+def test_a_chart_has_the_mean_of_each_pair_at_its_place(tmp_path, monkeypatch):
+    """Every cell's number, as matplotlib is told to write it: cross down, self across, the mean over the seeds."""
+    grid = Grid.of({"source": "a", "target": "b", "seed": [1, 2], "cross": [0.4, 0.8], "self": [0.1, 0.2, 0.3]})
+    rows = [{**cell, "cell": 0, "picture": "", "psnr": 100 * cell["cross"] + 10 * cell["self"] + cell["seed"]}
+            for seed in (1, 2) for cell in grid.cells(seed)]  # fmt: skip
+    written = {}
+    monkeypatch.setattr(Axes, "text", lambda ax, x, y, text, **style: written.__setitem__((y, x), text))
+    charts.chart(tmp_path / "x.png", grid, rows, "cross", "self")
+    assert written == {(0, 0): "42.5", (0, 1): "43.5", (0, 2): "44.5", (1, 0): "82.5", (1, 1): "83.5", (1, 2): "84.5"}
+
+
+def test_the_judge_sees_whether_the_objects_of_the_target_are_there(model):
+    """A render stands for the picture: its own objects are there, others are not; its mask has IoU 1 with itself."""
+    judge = Judge.load()
+    picture = model.generate("a tiger on the beach", seed=1, size=(120, 128)).picture
+    mask = judge(padded(picture)[None]).masks("tiger")[0, :120] > 0.5
+    scores = [judge.score(picture, picture, "a tiger on the beach", target, mask)
+              for target in ("a tiger at sea", "a cat at sea", "the sea")]  # fmt: skip
+    assert [score["success"] for score in scores[:2]] == [1, 0] and math.isnan(scores[2]["success"])
+    assert math.isnan(scores[0]["mask_iou"]) and scores[1]["mask_iou"] == scores[2]["mask_iou"] == 1
+    assert judge.score(picture, picture, "a tiger", "a cat", ~mask)["mask_iou"] == 0
+
+
+def test_the_bar_counts_rows(capsys):
+    done = iter([3, 7])
+    assert list(commands.rows_bar(7, lambda: next(done))("ab")) == ["a", "b"]
 
 
 def test_the_judge_scores_the_sweep_of_the_model_that_ships(tmp_path, capsys):

@@ -167,6 +167,11 @@ class Network(nn.Module):
         return self.paint(weights @ features.flatten(2).mT)
 
 
+def padded(picture: Tensor) -> Tensor:
+    """A picture 3 H W whose last row and column are repeated until its sides are multiples of 16."""
+    return F.pad(picture[None], (0, -picture.shape[2] % 16, 0, -picture.shape[1] % 16), mode="replicate")[0]
+
+
 class Judge:
     """The network and its words. `judge(pictures)` gives a Verdict; the same pictures give the same one."""
 
@@ -193,8 +198,9 @@ class Judge:
         )
 
     def score(self, before: Tensor, after: Tensor, source: str, target: str, mask: Tensor | None) -> dict[str, float]:
-        """An edit's success, for a sweep: whether what the target names is what is there (1 or 0); and the IoU of the
-        mask with what the source has and the target has not. NaN where the prompts name nothing of the kind."""
+        """For a sweep: whether the objects that the target names are those that are there (`success`, 1 or 0), and the
+        IoU of the mask with the objects that the source has and the target has not. NaN where none is named."""
+        before, after = (padded(picture) for picture in (before, after))
         old, new = ([name for name in self.config.objects if name in re.findall(r"\w+", prompt)]
                     for prompt in (source, target))  # fmt: skip
         gone = [name for name in old if name not in new]
@@ -204,7 +210,7 @@ class Judge:
         if gone and mask is not None:
             verdict = self(before[None])
             truth = torch.stack([verdict.masks(name)[0] > 0.5 for name in gone]).any(0)
-            found["mask_iou"] = iou(mask, truth)
+            found["mask_iou"] = iou(mask, truth[: mask.shape[0], : mask.shape[1]])
         return found
 
     def save(self, folder: str | Path) -> None:

@@ -7,7 +7,6 @@ ever unpickled, and no random state needs saving: step i draws its data and nois
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minip2p.files import whole, write_text
 from minip2p.tiny.muon import Muon
 
 
@@ -31,19 +31,13 @@ def generator(*seed: int) -> torch.Generator:
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes to a temporary name, then renames: a kill leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: t.detach().contiguous() for name, t in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    """A kill leaves the old file or the new one, never half of one."""
+    with whole(path) as partial:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, partial, metadata)
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """Writes to a temporary name, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(dict(fields), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(dict(fields), indent=2) + "\n")
 
 
 def half_precision() -> torch.autocast:

@@ -1,0 +1,86 @@
+"""Runs that are kept: recorded, so that edits need not run them again, and read back from their files.
+
+Axes: t steps, c h w latents, n tokens, d width of their embedding.
+"""
+
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from minip2p.checkpoint import read_metadata, read_tensors
+from minip2p.files import whole
+from minip2p.parts import Parts
+from minip2p.record import NAMES, Block, Keeps, Layout, Record, bytes_of, layout, queries_of
+from minip2p.start import Start, begin
+from minip2p.trajectory import FORMAT, Progress, Source, Trajectory, described
+
+
+def record(
+    parts: Parts,
+    origin: Trajectory | Start,
+    keeps: Keeps,
+    *,
+    dtype: torch.dtype,
+    budget: float,
+    file: Path | None = None,
+    progress: Progress = iter,
+) -> Trajectory:
+    """Goes through a run once and keeps the (q, k) that `keeps` says: in memory, where they may take `budget` bytes, or
+    memory-mapped in a file, which then is the run's. Raises ValueError, before it begins, where they would take more.
+    """
+    source = Source(parts, origin)
+    latent = source.latents[0].shape[-2:]
+    if origin.guidance == 0:  # no words are read, and so no attention
+        keeps = Keeps((0, 0), (0, 0), 0)
+    kept = layout(parts.unet, latent, len(parts.text.prompt(origin.prompt).ids), origin.steps, keeps, dtype)
+    if file is None and bytes_of(kept) > budget:
+        raise ValueError(f"the record would take {bytes_of(kept) / 1e6:,.1f} MB of memory, its budget is "
+                         f"{budget / 1e6:,.1f}: give it a file, or keep fewer steps or a smaller dtype")  # fmt: skip
+    own = origin.unconditional if isinstance(origin, Trajectory) else None
+    shapes: Layout = {"latents": (torch.float32, (origin.steps + 1, *source.latents[0].shape[1:]))}
+    shapes |= {} if own is None else {"unconditional": (own.dtype, own.shape)}
+    said = {} if file is None else described(parts, origin)
+    with nullcontext() if file is None else whole(file) as partial:
+        block = Block(shapes | kept, said, partial)
+        made = Record({name: block.tensors[name] for name in kept}, queries_of(parts.unet, latent))
+        for i, step in enumerate(progress(parts.sched.steps(origin.steps))):
+            made.keep(i, source.read(i, step, keeps.at(i)))
+        block.tensors["latents"].copy_(source.whole.latents)
+        if own is not None:
+            block.tensors["unconditional"].copy_(own)
+    return replace(source.whole, latents=block.tensors["latents"], record=made)
+
+
+def opened(parts: Parts, file: Path) -> Trajectory:
+    """The run in a file, memory-mapped. Raises FileNotFoundError or ValueError with one line that names the file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    tensors, said = read_tensors(file), read_metadata(file)
+    if said.get("format") != FORMAT:
+        raise ValueError(f"{file}: not a run's file, which Trajectory.save and `minip2p generate --record` write")
+    if said.get("model") != parts.fingerprint:
+        raise ValueError(f"{file}: the run of another model: open it with the model that made it")
+    try:
+        latents, unconditional = tensors.pop("latents"), tensors.pop("unconditional", None)
+        prompt, negative, guidance = said["prompt"], said["negative"], float(said["guidance"])
+        seed = int(said["seed"]) if said["seed"] else None
+        if latents.dtype != torch.float32 or latents.ndim != 4 or not latents.numel():
+            raise ValueError("its latents are not t c h w, float32")
+        steps, latent = len(latents) - 1, (latents.shape[-2], latents.shape[-1])
+        parts.sched.times(steps)
+        begin(parts, prompt, latents=latents[:1], steps=steps, guidance=guidance, seed=seed or 0, negative=negative)
+        context, always = parts.text(prompt), Keeps((0, steps), (0, steps), math.prod(latent))
+        shapes = layout(parts.unet, latent, context.shape[1], steps, always, torch.float32)
+        shapes["unconditional"] = torch.float32, (steps, *context.shape[1:])
+        for name, tensor in (tensors | ({} if unconditional is None else {"unconditional": unconditional})).items():
+            if name not in shapes or tensor.shape != shapes[name][1] or tensor.dtype not in NAMES:
+                raise ValueError(f"{name} is not of this run")
+        if not torch.isfinite(latents).all():
+            raise ValueError("its latents are not finite")
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"{file}: not a whole run ({error})") from None
+    record = Record(tensors, queries_of(parts.unet, latent)) if tensors else None
+    return Trajectory(parts, prompt, latents, guidance, negative, seed, unconditional, record=record)
