@@ -187,6 +187,7 @@ class Model(Parts):
         cross: Any = 1.0,
         self_: Any = 0.4,
         self_pixels: int = 32 * 32,
+        where: Where = EVERYWHERE,
         dtype: torch.dtype | None = None,
         budget: float = 4e9,
         file: str | Path | None = None,
@@ -194,13 +195,15 @@ class Model(Parts):
     ) -> Trajectory:
         """A run that can be edited without being run again: it keeps the (q, k) that edits read.
 
-        source: a run; or a prompt, with `generate`'s options. cross, self_, self_pixels: up to which τ and what size
-        edits of it will read it; what was not kept is made anew where it is needed. dtype: of what is kept, the model's
-        own where None. budget: bytes of memory that it may take. file: keep it memory-mapped in this file instead,
-        which is then the run's file, for `open`. Raises ValueError where it would take more than the budget.
+        source: a run; or a prompt, with `generate`'s options. cross, self_, self_pixels, where: up to which τ and what
+        size, and at which sites, edits will read it; what was not kept is made anew where it is needed. dtype: of what
+        is kept, the model's own where None. budget: bytes of memory that it may take. file: keep it memory-mapped in
+        this file instead, which is then the run's file, for `open`. Raises ValueError where it would take more than
+        the budget.
         """
         origin = self.origin(source, None, options)
-        keeps = Keeps(self_steps(cross, origin.steps + 1), self_steps(self_, origin.steps), self_pixels)
+        where.check({attention.site: attention.heads for attention in self.unet.attentions})
+        keeps = Keeps(self_steps(cross, origin.steps + 1), self_steps(self_, origin.steps), self_pixels, where)
         return record(self, origin, keeps, dtype=dtype or self.dtype, budget=budget,
                       file=None if file is None else Path(file), progress=bar)  # fmt: skip
 

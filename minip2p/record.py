@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import Site
-from minip2p.edit import QK, Wanted
+from minip2p.edit import EVERYWHERE, QK, Wanted, Where
 from minip2p.mask import map_size
 from minip2p.unet import UNet
 
@@ -34,18 +34,23 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # the tensors of a file
 
 @dataclass(frozen=True)
 class Keeps:
-    """What a record keeps: (q, k) of all cross-attentions at the steps [start, stop) of `cross`, and of the
-    self-attentions of at most `self_pixels` queries at those of `self_`."""
+    """What a record keeps: (q, k) of the cross-attentions at the steps [start, stop) of `cross`, and of the
+    self-attentions of at most `self_pixels` queries at those of `self_`; only of the sites that `where` has."""
 
     cross: tuple[int, int]
     self_: tuple[int, int]
     self_pixels: int
+    where: Where = EVERYWHERE
 
     def at(self, step: int) -> Wanted | None:
         cross, self_ = (start <= step < stop for start, stop in (self.cross, self.self_))
         if not cross and not self_:
             return None
-        return lambda site, queries: cross if site.cross else self_ and queries <= self.self_pixels
+
+        def kept(site: Site, queries: int) -> bool:
+            return self.where.has(site) and (cross if site.cross else self_ and queries <= self.self_pixels)
+
+        return kept
 
 
 def named(site: Site, which: str, step: int) -> str:

@@ -67,6 +67,19 @@ def test_what_was_not_kept_is_made_anew(model):
     assert not same(longer, made)
 
 
+def test_a_record_of_some_sites_serves_the_edits_that_reach_no_others(model, recorded):
+    where = minip2p.Where(places=("up",), strides=(1, 2))
+    run = model.record(SOURCE, seed=5, steps=STEPS, self_=1.0, where=where)
+    assert {name.split(".")[0] for name in run.record.tensors} == {"up"}
+    assert bytes_of({n: (t.dtype, tuple(t.shape)) for n, t in run.record.tensors.items()}) < sum(
+        tensor.nbytes for tensor in recorded.record.tensors.values()
+    )
+    before = model.rows
+    made = model.edit(run, TARGETS[0], where=where)
+    assert model.rows - before == 2 * STEPS and same(made, model.edit(recorded, TARGETS[0], where=where))
+    assert same(model.edit(run, TARGETS[0]), model.edit(recorded, TARGETS[0])) and model.rows - before > 6 * STEPS
+
+
 def test_a_record_in_bfloat16_is_half_as_large_and_close(model, recorded):
     half = model.record(SOURCE, seed=5, steps=STEPS, self_=1.0, dtype=torch.bfloat16)
     sizes = [sum(t.nbytes for t in run.record.tensors.values()) for run in (half, recorded)]
