@@ -13,22 +13,8 @@ from minip2p.tiny.scenes import ANIMALS, THINGS, combination_held_out, is_held_o
 OBJECTS = ANIMALS + THINGS
 
 
-def test_psnr_by_hand():
-    """Pictures in [-1, 1]: the peak is 2, so an error of .2 is 10 log10(4 / .04) = 20 dB."""
-    a = torch.zeros(3, 4, 4)
-    b, where = a.clone(), torch.zeros(4, 4, dtype=torch.bool)
-    b[:, :2] = 0.2
-    where[:2] = True
-    assert report.psnr(a, b, where) == pytest.approx(20)
-    assert report.psnr(a, b) == pytest.approx(20 + 10 * math.log10(2))
-    assert report.psnr(a, b, ~where) == report.psnr(a, a) == report.CAP
-    assert math.isnan(report.psnr(a, b, where & ~where))
-
-
-def test_iou_and_mean_by_hand():
-    a = torch.tensor([[True, True], [False, False]])
-    assert report.iou(a, a.mT) == pytest.approx(1 / 3) and report.iou(a & ~a, a & ~a) == 0
-    assert report.mean([1.0, float("nan"), 2.0]) == 1.5 and math.isnan(report.mean([]))
+def test_means_are_of_what_there_is():
+    assert report.mean([1.0, float("nan"), 3.0]) == 2 and math.isnan(report.mean([float("nan")]))
 
 
 def test_a_swap_exchanges_the_object_and_its_article_and_stays_held_out():
