@@ -34,7 +34,7 @@ Row = tuple[Show, Trajectory, list[viz.Panel]]  # what is shown, the run that it
 
 EDITS = (
     Show("1-swap", "a pig on the grass", "a sheep on the grass", 1,
-         "a word swap: a sheep in the pig's place and pose, under the same clouds; without P2P, pose and clouds are others"),
+         "a word swap: a sheep in the pig's place and pose; without P2P, pose and clouds are others"),
     Show("2-phrase", "a red car on the street", "a red car on the street in the fog", 5,
          "an added phrase: fog comes in; the car stays where it is and of the same make"),
     Show("3-style", "a photo of a tiger in the meadow", "a watercolor of a tiger in the meadow", 3,
