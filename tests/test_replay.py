@@ -130,9 +130,11 @@ def test_an_attention_of_ones_own_sees_every_target_at_once(model):
     """Though nine are more than a batch, and two of them are the same: so a store has a row for each."""
     prompts = [TARGET, TARGET, *(f"a {word} and a house on grass" for word in "pig cow car hat cake lamp lion".split())]
     store = Store(sites=lambda site: site.cross and site.stride == 4)
-    model.edit(model.generate(SOURCE, seed=1, steps=2), prompts, attend=explicit(store))
+    model.edit(model.generate(SOURCE, seed=1, steps=2), prompts, cross=0, self_=0, attend=explicit(store))
     (maps,) = store.maps.values()
-    assert len(maps) == 9 and torch.equal(maps[0], maps[1]) and not torch.equal(maps[1], maps[8])
+    assert len(maps) == 9
+    apart = [float((maps[0] - other).abs().max()) for other in maps[1:]]
+    assert apart[0] < 1e-4 < 1e-2 < min(apart[1:])
 
 
 @pytest.mark.parametrize("change", [
