@@ -16,6 +16,7 @@ from PIL import Image
 from minip2p import png, viz
 from minip2p.files import whole, write_text
 from minip2p.grid import AXES, Grid, label
+from minip2p.metrics import mean
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -92,9 +93,3 @@ def chart(path: Path, grid: Grid, rows: Rows, a: str, b: str | None) -> None:
         ax.set_visible(False)
     with whole(path) as partial:
         figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
-
-
-def mean(values: Sequence[float | None]) -> float:
-    """Of the values that there are; NaN where there are none."""
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else float("nan")

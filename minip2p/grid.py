@@ -83,7 +83,7 @@ def target_of(model: Model, start: Start, cell: Mapping[str, Any]) -> Target:
     of the words that differ. Raises ValueError for what the prompts or the model do not have."""
     old, new = model.text.prompt(start.prompt), model.text.prompt(cell["target"])
     where = Where(*(reached(name, cell[name]) for name in ("places", "strides", "indices", "heads")))
-    where.check({attention.site: attention.heads for attention in model.unet.attentions})
+    where.check(model.unet.heads)
     if not isinstance(cell["reweight"], Mapping):
         raise ValueError(f"reweight: each value is weights by word, as {{fog = 2.0}}, not {cell['reweight']!r}")
     if not is_whole(cell["self_pixels"]):

@@ -4,6 +4,7 @@ Pictures are 3 H W in [-1, 1], masks H W bool.
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -34,6 +35,12 @@ def ssim(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:
                                      sigma=1.5, use_sample_covariance=False)  # fmt: skip
     inside = index if where is None else index[where.cpu().numpy()]
     return float(inside.mean()) if np.size(inside) else math.nan
+
+
+def mean(values: Iterable[float | None]) -> float:
+    """Of the values that there are, neither None nor NaN; NaN where there are none."""
+    there = [value for value in values if value is not None and not math.isnan(value)]
+    return sum(there) / len(there) if there else math.nan
 
 
 def iou(a: Tensor, b: Tensor) -> float:

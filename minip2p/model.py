@@ -144,7 +144,7 @@ class Model(Parts):
         """
         if attend is not None:
             check_attend(attend)
-        where.check({attention.site: attention.heads for attention in self.unet.attentions})
+        where.check(self.unet.heads)
         origin = self.origin(source, attend, options)
         several = isinstance(target, list | tuple)
         prompts: list[Any] = list(target) if several else [target]
@@ -202,7 +202,7 @@ class Model(Parts):
         the budget.
         """
         origin = self.origin(source, None, options)
-        where.check({attention.site: attention.heads for attention in self.unet.attentions})
+        where.check(self.unet.heads)
         keeps = Keeps(self_steps(cross, origin.steps + 1), self_steps(self_, origin.steps), self_pixels, where)
         return record(self, origin, keeps, dtype=dtype or self.dtype, budget=budget,
                       file=None if file is None else Path(file), progress=bar)  # fmt: skip

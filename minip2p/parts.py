@@ -95,6 +95,14 @@ class Parts:
         return self.unet(x, t, context, attend).float()
 
 
+def rows_of(count: int, guidance: float, alike: bool = False) -> int:
+    """How many rows `predict` runs for so many latents."""
+    if guidance == 1:
+        return count
+    n = 1 if alike else count
+    return n if guidance == 0 else n + count
+
+
 def beyond(n: int, attend: Attend) -> Attend:
     """Acts as `attend` on all rows but the first n, and as `fused` on these. Always in two calls, so that a run has the
     same bits whether or not its attention is watched."""

@@ -67,13 +67,12 @@ def queries_of(unet: UNet, latent: tuple[int, int]) -> dict[Site, int]:
 def layout(unet: UNet, latent: tuple[int, int], words: int, steps: int, keeps: Keeps, dtype: torch.dtype) -> Layout:
     """The tensors that a record will have."""
     found: Layout = {}
+    queries, wanted = queries_of(unet, latent), [keeps.at(step) for step in range(steps)]
     for attention in unet.attentions:
-        site = attention.site
-        queries = math.prod(map_size(latent, site.stride))
-        for step in range(steps):
-            wanted = keeps.at(step)
-            if wanted is not None and wanted(site, queries):
-                for which, n in (("q", queries), ("k", words if site.cross else queries)):
+        site, count = attention.site, queries[attention.site]
+        for step, kept in enumerate(wanted):
+            if kept is not None and kept(site, count):
+                for which, n in (("q", count), ("k", words if site.cross else count)):
                     found[named(site, which, step)] = dtype, (1, attention.heads, n, attention.width)
     return found
 

@@ -15,7 +15,7 @@ from minip2p.attention import Attend, Site, at_step, fused
 from minip2p.edit import QK, Edit, Wanted, is_zero
 from minip2p.inject import Watch, injecting
 from minip2p.mask import Blending, add_heat
-from minip2p.parts import Parts
+from minip2p.parts import Parts, rows_of
 from minip2p.record import queries_of
 from minip2p.start import Start
 from minip2p.trajectory import Progress, Source, Trajectory, finite
@@ -96,14 +96,10 @@ class Plan:
     def cost(self, origin: Trajectory | Start, batch: int = 8) -> int:
         """The rows that the UNet will run."""
         w, total = origin.guidance, 0
-        pair = 1 if w in (0, 1) else 2
         for i, rows in enumerate(self.rows):
             if i < self.read and not (isinstance(origin, Trajectory) and origin.knows(i, self.wanted[i])):
-                total += pair
-            for some in batches(rows, batch):
-                n = len(some)
-                alike = 1 if i == 0 else n
-                total += n if w == 1 else alike if w == 0 else n + alike
+                total += rows_of(1, w)
+            total += sum(rows_of(len(some), w, alike=i == 0) for some in batches(rows, batch))
         return total
 
 

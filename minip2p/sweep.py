@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from minip2p import png
@@ -20,9 +21,10 @@ from minip2p.files import write_text
 from minip2p.grid import AXES, Grid, label, target_of
 from minip2p.metrics import preservation
 from minip2p.model import Model
+from minip2p.parts import rows_of
 from minip2p.replay import Plan, Target, edit, planned
 from minip2p.start import Start
-from minip2p.trajectory import Progress, as_image
+from minip2p.trajectory import Progress, Trajectory, as_image
 
 BATCH = 8  # rows of targets that run at once
 # Source and edited picture (3 H W in [-1, 1]), their prompts, the mask H W -> further figures, always the same names.
@@ -44,7 +46,7 @@ class Unit:
     def rows(self) -> int:
         """The UNet rows that it takes, with those that only the source's picture needs."""
         rest = self.start.steps - self.plan.read
-        return self.plan.cost(self.start, BATCH) + rest * (1 if self.start.guidance in (0, 1) else 2)
+        return self.plan.cost(self.start, BATCH) + rest * rows_of(1, self.start.guidance)
 
 
 def units(model: Model, grid: Grid) -> list[Unit]:
@@ -91,23 +93,29 @@ def sweep(
     shown = progress(sum(unit.rows for unit in left), lambda: model.rows - begun)
     for unit in left:
         runs = edit(model, unit.start, unit.targets, batch=BATCH, progress=shown)
-        files, rows = [], []
-        source = runs[0].source
-        assert source is not None
-        before = source.picture
-        files.append((folder / source_of(unit), as_image(before), png.parameters(source)))
-        for n, (cell, target, run) in enumerate(zip(unit.cells, unit.targets, runs, strict=True), unit.first):
-            after = run.picture
-            mask = None if target.blending is None else grown(target.blending.mask(), after)
-            figures = dict(preservation(before, after, mask))
-            if score is not None:
-                figures |= score(before, after, grid.source, run.prompt, mask)
-            picture = picture_of(n)
-            rows.append({"cell": n, **cell, "picture": picture, **figures})
-            files.append((folder / picture, as_image(after), png.parameters(run, **shown_cell(cell))))
-        png.write(files)
+        files, rows = results(unit, runs, score)
+        png.write([(folder / name, picture, text) for name, picture, text in files])
         write_text(part(folder, unit), json.dumps([without_nan(row) for row in rows], indent=1) + "\n")
     return [row for unit in work for row in json.loads(part(folder, unit).read_text(encoding="utf-8"))]
+
+
+def results(
+    unit: Unit, runs: Sequence[Trajectory], score: Score | None
+) -> tuple[list[tuple[str, Image.Image, str]], list[dict[str, Any]]]:
+    """A unit's pictures (name, picture, parameters) and its rows of the table."""
+    source = runs[0].source
+    assert source is not None
+    before = source.picture
+    files, rows = [(source_of(unit), as_image(before), png.parameters(source))], []
+    for n, (cell, target, run) in enumerate(zip(unit.cells, unit.targets, runs, strict=True), unit.first):
+        after = run.picture
+        mask = None if target.blending is None else grown(target.blending.mask(), after)
+        figures = preservation(before, after, mask)
+        if score is not None:
+            figures |= score(before, after, source.prompt, run.prompt, mask)
+        rows.append({"cell": n, **cell, "picture": picture_of(n), **figures})
+        files.append((picture_of(n), as_image(after), png.parameters(run, **shown_cell(cell))))
+    return files, rows
 
 
 def part(folder: Path, unit: Unit) -> Path:

@@ -10,29 +10,27 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from minip2p.checkpoint import shipped
 from minip2p.edit import plan_edit
 from minip2p.errors import fail, guarded
 from minip2p.mask import Blend, Blending, HeatSum, columns, mask_of
-from minip2p.metrics import iou, psnr
+from minip2p.metrics import iou, mean, psnr
 from minip2p.model import Model, bar, load
 from minip2p.replay import Target, edit
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.judge_train import examine
 from minip2p.tiny.scenes import ANIMALS, THINGS, Scene, Sprites, combination_held_out, dataset, fetch_sprites, render
 from minip2p.tiny.train import pictures
-from minip2p.trajectory import sample, watching
+from minip2p.trajectory import as_image, sample, watching
 from minip2p.viz import Panel, grid
 
 EXAM_SEED = 9001
@@ -73,11 +71,6 @@ MEANINGS = MappingProxyType({
     "reweight_monotone": ("0.85", f"a graded word at weights 0, 1, 2: strength rises each time, by {MARGIN} in all"),
     "reweight_rise": ("", "… by how much, of 1"),
 })  # fmt: skip
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of the values that there are; NaN where there are none."""
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def vae_psnr(model: Model, sprites: Sprites, count: int) -> dict[str, float]:
@@ -280,7 +273,7 @@ def judged(model: Model, sprites: Sprites, n: int, steps: int, out: Path) -> dic
 
 def panel(view: Tensor) -> Panel:
     """A picture in [-1, 1], 3 H W, for a contact sheet."""
-    return Image.fromarray(((view + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()), ""
+    return as_image(view), ""
 
 
 def write_card(card: Path, table: dict[str, float], cases: int, steps: int, guidance: float) -> None:

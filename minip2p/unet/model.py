@@ -84,6 +84,11 @@ class UNet(nn.Module):
         return tuple(attention.site for attention in self.attentions)
 
     @property
+    def heads(self) -> dict[Site, int]:
+        """How many heads each attention site has."""
+        return {attention.site: attention.heads for attention in self.attentions}
+
+    @property
     def stride(self) -> int:
         """Latent pixels a side per pixel of the lowest level."""
         return 2 ** (len(self.config.block_out_channels) - 1)
