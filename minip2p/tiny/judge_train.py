@@ -24,7 +24,7 @@ from minip2p.tiny.judge import FOLDER, Judge, JudgeConfig, Network, Reading, Ver
 from minip2p.tiny.loop import Training, cooldown, half_precision
 from minip2p.tiny.scenes import Scene, Sprites, dataset, fetch_sprites, render
 
-STEPS, BATCH, LR = 7200, 16, 1e-3
+STEPS, BATCH, LR = 12000, 16, 1e-3
 EXAM_SEED, EXAM_SCENES = 7001, 1200  # fixed before the first training
 NONE = -100  # what F.cross_entropy leaves out
 

@@ -8,35 +8,40 @@ after it; the judge's are its own), and is sampled with seed i.
 import argparse
 import json
 import math
-import re
 import sys
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from minip2p.checkpoint import shipped
-from minip2p.edit import plan_edit
 from minip2p.errors import fail, guarded
-from minip2p.mask import Blend, Blending, HeatSum, columns, mask_of
+from minip2p.mask import HeatSum, columns, mask_of
 from minip2p.metrics import iou, mean, psnr
-from minip2p.model import Model, bar, load
-from minip2p.replay import Target, edit
+from minip2p.model import Model, load
+from minip2p.tiny.cases import (
+    EXAM_SEED,
+    MARGIN,
+    Case,
+    Found,
+    graded_cases,
+    measured,
+    prompts,
+    reweighting,
+    swap,
+    swap_cases,
+    two_objects,
+)
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.judge_train import examine
-from minip2p.tiny.scenes import ANIMALS, THINGS, Scene, Sprites, combination_held_out, dataset, fetch_sprites, render
+from minip2p.tiny.scenes import Sprites, dataset, fetch_sprites, render
 from minip2p.tiny.train import pictures
-from minip2p.trajectory import as_image, sample, watching
-from minip2p.viz import Panel, grid
+from minip2p.trajectory import watching
+from minip2p.viz import grid
 
-EXAM_SEED = 9001
-WEIGHTS = (0.0, 1.0, 2.0)  # of a graded word
-TAUS = 0.8, 0.8  # cross and self that the card recommends: chosen on scenes of another seed than the report's
-MARGIN = 0.05  # by which its strength must rise at least, so that noise does not pass for it
 CARD = shipped("tiny").parent / "README.md"
 # Each figure of the table: what is asked of it, and what it is.
 MEANINGS = MappingProxyType({
@@ -110,125 +115,6 @@ def map_iou(model: Model, sprites: Sprites, count: int) -> dict[str, float]:
     return {"map_iou": mean(pooled), "map_iou_unpooled": mean(unpooled)}
 
 
-def prompts(count: int, objects: int) -> Iterator[Scene]:
-    """Held-out scenes whose captions say all that is asked: place and colour are named."""
-    return dataset(EXAM_SEED + objects, count, held_out=True, objects=objects, name_place=True, name_colour=True)
-
-
-def right(judge: Judge, scene: Scene, picture: Tensor) -> dict[str, float]:
-    """What the judge finds right in a picture, 1 or 0: its objects, colours (sketches have none), place and style."""
-    verdict = judge(picture[None])
-    found = {
-        "object": float(verdict.present(len(scene.things))[0] == {thing.name for thing in scene.things}),
-        "background": float(verdict.named()[0]["background"] == scene.background),
-        "style": float(verdict.named()[0]["style"] == scene.style),
-    }
-    painted = [thing for thing in scene.things if thing.colour and scene.style != "sketch"]
-    if painted:
-        colours = judge.config.colours
-        found["colour"] = mean([float(colours[int(verdict.colour(t.name)[0].argmax())] == t.colour) for t in painted])
-    return found
-
-
-def swapped(scene: Scene, number: int) -> tuple[str, str, str] | None:
-    """(target prompt, source word, target word): the object exchanged for another of its kind, the first of those for
-    which the combination with colour and place is held out too, counted on from `number`; None where there is none."""
-    (thing,) = scene.things
-    kin = ANIMALS if thing.name in ANIMALS else THINGS
-    others = [name for name in (*kin[number % len(kin) :], *kin[: number % len(kin)]) if name != thing.name]
-    new = next((name for name in others if combination_held_out(name, thing.colour, scene.background)), None)
-    if new is None:
-        return None
-    article = "an" if new[0] in "aeiou" else "a"
-    target, count = re.subn(rf"\ban? {thing.name}\b", f"{article} {new}", scene.caption, count=1)
-    if not count:  # a colour stands between the article and the thing
-        target = re.sub(rf"\b{thing.name}\b", new, scene.caption, count=1)
-    return target, thing.name, new
-
-
-def swap_cases(count: int) -> Iterator[tuple[Scene, tuple[str, str, str]]]:
-    """Held-out one-object scenes, each with its swap, which is held out as well."""
-    cases = ((scene, swapped(scene, i)) for i, scene in enumerate(prompts(10 * count, 1)))
-    return islice(((scene, swap) for scene, swap in cases if swap is not None), count)
-
-
-def four_targets(
-    model: Model, source: str, target: str, words: tuple[str, str], noise: Tensor, steps: int
-) -> list[Target]:
-    """The same target without P2P (the same seed alone), with it at the paper's τ, at TAUS, and there with blending."""
-    old, new = model.text.prompt(source), model.text.prompt(target)
-    alone, usual, edited = (plan_edit(old, new, steps, cross=cross, self_=self_)
-                            for cross, self_ in ((0.0, 0.0), (0.8, 0.4), TAUS))  # fmt: skip
-    size = (noise.shape[-2], noise.shape[-1])
-    blend = Blending.begin(Blend((words[0],), (words[1],), pool=False), old, new, steps, size, model.unet.sites)
-    return [Target(target, alone), Target(target, usual), Target(target, edited), Target(target, edited, blend)]
-
-
-def swaps(model: Model, judge: Judge, count: int, steps: int) -> tuple[dict[str, float], list[list[Tensor]]]:
-    """Generation of one-object prompts, and the swap of each one's object. The background is what the judge takes for
-    no object in any of the pictures: the source and the four targets."""
-    rows: dict[str, list[float]] = {}
-    shown = []
-    for i, (scene, (target, old, new)) in enumerate(bar(list(swap_cases(count)))):
-        start = model.start(scene.caption, seed=i, steps=steps)
-        targets = four_targets(model, scene.caption, target, (old, new), start.noise, steps)
-        runs = edit(model, start, targets)
-        source, blending = runs[0].source, targets[3].blending
-        assert source is not None and blending is not None
-        views = [run.picture for run in (source, *runs)]
-        found = right(judge, scene, views[0])
-        verdict = judge(torch.stack(views))
-        outside = ~(verdict.thing > 0.5).any(0)
-        for name, n in (("alone", 1), ("usual", 2), ("swap", 3), ("blend", 4)):
-            found[f"{name}_success"] = float(verdict.present(1)[n] == {new})
-            found[f"psnr_{name}"] = psnr(views[0], views[n], outside)
-        if found["object"]:
-            size = (outside.shape[0], outside.shape[1])
-            seen = mask_of(blending.source.total[0], size, blending.blend.threshold, blending.blend.pool)
-            found["mask_iou_generated"] = iou(seen, verdict.masks(old)[0] > 0.5)
-        for name, value in found.items():
-            rows.setdefault(name, []).append(value)
-        shown.append(views)
-    table = {name: mean(values) for name, values in rows.items()}
-    table["swap_gain_db"] = table["psnr_swap"] - table["psnr_alone"]
-    table["swap_blend_gain_db"] = table["psnr_blend"] - table["psnr_alone"]
-    return table, shown
-
-
-def two_objects(model: Model, judge: Judge, count: int, steps: int) -> tuple[dict[str, float], list[Tensor]]:
-    """Both objects of two-object prompts right."""
-    views = []
-    for i, scene in enumerate(bar(list(prompts(count, 2)))):
-        views.append((scene, sample(model, model.start(scene.caption, seed=i, steps=steps)).picture))
-    return {"two_objects": mean([right(judge, scene, view)["object"] for scene, view in views])}, [v for _, v in views]
-
-
-def reweighting(model: Model, judge: Judge, count: int, steps: int) -> dict[str, float]:
-    """A graded word at rising weights: whether its measured strength (in [0, 1], not clamped) rises at each, and by
-    MARGIN in all; and the mean of that rise."""
-    rising, rise = [], []
-    for i in bar(range(count)):
-        graded = ("fog", "flowers", "snow")[i % 3]
-        place = "beach" if graded == "flowers" else "street"
-        scene = next(dataset(EXAM_SEED + 3, 1, start=i, held_out=True, objects=1, background=place, attribute=graded,
-                             style="photo", strength=0.5, name_place=True))  # fmt: skip
-        start, old = model.start(scene.caption, seed=i, steps=steps), model.text.prompt(scene.caption)
-        targets = [
-            Target(scene.caption, plan_edit(old, old, steps, reweight={_last(graded, scene): w})) for w in WEIGHTS
-        ]
-        views = torch.stack([run.picture for run in edit(model, start, targets)])
-        with torch.no_grad():
-            strength = judge.network(views).strength[:, judge.config.attributes.index(graded)]
-        rise.append(float(strength[-1] - strength[0]))
-        rising.append(float((strength.diff() > 0).all() and rise[-1] >= MARGIN))
-    return {"reweight_monotone": mean(rising), "reweight_rise": mean(rise)}
-
-
-def _last(word: str, scene: Scene) -> tuple[str, int]:
-    """The last place of the word in the caption ("on the snow … in falling snow")."""
-    return word, scene.caption.split().count(word) or 1
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m minip2p.tiny.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, help="a folder (default: the embedded model)")
@@ -249,7 +135,7 @@ def report(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     table = vae_psnr(model, sprites, n) | map_iou(model, sprites, n)
     if shipped("judge").is_dir():
-        table |= judged(model, sprites, n, steps, options.out)
+        table |= judged(options.model, sprites, n, steps, options.out)
     else:
         print("there is no weights/judge: only what needs no judge is measured")
     if options.model is None and CARD.exists():
@@ -258,22 +144,31 @@ def report(options: argparse.Namespace) -> None:
     print(json.dumps(row | {"cases": n}))
 
 
-def judged(model: Model, sprites: Sprites, n: int, steps: int, out: Path) -> dict[str, float]:
+def judged(folder: Path | None, sprites: Sprites, n: int, steps: int, out: Path) -> dict[str, float]:
     """All that the judge sees, and how well the judge itself sees. Writes the contact sheets."""
     judge = Judge.load()
     exam = examine(judge, sprites, count=max(6 * n, 40))
     table = {f"judge_{name}": exam[name][0] for name in ("object", "colour", "background", "style", "iou")}
     table["judge_strength"] = min(exam[f"strength_{name}"][0] for name in judge.config.attributes)
-    swap_table, shown = swaps(model, judge, n, steps)
-    pair_table, pairs = two_objects(model, judge, n, steps)
-    grid([panel(view) for views in shown[:32] for view in views], columns=10, least=128).save(out / "swaps.png")
-    grid([panel(view) for view in pairs[:64]], columns=8, least=128).save(out / "pairs.png")
-    return table | swap_table | pair_table | reweighting(model, judge, n, steps)
+    kinds: list[tuple[str, Case, Sequence[Any], int]] = [
+        ("swaps", swap, list(swap_cases(n)), 10),
+        ("pairs", two_objects, list(prompts(n, 2)), 8),
+        ("graded", reweighting, graded_cases(n), 9),
+    ]
+    for name, case, cases, width in kinds:
+        found = measured(case, cases, folder, steps)
+        table |= means(found)
+        views = [(view, "") for _, views in found[:64] for view in views]
+        grid(views, columns=width, least=128).save(out / f"{name}.png")
+    table["swap_gain_db"] = table["psnr_swap"] - table["psnr_alone"]
+    table["swap_blend_gain_db"] = table["psnr_blend"] - table["psnr_alone"]
+    return table
 
 
-def panel(view: Tensor) -> Panel:
-    """A picture in [-1, 1], 3 H W, for a contact sheet."""
-    return as_image(view), ""
+def means(found: list[Found]) -> dict[str, float]:
+    """Each figure's mean over the cases that have it."""
+    names = dict.fromkeys(name for figures, _ in found for name in figures)
+    return {name: mean([figures[name] for figures, _ in found if name in figures]) for name in names}
 
 
 def write_card(card: Path, table: dict[str, float], cases: int, steps: int, guidance: float) -> None:
