@@ -3,8 +3,11 @@
 import argparse
 import importlib.util
 import json
+import resource
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,24 @@ def in_turn(rounds: int, **sides: Callable[[], Any]) -> dict[str, float]:
     return {name: min(times) for name, times in took.items()}
 
 
+def pixels_of(model: minip2p.Model) -> int:
+    """The sides of the pictures that a model was trained on."""
+    side = model.unet.config.sample_size
+    assert isinstance(side, int)
+    return 8 * side
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def alone(what: Callable[..., Any], *given: Any) -> Any:
+    """What a function returns in a process of its own: a process does not give back the memory that it once held."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(what, *given).result()
+
+
 def peak(dtype: torch.dtype, size: int = 4096) -> float:
     """What this machine does in a square matrix multiplication, TFLOP/s: the best of eight."""
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
@@ -78,7 +99,16 @@ def flops(model: minip2p.Model, rows: int, size: int) -> float:
     return float(counter.get_total_flops())
 
 
+def rounded(value: Any) -> Any:
+    """Numbers, in lists and dicts too, to four places."""
+    if isinstance(value, Mapping):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def finish(figures: Mapping[str, Any]) -> None:
     """What it was measured with, and last one JSON line."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}))
+    print(json.dumps(rounded(figures)))

@@ -1,21 +1,19 @@
 """Edits beside the community's Prompt-to-Prompt pipeline:
 
-    python benchmarks/edit.py --peer pipeline_prompt2prompt.py [--model FOLDER] [--steps N]
+    python benchmarks/edit.py --peer pipeline_prompt2prompt.py [--model FOLDER] [--steps N] [--small PIXELS]
 
-The peer's file is examples/community/pipeline_prompt2prompt.py of the diffusers repository.
+The peer's file is examples/community/pipeline_prompt2prompt.py of the diffusers repository. It forms every map, so that
+nine prompts of it at once need a smaller picture (--small) than one edit does.
 """
 
 import itertools
-import resource
-import subprocess
-import sys
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, in_turn, options, prompt2prompt_pipeline
+from common import alone, finish, in_turn, options, peak_mb, pixels_of, prompt2prompt_pipeline
+from torch import Tensor
 
 import minip2p
 from minip2p.edit import plan_edit
@@ -28,72 +26,85 @@ TAUS = (0.4, 0.55, 0.7, 0.85, 1.0)
 CROSS, SELF = 0.8, 0.4
 
 
-@dataclass
-class Ours:
-    """Edits with their pictures, in a dtype."""
+@dataclass(frozen=True)
+class Size:
+    """Of a run: the sides of its picture in pixels, and its steps."""
 
-    folder: Path
+    pixels: int
     steps: int
-    dtype: torch.dtype = torch.float32
 
-    @cached_property
-    def model(self) -> Model:
-        return minip2p.load(self.folder, dtype=self.dtype)
-
-    @cached_property
-    def start(self) -> dict[str, Any]:
-        side = self.model.unet.config.sample_size
-        noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
-        return {"latents": noise, "steps": self.steps, "guidance": 7.5}
-
-    def edit(self, *targets: str) -> None:
-        """The pictures of the targets and of the source, as the peer gives them."""
-        runs = self.model.edit(SOURCE, list(targets), cross=CROSS, self_=SELF, **self.start)
-        _ = [run.image for run in runs], runs[0].source.image
-
-    def grid(self) -> None:
-        """5 × 5 values of τ. The rows that are counted must be those that the plan says."""
-        old, new = (self.model.text.prompt(text) for text in (SOURCE, EIGHT[0]))
-        plans = [plan_edit(old, new, self.steps, cross=a, self_=b) for a, b in itertools.product(TAUS, TAUS)]
-        cells, origin = [Target(EIGHT[0], plan) for plan in plans], self.model.start(SOURCE, **self.start)
-        before = self.model.rows
-        _ = [run.image for run in edit(self.model, origin, cells)]
-        assert self.model.rows - before == planned(self.steps, cells).cost(origin)
+    @property
+    def noise(self) -> Tensor:
+        side = self.pixels // 8
+        return torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def peak_gb(folder: Path, steps: int) -> float:
-    """The memory of one edit in a process of its own, GB."""
-    done = subprocess.run([sys.executable, __file__, "--alone", "--model", folder, "--steps", str(steps)],
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    return float(done.stdout)
+def ours(model: Model, size: Size, *targets: str) -> None:
+    """The pictures of the targets and of the source, as the peer gives them."""
+    runs = model.edit(
+        SOURCE, list(targets), cross=CROSS, self_=SELF, latents=size.noise, steps=size.steps, guidance=7.5
+    )
+    _ = [run.image for run in runs], runs[0].source.image
+
+
+def theirs(peer: Any, size: Size, *targets: str) -> None:
+    prompts, settings = [SOURCE, *targets], {"n_cross_replace": CROSS, "n_self_replace": SELF}
+    peer(prompts, height=size.pixels, width=size.pixels, latents=size.noise.expand(len(prompts), -1, -1, -1),
+         guidance_scale=7.5, num_inference_steps=size.steps,
+         cross_attention_kwargs={"edit_type": "replace", **settings})  # fmt: skip
+
+
+def grid(model: Model, size: Size) -> None:
+    """5 × 5 values of τ. The rows that are counted must be those that the plan says."""
+    old, new = (model.text.prompt(text) for text in (SOURCE, EIGHT[0]))
+    plans = [plan_edit(old, new, size.steps, cross=a, self_=b) for a, b in itertools.product(TAUS, TAUS)]
+    cells = [Target(EIGHT[0], plan) for plan in plans]
+    origin = model.start(SOURCE, latents=size.noise, steps=size.steps, guidance=7.5)
+    before = model.rows
+    _ = [run.image for run in edit(model, origin, cells)]
+    counted, predicted = model.rows - before, planned(model, origin, cells).cost(origin)
+    assert counted == predicted, (counted, predicted)
+    print(f"a grid of 5 x 5: {counted} rows counted and predicted, 25 runs of the peer take {25 * 4 * size.steps}")
+
+
+def peak_of_one(folder: Path, steps: int) -> float:
+    """The most memory that one edit has held, GB, of a process that has done nothing else."""
+    model = minip2p.load(folder)
+    ours(model, Size(pixels_of(model), steps), EIGHT[0])
+    return peak_mb() / 1e3
 
 
 def measured(given: Any) -> dict[str, float]:
     """All the figures; each line is printed when it is known."""
-    ours, half = Ours(given.model, given.steps), Ours(given.model, given.steps, torch.bfloat16)
+    model, half = minip2p.load(given.model), minip2p.load(given.model, dtype=torch.bfloat16)
     peer = prompt2prompt_pipeline(given.peer, given.model, torch.float32)
-
-    def theirs(*targets: str) -> None:
-        prompts, settings = [SOURCE, *targets], {"n_cross_replace": CROSS, "n_self_replace": SELF}
-        peer(prompts, latents=ours.start["latents"].expand(len(prompts), -1, -1, -1), guidance_scale=7.5,
-             num_inference_steps=given.steps, cross_attention_kwargs={"edit_type": "replace", **settings})  # fmt: skip
-
-    _ = ours.start, half.start  # loaded before anything is timed
-    one = in_turn(given.rounds, theirs=lambda: theirs(EIGHT[0]), ours=lambda: ours.edit(EIGHT[0]))
-    say("one edit", one["ours"], "a run of the peer", one["theirs"])
-    eight = in_turn(1, theirs=lambda: theirs(*EIGHT), ours=lambda: ours.edit(*EIGHT))
-    say("eight edits", eight["ours"], "eight runs of the peer", 8 * one["theirs"])
-    say("eight edits", eight["ours"], "a run of the peer with nine prompts", eight["theirs"])
-    grid = in_turn(1, ours=ours.grid)["ours"]
-    say("a grid of 5 x 5", grid, "25 runs of the peer", 25 * one["theirs"])
-    bf16 = in_turn(given.rounds, ours=lambda: half.edit(EIGHT[0]))["ours"]
+    whole = Size(pixels_of(model), given.steps)
+    small = Size(given.small or whole.pixels, given.steps)
+    for_grid = Size(small.pixels, given.grid_steps or given.steps)
+    for size in {small.pixels: small, whole.pixels: whole}.values():  # what a first call alone takes
+        warm = replace(size, steps=1)
+        theirs(peer, warm, EIGHT[0])
+        ours(model, warm, EIGHT[0])
+    one = in_turn(given.rounds, theirs=lambda: theirs(peer, whole, EIGHT[0]), ours=lambda: ours(model, whole, EIGHT[0]))
+    say(f"one edit at {whole.pixels} px", one["ours"], "a run of the peer", one["theirs"])
+    eight = in_turn(1, ours=lambda: ours(model, whole, *EIGHT))["ours"]
+    say("eight edits", eight, "eight runs of the peer", 8 * one["theirs"])
+    ours(half, replace(whole, steps=1), EIGHT[0])
+    bf16 = in_turn(given.rounds, ours=lambda: ours(half, whole, EIGHT[0]))["ours"]
     say("one edit in bfloat16", bf16, "a run of the peer in float32 (in bfloat16 it fails)", one["theirs"])
+    nine = in_turn(1, theirs=lambda: theirs(peer, small, *EIGHT), ours=lambda: ours(model, small, *EIGHT))
+    say(f"eight edits at {small.pixels} px", nine["ours"], "a run of the peer with nine prompts", nine["theirs"])
+    many = in_turn(1, theirs=lambda: theirs(peer, for_grid, EIGHT[0]), ours=lambda: grid(model, for_grid))
+    say(f"a grid of 5 x 5, {for_grid.steps} steps", many["ours"], "25 runs of the peer", 25 * many["theirs"])
+    memory = alone(peak_of_one, given.model, min(given.steps, 4))
+    print(f"the memory of one edit in a process of its own: {memory:.2f} GB")
     return {
         "edit_fp32": one["theirs"] / one["ours"],
         "edit_bf16": one["theirs"] / bf16,
-        "edits8": 8 * one["theirs"] / eight["ours"],
-        "batch9": eight["theirs"] / eight["ours"],
-        "grid25": 25 * one["theirs"] / grid,
+        "edits8": 8 * one["theirs"] / eight,
+        "batch9": nine["theirs"] / nine["ours"],
+        "grid25": 25 * many["theirs"] / many["ours"],
+        "edit_peak_gb": memory,
     }
 
 
@@ -101,22 +112,13 @@ def say(what: str, ours: float, than: str, theirs: float) -> None:
     print(f"{what}: {ours:.2f} s, {theirs / ours:.2f} times as fast as {than} ({theirs:.2f} s)", flush=True)
 
 
-def main() -> None:
+def parsed() -> Any:
     parser = options("Edits beside the community's Prompt-to-Prompt pipeline", steps=10)
-    parser.add_argument("--peer", type=Path, help="pipeline_prompt2prompt.py")
-    parser.add_argument("--alone", action="store_true", help="one edit of ours, and the peak of its memory in GB")
-    given = parser.parse_args()
-    if given.alone:
-        Ours(given.model, given.steps).edit(EIGHT[0])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
-    elif given.peer is None:
-        parser.error("--peer is needed: the path of pipeline_prompt2prompt.py")
-    else:
-        figures = measured(given)
-        figures["edit_peak_gb"] = peak_gb(given.model, min(given.steps, 4))
-        print(f"the memory of one edit in a process of its own: {figures['edit_peak_gb']:.2f} GB")
-        finish(figures)
+    parser.add_argument("--peer", type=Path, required=True, help="pipeline_prompt2prompt.py")
+    parser.add_argument("--small", type=int, help="pixels of nine prompts at once and of the grid")
+    parser.add_argument("--grid-steps", type=int, help="(default: as all others)")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    finish(measured(parsed()))

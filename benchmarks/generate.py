@@ -1,9 +1,10 @@
 """Plain generation beside diffusers' pipeline: python benchmarks/generate.py [--model FOLDER] [--steps N]"""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from common import DTYPES, diffusers_pipeline, finish, flops, in_turn, options, peak
+from common import DTYPES, diffusers_pipeline, finish, flops, in_turn, options, peak, pixels_of
 
 import minip2p
 
@@ -13,8 +14,7 @@ PROMPT = "a cat on the beach"
 def compared(folder: Path, steps: int, rounds: int, dtype: torch.dtype) -> tuple[float, float]:
     """How many times as fast as diffusers, and the fraction of the matrix peak that a call of our UNet reaches."""
     model, pipeline = minip2p.load(folder, dtype=dtype), diffusers_pipeline(folder, dtype)
-    side = model.unet.config.sample_size
-    assert isinstance(side, int)
+    side = pixels_of(model) // 8
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
 
     def ours(steps: int) -> None:
@@ -34,12 +34,16 @@ def compared(folder: Path, steps: int, rounds: int, dtype: torch.dtype) -> tuple
     return ratio, fraction
 
 
+@torch.no_grad()
+def measured(folder: Path, steps: int, rounds: int) -> dict[str, Any]:
+    found = {name: compared(folder, steps, rounds, dtype) for name, dtype in DTYPES.items()}
+    figures: dict[str, Any] = {f"gen_{name}": ratio for name, (ratio, _) in found.items()}
+    return figures | {"gemm_fraction": {name: fraction for name, (_, fraction) in found.items()}}
+
+
 def main() -> None:
     given = options("Plain generation beside diffusers' pipeline", steps=4).parse_args()
-    with torch.no_grad():
-        found = {name: compared(given.model, given.steps, given.rounds, dtype) for name, dtype in DTYPES.items()}
-    figures = {f"gen_{name}": ratio for name, (ratio, _) in found.items()}
-    finish(figures | {"gemm_fraction": {name: round(fraction, 4) for name, (_, fraction) in found.items()}})
+    finish(measured(given.model, given.steps, given.rounds))
 
 
 if __name__ == "__main__":
