@@ -1,4 +1,4 @@
-"""Generation and edits, with edit.py's options and all figures in one JSON line: python benchmarks/all.py --peer FILE"""
+"""Generation and edits, all figures in one JSON line: python benchmarks/all.py --peer FILE, and edit.py's options"""
 
 import edit
 import generate

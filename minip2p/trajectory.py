@@ -79,18 +79,22 @@ class Trajectory:
         without any edit: they are the maps of the run's own prompt and latents. Raises ValueError for a word that is
         not in the prompt.
         """
+        size = tuple(self.parts.vae.stride * side for side in self.latents.shape[-2:])
+        heat = self.heat(words if isinstance(words, list) else [words], strides)
+        return F.interpolate(heat.mean[:, None], size, mode="bilinear")[:, 0].cpu()
+
+    def heat(self, words: list[Any], strides: Sequence[int] | None = None) -> HeatSum:
+        """What `maps` shows, at the size of the maps: a sum over sites and steps that a mask can be made of."""
         parts, latent = self.parts, (self.latents.shape[-2], self.latents.shape[-1])
-        asked = words if isinstance(words, list) else [words]
-        if not asked:
+        if not words:
             raise ValueError("these would be maps of no words: name at least one")
         chosen = chosen_strides(strides, parts.unet.sites, latent)
-        heat = HeatSum(columns(parts.text.prompt(self.prompt), asked), latent, chosen)
+        heat = HeatSum(columns(parts.text.prompt(self.prompt), words), latent, chosen)
         context = parts.text(self.prompt)
         for i, step in enumerate(parts.sched.steps(self.steps)):
             attend = watching(heat, at_step(self.attend, i))
             parts.predict(self.latents[i : i + 1].to(parts.device), step.t, context, context, 1.0, attend)
-        size = tuple(parts.vae.stride * side for side in latent)
-        return F.interpolate(heat.mean[:, None], size, mode="bilinear")[:, 0].cpu()
+        return heat
 
     def save(self, file: str | Path) -> None:
         """Writes the run, and its record if it has one, into one safetensors file; not an edit's source or mask. Raises

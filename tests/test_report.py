@@ -89,7 +89,8 @@ def test_a_strength_that_does_not_rise_is_not_monotone(model, strengths, monoton
 def test_cases_shared_out_among_processes_are_measured_once_each_and_in_order(model):
     """Seven cases are more than one share; the numbers (their seeds) are their places in the list."""
     scenes = list(cases.prompts(7, 2))
-    found = cases.measured(cases.two_objects, scenes, None, 1)
+    with cases.Crew(None, 1) as crew:
+        found = crew.measured(cases.two_objects, scenes)
     assert len(found) == 7
     judge = Judge.load()
     for number in (0, 6):
@@ -106,7 +107,7 @@ def test_a_mean_is_over_the_cases_that_have_the_figure():
 def test_the_card_gets_the_table_in_its_own_order(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n", encoding="utf-8")
-    report.write_card(card, {"style": 0.5, "vae_psnr": 26.5, "object": 0.25}, 40, 50, 4.0)
+    report.write_card(card, report.said({"style": 0.5, "vae_psnr": 26.5, "object": 0.25}, 40, 50, 4.0))
     said = card.read_text(encoding="utf-8")
     assert said.startswith("before\n<!-- table -->\n40 cases") and said.endswith("<!-- end of table -->\nafter\n")
     assert "old" not in said and said.index("| vae_psnr | 26.500 | 26 |") < said.index("| object | 0.250 | 0.90 |")

@@ -71,6 +71,10 @@ class Verdict:
         """The `count` likeliest objects of each picture."""
         return [{self.config.objects[i] for i in row} for row in self.objects.topk(count).indices.tolist()]
 
+    def seen(self) -> list[set[str]]:
+        """All objects of each picture that are likelier there than not."""
+        return [{self.config.objects[i] for i in row.nonzero()[:, 0].tolist()} for row in self.objects > 0.5]
+
     def named(self) -> list[dict[str, str]]:
         """The likeliest background and style of each picture, as words."""
         places, styles = self.background.argmax(1).tolist(), self.style.argmax(1).tolist()

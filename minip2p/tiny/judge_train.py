@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,15 +146,26 @@ def answers(verdict: Verdict, lesson: Lesson) -> dict[str, list[float]]:
     return found
 
 
-def examine(judge: Judge, sprites: Sprites, *, count: int = EXAM_SCENES, spoil_seed: int | None = None) -> dict:
-    """The table on `count` held-out renders: name -> (mean, how many). Strengths are rank correlations among the
-    scenes that bear the attribute; `absent_<attribute>` is the mean strength seen where it is not."""
+Table = dict[str, tuple[float, int]]  # name -> (mean, how many)
+
+
+def examine(
+    judge: Judge,
+    sprites: Sprites,
+    *,
+    count: int = EXAM_SCENES,
+    spoil_seed: int | None = None,
+    through: Callable[[Tensor], Tensor] = lambda pictures: pictures,
+) -> Table:
+    """The table on `count` held-out renders, as they are, spoiled, or `through` an autoencoder. Strengths are rank
+    correlations among the scenes that bear the attribute; `absent_<attribute>` is the mean strength seen where it is
+    not."""
     scenes = list(dataset(EXAM_SEED, count, held_out=True))
     found: dict[str, list[float]] = {}
     seen, true = [], []
     for start in range(0, count, 40):
         sheet = lesson(scenes[start : start + 40], sprites, judge.config, spoil_seed)
-        verdict = judge(sheet.pictures)
+        verdict = judge(through(sheet.pictures))
         for name, values in answers(verdict, sheet).items():
             found.setdefault(name, []).extend(values)
         seen.append(verdict.strength)
@@ -167,14 +179,20 @@ def examine(judge: Judge, sprites: Sprites, *, count: int = EXAM_SCENES, spoil_s
     return table
 
 
+def figures(table: Table, attributes: Sequence[str]) -> dict[str, float]:
+    """Of an examination, what is asked of the judge; the least of the strengths is its strength."""
+    row = {f"judge_{name}": table[name][0] for name in ("object", "colour", "background", "style", "iou")}
+    strengths = {f"judge_{name}": table[f"strength_{name}"][0] for name in attributes}
+    return row | strengths | {"judge_strength": min(strengths.values())}
+
+
 def report(judge: Judge, sprites: Sprites) -> None:
     """Prints the table, for renders as they are and spoiled, and last one JSON line of the former."""
     clean, worse = examine(judge, sprites), examine(judge, sprites, spoil_seed=EXAM_SEED)
     print("| on held-out renders | as they are | spoiled | of |\n|---|---|---|---|")
     for name, (value, count) in clean.items():
         print(f"| {name} | {value:.4f} | {worse[name][0]:.4f} | {count} |")
-    row = {f"judge_{name}": clean[name][0] for name in ("object", "colour", "background", "style", "iou")}
-    row["judge_strength"] = min(clean[f"strength_{name}"][0] for name in judge.config.attributes)
+    row = figures(clean, judge.config.attributes)
     print(json.dumps({name: round(value, 4) for name, value in row.items()}))
 
 

@@ -16,19 +16,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from minip2p.checkpoint import shipped
 from minip2p.errors import fail, guarded
+from minip2p.files import write_text
 from minip2p.mask import HeatSum, columns, mask_of
 from minip2p.metrics import iou, mean, psnr
 from minip2p.model import Model, load
 from minip2p.tiny.cases import (
     EXAM_SEED,
     MARGIN,
-    Case,
+    Crew,
     Found,
+    Measure,
     graded_cases,
-    measured,
     prompts,
     reweighting,
     swap,
@@ -36,12 +38,14 @@ from minip2p.tiny.cases import (
     two_objects,
 )
 from minip2p.tiny.judge import Judge
-from minip2p.tiny.judge_train import examine
+from minip2p.tiny.judge_train import examine, figures
 from minip2p.tiny.scenes import Sprites, dataset, fetch_sprites, render
 from minip2p.tiny.train import pictures
 from minip2p.trajectory import watching
 from minip2p.viz import grid
 
+FULL = 200, 50  # the cases and steps whose table is the card's; a smaller look does not touch it
+SHOWN = 64  # cases of each kind on its contact sheet
 CARD = shipped("tiny").parent / "README.md"
 # Each figure of the table: what is asked of it, and what it is.
 MEANINGS = MappingProxyType({
@@ -55,14 +59,28 @@ MEANINGS = MappingProxyType({
     "judge_background": ("0.97", "… place right"),
     "judge_style": ("0.97", "… style right"),
     "judge_iou": ("0.90", "… segmentation of the named object, IoU"),
-    "judge_strength": ("0.95", "… rank correlation of a graded word's strength, the least of the three"),
-    "object": ("0.90", "one-object prompts: the object right"),
+    "judge_strength": ("0.95", "… rank correlation of a graded word's strength, the least of the next three"),
+    "judge_fog": ("", "… of fog"),
+    "judge_flowers": ("", "… of flowers"),
+    "judge_snow": ("", "… of snow"),
+    "judge_object_decoded": ("", "the judge on held-out renders that the VAE has encoded and decoded, as all that it "
+                                 "judges has been decoded: all objects right"),
+    "judge_colour_decoded": ("", "… colour right"),
+    "judge_iou_decoded": ("", "… segmentation, IoU"),
+    "judge_fog_decoded": ("", "… rank correlation of fog"),
+    "judge_flowers_decoded": ("", "… of flowers"),
+    "judge_snow_decoded": ("", "… of snow"),
+    "object": ("0.90", "one-object prompts: the object right, that is the likeliest of all 30"),
+    "object_strict": ("", "… and it alone is likelier there than not, to the judge"),
     "colour": ("0.90", "… the colour right"),
     "background": ("0.95", "… the place right"),
     "style": ("0.95", "… the style right"),
-    "two_objects": ("0.70", "two-object prompts: both right"),
+    "two_objects": ("0.70", "two-object prompts: both right, that is the two likeliest of all 30"),
+    "two_objects_strict": ("", "… and they alone are likelier there than not"),
+    "different_pairs": ("", "… of different pairs, among all"),
     "swap_success": ("0.85", "swaps to a combination that is held out too, at the τ that the card recommends: the new "
                              "object is what the judge sees"),
+    "different_swaps": ("", "… different ones among all, by objects, colour and place"),
     "usual_success": ("", "the same at the paper's τ, cross .8 and self .4"),
     "blend_success": ("", "the same at the card's τ with blending, by masks that are not max-pooled"),
     "alone_success": ("", "the same without P2P"),
@@ -72,10 +90,21 @@ MEANINGS = MappingProxyType({
     "psnr_blend": ("", "… with blending, dB"),
     "swap_gain_db": ("2", "psnr_swap − psnr_alone"),
     "swap_blend_gain_db": ("8", "psnr_blend − psnr_alone"),
-    "mask_iou_generated": ("", "mask of the object's word against the judge's, where the object is right, IoU"),
-    "reweight_monotone": ("0.85", f"a graded word at weights 0, 1, 2: strength rises each time, by {MARGIN} in all"),
+    "psnr_swap_right": ("", "psnr_swap of the swaps that are right"),
+    "psnr_blend_right": ("", "psnr_blend of those that are right"),
+    "mask_iou_generated": ("", "on generated pictures: mask of the object's word (sites of stride 1 and 2, all "
+                               "steps), max-pooled, against the judge's, where the object is right, IoU"),
+    "mask_iou_generated_unpooled": ("", "… without the max-pool"),
+    "reweight_monotone": ("0.85", "a graded word of a photograph (fog and snow in the street, flowers on the beach) at "
+                                  f"weights 0, 1, 2: strength rises each time, by {MARGIN} in all"),
     "reweight_rise": ("", "… by how much, of 1"),
 })  # fmt: skip
+
+
+@torch.no_grad()
+def decoded(model: Model, x: Tensor) -> Tensor:
+    """Pictures b 3 H W in [-1, 1] as the VAE gives them back."""
+    return model.vae.decode(model.vae.encode(x)[0]).clamp(-1, 1)
 
 
 def vae_psnr(model: Model, sprites: Sprites, count: int) -> dict[str, float]:
@@ -85,9 +114,7 @@ def vae_psnr(model: Model, sprites: Sprites, count: int) -> dict[str, float]:
     for start in range(0, count, 20):
         some = scenes[start : start + 20]
         x = pictures(some, sprites)
-        with torch.no_grad():
-            y = model.vae.decode(model.vae.encode(x)[0]).clamp(-1, 1)
-        for scene, a, b in zip(some, x, y, strict=True):
+        for scene, a, b in zip(some, x, decoded(model, x), strict=True):
             rows["vae_psnr"].append(psnr(a, b))
             if scene.style == "photo":
                 rows["vae_psnr_photo"].append(psnr(a, b))
@@ -129,37 +156,44 @@ def main() -> int:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Measures, writes the table of the card that ships (of the model that ships), prints the JSON line."""
+    """Measures, prints the table and the JSON line; a full report on the model that ships is the card's."""
     model, n, steps = load(options.model), options.cases, options.steps
+    model.sched.times(steps)  # refuses what cannot be run, before the first hour
     sprites = Sprites.load(fetch_sprites(options.work / "sprites"))
     options.out.mkdir(parents=True, exist_ok=True)
     table = vae_psnr(model, sprites, n) | map_iou(model, sprites, n)
-    if shipped("judge").is_dir():
-        table |= judged(options.model, sprites, n, steps, options.out)
-    else:
-        print("there is no weights/judge: only what needs no judge is measured")
-    if options.model is None and CARD.exists():
-        write_card(CARD, table, n, steps, model.guidance)
+    table |= judged(model, options.model, sprites, n, steps, options.out)
+    lines = said(table, n, steps, model.guidance)
+    print(lines)
+    if options.model is None and (n, steps) == FULL:
+        write_card(CARD, lines)
     row = {name: None if math.isnan(value) else round(value, 4) for name, value in table.items()}
     print(json.dumps(row | {"cases": n}))
 
 
-def judged(folder: Path | None, sprites: Sprites, n: int, steps: int, out: Path) -> dict[str, float]:
-    """All that the judge sees, and how well the judge itself sees. Writes the contact sheets."""
+def judged(model: Model, folder: Path | None, sprites: Sprites, n: int, steps: int, out: Path) -> dict[str, float]:
+    """All that the judge sees, and how well the judge itself sees, renders as they are and as the VAE gives them back.
+    Writes the contact sheets."""
     judge = Judge.load()
-    exam = examine(judge, sprites, count=max(6 * n, 40))
-    table = {f"judge_{name}": exam[name][0] for name in ("object", "colour", "background", "style", "iou")}
-    table["judge_strength"] = min(exam[f"strength_{name}"][0] for name in judge.config.attributes)
-    kinds: list[tuple[str, Case, Sequence[Any], int]] = [
-        ("swaps", swap, list(swap_cases(n)), 10),
-        ("pairs", two_objects, list(prompts(n, 2)), 8),
+    count = max(6 * n, 40)  # scenes: one in seven bears a given attribute
+    table = figures(examine(judge, sprites, count=count), judge.config.attributes)
+    worse = examine(judge, sprites, count=count, through=lambda x: decoded(model, x))
+    table |= {f"{name}_decoded": value for name, value in figures(worse, judge.config.attributes).items()}
+    swaps, pairs = list(swap_cases(n)), list(prompts(n, 2))
+    table["different_swaps"] = len({(old, new, scene.things[0].colour, scene.background)
+                                    for scene, (_, old, new) in swaps})  # fmt: skip
+    table["different_pairs"] = len({frozenset(thing.name for thing in scene.things) for scene in pairs})
+    kinds: list[tuple[str, Measure, Sequence[Any], int]] = [  # the last: columns of the sheet
+        ("swaps", swap, swaps, 10),
+        ("pairs", two_objects, pairs, 8),
         ("graded", reweighting, graded_cases(n), 9),
     ]
-    for name, case, cases, width in kinds:
-        found = measured(case, cases, folder, steps)
-        table |= means(found)
-        views = [(view, "") for _, views in found[:64] for view in views]
-        grid(views, columns=width, least=128).save(out / f"{name}.png")
+    with Crew(folder, steps) as crew:
+        for name, measure, cases, width in kinds:
+            found = crew.measured(measure, cases)
+            table |= means(found)
+            views = [(view, "") for _, views in found[:SHOWN] for view in views]
+            grid(views, columns=width, least=128).save(out / f"{name}.png")
     table["swap_gain_db"] = table["psnr_swap"] - table["psnr_alone"]
     table["swap_blend_gain_db"] = table["psnr_blend"] - table["psnr_alone"]
     return table
@@ -171,17 +205,22 @@ def means(found: list[Found]) -> dict[str, float]:
     return {name: mean([figures[name] for figures, _ in found if name in figures]) for name in names}
 
 
-def write_card(card: Path, table: dict[str, float], cases: int, steps: int, guidance: float) -> None:
-    """Puts the table between the card's two marks: each figure beside what is asked of it, if anything is."""
+def said(table: dict[str, float], cases: int, steps: int, guidance: float) -> str:
+    """The table in markdown: each figure beside what is asked of it, if anything is."""
     lines = [f"{cases} cases of each kind, {steps} steps, guidance {guidance}.", "",
              "| figure | measured | asked | what it is |", "|---|---|---|---|"]  # fmt: skip
     for name, (asked, meaning) in MEANINGS.items():
         if name in table:
-            lines.append(f"| {name} | {table[name]:.3f} | {asked} | {meaning} |")
+            value = table[name]
+            lines.append(f"| {name} | {f'{value:.3f}' if isinstance(value, float) else value} | {asked} | {meaning} |")
+    return "\n".join(lines)
+
+
+def write_card(card: Path, lines: str) -> None:
+    """Puts the table between the card's two marks."""
     before, _, rest = card.read_text(encoding="utf-8").partition("<!-- table -->")
     _, _, after = rest.partition("<!-- end of table -->")
-    said = "\n".join(lines)
-    card.write_text(f"{before}<!-- table -->\n{said}\n<!-- end of table -->{after}", encoding="utf-8")
+    write_text(card, f"{before}<!-- table -->\n{lines}\n<!-- end of table -->{after}")
 
 
 if __name__ == "__main__":
