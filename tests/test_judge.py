@@ -186,3 +186,45 @@ def test_the_examination_counts_what_it_says(sprites):
     assert len(found["iou"]) == sheet.present.sum() and len(found["colour"]) == (sheet.paint != NONE).sum()
     moved = judge_train.answers(replace(verdict, objects=sheet.present.roll(1, 1)), sheet)
     assert sum(moved["object"]) == 0 and moved["iou"] == found["iou"]
+
+
+def test_a_mask_of_the_examination_is_where_a_thing_is_likelier_than_not(sprites):
+    """A verdict that is .4 sure of all other pixels keeps its IoU; with .6 it does not."""
+    sheet = lesson(list(dataset(3, 4, objects=1)), sprites, JudgeConfig())
+    covers = torch.nn.functional.one_hot(sheet.labels, 31).movedim(3, 1)[:, 1:].float()
+    ones = sheet.present[:, :, None, None].expand(-1, -1, 32, 32)
+    read = fresh(JudgeConfig())(sheet.pictures)
+
+    def ious(elsewhere):
+        verdict = replace(read, thing=covers.sum(1).clamp_min(elsewhere), kinds=ones, objects=sheet.present)
+        return judge_train.answers(verdict, sheet)["iou"]
+
+    assert min(ious(0.4)) == 1 and max(ious(0.6)) < 0.9
+
+
+def test_strengths_are_ranked_among_the_scenes_that_bear_the_attribute(sprites, monkeypatch):
+    """A judge that sees each strength as it is, and 2 where there is none, ranks those that are there rightly."""
+    config = JudgeConfig()
+
+    def verdict(pictures):
+        truth = lesson(scenes_, sprites, config).strength
+        return replace(fresh(config)(pictures), strength=torch.where(truth > 0, truth, 2.0))
+
+    scenes_ = list(dataset(judge_train.EXAM_SEED, 40, held_out=True))
+    judge = lambda pictures: verdict(pictures)  # noqa: E731
+    judge.config = config
+    table = judge_train.examine(judge, sprites, count=40)
+    for name in config.attributes:
+        count = sum(scene.attribute == name for scene in scenes_)
+        assert table[f"strength_{name}"] == (pytest.approx(1), count) and table[f"absent_{name}"] == (2, 40 - count)
+
+
+def test_a_strength_lies_in_0_to_1_and_a_colour_is_read_where_the_thing_is():
+    judge, x = fresh(), torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        judge.network.whole[2].bias[-3:] = torch.tensor([9.0, -9.0, 0.5])
+        strength = judge(x).strength[0]
+        assert strength[:2].tolist() == [1, 0]
+        judge.network.thing.bias.fill_(-99.0)  # nothing anywhere: all colours are read from nothing, so alike
+        paints = judge(x).paints[0]
+    assert torch.allclose(paints, paints[:1].expand_as(paints), atol=1e-6)

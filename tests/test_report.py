@@ -1,22 +1,23 @@
 """The report: its figures by hand, its cases, and its bookkeeping with a judge whose verdicts are made up."""
 
-import math
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from minip2p.edit import plan_edit
+from minip2p.mask import mask_of
+from minip2p.metrics import iou
 from minip2p.tiny import cases, report
 from minip2p.tiny.judge import Judge, JudgeConfig, Verdict
 from minip2p.tiny.scenes import ANIMALS, THINGS, combination_held_out, is_held_out
-from minip2p.trajectory import as_image
+from minip2p.trajectory import as_image, sample
 
 OBJECTS = ANIMALS + THINGS
-
-
-def test_means_are_of_what_there_is():
-    assert report.mean([1.0, float("nan"), 3.0]) == 2 and math.isnan(report.mean([float("nan")]))
 
 
 def test_a_swap_exchanges_the_object_and_its_article_and_stays_held_out():
@@ -39,7 +40,8 @@ def test_a_swap_exchanges_the_object_and_its_article_and_stays_held_out():
 
 
 class MadeUp:
-    """A judge that says of the n-th picture of a batch that its n-th word is there, in the upper half."""
+    """A judge that says of the n-th picture of a batch that its n-th word is there, in the upper half and, below it, in
+    the n-th column; that it is purple and a sketch."""
 
     config = JudgeConfig()
 
@@ -52,9 +54,25 @@ class MadeUp:
         objects = torch.stack([torch.tensor([float(name == word) for name in OBJECTS]) for word in self.words[:n]])
         thing = torch.zeros(n, rows, columns)
         thing[:, : rows // 2] = 1
+        thing[range(n), :, range(n)] = 1
         kinds = objects[:, :, None, None].expand(-1, -1, rows // 4, columns // 4)
-        rest = [torch.zeros(n, 30, 7), torch.zeros(n, 8), torch.zeros(n, 3), torch.zeros(n, 3)]
+        paints, style = torch.zeros(n, 30, 7), torch.zeros(n, 3)
+        paints[..., self.config.colours.index("purple")] = 1
+        style[:, self.config.styles.index("sketch")] = 1
+        rest = [paints, torch.zeros(n, 8), style, torch.zeros(n, 3)]
         return Verdict(self.config, objects, thing, kinds, *rest)
+
+
+class Said:
+    """A judge with one verdict."""
+
+    config = JudgeConfig()
+
+    def __init__(self, verdict):
+        self.verdict = verdict
+
+    def __call__(self, pictures):
+        return self.verdict
 
 
 def test_swaps_are_counted_for_the_right_picture(model):
@@ -66,11 +84,115 @@ def test_swaps_are_counted_for_the_right_picture(model):
     assert table["object"] == 1 and (table["background"] == 1) == (scene.background == judge.config.backgrounds[0])
     assert [table[f"{name}_success"] for name in ("alone", "usual", "swap", "blend")] == [0, 1, 1, 0]
     lower = torch.zeros(source.shape[1:], dtype=torch.bool)
-    lower[len(lower) // 2 :] = True
+    lower[len(lower) // 2 :, 5:] = True  # where none of the five has an object
     for name, view in (("alone", alone), ("usual", usual), ("swap", swap), ("blend", blend)):
         assert table[f"psnr_{name}"] == pytest.approx(report.psnr(source, view, lower))
     assert not alone.equal(swap) and not usual.equal(swap)
-    assert 0 <= table["mask_iou_generated"] <= 1
+    assert table["psnr_swap_right"] == table["psnr_swap"] and "psnr_blend_right" not in table
+    heat = sample(model, model.start(scene.caption, seed=0, steps=2)).heat([old], (1, 2)).mean[0]
+    upper = torch.zeros(source.shape[1:], dtype=torch.bool)
+    upper[: len(upper) // 2] = True
+    upper[:, 0] = True
+    for name, pool in (("mask_iou_generated", True), ("mask_iou_generated_unpooled", False)):
+        assert table[name] == pytest.approx(iou(mask_of(heat, tuple(upper.shape), 0.3, pool), upper), abs=1e-3)
+
+
+def test_what_is_right_in_a_picture():
+    scene = next(cases.prompts(1, 1))
+    thing = replace(scene.things[0], name="car", colour="purple")
+    purple = replace(scene, things=(thing,), style="photo")
+    blank = torch.zeros(3, 32, 32)
+    found = cases.right(MadeUp(["car"]), purple, blank)
+    assert found["object"] == found["object_strict"] == found["colour"] == 1 and found["style"] == 0
+    red = replace(purple, things=(replace(thing, colour="red"),))
+    assert cases.right(MadeUp(["car"]), red, blank)["colour"] == 0
+    sketch = cases.right(MadeUp(["car"]), replace(red, style="sketch"), blank)
+    assert "colour" not in sketch and sketch["style"] == 1
+    assert cases.right(MadeUp(["cat"]), purple, blank)["object"] == 0
+
+
+def test_an_object_too_many_is_not_strictly_right():
+    """The likeliest is the right one; but there is another that is likelier there than not."""
+    scene = next(cases.prompts(1, 1))
+    scene = replace(scene, things=(replace(scene.things[0], name="car", colour=None),))
+    verdict = MadeUp(["car"])(torch.zeros(1, 3, 32, 32))
+    verdict.objects[0, OBJECTS.index("cat")] = 0.6
+    found = cases.right(Said(verdict), scene, torch.zeros(3, 32, 32))
+    assert (found["object"], found["object_strict"]) == (1, 0)
+    verdict.objects[0, OBJECTS.index("cat")] = 0.4
+    assert cases.right(Said(verdict), scene, torch.zeros(3, 32, 32))["object_strict"] == 1
+
+
+def test_the_four_targets_of_a_swap(model):
+    targets = cases.four_targets(model, "a cat", "a dog", ("cat", "dog"), torch.zeros(1, 4, 16, 16), 10)
+    old, new = model.text.prompt("a cat"), model.text.prompt("a dog")
+    taus = (0.0, 0.0), (0.8, 0.4), cases.TAUS, cases.TAUS
+    for target, (cross, self_) in zip(targets, taus, strict=True):
+        plan = plan_edit(old, new, 10, cross=cross, self_=self_)
+        assert [target.edit.at(i).key for i in range(10)] == [plan.at(i).key for i in range(10)]
+    blend = targets[3].blending.blend
+    assert [t.blending for t in targets[:3]] == [None] * 3 and not blend.pool
+
+
+def test_maps_are_read_in_the_middle_of_the_schedule(model, monkeypatch):
+    """The render is noised as far as t says; masks are made at the published threshold, with the pool and without."""
+    seen = []
+    noised = lambda x, t, context, attend: seen.append((t, x)) or model.unet(x, t, context, attend)  # noqa: E731
+    part = SimpleNamespace(vae=model.vae, text=model.text, sched=model.sched, unet=noised)
+    masks = []
+    monkeypatch.setattr(report, "mask_of", lambda *given: masks.append(given[2:]) or mask_of(*given))
+    scene = next(cases.prompts(1, 1))
+    monkeypatch.setattr(report, "dataset", lambda *_, **__: iter([scene]))
+    drawn = SimpleNamespace(masks={scene.things[0].name: np.ones((128, 128), bool)})
+    monkeypatch.setattr(report, "render", lambda *_: drawn)
+    monkeypatch.setattr(report, "pictures", lambda *_: torch.zeros(1, 3, 128, 128))
+    report.map_iou(part, None, 1)
+    ((t, x),) = seen
+    assert t == 500 and sorted(masks) == [(0.3, False), (0.3, True)]
+    x0 = model.vae.scale(model.vae.encode(torch.zeros(1, 3, 128, 128))[0])
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    abar = model.sched.abars[t]
+    torch.testing.assert_close(x, abar.sqrt() * x0 + (1 - abar).sqrt() * noise)
+
+
+def test_gains_are_over_the_same_seed_alone(monkeypatch, tmp_path):
+    figures = {"psnr_alone": 20.0, "psnr_swap": 23.0, "psnr_blend": 31.0}
+
+    class Crew:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def measured(self, measure, cases):
+            return [(figures, [Image.new("RGB", (8, 8))])]
+
+    monkeypatch.setattr(report, "Crew", Crew)
+    monkeypatch.setattr(report, "examine", lambda *_, **__: {})
+    monkeypatch.setattr(report, "figures", lambda *_: {"judge_object": 0.5})
+    table = report.judged(None, None, None, 1, 1, tmp_path)
+    assert (table["swap_gain_db"], table["swap_blend_gain_db"]) == (3, 11)
+    assert table["judge_object_decoded"] == 0.5 and table["different_swaps"] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"swaps.png", "pairs.png", "graded.png"}
+
+
+def failing(model, judge, number, case, steps):
+    """A case that fails if its number is 0, and else says that it was begun."""
+    if number == 0:
+        raise ValueError("the first case fails")
+    (case / str(number)).touch()
+    time.sleep(0.2)
+    return {}, []
+
+
+def test_a_crew_stops_at_an_error(tmp_path):
+    with pytest.raises(ValueError, match="first case"), cases.Crew(None, 1) as crew:
+        crew.measured(failing, [tmp_path] * 60)
+    assert len(list(tmp_path.iterdir())) < 40
 
 
 @pytest.mark.parametrize("strengths, monotone", [

@@ -232,3 +232,45 @@ def test_the_exported_folder_opens_with_the_same_weights_in_float16(tmp_path):
         loaded = theirs.state_dict()
         assert loaded.keys() == ours.state_dict().keys()
         assert all(torch.equal(t.half().float(), loaded[name]) for name, t in ours.state_dict().items())
+
+
+def test_a_tenth_of_the_captions_is_empty():
+    _, captions = train.captioned(0, 1, torch.arange(600))
+    assert 0.06 < sum(caption == "" for caption in captions) / 600 < 0.14
+
+
+def test_latents_are_scaled_to_a_deviation_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHUNK", 256)
+    latents = train.Latents(tmp_path, None, 0, None)
+    latents.chunks = [{"latents": 4 * torch.randn(256, 4, 2, 2, generator=generator(1))}]
+    assert latents.scale() == pytest.approx(0.25, rel=0.05)
+
+
+def test_kl_of_a_gaussian_by_hand():
+    """mean 2, deviation e: ½ (4 + e² − 1 − 2) = ½ (1 + e²), times its weight."""
+
+    class Still(nn.Module):
+        def encode(self, x):
+            return torch.full((1, 4, 2, 2), 2.0), torch.full((1, 4, 2, 2), torch.e)
+
+        def decode(self, z):
+            return torch.zeros(1, 3, 16, 16)
+
+    x = torch.zeros(1, 3, 16, 16)
+    loss = train.vae_loss(Still(), x, generator(0), kl_weight=0.5)
+    assert loss.item() == pytest.approx(0.25 * (1 + torch.e**2), rel=1e-5)
+    assert train.vae_loss(Still(), x, generator(0)).item() == pytest.approx(0.5e-5 * (1 + torch.e**2), rel=1e-5)
+
+
+def test_gradients_are_clipped_and_a_young_average_is_near(tmp_path):
+    """A gradient of norm 1000 moves AdamW as far as one of norm 1 would be recorded: its first moment says which. After
+    one step the average has gone 1 − 2/11 of the way, though ema is .9."""
+    module = nn.Sequential(OrderedDict(conv_in=nn.Conv2d(1, 1, 1, bias=False)))
+    with torch.no_grad():
+        module.conv_in.weight.zero_()
+    training = Training(module, tmp_path, rate=lambda step: 0.1, steps=1, ema=0.9)
+    training.run(lambda step: 1000 * module.conv_in.weight.sum())
+    (state,) = training.optimizers[0].state.values()
+    assert state["exp_avg"].item() == pytest.approx(0.1, rel=1e-3)  # (1 − β₁) · 1
+    moved, average = module.conv_in.weight.item(), training.average["conv_in.weight"].item()
+    assert moved < 0 and average == pytest.approx((1 - 2 / 11) * moved, rel=1e-4)

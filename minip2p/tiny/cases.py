@@ -8,7 +8,6 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,6 +30,7 @@ EXAM_SEED = 9001
 WEIGHTS = (0.0, 1.0, 2.0)  # of a graded word
 TAUS = 0.8, 0.8  # cross and self that the card recommends: chosen on scenes of another seed than the report's
 MARGIN = 0.05  # by which its strength must rise at least, so that noise does not pass for it
+SHARE = 5  # cases that a process of a crew takes at a time
 Found = tuple[dict[str, float], list[Image.Image]]  # what a case gave: its figures, its pictures
 Measure = Callable[[Model, Judge, int, Any, int], Found]  # (model, judge, number, the case, steps)
 
@@ -54,10 +54,10 @@ class Crew:
 
     def measured(self, measure: Measure, cases: Sequence[Any]) -> list[Found]:
         """What every case gave, in their order."""
-        jobs = [
-            self.pool.submit(one, measure, number, case, self.folder, self.steps) for number, case in enumerate(cases)
-        ]
-        return [job.result() for job in bar(jobs)]
+        numbered = list(enumerate(cases))
+        shares = [numbered[start : start + SHARE] for start in range(0, len(numbered), SHARE)]
+        jobs = [self.pool.submit(measured, measure, share, self.folder, self.steps) for share in shares]
+        return [found for job in bar(jobs) for found in job.result()]
 
 
 def prepare() -> None:
@@ -66,14 +66,10 @@ def prepare() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@cache
-def loaded(folder: Path | None) -> tuple[Model, Judge]:
-    return load(folder), Judge.load()
-
-
-def one(measure: Measure, number: int, case: Any, folder: Path | None, steps: int) -> Found:
+def measured(measure: Measure, share: Sequence[tuple[int, Any]], folder: Path | None, steps: int) -> list[Found]:
     """What a process of a crew is given to do."""
-    return measure(*loaded(folder), number, case, steps)
+    model, judge = load(folder), Judge.load()
+    return [measure(model, judge, number, case, steps) for number, case in share]
 
 
 def prompts(count: int, objects: int) -> Iterator[Scene]:

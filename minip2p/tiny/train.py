@@ -120,7 +120,7 @@ def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = 1e-
 
 def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float, warm: Path | None = None) -> tuple[VAE, int]:
     """The VAE with its averaged weights, and the steps it was trained. From step VAE_FROZEN on only the decoder is: the
-    latents stay what they are, and a UNet can be trained on them meanwhile."""
+    latents stay what they are, and so do those that have been kept."""
     torch.manual_seed(seed)
     vae = VAE(VAE_CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rate = lambda step: 5e-4 * cooldown(step, VAE_STEPS)  # noqa: E731
