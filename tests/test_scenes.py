@@ -152,6 +152,12 @@ def test_an_attribute_grows_with_its_strength(sprites, attribute, style):
         assert np.all(np.diff(change) > 0.2), change
 
 
+def test_sprites_that_cannot_be_fetched_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no npm
+    with pytest.raises(ValueError, match="not there, and npm pack .* could not fetch it: .*npm"):
+        scenes.fetch_sprites(tmp_path)
+
+
 def test_missing_sprites_are_named(tmp_path, sprites):
     with pytest.raises(ValueError, match="fetch_sprites"):
         scenes.Sprites.load(tmp_path / "none.tgz")

@@ -178,7 +178,12 @@ def fetch_sprites(folder: str | Path) -> Path:
     path = Path(folder) / TARBALL
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", PACKAGE, "--pack-destination", str(folder)], check=True, capture_output=True)
+        command = ["npm", "pack", PACKAGE, "--pack-destination", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            raise ValueError(f"{path}: not there, and {' '.join(command[:3])} could not fetch it: {why}") from None
     if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
         raise ValueError(f"{path} is not {PACKAGE}: its sha256 differs; delete it and fetch again")
     return path
