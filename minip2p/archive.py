@@ -57,12 +57,14 @@ def record(
 def opened(parts: Parts, file: Path) -> Trajectory:
     """The run in a file, memory-mapped. Raises FileNotFoundError or ValueError with one line that names the file."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
+        raise FileNotFoundError(f"{file}: {'a folder, not a file' if file.exists() else 'no such file'}")
     tensors, said = read_tensors(file), read_metadata(file)
     if said.get("format") != FORMAT:
         raise ValueError(f"{file}: not a run's file, which Trajectory.save and `minip2p generate --record` write")
     if said.get("model") != parts.fingerprint:
-        raise ValueError(f"{file}: the run of another model: open it with the model that made it")
+        raise ValueError(
+            f"{file}: the run of another model, or of this one in another dtype: open it with what made it"
+        )
     try:
         latents, unconditional = tensors.pop("latents"), tensors.pop("unconditional", None)
         prompt, negative, guidance = said["prompt"], said["negative"], float(said["guidance"])

@@ -37,7 +37,7 @@ class Grid:
     def read(cls, path: Path) -> "Grid":
         """From a TOML file. Raises FileNotFoundError or ValueError with one line that names the file."""
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+            raise FileNotFoundError(f"{path}: {'a folder, not a file' if path.exists() else 'no such file'}")
         try:
             return cls.of(tomllib.loads(path.read_text(encoding="utf-8")))
         except (ValueError, UnicodeDecodeError) as error:

@@ -40,7 +40,9 @@ def load(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ValueError(f"dtype must be a torch dtype of floating-point numbers, not {dtype}")
     try:
-        device = torch.zeros(1, device=device or "cpu").device
+        probe = torch.zeros(1, device=device or "cpu")
+        probe.item()  # which the meta device, without memory, cannot
+        device = probe.device
     except (RuntimeError, AssertionError) as error:  # torch says it in either way
         raise ValueError(f"device {device}: torch cannot use it: {str(error).splitlines()[0]}") from None
     if not folder.is_dir():

@@ -121,7 +121,7 @@ def schedule(cross: Bounds | Mapping[Hashable, Bounds], prompt: Prompt, steps: i
     by_word: dict[Any, Bounds] = {"default_": 1.0, **given}
     alpha = torch.zeros(steps, len(prompt.ids))
     for word, bounds in by_word.items():  # "default_" first, wherever it was given
-        start, end = (int(share * (steps + 1)) for share in _bounds(bounds))
+        start, end = (int(share * (steps + 1)) for share in _bounds("cross", bounds))
         tokens = list(range(len(prompt.ids)) if word == "default_" else _find(prompt, word, parity))
         alpha[:, tokens] = 0
         alpha[start:end, tokens] = 1
@@ -130,7 +130,7 @@ def schedule(cross: Bounds | Mapping[Hashable, Bounds], prompt: Prompt, steps: i
 
 def self_steps(self_: Bounds, steps: int) -> tuple[int, int]:
     """The steps [start, stop) of self-attention injection, int(steps · share) each, from (start, end) or end alone."""
-    start, end = _bounds(self_)
+    start, end = _bounds("self", self_)
     return int(steps * start), int(steps * end)
 
 
@@ -242,9 +242,9 @@ def _find(prompt: Prompt, word: Any, parity: bool) -> Sequence[int]:
     return prompt.find(word)
 
 
-def _bounds(share: Bounds) -> tuple[float, float]:
+def _bounds(which: str, share: Bounds) -> tuple[float, float]:
     """(start, end) of a (start, end) or of an end alone. Raises ValueError unless 0 ≤ start ≤ end ≤ 1."""
     bounds = tuple(share) if isinstance(share, tuple | list) else (0.0, share)
     if not all(isinstance(bound, Real) for bound in bounds) or len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
-        raise ValueError(f"steps are given as shares 0 <= start <= end <= 1 of a run, not {share!r}")
+        raise ValueError(f"the steps of {which} are shares 0 <= start <= end <= 1 of a run, not {share!r}")
     return bounds

@@ -66,7 +66,7 @@ class Schedule:
         """The time steps that the model is asked at, noisiest first (spacings: Lin et al. 2023, table 2)."""
         c, total = self.config, self.config.num_train_timesteps
         if not is_whole(steps) or not 1 <= steps <= total:
-            raise ValueError(f"steps must lie between 1 and {total}, not {steps}")
+            raise ValueError(f"steps must lie between 1 and {total}, not {steps!r}")
         if c.timestep_spacing == "leading":
             times: np.ndarray = np.arange(steps)[::-1] * (total // steps) + c.steps_offset
         elif c.timestep_spacing == "trailing":
