@@ -165,7 +165,7 @@ def report(options: argparse.Namespace) -> None:
     table |= judged(model, options.model, sprites, n, steps, options.out)
     lines = said(table, n, steps, model.guidance)
     print(lines)
-    if options.model is None and (n, steps) == FULL:
+    if options.model is None and (n, steps) == FULL and CARD.exists():  # an installed copy has no card
         write_card(CARD, lines)
     row = {name: None if math.isnan(value) else round(value, 4) for name, value in table.items()}
     print(json.dumps(row | {"cases": n}))
