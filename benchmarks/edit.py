@@ -19,6 +19,7 @@ import minip2p
 from minip2p.edit import plan_edit
 from minip2p.model import Model
 from minip2p.replay import Target, edit, planned
+from minip2p.trajectory import Source
 
 SOURCE = "a cat on the beach"
 EIGHT = [f"a {animal} on the beach" for animal in ("dog", "tiger", "lion", "horse", "cow", "pig", "sheep", "duck")]
@@ -39,12 +40,20 @@ class Size:
         return torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def ours(model: Model, size: Size, *targets: str) -> None:
-    """The pictures of the targets and of the source, as the peer gives them."""
+def ours(model: Model, size: Size, *targets: str) -> Source:
+    """The pictures of the targets. Returns the source, as far as it was read; the peer makes its picture too."""
     runs = model.edit(
         SOURCE, list(targets), cross=CROSS, self_=SELF, latents=size.noise, steps=size.steps, guidance=7.5
     )
-    _ = [run.image for run in runs], runs[0].source.image
+    _ = [run.image for run in runs]
+    assert runs[0].begun is not None
+    return runs[0].begun
+
+
+def rest_of_source(model: Model, size: Size) -> float:
+    """Seconds that the source's picture takes after an edit that did not ask for it."""
+    source = ours(model, size, EIGHT[0])
+    return in_turn(1, rest=lambda: source.whole.image)["rest"]
 
 
 def theirs(peer: Any, size: Size, *targets: str) -> None:
@@ -87,6 +96,8 @@ def measured(given: Any) -> dict[str, float]:
         ours(model, warm, EIGHT[0])
     one = in_turn(given.rounds, theirs=lambda: theirs(peer, whole, EIGHT[0]), ours=lambda: ours(model, whole, EIGHT[0]))
     say(f"one edit at {whole.pixels} px", one["ours"], "a run of the peer", one["theirs"])
+    rest = rest_of_source(model, whole)
+    say("… with the rest of the source and its picture", one["ours"] + rest, "it", one["theirs"])
     eight = in_turn(1, ours=lambda: ours(model, whole, *EIGHT))["ours"]
     say("eight edits", eight, "eight runs of the peer", 8 * one["theirs"])
     ours(half, replace(whole, steps=1), EIGHT[0])

@@ -60,7 +60,7 @@ class Text:
         names = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
         tensors = {names.get(n.removeprefix("text_model."), n): t.to(self.dtype) for n, t in tensors.items()}
         check_names(path / "model.safetensors", encoder.state_dict(), tensors)
-        encoder.load_state_dict(tensors, strict=True)
+        encoder.load_state_dict(tensors, strict=True, assign=True)  # memory-mapped: no copy
         return encoder.eval().requires_grad_(False).to(self.device)
 
     def prompt(self, text: str) -> Prompt:

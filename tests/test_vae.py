@@ -108,6 +108,14 @@ def test_upsampling_repeats_pixels_then_convolves():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("channels, size", [(1, (1, 1)), (3, (4, 5)), (32, (7, 2))])
+def test_upsampling_and_convolving_at_once_is_the_same_as_one_after_the_other(channels, size):
+    """Nearest upsampling, then W, is a transposed convolution with W ∗ 1₂ₓ₂. Tolerance 1e-12, float64."""
+    layer, x = Upsample(channels).double(), torch.randn(2, channels, *size, dtype=torch.float64)
+    torch.testing.assert_close(layer.doubled(x), layer(x, (2 * size[0], 2 * size[1])), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
 def test_the_vaes_attention_is_softmax_over_all_pixels_with_one_head():
     layer = on_meta(PixelAttention, 4, 2)
     share_weights(layer)
