@@ -14,8 +14,8 @@ from minip2p.checkpoint import read_metadata, read_tensors
 from minip2p.files import whole
 from minip2p.parts import Parts
 from minip2p.record import NAMES, Block, Keeps, Layout, Record, bytes_of, layout, queries_of
-from minip2p.start import Start, begin
-from minip2p.trajectory import FORMAT, Progress, Source, Trajectory, described
+from minip2p.start import Start, Way, begin
+from minip2p.trajectory import FORMAT, Progress, Source, Trajectory, along, described
 
 
 def record(
@@ -39,9 +39,8 @@ def record(
     if file is None and bytes_of(kept) > budget:
         raise ValueError(f"the record would take {bytes_of(kept) / 1e6:,.1f} MB of memory, its budget is "
                          f"{budget / 1e6:,.1f}: give it a file, or keep fewer steps or a smaller dtype")  # fmt: skip
-    own = origin.unconditional if isinstance(origin, Trajectory) else None
     shapes: Layout = {"latents": (torch.float32, (origin.steps + 1, *source.latents[0].shape[1:]))}
-    shapes |= {} if own is None else {"unconditional": (own.dtype, own.shape)}
+    shapes |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in along(origin.way).items()}
     said = {} if file is None else described(parts, origin)
     with nullcontext() if file is None else whole(file) as partial:
         block = Block(shapes | kept, said, partial)
@@ -49,8 +48,8 @@ def record(
         for i, step in enumerate(progress(parts.sched.steps(origin.steps))):
             made.keep(i, source.read(i, step, keeps.at(i)))
         block.tensors["latents"].copy_(source.whole.latents)
-        if own is not None:
-            block.tensors["unconditional"].copy_(own)
+        for name, tensor in along(origin.way).items():
+            block.tensors[name].copy_(tensor)
     return replace(source.whole, latents=block.tensors["latents"], record=made)
 
 
@@ -66,7 +65,9 @@ def opened(parts: Parts, file: Path) -> Trajectory:
             f"{file}: the run of another model, or of this one in another dtype: open it with what made it"
         )
     try:
-        latents, unconditional = tensors.pop("latents"), tensors.pop("unconditional", None)
+        latents = tensors.pop("latents")
+        way = Way(tensors.pop("unconditional", None), tensors.pop("noise", None), int(said["skip"]),
+                  float(said["proximal"]))  # fmt: skip
         prompt, negative, guidance = said["prompt"], said["negative"], float(said["guidance"])
         seed = int(said["seed"]) if said["seed"] else None
         if latents.dtype != torch.float32 or latents.ndim != 4 or not latents.numel():
@@ -77,12 +78,15 @@ def opened(parts: Parts, file: Path) -> Trajectory:
         context, always = parts.text(prompt), Keeps((0, steps), (0, steps), math.prod(latent))
         shapes = layout(parts.unet, latent, context.shape[1], steps, always, torch.float32)
         shapes["unconditional"] = torch.float32, (steps, *context.shape[1:])
-        for name, tensor in (tensors | ({} if unconditional is None else {"unconditional": unconditional})).items():
+        shapes["noise"] = torch.float32, (steps, *latents.shape[1:])
+        if not 0 <= way.skip < steps or not 0 <= way.proximal < 1:
+            raise ValueError("its skip or proximal is out of range")
+        for name, tensor in (tensors | along(way)).items():
             if name not in shapes or tensor.shape != shapes[name][1] or tensor.dtype not in NAMES:
                 raise ValueError(f"{name} is not of this run")
-        if not torch.isfinite(latents).all():
-            raise ValueError("its latents are not finite")
+        if not all(torch.isfinite(tensor).all() for tensor in (latents, *along(way).values())):
+            raise ValueError("its latents, embeddings or noise are not finite")
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{file}: not a whole run ({error})") from None
     record = Record(tensors, queries_of(parts.unet, latent)) if tensors else None
-    return Trajectory(parts, prompt, latents, guidance, negative, seed, unconditional, record=record)
+    return Trajectory(parts, prompt, latents, guidance, negative, seed, way, record=record)

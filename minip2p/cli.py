@@ -22,6 +22,9 @@ examples:
   minip2p edit "a house in the fog" "a house in the fog" --reweight fog=2 --reweight house=.5
   minip2p generate "a cat on the beach" --seed 1 --record cat.safetensors
   minip2p edit cat.safetensors "a tiger on the beach"
+  minip2p invert photo.jpg "a cat on the beach" -o photo.safetensors
+  minip2p edit photo.safetensors "a tiger on the beach"
+  minip2p edit photo.jpg --prompt "a cat on the beach" "a tiger on the beach"
   minip2p maps "a cat on the beach" --seed 1 -o maps
   minip2p sweep grid.toml -o sweep
 """
@@ -51,17 +54,29 @@ def parser() -> Parser:
     one.add_argument(
         "source",
         metavar="SOURCE",
-        help="the prompt of the picture to edit, or the file (.safetensors) of a recorded run",
+        help="the prompt of the picture to edit; the file (.safetensors) of a run; or, with --prompt, a photograph",
     )
     one.add_argument("targets", metavar="TARGET", nargs="+", help="what it should become")
     add_run_options(one)
     add_edit_options(one)
+    one.add_argument("--prompt", metavar="PROMPT", help="SOURCE is a photograph, and this is what it shows")
+    add_invert_options(one)
+    one = command("invert", "make a photograph a run, which edit takes as it takes a generated one")
+    one.add_argument("picture", metavar="IMAGE")
+    one.add_argument("prompt", metavar="PROMPT", help="what it shows")
+    one.add_argument("-o", "--out", default="out/run.safetensors", metavar="FILE",
+                     help="the run's file (.safetensors); what the run shows goes beside it as a PNG (default: "
+                     "out/run.safetensors)")  # fmt: skip
+    add_way_options(one)
+    add_invert_options(one)
     one = command("maps", "generate a picture and show where each word of its prompt looks")
     one.add_argument("prompt", metavar="PROMPT")
     add_run_options(one)
     one = command("sweep", "make every edit of a grid, with a table, contact sheets and charts (needs minip2p[sweep])")
     one.add_argument("grid", metavar="GRID", help="a TOML file: the source, what is compared, and settings of the run")
     one.add_argument("-o", "--out", default="out", metavar="FOLDER", help="where the results go (default: out)")
+    one.add_argument("--clip", metavar="FOLDER", help="a CLIP, by which the edits' success is measured (default: the "
+                     "judge, for the model that ships; else none)")  # fmt: skip
     add_model_options(one)
     return top
 
@@ -77,11 +92,24 @@ def add_run_options(one: Parser) -> None:
     add = one.add_argument
     add("-o", "--out", default="out", metavar="OUT", help="a folder, or a file that ends in .png (default: out)")
     add("--seed", type=int, help="of the noise (default: 0)")
+    add_way_options(one)
+
+
+def add_way_options(one: Parser) -> None:
+    add = one.add_argument
     add("--steps", type=int, help="of DDIM, 1 to 1000 (default: 50)")
     add("--guidance", type=float, metavar="W", help="of the classifier-free guidance (default: the model's own)")
     add("--size", metavar="HxW", help="rows x columns in pixels (default: the model's own)")
     add("--negative", metavar="PROMPT", help="what the picture should not show")
     add_model_options(one)
+
+
+def add_invert_options(one: Parser) -> None:
+    add = one.add_argument
+    add("--method", choices=("ddim", "direct", "negative-prompt", "proximal", "null-text", "edit-friendly"),
+        help="of the inversion (default: direct, which meets the picture exactly)")  # fmt: skip
+    add("--fit", choices=("crop", "stretch"), help="how a photograph of another shape is brought to the size "
+        "(default: crop)")  # fmt: skip
 
 
 def add_edit_options(one: Parser) -> None:

@@ -2,7 +2,7 @@
 raises ValueError or OSError with one clear line before anything is written."""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from tqdm import tqdm
 from minip2p import png, viz
 from minip2p import sweep as sweeping
 from minip2p.align import kind_of, refine_alignment, report, swap_mapper
+from minip2p.clip import Clip
 from minip2p.grid import Grid
 from minip2p.model import Model, load
+from minip2p.options import edit_options, invert_options, run_options, settings
 from minip2p.tiny.judge import Judge
 from minip2p.trajectory import Progress, Trajectory
 
@@ -32,11 +34,16 @@ def generate(args: Namespace) -> None:
 def edit(args: Namespace) -> None:
     """The targets, the source, and a strip with a row for each target."""
     model, options, changes = opened(args), run_options(args), edit_options(args)
-    recorded = model.open(run_file(args.source)) if args.source.endswith(RUN) else None
-    base = stem(args, args.targets[0], recorded)
+    filed = args.prompt is not None or args.source.endswith(RUN)  # the source is a file, without a seed or with its own
+    recorded = model.open(run_file(args.source)) if filed and args.prompt is None else None
+    base = stem(args, args.targets[0], filed, None if recorded is None else recorded.seed)
     numbers = [f"-{n}" for n in range(1, len(args.targets) + 1)] if len(args.targets) > 1 else [""]
     paths = [named(base, end) for end in (*numbers, "-source", "-strip")]
     png.check_writable(paths)
+    if args.prompt is not None:
+        recorded, options = inverted(model, args, args.source), {}
+    elif given := list(invert_options(args)):
+        raise ValueError(f"--{given[0]} is for a photograph: say what it shows, with --prompt")
     runs = model.edit(recorded or args.source, args.targets, **changes, **options)
     source = runs[0].source
     assert source is not None
@@ -48,6 +55,21 @@ def edit(args: Namespace) -> None:
         f"{source.prompt} -> {new.prompt}\n{explained(model, source.prompt, new.prompt, args.kind)}\n" for new in runs
     ]
     finish(list(zip(paths, pictures, [*texts, png.parameters(source), "\n\n".join(texts)], strict=True)), tables)
+
+
+def invert(args: Namespace) -> None:
+    """The run of a photograph, and what it shows."""
+    model, file = opened(args), run_file(args.out)
+    path = file.with_suffix(".png")
+    png.check_writable([file, path])
+    run = inverted(model, args, args.picture)
+    run.save(file)
+    finish([(path, run.image, png.parameters(run, Method=args.method or "direct"))], [str(file)])
+
+
+def inverted(model: Model, args: Namespace, picture: str) -> Trajectory:
+    """A photograph as a run, as the options say."""
+    return model.invert(picture, args.prompt, **invert_options(args), **run_options(args))
 
 
 def plain(model: Model, source: Trajectory, prompt: str) -> Trajectory:
@@ -95,13 +117,19 @@ def sweep(args: Namespace) -> None:
         raise ValueError(f"a sweep needs {error.name}: pip install 'minip2p[sweep]'") from None
     grid, model, folder = Grid.read(Path(args.grid)), opened(args), Path(args.out)
     png.check_writable([folder / "table.csv"])
-    work = sweeping.units(model, grid)
-    print(sweeping.said(work), flush=True)
-    score = Judge.load().score if args.model is None else None
+    score = scorer(args)
+    print(sweeping.said(sweeping.units(model, grid)), flush=True)
     before = model.rows
-    rows = sweeping.sweep(model, grid, work, folder, score=score, progress=rows_bar)
+    rows = sweeping.sweep(model, grid, folder, score=score, progress=rows_bar)
     print(f"{model.rows - before:,} rows of the UNet were run")
     print(*charts.write_results(folder, grid, rows), sep="\n")
+
+
+def scorer(args: Namespace) -> sweeping.Score | None:
+    """What says whether an edit has come: a CLIP where one is given; for the model that ships, its judge."""
+    if args.clip is not None:
+        return Clip(args.clip).score
+    return Judge.load().score if args.model is None else None
 
 
 def rows_bar(total: int, done: Callable[[], int]) -> Progress:
@@ -128,9 +156,9 @@ def opened(args: Namespace) -> Model:
     return load(args.model, dtype=getattr(torch, args.dtype), device=args.device)
 
 
-def stem(args: Namespace, prompt: str, run: Trajectory | None = None) -> Path:
-    """What the names of all the files that a command writes begin with. run: one that is not begun here."""
-    out, seed = Path(args.out), (args.seed or 0) if run is None else run.seed
+def stem(args: Namespace, prompt: str, filed: bool = False, seed: int | None = None) -> Path:
+    """What the names of all the files that a command writes begin with. filed: the run is of a file; seed: its own."""
+    out, seed = Path(args.out), seed if filed else (args.seed or 0)
     name = png.file_name(prompt) + ("" if seed is None else f"-seed{seed}")
     return out.with_suffix("") if out.suffix.lower() == ".png" else out / name
 
@@ -158,67 +186,3 @@ def explained(model: Model, source: str, target: str, kind: str) -> str:
     if (kind_of(old, new) if kind == "auto" else kind) == "swap":
         return report(old, new, swap_mapper(old, new))
     return report(old, new, *refine_alignment(old, new))
-
-
-def run_options(args: Namespace) -> dict[str, Any]:
-    """Those of the options that all commands share that are given, as `Model.generate` takes them."""
-    given = {name: getattr(args, name) for name in ("seed", "steps", "guidance", "negative")}
-    given["size"] = None if args.size is None else size_of(args.size)
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def edit_options(args: Namespace) -> dict[str, Any]:
-    """The options of an edit, as `Model.edit` takes them."""
-    source, sign, target = (args.blend or "").partition(":")
-    return {
-        "cross": {word or "default_": share(value) for word, value in by_word(args.cross).items()},
-        "self_": share(args.self_),
-        "kind": args.kind,
-        "reweight": {word: weight(word, value) for word, value in by_word(args.reweight).items()},
-        "blend": (source, target) if sign else args.blend,
-        "explicit": args.explicit,
-    }
-
-
-def settings(args: Namespace) -> dict[str, str]:
-    """An edit's settings for its PNG, in the words of the command line."""
-
-    def joined(given: Mapping[str, str]) -> str:
-        return ", ".join(f"{word}={value}" if word else value for word, value in given.items())
-
-    given = {"Cross": joined(by_word(args.cross)), "Self": args.self_, "Kind": args.kind,
-                "Reweight": joined(by_word(args.reweight)), "Blend": args.blend, "Explicit": args.explicit}  # fmt: skip
-    return {name: value for name, value in given.items() if value}
-
-
-def by_word(given: Sequence[str]) -> dict[str, str]:
-    """['.8', 'cat=.4'] -> {'': '.8', 'cat': '.4'}; of two for the same word the last."""
-    return {word: value for word, _, value in (text.rpartition("=") for text in given)}
-
-
-def share(text: str) -> Any:
-    """'.8' -> 0.8 and '.2:.8' -> (0.2, 0.8). Raises ValueError."""
-    try:
-        numbers = tuple(float(part) for part in text.split(":", 1))
-    except ValueError:
-        raise ValueError(f"a share of the run is a number as .8, or two as .2:.8, not {text!r}") from None
-    return numbers if len(numbers) == 2 else numbers[0]
-
-
-def weight(word: str, text: str) -> float:
-    """Raises ValueError where the word is missing or the weight is no number."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = None
-    if not word or number is None:
-        raise ValueError(f"--reweight takes a word and its weight, as fog=2, not {f'{word}={text}' if word else text}")
-    return number
-
-
-def size_of(text: str) -> tuple[int, int]:
-    """'128x96' -> (128, 96): rows, columns. Raises ValueError."""
-    rows, sign, columns = text.partition("x")
-    if not (sign and rows.isdecimal() and columns.isdecimal()):
-        raise ValueError(f"--size is rows x columns in pixels, as 128x96, not {text!r}")
-    return int(rows), int(columns)

@@ -1,10 +1,11 @@
-"""The front: `load` a model, then `generate` and `edit`."""
+"""The front: `load` a model, then `generate`, `edit` and `invert`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from minip2p.archive import opened, record
@@ -12,12 +13,14 @@ from minip2p.attention import Attend, fused
 from minip2p.checkpoint import load_module, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.edit import EVERYWHERE, Where, plan_edit
+from minip2p.invert import chosen
 from minip2p.mask import Blend, Blending
 from minip2p.parts import Parts
+from minip2p.picture import fitted, read
 from minip2p.record import Keeps
 from minip2p.replay import Target, edit
 from minip2p.sched import Schedule
-from minip2p.start import Start, begin, check_attend
+from minip2p.start import Start, begin, check_attend, latent_size
 from minip2p.text import Text
 from minip2p.trajectory import Trajectory, sample
 from minip2p.unet import UNet
@@ -181,6 +184,38 @@ class Model(Parts):
         """Where a run begins, with the options of `generate`. Raises ValueError for what the model cannot take."""
         own = options.pop("guidance", None)
         return begin(self, prompt, guidance=self.guidance if own is None else own, **options)
+
+    def invert(
+        self,
+        picture: str | Path | Image.Image | Tensor,
+        prompt: str,
+        *,
+        method: str = "direct",
+        size: tuple[int, int] | None = None,
+        fit: str = "crop",
+        steps: int = 50,
+        guidance: float | None = None,
+        negative: str = "",
+        **options: Any,
+    ) -> Trajectory:
+        """A photograph as a run, which can be edited as a generated picture can.
+
+        picture: a file, an image of Pillow, or 3 H W in [-1, 1], which is taken in its own size. prompt: what it shows.
+        method: one of `minip2p.invert.METHODS`; options: its own. size: rows and columns that the picture is brought
+        to, the model's own where None; fit: by "crop" or "stretch". Raises ValueError for what the model cannot take.
+        """
+        by = chosen(method, options)
+        if isinstance(picture, Tensor):
+            if picture.ndim != 3 or len(picture) != 3 or not picture.isfinite().all() or picture.abs().max() > 1:
+                raise ValueError(f"a picture is 3 H W in [-1, 1], not {tuple(picture.shape)} of other numbers")
+            latent_size(self, (picture.shape[1], picture.shape[2]))
+        else:
+            sides = [side * self.vae.stride for side in latent_size(self, size)]
+            picture = fitted(read(picture) if isinstance(picture, str | Path) else picture, (sides[0], sides[1]), fit)
+        start = self.start(
+            prompt, steps=steps, guidance=guidance, negative=negative, latents=self.encode(picture[None])
+        )
+        return by(self, start, bar, **options)
 
     def record(
         self,

@@ -55,6 +55,11 @@ class Parts:
             raise self.not_finite("the decoded picture is not finite")
         return pictures.clamp(-1, 1)
 
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures in [-1, 1], b 3 H W -> latents b c h w, float32: the mean of what the encoder says."""
+        mean, _ = self.vae.encode(pictures.to(self.device, self.dtype))
+        return self.vae.scale(mean.float())
+
     def not_finite(self, what: str) -> ValueError:
         """The error to raise where a result is not finite: it names the first damaged weight, if there is one."""
         for name, part in (("unet", self.unet), ("vae", self.vae), ("text_encoder", self.text.encoder)):
@@ -72,12 +77,13 @@ class Parts:
         guidance: float,
         attend: Attend,
         alike: bool = False,
+        proximal: float = 0.0,
     ) -> Tensor:
-        """Classifier-free guidance (Ho & Salimans 2022, eq. 6, as w = 1 + theirs):  ε_u + w (ε_c − ε_u).
+        """Classifier-free guidance (Ho & Salimans 2022, eq. 6, as w = 1 + theirs):  ε_u + w prox(ε_c − ε_u).
 
         x: b c h w; embeddings: 1 n d or b n d, and b n d. `attend` acts on the conditional rows alone. Rows that
         would cancel are not run: the unconditional ones at w = 1, the conditional ones at w = 0; and where all of x is
-        alike, as at the first step of several edits, one unconditional row serves all.
+        alike, as at the first step of several edits, one unconditional row serves all. proximal: see `shrunk`.
         """
         x, b = x.to(self.dtype), len(x)
         if guidance == 1:
@@ -88,11 +94,21 @@ class Parts:
             return self.counted(x[:n], t, without, fused).expand(b, -1, -1, -1)
         both = self.counted(torch.cat([x[:n], x]), t, torch.cat([without, conditional]), beyond(n, attend))
         eps_u, eps_c = both[:n], both[n:]
-        return eps_u + guidance * (eps_c - eps_u)
+        return eps_u + guidance * shrunk(eps_c - eps_u, proximal)
 
     def counted(self, x: Tensor, t: int, context: Tensor, attend: Attend) -> Tensor:
         self.rows += len(x)
         return self.unet(x, t, context, attend).float()
+
+
+def shrunk(difference: Tensor, proximal: float) -> Tensor:
+    """The proximal map of λ‖·‖₁ (Han et al. 2023, proximal guidance): each row of b c h w moved towards 0 by λ, its
+    quantile of so much; where the difference of two predictions is small, it is nothing. 0: as it is."""
+    if proximal == 0:
+        return difference
+    size = difference.abs().flatten(1)
+    bound = size.quantile(proximal, dim=1)[:, None, None, None]
+    return difference - difference.clamp(-bound, bound)
 
 
 def rows_of(count: int, guidance: float, alike: bool = False) -> int:

@@ -32,6 +32,8 @@ def parameters(run: Trajectory, **more: Any) -> str:
     rows, columns = (side * stride for side in run.latents.shape[-2:])
     settings = {"Steps": run.steps, "Sampler": "DDIM", "CFG scale": run.guidance, "Seed": run.seed,
                 "Size": f"{columns}x{rows}", "Model": run.parts.text.folder.name}  # fmt: skip
+    if run.seed is None:  # it began from a photograph, or from latents that were given
+        del settings["Seed"]
     if run.parts.dtype != torch.float32:  # other numbers, another picture
         settings["Dtype"] = str(run.parts.dtype).removeprefix("torch.")
     if run.source is not None:

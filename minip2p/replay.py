@@ -62,6 +62,10 @@ def edit(
     texts = {target.prompt: parts.text(target.prompt) for target in targets}
     latents = [[source.latents[0]] for _ in targets]
     for i, step in enumerate(progress(list(parts.sched.steps(origin.steps)))):
+        if i < origin.way.skip:
+            for states in latents:
+                states.append(source.latents[i + 1])
+            continue
         found = source.read(i, step, plan.wanted[i]) if i < plan.read else {}
         _add_source_heat(found, targets, origin.attend, i)
         for some in batches(plan.rows[i], batch):
@@ -71,15 +75,14 @@ def edit(
             before = torch.cat([latents[row[0]][i] for row in some])
             conditional = torch.cat([texts[targets[row[0]].prompt] for row in some])
             eps = parts.predict(before, step.t, source.unconditional(i), conditional, origin.guidance, injected,
-                                alike=i == 0)  # fmt: skip
-            after = finite(parts, parts.sched.step(before, eps, step), i).split(1)
+                                i == origin.way.skip, origin.way.proximal)  # fmt: skip
+            after = finite(parts, parts.sched.step(before, eps, step, noise=origin.way.z(i)), i).split(1)
             for row, x in zip(some, after, strict=True):
                 for n in row:
                     latents[n].append(targets[n].blended(i, source.latents, x))
-    own = origin.unconditional if isinstance(origin, Trajectory) else None
     return [
-        Trajectory(parts, target.prompt, torch.cat(states).cpu(), origin.guidance, origin.negative, origin.seed, own,
-                   attend, mask=target.mask, begun=source)
+        Trajectory(parts, target.prompt, torch.cat(states).cpu(), origin.guidance, origin.negative, origin.seed,
+                   origin.way, attend, mask=target.mask, begun=source)
         for target, states in zip(targets, latents, strict=True)
     ]  # fmt: skip
 
@@ -99,20 +102,22 @@ class Plan:
         for i, rows in enumerate(self.rows):
             if i < self.read and not (isinstance(origin, Trajectory) and origin.knows(i, self.wanted[i])):
                 total += rows_of(1, w)
-            total += sum(rows_of(len(some), w, alike=i == 0) for some in batches(rows, batch))
+            total += sum(rows_of(len(some), w, alike=i == origin.way.skip) for some in batches(rows, batch))
         return total
 
 
 def planned(parts: Parts, origin: Trajectory | Start, targets: Sequence[Target]) -> Plan:
     """The plan of an edit: the source goes along as far as it is read, to the end where a target is blended with it. At
-    guidance 0 no words are read, and so no attention."""
+    guidance 0 no words are read, and so no attention. Steps that the origin skips have no rows."""
     latents = origin.latents if isinstance(origin, Trajectory) else origin.noise
     queries = queries_of(parts.unet, (latents.shape[-2], latents.shape[-1]))
-    wanted = [_wanted(targets, i, queries) if origin.guidance != 0 else None for i in range(origin.steps)]
+    skip, asks = origin.way.skip, origin.guidance != 0
+    wanted = [_wanted(targets, i, queries) if asks and i >= skip else None for i in range(origin.steps)]
     read = max((i + 1 for i, sites in enumerate(wanted) if sites is not None), default=0)
     if any(target.blending is not None for target in targets):
         read = origin.steps
-    return Plan(wanted, read, list(shared(targets, origin.steps)))
+    rows = [[] if i < skip else groups for i, groups in enumerate(shared(targets, origin.steps))]
+    return Plan(wanted, read, rows)
 
 
 def shared(targets: Sequence[Target], steps: int) -> Iterator[list[list[int]]]:

@@ -3,7 +3,7 @@
 Axes: c h w latents.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,24 @@ from torch import Tensor
 from minip2p.attention import Attend, Store, fused
 from minip2p.config import is_finite, is_whole
 from minip2p.parts import Parts
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """How a run goes through its steps, where not as usual: what an inversion leaves for those who follow.
+
+    unconditional: the embedding of each step, T n d, where it is not the negative prompt's (null-text inversion).
+    noise: z of each step, T c h w; the steps are then DDPM's, and not DDIM's (edit-friendly inversion). skip: an edit
+    takes so many of the source's first steps as they are. proximal: of the guidance, see `parts.shrunk`.
+    """
+
+    unconditional: Tensor | None = None
+    noise: Tensor | None = None
+    skip: int = 0
+    proximal: float = 0.0
+
+    def z(self, step: int) -> Tensor | None:
+        return None if self.noise is None else self.noise[step : step + 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +43,7 @@ class Start:
     negative: str = ""
     seed: int | None = None
     attend: Attend = fused
+    way: Way = field(default_factory=Way)
 
 
 def check_attend(attend: Any) -> None:

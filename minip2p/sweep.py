@@ -72,7 +72,6 @@ def said(work: Sequence[Unit]) -> str:
 def sweep(
     model: Model,
     grid: Grid,
-    work: Sequence[Unit],
     folder: Path,
     *,
     score: Score | None = None,
@@ -81,11 +80,11 @@ def sweep(
     """Runs what is not there yet of a grid and returns the table, a row a cell. Raises ValueError for a folder that
     holds another grid's. One process at a time works on a folder.
 
-    work: the grid's `units`. score: further figures of each cell. progress(rows to run, rows run so far) -> what `edit`
-    shows its progress by.
+    score: further figures of each cell. progress(rows to run, rows run so far) -> what `edit` shows its progress by.
     """
+    work = units(model, grid)
     check_same(folder / "grid.json", {"grid": json.loads(grid.text), "model": model.fingerprint,
-                                      "scored": score is not None})  # fmt: skip
+                                      "scored": getattr(score, "__qualname__", None)})  # fmt: skip
     for stale in folder.rglob(".*.partial"):  # of a sweep that was killed
         stale.unlink()
     left = [unit for unit in work if not done(folder, unit)]

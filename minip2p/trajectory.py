@@ -22,7 +22,7 @@ from minip2p.mask import HeatSum, add_heat, chosen_strides, columns
 from minip2p.parts import Parts
 from minip2p.record import Block, Record
 from minip2p.sched import Step
-from minip2p.start import Start
+from minip2p.start import Start, Way
 
 FORMAT = "minip2p run 1"  # of the file of a run
 
@@ -31,9 +31,9 @@ FORMAT = "minip2p run 1"  # of the file of a run
 class Trajectory:
     """A run: generated, edited or (an inverted photograph's) reconstructed.
 
-    latents: T+1 c h w, noise first, float32. unconditional: the embedding of each step, T n d, where it is not the
-    negative prompt's. attend: the attention that it ran with. mask: of an edit, the last mask that it was blended by,
-    h w. record: the (q, k) that edits of it need not make anew. begun: of an edit, its source as far as it was needed.
+    latents: T+1 c h w, noise first, float32. way: how it goes through its steps, where not as usual. attend: the
+    attention that it ran with. mask: of an edit, the last mask that it was blended by, h w. record: the (q, k) that
+    edits of it need not make anew. begun: of an edit, its source as far as it was needed.
     """
 
     parts: Parts = field(repr=False)
@@ -42,7 +42,7 @@ class Trajectory:
     guidance: float
     negative: str = ""
     seed: int | None = None
-    unconditional: Tensor | None = field(default=None, repr=False)
+    way: Way = field(default_factory=Way, repr=False)
     attend: Attend = field(default=fused, repr=False)
     mask: Tensor | None = field(default=None, repr=False)
     record: Record | None = field(default=None, repr=False)
@@ -99,9 +99,8 @@ class Trajectory:
     def save(self, file: str | Path) -> None:
         """Writes the run, and its record if it has one, into one safetensors file; not an edit's source or mask. Raises
         ValueError for a run whose attention is a function of one's own, which no file can hold."""
-        tensors = {"latents": self.latents} | ({} if self.record is None else dict(self.record.tensors))
-        if self.unconditional is not None:
-            tensors["unconditional"] = self.unconditional
+        tensors = {"latents": self.latents} | along(self.way)
+        tensors |= {} if self.record is None else dict(self.record.tensors)
         shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         said = described(self.parts, self)
         with whole(Path(file)) as partial:
@@ -156,7 +155,7 @@ class Source:
         self.latents = list(known.to(parts.device).split(1))
 
     def unconditional(self, i: int) -> Tensor:
-        own = self.origin.unconditional if isinstance(self.origin, Trajectory) else None
+        own = self.origin.way.unconditional
         return self.negative if own is None else own[i : i + 1].to(self.negative)
 
     def read(self, i: int, step: Step, wanted: Wanted | None) -> Mapping[Site, QK]:
@@ -171,10 +170,10 @@ class Source:
         attend = at_step(self.origin.attend, i)
         if wanted is not None:
             attend = recording(found, wanted, attend)
-        x, w = self.latents[i], self.origin.guidance
-        eps = self.parts.predict(x, step.t, self.unconditional(i), self.conditional, w, attend)
+        x, w, way = self.latents[i], self.origin.guidance, self.origin.way
+        eps = self.parts.predict(x, step.t, self.unconditional(i), self.conditional, w, attend, proximal=way.proximal)
         if not known:
-            self.latents.append(finite(self.parts, self.parts.sched.step(x, eps, step), i))
+            self.latents.append(finite(self.parts, self.parts.sched.step(x, eps, step, noise=way.z(i)), i))
         return found
 
     @cached_property
@@ -186,7 +185,13 @@ class Source:
         for i in range(len(self.latents) - 1, len(steps)):
             self.read(i, steps[i], None)
         return Trajectory(self.parts, o.prompt, torch.cat(self.latents).cpu(), o.guidance, o.negative, o.seed,
-                          attend=o.attend)  # fmt: skip
+                          o.way, o.attend)  # fmt: skip
+
+
+def along(way: Way) -> dict[str, Tensor]:
+    """The tensors of a run's file that say how it goes through its steps."""
+    named = {"unconditional": way.unconditional, "noise": way.noise}
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def described(parts: Parts, run: Trajectory | Start) -> dict[str, str]:
@@ -195,4 +200,5 @@ def described(parts: Parts, run: Trajectory | Start) -> dict[str, str]:
         raise ValueError(f"the run {run.prompt!r} has an attention of its own, which no file can hold")
     seed = "" if run.seed is None else str(run.seed)
     return {"format": FORMAT, "model": parts.fingerprint, "prompt": run.prompt, "negative": run.negative,
-            "guidance": repr(float(run.guidance)), "seed": seed}  # fmt: skip
+            "guidance": repr(float(run.guidance)), "seed": seed, "skip": str(run.way.skip),
+            "proximal": repr(float(run.way.proximal))}  # fmt: skip

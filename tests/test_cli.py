@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 TINY = ROOT / "weights" / "tiny"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CAT, TIGER = "a cat on the beach", "a tiger on the beach"
+RENDER = "tests/data/renders/00.png"
 
 
 def run(*arguments):
@@ -119,6 +120,23 @@ def test_a_recorded_run_is_edited_in_another_process_to_the_same_bytes(tmp_path,
         assert (tmp_path / "filed" / name).read_bytes() == (tmp_path / "streamed" / name).read_bytes()
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "filed" / names[1]) as source:
         assert one.tobytes() == source.tobytes()
+
+
+def test_a_photograph_is_inverted_and_edited_in_one_go_or_two(tmp_path, capsys):
+    """The same bytes either way, and of the source the picture itself as the VAE has it."""
+    photo, file, steps = tmp_path / "my photo.png", tmp_path / "runs" / "photo.safetensors", ("--steps", 2)
+    shutil.copy(ROOT / RENDER, photo)
+    assert run("invert", photo, CAT, "-o", file, "--method", "negative-prompt", *steps) == 0
+    assert capsys.readouterr().out == f"{file}\n{file.with_suffix('.png')}\n"
+    assert settings(file.with_suffix(".png"))[2]["Method"] == "negative-prompt"
+    assert run("edit", file, TIGER, "-o", tmp_path / "two.png") == 0
+    one_go = "--prompt", CAT, "--method", "negative-prompt", *steps
+    assert run("edit", photo, TIGER, *one_go, "-o", tmp_path / "one.png") == 0
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert "Seed" not in settings(tmp_path / "one.png")[2] and settings(tmp_path / "one.png")[2]["Source"] == CAT
+    assert run("edit", photo, TIGER, "--prompt", CAT, *steps, "-o", tmp_path / "direct.png") == 0
+    expected = minip2p.load().invert(photo, CAT, steps=1).image
+    assert Image.open(tmp_path / "direct-source.png").tobytes() == expected.tobytes()
 
 
 def test_maps_writes_an_overlay_a_word_and_a_strip(tmp_path, capsys):
@@ -241,6 +259,12 @@ MISTAKES = (
     (("generate", CAT, "--record", "setup.cfg/x.safetensors"), "setup.cfg is not a folder"),
     (("edit", "none.safetensors", TIGER), "none.safetensors: no such file"),
     (("edit", f"weights/tiny/unet/{WEIGHTS}", TIGER), "not a run's file"),
+    (("edit", "none.png", TIGER, "--prompt", CAT), "none.png: no such file"),
+    (("edit", "setup.cfg", TIGER, "--prompt", CAT), "setup.cfg: not a picture that Pillow can read"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "magic"), "invalid choice: 'magic'"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--seed", "1"), "direct inversion has no seed"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--blend", "cow"), "'cow' is not in the prompt"),
+    (("edit", CAT, TIGER, "--method", "ddim"), "--method is for a photograph: say what it shows, with --prompt"),
     (("frobnicate", CAT), "invalid choice: 'frobnicate'"),
     ((), "the following arguments are required: COMMAND"),
     (("generate", CAT, "--frob"), "unrecognized arguments: --frob"),

@@ -13,6 +13,7 @@ import minip2p
 from minip2p import Blend, explicit
 from minip2p.record import Block, Keeps, bytes_of, layout
 from minip2p.sched import Schedule
+from minip2p.start import Way
 
 SOURCE, STEPS = "a cat and a house on grass", 4
 TARGETS = ["a dog and a house on grass", "a cat and a house on grass at night"]
@@ -134,14 +135,16 @@ def test_nothing_is_left_of_a_record_that_went_wrong(model, tmp_path):
 
 def test_a_runs_file_is_a_safetensors_file(model, recorded, tmp_path):
     file = tmp_path / "deep" / "run.safetensors"
-    steps = replace(recorded, unconditional=model.text("night").repeat(STEPS, 1, 1), negative='a "b" ü', seed=None)
+    way = Way(model.text("night").repeat(STEPS, 1, 1), torch.randn(recorded.latents[1:].shape), 1, 0.25)
+    steps = replace(recorded, way=way, negative='a "b" ü', seed=None)
     steps.save(file)
     tensors = load_file(file)
     assert torch.equal(tensors["latents"], recorded.latents) and "up.1.cross.q.3" in tensors
     assert all(torch.equal(tensors[name], tensor) for name, tensor in recorded.record.tensors.items())
     again = model.open(file)
     assert again.seed is None and again.negative == 'a "b" ü'
-    assert torch.equal(again.unconditional, steps.unconditional)
+    assert torch.equal(again.way.unconditional, way.unconditional) and torch.equal(again.way.noise, way.noise)
+    assert (again.way.skip, again.way.proximal) == (1, 0.25)
     assert same(model.edit(again, TARGETS[0]), model.edit(steps, TARGETS[0]))
     assert [path.name for path in file.parent.iterdir()] == ["run.safetensors"]
 
@@ -182,6 +185,11 @@ def damaged(file, change):
     (lambda t, s: t.update({"up.1.cross.q.0": t["up.1.cross.q.0"][:, :1]}), "up.1.cross.q.0 is not of this run"),
     (lambda t, s: t.update({"up.1.cross.q.9": t["up.1.cross.q.0"].clone()}), "up.1.cross.q.9 is not of this run"),
     (lambda t, s: t.update(unconditional=torch.zeros(1, 77, 128)), "unconditional is not of this run"),
+    (lambda t, s: t.update(noise=torch.zeros(1, 4, 16, 16)), "noise is not of this run"),
+    (lambda t, s: s.update(skip="4"), "skip or proximal is out of range"),
+    (lambda t, s: s.update(proximal="1"), "skip or proximal is out of range"),
+    (lambda t, s: s.update(skip="some"), "not a whole run"),
+    (lambda t, s: t.update(noise=torch.full_like(t["latents"][1:], torch.nan)), "finite"),
     (lambda t, s: t.update(latents=torch.full_like(t["latents"], torch.nan)), "finite"),
 ])  # fmt: skip
 def test_a_file_that_is_no_whole_run_is_named(model, recorded, tmp_path, change, says):

@@ -41,10 +41,6 @@ size = [64, 64]
 """
 
 
-def swept(model, grid, folder, **options):
-    return sweep(model, grid, units(model, grid), folder, **options)
-
-
 def pixels(path):
     with Image.open(path) as picture:
         return np.asarray(picture)
@@ -63,7 +59,7 @@ def test_a_grid_is_every_combination_in_order():
 
 def test_every_cell_is_the_edit_that_it_says(model, tmp_path):
     """Within one grey level: another batch rounds in another way."""
-    rows = swept(model, Grid.of(FIELDS), tmp_path)
+    rows = sweep(model, Grid.of(FIELDS), tmp_path)
     assert [row["cell"] for row in rows] == list(range(8))
     for row in rows:
         cross = row["cross"]
@@ -85,10 +81,10 @@ def test_every_cell_is_the_edit_that_it_says(model, tmp_path):
 ])  # fmt: skip
 def test_every_axis_reaches_the_edit(model, tmp_path, fields, options):
     common = {"source": FIELDS["source"], "target": FIELDS["target"][0], "steps": 3, "size": [64, 64]}
-    (row,) = swept(model, Grid.of(common | fields), tmp_path / "with")
+    (row,) = sweep(model, Grid.of(common | fields), tmp_path / "with")
     alone = model.edit(common["source"], common["target"], **{"steps": 3, "size": (64, 64)} | options)
     assert np.array_equal(pixels(tmp_path / "with" / row["picture"]), np.asarray(alone.image))
-    (without,) = swept(model, Grid.of(common), tmp_path / "without")
+    (without,) = sweep(model, Grid.of(common), tmp_path / "without")
     assert not np.array_equal(pixels(tmp_path / "without" / without["picture"]), np.asarray(alone.image))
 
 
@@ -96,7 +92,7 @@ def test_the_rows_that_are_run_are_those_that_the_plan_says(model, tmp_path):
     grid = Grid.of({**FIELDS, "self": [0.0, 0.5, 1.0], "blend": ["", "beach"]})
     work = units(model, grid)
     before = model.rows
-    swept(model, grid, tmp_path)
+    sweep(model, grid, tmp_path)
     assert model.rows - before == sum(unit.rows for unit in work)
     rows = sum(unit.rows for unit in work)
     assert said(work) == f"48 edits of 2 sources: {rows} rows of the UNet; as many runs of two prompts take 576"
@@ -104,11 +100,11 @@ def test_the_rows_that_are_run_are_those_that_the_plan_says(model, tmp_path):
 
 def test_figures_are_of_the_pictures(model, tmp_path):
     grid = Grid.of({**FIELDS, "target": [FIELDS["source"]], "reweight": [{"beach": 1.0}, {"beach": 4.0}], "seed": 1})
-    same, more = swept(model, grid, tmp_path, score=lambda *given: {"given": len(given)})[:2]
+    same, more = sweep(model, grid, tmp_path, score=lambda *given: {"given": len(given)})[:2]
     assert same["psnr"] == 60 and same["mse"] < 1e-10 and same["ssim"] == pytest.approx(1) and same["given"] == 5
     assert more["psnr"] < 60 and more["mse"] > 0 and more["mse_inside"] is not None  # the re-weighted word has a place
     nothing = Grid.of({"source": "a cat", "target": "a cat", "steps": 1, "size": [64, 64]})
-    assert swept(model, nothing, tmp_path / "other")[0]["psnr_inside"] is None
+    assert sweep(model, nothing, tmp_path / "other")[0]["psnr_inside"] is None
 
 
 def contents(folder):
@@ -139,23 +135,23 @@ def test_a_sweep_that_is_killed_ends_with_the_same_bytes(tmp_path):
 
 def test_what_is_done_is_not_done_again(model, tmp_path):
     grid = Grid.of(FIELDS)
-    rows = swept(model, grid, tmp_path)
+    rows = sweep(model, grid, tmp_path)
     (tmp_path / "parts" / "seed2.json").unlink()
     before = model.rows
-    assert swept(model, grid, tmp_path) == rows
+    assert sweep(model, grid, tmp_path) == rows
     assert model.rows - before == units(model, grid)[1].rows
-    assert swept(model, grid, tmp_path) == rows and model.rows - before == units(model, grid)[1].rows
+    assert sweep(model, grid, tmp_path) == rows and model.rows - before == units(model, grid)[1].rows
     (tmp_path / rows[1]["picture"]).unlink()
-    assert swept(model, grid, tmp_path) == rows and (tmp_path / rows[1]["picture"]).exists()
+    assert sweep(model, grid, tmp_path) == rows and (tmp_path / rows[1]["picture"]).exists()
     other = minip2p.load(dtype=torch.bfloat16)
     for of, another, score in ((model, {"steps": 4}, None), (other, {}, None), (model, {}, lambda *given: {})):
         with pytest.raises(ValueError, match="holds the sweep of another grid or model: choose another folder"):
-            swept(of, Grid.of(FIELDS | another), tmp_path, score=score)
+            sweep(of, Grid.of(FIELDS | another), tmp_path, score=score)
 
 
 def test_the_results_are_a_tidy_table_sheets_and_charts(model, tmp_path):
     grid = Grid.of({**FIELDS, "self": [0.0, 1.0], "seed": 1})
-    rows = swept(model, grid, tmp_path)
+    rows = sweep(model, grid, tmp_path)
     paths = charts.write_results(tmp_path, grid, rows)
     pairs = ["target-cross", "target-self", "cross-self"]
     pictures = [f"{kind}-{pair}.png" for pair in pairs for kind in ("sheet", "chart")]

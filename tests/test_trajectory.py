@@ -12,6 +12,7 @@ import minip2p
 from minip2p import Blend, Store, chain, explicit
 from minip2p.attention import fused
 from minip2p.edit import dense, plan_edit
+from minip2p.start import Way
 from minip2p.unet import UNet
 
 STEPS, SEED = 4, 5
@@ -157,10 +158,10 @@ def test_without_cross_and_self_an_edit_is_plain_generation_to_the_bit(model, ru
 
 def test_the_unconditional_embedding_of_each_step_is_the_runs_own(model, run):
     night, day = model.text("night"), model.text("")
-    as_negative, as_steps = replace(run, negative="night"), replace(run, unconditional=night.repeat(STEPS, 1, 1))
+    as_negative, as_steps = replace(run, negative="night"), replace(run, way=Way(night.repeat(STEPS, 1, 1)))
     made = model.edit(as_negative, TARGETS[0])
     assert same(made, model.edit(as_steps, TARGETS[0])) and not same(made, model.edit(run, TARGETS[0]))
-    last = model.edit(replace(run, unconditional=torch.cat([day.repeat(STEPS - 1, 1, 1), night])), TARGETS[0])
+    last = model.edit(replace(run, way=Way(torch.cat([day.repeat(STEPS - 1, 1, 1), night]))), TARGETS[0])
     assert torch.equal(last.latents[:-1], model.edit(run, TARGETS[0]).latents[:-1])
     assert not same(last, model.edit(run, TARGETS[0]))
 

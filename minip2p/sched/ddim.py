@@ -27,13 +27,22 @@ def noise_and_picture(x: Tensor, prediction: Tensor, abar: float, kind: str) -> 
     return prediction, (x - noise * prediction) / signal
 
 
-def ddim_step(x: Tensor, prediction: Tensor, abar: float, abar_next: float, kind: str = "epsilon") -> Tensor:
-    """From signal share ᾱ to ᾱ' (Song et al. 2020, eq. 12 with σ = 0):  x' = √ᾱ' x_0 + √(1 − ᾱ') ε.
+def ddim_step(
+    x: Tensor, prediction: Tensor, abar: float, abar_next: float, kind: str = "epsilon", sigma: float = 0.0
+) -> Tensor:
+    """From signal share ᾱ to ᾱ' (Song et al. 2020, eq. 12, its noise σ z left to add):
 
-    The same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ); given the same ε, the one undoes the other.
+        x' = √ᾱ' x_0 + √(1 − ᾱ' − σ²) ε
+
+    Without noise, the same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ); given the same ε, the one undoes the other.
     """
     eps, x0 = noise_and_picture(x, prediction, abar, kind)
-    return abar_next**0.5 * x0 + (1 - abar_next) ** 0.5 * eps
+    return abar_next**0.5 * x0 + (1 - abar_next - sigma**2) ** 0.5 * eps
+
+
+def ddpm_sigma(abar: float, abar_next: float) -> float:
+    """Of a DDPM step's noise (Song et al. 2020, eq. 16, η = 1):  σ = √((1 − ᾱ') / (1 − ᾱ) · (1 − ᾱ / ᾱ'))."""
+    return ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)) ** 0.5
 
 
 class Step(NamedTuple):
@@ -90,11 +99,23 @@ class Schedule:
         return [Step(t, abars[t], abars[s] if s >= 0 else final) for t, s in zip(times, following, strict=True)]
 
     def step(
-        self, x: Tensor, prediction: Tensor, at: Step, direction: Literal["sample", "invert"] = "sample"
+        self,
+        x: Tensor,
+        prediction: Tensor,
+        at: Step,
+        direction: Literal["sample", "invert"] = "sample",
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """One DDIM step of this model's prediction type: towards the picture, or back towards the noise."""
+        """One DDIM step of this model's prediction type: towards the picture, or back towards the noise. noise: z, of
+        a DDPM step towards the picture (η = 1); of a DDIM step, None."""
         here, there = (at.abar, at.abar_next) if direction == "sample" else (at.abar_next, at.abar)
-        return ddim_step(x, prediction, here, there, self.config.prediction_type)
+        sigma = 0.0 if noise is None else self.sigma(at)
+        x = ddim_step(x, prediction, here, there, self.config.prediction_type, sigma)
+        return x if noise is None else x + sigma * noise.to(x)
+
+    def sigma(self, at: Step) -> float:
+        """The deviation of a DDPM step's noise."""
+        return ddpm_sigma(at.abar, at.abar_next)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The forward process (Ho et al. 2020, eq. 4): x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε. t: b."""

@@ -1,0 +1,185 @@
+"""Photographs as runs: inversions. Each is a function that returns a `Trajectory`, which every edit, replay and sweep
+takes as it takes a generated one.
+
+All but the last begin with DDIM inversion (Song et al. 2020, section 4.3) by the conditional branch alone, w = 1: the
+*pivots* z*_T … z*_0. They differ in how the source is led along the pivots when w is not 1:
+
+| method | the source goes | what the run carries to its edits |
+|---|---|---|
+| ddim | from z*_T by itself, and so astray | nothing |
+| negative_prompt | the same, its own prompt as the negative one (Miyake et al. 2023) | that negative prompt |
+| proximal | the same | that, and a guidance that leaves small differences out (Han et al. 2023) |
+| null_text | by an unconditional embedding that is learnt for each step (Mokady et al. 2022) | the embeddings |
+| direct | the pivots themselves (Ju et al. 2023: their offsets, added to the source alone, lead there) | nothing |
+| edit_friendly | latents that are noised independently (Huberman-Spiegelglas et al. 2023) | the noise z of each step |
+
+Axes: t steps, c h w latents, n tokens, d width of their embedding.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from inspect import signature
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minip2p.attention import fused
+from minip2p.parts import Parts
+from minip2p.sched import Step
+from minip2p.start import Start, Way
+from minip2p.trajectory import Progress, Trajectory, finite, sample
+
+
+def pivots(parts: Parts, start: Start, progress: Progress = iter) -> Tensor:
+    """DDIM inversion by the conditional branch alone: start.noise is the picture's latents, 1 c h w -> z*, T+1 c h w,
+    noise first.
+
+        z*_{t+1} = √ᾱ_{t+1} x_0 + √(1 − ᾱ_{t+1}) ε(z*_t, t+1, words)
+
+    The model is asked at the time that a step leads to, as by the published code, so that sampling asks at the same.
+    """
+    words, found = parts.text(start.prompt), [start.noise.to(parts.device)]
+    for step in progress(list(reversed(parts.sched.steps(start.steps)))):
+        eps = parts.predict(found[-1], step.t, words, words, 1.0, fused)
+        found.append(parts.sched.step(found[-1], eps, step, "invert"))
+    return finite(parts, torch.cat(found[::-1]), start.steps - 1)
+
+
+def ddim(parts: Parts, start: Start, progress: Progress = iter) -> Trajectory:
+    """From z*_T by guided sampling, and nothing else: the baseline. It meets the picture only where w = 1."""
+    return sample(parts, replace(start, noise=pivots(parts, start, progress)[:1]), progress)
+
+
+def direct(parts: Parts, start: Start, progress: Progress = iter) -> Trajectory:
+    """The pivots are the source's latents (Ju et al. 2023, algorithm 1): the picture is met to the bit, whatever w is,
+    and a target goes by the model's own guidance."""
+    return as_run(parts, start, pivots(parts, start, progress))
+
+
+def negative_prompt(parts: Parts, start: Start, progress: Progress = iter) -> Trajectory:
+    """The source's prompt instead of the negative one (Miyake et al. 2023, section 3.2): then ε_c − ε_u is nothing for
+    the source, which so goes back the way it came, without any optimisation."""
+    return ddim(parts, replace(start, negative=start.prompt), progress)
+
+
+def proximal(parts: Parts, start: Start, progress: Progress = iter, *, quantile: float = 0.7) -> Trajectory:
+    """Negative-prompt inversion whose edits are guided by the large differences alone (Han et al. 2023, section 3.2):
+    λ is the quantile of |ε_c − ε_u|. Their inversion guidance is not here."""
+    if not 0 <= quantile < 1:
+        raise ValueError(f"the quantile of proximal guidance must lie between 0 and 1, not {quantile}")
+    return negative_prompt(parts, replace(start, way=Way(proximal=quantile)), progress)
+
+
+def null_text(
+    parts: Parts,
+    start: Start,
+    progress: Progress = iter,
+    *,
+    inner: int = 10,
+    rate: float = 0.01,
+    stop: float = 1e-5,
+    stop_more: float = 2e-5,
+) -> Trajectory:
+    """Null-text inversion (Mokady et al. 2022, algorithm 1): for each step the unconditional embedding ∅_i for which
+    the guided step from z̄ meets the pivot, by a fresh Adam that begins with the step before's:
+
+        min over ∅_i of  ‖z*_{i+1} − z̄_{i+1}(z̄_i, ∅_i, words)‖²
+
+    At most `inner` updates a step, at a rate that falls to its half over the run; it stops where the mean squared error
+    is below stop + stop_more · i. The prediction that met the bar is the one that the step is made by, so that each
+    step costs one conditional row and at most inner + 1 unconditional ones. Where a step ends worse than it began it is
+    given the best embedding that it had, and a warning names it.
+    """
+    ideal, words = pivots(parts, start, progress), parts.text(start.prompt)
+    empty, x, made, kept, astray = parts.text(start.negative).float(), ideal[:1], [ideal[:1]], [], []
+    for i, step in enumerate(progress(parts.sched.steps(start.steps))):
+        eps_c = parts.predict(x, step.t, words, words, 1.0, fused)
+        fit = NullText(parts, x, step, eps_c, ideal[i + 1 : i + 2], start.guidance)
+        empty, x, worse = fit(empty, inner, rate * (1 - i / (2 * start.steps)), stop + stop_more * i)
+        astray += [i + 1] if worse else []
+        made.append(finite(parts, x, i))
+        kept.append(empty)
+    if astray:
+        warnings.warn(f"null-text inversion went astray at step {', '.join(map(str, astray))}; "
+                      "less guidance or a smaller rate may help", stacklevel=2)  # fmt: skip
+    return as_run(parts, replace(start, way=Way(torch.cat(kept).cpu())), torch.cat(made))
+
+
+class NullText:
+    """One step of null-text inversion: from x, by ε_c, towards the pivot."""
+
+    def __init__(self, parts: Parts, x: Tensor, step: Step, eps_c: Tensor, pivot: Tensor, guidance: float):
+        self.parts, self.x, self.step, self.eps_c, self.pivot, self.guidance = parts, x, step, eps_c, pivot, guidance
+
+    def led(self, empty: Tensor) -> Tensor:
+        """Where the guided step leads with an unconditional embedding, 1 n d -> 1 c h w."""
+        eps_u = self.parts.counted(self.x.to(self.parts.dtype), self.step.t, empty.to(self.parts.dtype), fused)
+        return self.parts.sched.step(self.x, eps_u + self.guidance * (self.eps_c - eps_u), self.step)
+
+    def __call__(self, empty: Tensor, inner: int, rate: float, stop: float) -> tuple[Tensor, Tensor, bool]:
+        """The embedding that is found, where it leads, and whether the search ended worse than it began."""
+        empty = empty.detach().clone().requires_grad_()
+        adam, losses, seen = torch.optim.Adam([empty], lr=rate), [], []
+        for update in range(inner + 1):
+            with torch.set_grad_enabled(update < inner):
+                x = self.led(empty)
+                loss = F.mse_loss(x, self.pivot)
+            losses.append(float(loss.detach()))
+            seen.append((empty.detach().clone(), x.detach()))
+            if losses[-1] < stop or update == inner:
+                break
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        worse = not losses[-1] <= losses[0]  # NaN too
+        best = min(range(len(losses)), key=losses.__getitem__) if worse else -1
+        return *seen[best], worse
+
+
+def edit_friendly(
+    parts: Parts, start: Start, progress: Progress = iter, *, skip: float = 0.24, seed: int = 0
+) -> Trajectory:
+    """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2023, algorithm 1): the picture noised independently
+    for each step, and the noise z of the DDPM steps (η = 1) that lead from one to the next:
+
+        x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε_t,   z_t = (x_{t−1} − μ(x_t)) / σ_t;   the last step's is 0
+
+    skip: the share of the run that edits take from the source as it is. seed: of the noise.
+    """
+    if not 0 <= skip < 1:
+        raise ValueError(f"the share that is skipped must lie between 0 and 1, not {skip}")
+    steps, x0 = parts.sched.steps(start.steps), start.noise.to(parts.device)
+    draw = torch.randn(len(steps), *x0.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x0)
+    noised = parts.sched.add_noise(x0, draw, torch.tensor([step.t for step in steps]))
+    latents, noise = torch.cat([noised, x0]), torch.zeros_like(draw)
+    words, empty = parts.text(start.prompt), parts.text(start.negative)
+    for i, step in enumerate(progress(steps[:-1])):
+        x = latents[i : i + 1]
+        eps = parts.predict(x, step.t, empty, words, start.guidance, fused)
+        mean = parts.sched.step(x, eps, step, noise=torch.zeros_like(x))
+        noise[i] = (latents[i + 1] - mean[0]) / parts.sched.sigma(step)
+    way = Way(noise=noise.cpu(), skip=int(skip * start.steps))
+    return as_run(parts, replace(start, way=way), finite(parts, latents, len(steps) - 1))
+
+
+def as_run(parts: Parts, start: Start, latents: Tensor) -> Trajectory:
+    return Trajectory(parts, start.prompt, latents.cpu(), start.guidance, start.negative, way=start.way)
+
+
+METHODS: Mapping[str, Callable[..., Trajectory]] = MappingProxyType({
+    "ddim": ddim, "direct": direct, "negative-prompt": negative_prompt, "proximal": proximal, "null-text": null_text,
+    "edit-friendly": edit_friendly,
+})  # fmt: skip
+
+
+def chosen(method: str, options: Mapping[str, object]) -> Callable[..., Trajectory]:
+    """The method of a name. Raises ValueError for one that is not known, and for options that it does not have."""
+    if method not in METHODS:
+        raise ValueError(f"the method is one of {', '.join(METHODS)}, not {method!r}")
+    own = [name for name, one in signature(METHODS[method]).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    if unknown := [name for name in options if name not in own]:
+        raise ValueError(f"{method} inversion has no {unknown[0]}, only {', '.join(own) or 'no options'}")
+    return METHODS[method]

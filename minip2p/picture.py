@@ -1,0 +1,68 @@
+"""Pictures as people have them -> what the VAE encodes: 3 H W in [-1, 1]."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+
+def read(path: str | Path) -> Image.Image:
+    """The picture in a file, RGB, upright (EXIF), transparency on white, 16 bits rounded to 8; of several the first.
+
+    Raises FileNotFoundError or ValueError with one line that names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {'a folder, not a picture' if path.is_dir() else 'no such file'}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # A few kilobytes may unpack into more memory than there is: Pillow warns from some 89 million pixels on.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                picture.load()
+                return rgb(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not a picture that Pillow can read") from None
+    except Exception as error:  # broken files raise whatever their decoder meets
+        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """Any mode -> RGB. Raises ValueError for pixels of floating-point numbers, whose white nobody knows."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if picture.mode.startswith("I"):  # 16 bits a pixel, in Pillow's 32-bit mode too
+        grey = np.clip(np.asarray(picture, dtype=np.int64), 0, 65535)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def fitted(picture: Any, size: tuple[int, int], fit: str = "crop") -> Tensor:
+    """A PIL image in rows and columns of `size`, as 3 H W in [-1, 1]. fit: "crop" scales it until it covers them and
+    cuts off what is over on both sides; "stretch" does not keep its shape."""
+    if fit not in ("crop", "stretch"):
+        raise ValueError(f'fit is "crop" or "stretch", not {fit!r}')
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"a picture is a file, an image of Pillow or a tensor, not {type(picture).__name__}")
+    made = rgb(picture)
+    if made.size != size[::-1]:
+        box = centre(made.size, size) if fit == "crop" else None
+        made = made.resize(size[::-1], Image.Resampling.LANCZOS, box)
+    return torch.from_numpy(np.asarray(made).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def centre(given: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Of a picture (columns, rows) the largest part, in its middle, that has the shape of rows × columns: left, upper,
+    right, lower."""
+    width, height = given
+    scale = min(width / size[1], height / size[0])
+    w, h = size[1] * scale, size[0] * scale
+    return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2

@@ -1,0 +1,63 @@
+"""CLIP's similarity, against transformers' own logits; and what is no CLIP."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from minip2p.checkpoint import shipped
+from minip2p.clip import Clip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small CLIP of random weights, with the tokenizer that ships."""
+    path = tmp_path_factory.mktemp("clip")
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    tokenizer = CLIPTokenizer.from_pretrained(shipped("tiny") / "tokenizer")
+    text = small | dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=0, pad_token_id=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPModel(CLIPConfig(text_config=text, vision_config=small | dict(image_size=32, patch_size=8),
+                             projection_dim=16)).save_pretrained(path)  # fmt: skip
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(images, tokenizer).save_pretrained(path)
+    return path
+
+
+def test_clip_is_the_cosine_that_transformers_gives(folder):
+    """Its logits are cosines times exp(logit_scale). Float32, 1e-4 of 100."""
+    clip, rng = Clip(folder), np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    picture = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
+    prompts = ["a cat on the beach", "a red car", "a sheep in the forest at night", "a lamp"]
+    given = clip.processor(text=prompts, images=[Image.fromarray(pixels)], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        logits = clip.model(**given).logits_per_image[0] / clip.model.logit_scale.exp()
+    found = [clip(picture, prompt) for prompt in prompts]
+    assert found == pytest.approx([100 * max(0.0, float(one)) for one in logits], abs=1e-4)
+    assert max(found) > 0
+
+
+def test_the_score_reads_the_edited_picture_inside_of_the_mask(folder):
+    clip, mask = Clip(folder), torch.zeros(32, 32, dtype=torch.bool)
+    before, after = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    mask[8:20, 4:30] = True
+    black = after.clone()
+    black[:, ~mask] = -1
+    found = clip.score(before, after, "a cat", "a dog", mask)
+    assert found == {"clip": clip(after, "a dog"), "clip_inside": clip(black, "a dog"),
+                     "clip_before": clip(before, "a dog")}  # fmt: skip
+    assert math.isnan(clip.score(before, after, "a cat", "a dog", None)["clip_inside"])
+
+
+def test_what_is_no_clip_is_one_clear_line(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no CLIP; its folder has model.safetensors"):
+        Clip(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cannot be read as a CLIP") as caught:
+        Clip(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,273 @@
+"""Inversions: each against its equation or an independent form of it; and that every edit takes what they return."""
+
+import math
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+from PIL import Image
+
+import minip2p
+from minip2p.attention import fused
+from minip2p.checkpoint import shipped
+from minip2p.invert import METHODS, NullText, pivots
+from minip2p.parts import shrunk
+from minip2p.sched import Schedule
+from minip2p.sched.ddim import ddpm_sigma
+from minip2p.trajectory import sample
+
+PROMPT, STEPS, SIZE = "a cat on the beach", 4, (64, 72)
+RENDER = "tests/data/renders/00.png"
+
+
+@pytest.fixture(scope="module")
+def start(model):
+    """What an inversion is given: a picture's latents in place of noise."""
+    picture = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return model.start(PROMPT, steps=STEPS, guidance=4.0, latents=model.encode(picture[None]))
+
+
+def photograph(model, steps):
+    """The same of a held-out render, which is a photograph to the model."""
+    run = model.invert(RENDER, PROMPT, steps=1)
+    return model.start(PROMPT, steps=steps, guidance=4.0, latents=run.latents[-1:])
+
+
+def rolled(model, run):
+    """The run from its first latents with nothing but what it carries."""
+    begin = model.start(run.prompt, latents=run.latents[:1], steps=run.steps, guidance=run.guidance,
+                        negative=run.negative)  # fmt: skip
+    return sample(model, replace(begin, way=run.way))
+
+
+def distance(a, b):
+    return float((a - b).abs().max())
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_ddim_inversion_is_that_of_diffusers(model, start, kind):
+    """diffusers' DDIMInverseScheduler on our UNet's predictions. Float32, 1e-4 of latents of size 1 after 4 steps."""
+    other = minip2p.Model(model.unet, model.vae, model.text,
+                          Schedule(replace(model.sched.config, prediction_type=kind)))  # fmt: skip
+    config = DDIMScheduler.from_pretrained(shipped("tiny") / "scheduler").config
+    theirs = DDIMInverseScheduler.from_config(config, prediction_type=kind)
+    theirs.set_timesteps(STEPS)
+    x, words = start.noise, model.text(PROMPT)
+    for step, t in zip(reversed(other.sched.steps(STEPS)), theirs.timesteps, strict=True):
+        with torch.no_grad():
+            x = theirs.step(model.unet(x, step.t, words), t, x).prev_sample
+    found = pivots(other, start)
+    assert torch.equal(found[-1:], start.noise) and len(found) == STEPS + 1
+    print(f"DDIM inversion, {kind}: {distance(found[:1], x):.1e} from diffusers")
+    assert distance(found[:1], x) < 1e-4
+
+
+def test_at_guidance_1_sampling_undoes_inversion(model, start):
+    """… as far as a step's prediction holds for the next: the finer the steps, the nearer."""
+    far = []
+    for steps in (4, 40):
+        run = METHODS["ddim"](model, replace(start, guidance=1.0, steps=steps))
+        far.append(float((run.latents[-1] - start.noise[0]).square().mean()))
+    assert far[1] < far[0] / 2
+
+
+def test_direct_inversion_meets_the_picture_to_the_bit(model, start):
+    run = METHODS["direct"](model, start)
+    assert torch.equal(run.latents[-1:], start.noise) and torch.equal(run.latents, pivots(model, start))
+    edited = model.edit(run, "a dog on the beach", blend="beach")
+    assert torch.equal(edited.source.latents, run.latents)
+
+
+def test_the_offsets_of_direct_inversion_lead_to_the_pivots(model, start):
+    """Ju et al. 2023, algorithm 1, literally: z_{i+1} = DDIM(z_i) + (z*_{i+1} − DDIM(z*_i)). Float32, 1e-5."""
+    run = METHODS["direct"](model, start)
+    words, empty, z = model.text(PROMPT), model.text(""), run.latents[:1]
+    for i, step in enumerate(model.sched.steps(STEPS)):
+
+        def led(x, step=step):
+            with torch.no_grad():
+                return model.sched.step(x, model.predict(x, step.t, empty, words, 4.0, fused), step)
+
+        z = led(z) + (run.latents[i + 1 : i + 2] - led(run.latents[i : i + 1]))
+    assert distance(z, run.latents[-1:]) < 1e-5
+
+
+def test_negative_prompt_inversion_goes_by_the_condition_alone(model, start):
+    """ε_u + w (ε_c − ε_u) = ε_c: the same as guidance 1 from the same noise. Float32, 1e-4."""
+    run = METHODS["negative-prompt"](model, start)
+    assert run.negative == PROMPT and run.guidance == 4.0
+    assert distance(run.latents, METHODS["ddim"](model, replace(start, guidance=1.0)).latents) < 1e-4
+
+
+def test_the_proximal_map_by_hand():
+    """λ is the median of |x|: 2, 2.5 and 3 for four, five and six numbers… here of 1 2 3 4 5: 3."""
+    x = torch.tensor([1.0, -2, 3, -4, 5]).reshape(1, 1, 1, 5)
+    assert shrunk(x, 0.5).flatten().tolist() == [0, 0, 0, -1, 2]
+    both = torch.cat([x, 10 * x])  # each row by its own quantile
+    assert shrunk(both, 0.5)[1].flatten().tolist() == [0, 0, 0, -10, 20]
+    assert shrunk(x, 0.0) is x
+
+
+def test_proximal_guidance_reaches_the_edit(model, start):
+    run = METHODS["proximal"](model, start, quantile=0.9)
+    assert run.way.proximal == 0.9 and run.negative == PROMPT
+    edited, plain = (
+        model.edit(run, "a dog on the beach"),
+        model.edit(replace(run, way=type(run.way)()), "a dog on the beach"),
+    )
+    gap = [distance(one.latents[-1], run.latents[-1]) for one in (edited, plain)]
+    assert 0 < gap[0] < gap[1]
+
+
+def null_text_as_published(model, start, inner):
+    """Mokady et al. 2022, algorithm 1, as their code has it, without stopping early: diffusers' scheduler, Adam."""
+    sched = DDIMScheduler.from_pretrained(shipped("tiny") / "scheduler")
+    sched.set_timesteps(start.steps)
+    ideal, words, empty = pivots(model, start), model.text(PROMPT), model.text("")
+    x, found = ideal[:1], []
+    for i, t in enumerate(sched.timesteps):
+        empty = empty.clone().detach().requires_grad_()
+        adam = torch.optim.Adam([empty], lr=1e-2 * (1 - i / (2 * start.steps)))
+        with torch.no_grad():
+            eps_c = model.unet(x, int(t), words)
+
+        def led(x=x, eps_c=eps_c, t=t, empty=empty):
+            eps_u = model.unet(x, int(t), empty)
+            return sched.step(eps_u + start.guidance * (eps_c - eps_u), t, x).prev_sample
+
+        for _ in range(inner):
+            loss = torch.nn.functional.mse_loss(led(), ideal[i + 1 : i + 2])
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        found.append(empty.detach())
+        with torch.no_grad():
+            x = led()
+    return torch.cat(found), x
+
+
+def test_null_text_inversion_is_the_published_one(model, start):
+    """The embeddings and the last latents, without stopping early, 2 updates. Float32, 1e-4."""
+    run = METHODS["null-text"](model, start, inner=2, stop=0, stop_more=0)
+    embeddings, last = null_text_as_published(model, start, 2)
+    print(f"null-text: embeddings {distance(run.way.unconditional, embeddings):.1e}, "
+          f"latents {distance(run.latents[-1:], last):.1e} from the published")  # fmt: skip
+    assert distance(run.way.unconditional, embeddings) < 1e-4 and distance(run.latents[-1:], last) < 1e-4
+
+
+def test_null_text_inversion_comes_nearer_than_ddim_and_is_what_it_carries(model, start):
+    start = photograph(model, 10)
+    before = model.rows
+    run = METHODS["null-text"](model, start)
+    assert model.rows - before <= 10 * (1 + 1 + 11)
+    far = [float((one.latents[-1] - start.noise[0]).square().mean()) for one in (run, METHODS["ddim"](model, start))]
+    assert far[0] < far[1] / 2
+    assert distance(rolled(model, run).latents, run.latents) < 1e-4
+    assert not run.way.unconditional.requires_grad and not run.latents.requires_grad
+
+
+def test_null_text_inversion_stops_as_soon_as_it_is_near(model, start):
+    """At guidance 1 the unconditional embedding has no say, and the pivot is met from the start: one row a step."""
+    before = model.rows
+    METHODS["null-text"](model, replace(start, guidance=1.0), stop=10.0)
+    assert model.rows - before == STEPS * 3
+
+
+def test_null_text_inversion_that_goes_astray_says_where_and_keeps_its_best(model, start):
+    with pytest.warns(UserWarning, match="went astray at step 1, "):
+        run = METHODS["null-text"](model, start, rate=100.0, inner=2)
+    best = METHODS["null-text"](model, start, inner=0)
+    far = [float((one.latents[-1] - start.noise[0]).square().mean()) for one in (run, best)]
+    assert far[0] <= far[1] * 1.5 and torch.isfinite(run.latents).all()
+
+
+def test_a_step_of_null_text_inversion_returns_what_it_found(model, start):
+    ideal, step = pivots(model, start), model.sched.steps(STEPS)[0]
+    eps = model.predict(ideal[:1], step.t, model.text(PROMPT), model.text(PROMPT), 1.0, fused)
+    fit = NullText(model, ideal[:1], step, eps, ideal[1:2], 4.0)
+    given = model.text("")
+    empty, x, worse = fit(given, 3, 0.01, 0.0)
+    assert not worse and torch.equal(given, model.text("")) and not torch.equal(empty, given)
+    with torch.no_grad():
+        torch.testing.assert_close(fit.led(empty), x)
+
+
+def test_ddpm_steps_are_those_of_diffusers(model):
+    """η = 1 with a noise of one's own, at every step. Float32, 1e-5."""
+    theirs = DDIMScheduler.from_pretrained(shipped("tiny") / "scheduler")
+    theirs.set_timesteps(10)
+    x, eps, z = torch.randn(3, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for step, t in zip(model.sched.steps(10), theirs.timesteps, strict=True):
+        expected = theirs.step(eps, t, x, eta=1.0, variance_noise=z).prev_sample
+        torch.testing.assert_close(model.sched.step(x, eps, step, noise=z), expected, rtol=0, atol=1e-5)
+
+
+def test_ddpm_sigma_by_hand():
+    """(1 − .8) / (1 − .5) · (1 − .5 / .8) = .4 · .375 = .15"""
+    assert ddpm_sigma(0.5, 0.8) == pytest.approx(math.sqrt(0.15))
+
+
+def test_edit_friendly_inversion_leads_back_and_its_noise_is_large(model, start):
+    """With its z the DDPM steps meet each x_t; they are not of deviation 1, which is what makes them edit-friendly."""
+    run = METHODS["edit-friendly"](model, start, skip=0.5, seed=3)
+    assert run.way.skip == 2 and torch.equal(run.latents[-1:], start.noise) and not run.way.noise[-1].any()
+    assert distance(rolled(model, run).latents[:-1], run.latents[:-1]) < 1e-3
+    assert run.way.noise[:-1].std() > 1
+    assert torch.equal(run.latents, METHODS["edit-friendly"](model, start, seed=3).latents)
+    assert not torch.equal(run.latents, METHODS["edit-friendly"](model, start, seed=4).latents)
+
+
+def test_an_edit_skips_what_its_source_says(model, start):
+    run = METHODS["edit-friendly"](model, start, skip=0.5)
+    before = model.rows
+    edited = model.edit(run, ["a dog on the beach", "a hat on the beach"], cross=0, self_=0)
+    assert model.rows - before == 3 + 4  # two steps are left; at the first of them all latents are alike
+    for one in edited:
+        assert torch.equal(one.latents[:3], run.latents[:3]) and not torch.equal(one.latents[3], run.latents[3])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_a_run_that_edits_records_and_files_take(model, start, tmp_path, method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # four coarse steps may send null-text inversion astray
+        run = METHODS[method](model, start)
+    assert run.latents.shape[0] == STEPS + 1 and run.prompt == PROMPT and run.seed is None
+    edited = model.edit(run, ["a dog on the beach", "a cat on the beach at night"], blend="beach")
+    assert all(torch.isfinite(one.latents).all() and torch.equal(one.source.latents, run.latents) for one in edited)
+    run.save(tmp_path / "run.safetensors")
+    filed = model.record(model.open(tmp_path / "run.safetensors"), file=tmp_path / "recorded.safetensors")
+    for origin in (filed, model.open(tmp_path / "recorded.safetensors")):
+        again = model.edit(origin, ["a dog on the beach", "a cat on the beach at night"], blend="beach")
+        assert all(torch.equal(a.latents, b.latents) for a, b in zip(edited, again, strict=True))
+
+
+def test_a_photograph_is_inverted_from_its_file_an_image_or_a_tensor(model):
+    run = model.invert(RENDER, PROMPT, steps=2)
+    image = Image.open(RENDER)
+    pixels = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1) / 127.5 - 1
+    for given in (image, pixels):
+        assert torch.equal(model.invert(given, PROMPT, steps=2).latents, run.latents)
+    assert model.invert(RENDER, PROMPT, steps=2, size=(64, 72)).latents.shape == (3, 4, 8, 9)
+    with torch.no_grad():
+        expected = model.vae.decode(model.vae.encode(pixels[None])[0])[0].clamp(-1, 1)
+    torch.testing.assert_close(run.picture, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("given, options, says", [
+    (RENDER, dict(method="magic"), "the method is one of ddim, direct"),
+    (torch.zeros(1, 3, 64, 64), {}, "a picture is 3 H W in"), (torch.zeros(1, 64, 64), {}, "a picture is 3 H W in"),
+    (torch.full((3, 64, 64), 2.0), {}, "a picture is 3 H W in"), (torch.full((3, 64, 64), torch.nan), {}, "3 H W in"),
+    (torch.zeros(3, 60, 64), {}, "multiples of 8"),
+    (RENDER, dict(seed=1), "direct inversion has no seed, only no options"),
+    (RENDER, dict(fit="squeeze"), "crop"), (RENDER, dict(size=(60, 60)), "multiples of 8"),
+    (b"png", {}, "a picture is a file"), (RENDER, dict(method="proximal", quantile=1), "quantile"),
+    (RENDER, dict(method="null-text", seed=1), "has no seed, only inner, rate, stop, stop_more"),
+    (RENDER, dict(method="edit-friendly", skip=1), "skipped"), (RENDER, dict(steps=0), "steps must lie between"),
+])  # fmt: skip
+def test_what_cannot_be_inverted_is_one_clear_line(model, given, options, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        model.invert(given, PROMPT, **{"steps": 1} | options)
+    assert "\n" not in str(caught.value)
