@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _HOMES = (
     ("minip2p.model", ("load", "Model")),
     ("minip2p.trajectory", ("Trajectory",)),
-    ("minip2p.mask", ("Blend",)),
+    ("minip2p.blend", ("Blend",)),
     ("minip2p.edit", ("Where",)),
     ("minip2p.attention", ("Site", "Attend", "MapFn", "Store", "fused", "explicit", "chain")),
 )

@@ -62,13 +62,7 @@ def parser() -> Parser:
     one.add_argument("--prompt", metavar="PROMPT", help="SOURCE is a photograph, and this is what it shows")
     add_invert_options(one)
     one = command("invert", "make a photograph a run, which edit takes as it takes a generated one")
-    one.add_argument("picture", metavar="IMAGE")
-    one.add_argument("prompt", metavar="PROMPT", help="what it shows")
-    one.add_argument("-o", "--out", default="out/run.safetensors", metavar="FILE",
-                     help="the run's file (.safetensors); what the run shows goes beside it as a PNG (default: "
-                     "out/run.safetensors)")  # fmt: skip
-    add_way_options(one)
-    add_invert_options(one)
+    add_photograph(one)
     one = command("maps", "generate a picture and show where each word of its prompt looks")
     one.add_argument("prompt", metavar="PROMPT")
     add_run_options(one)
@@ -79,6 +73,16 @@ def parser() -> Parser:
                      "judge, for the model that ships; else none)")  # fmt: skip
     add_model_options(one)
     return top
+
+
+def add_photograph(one: Parser) -> None:
+    add = one.add_argument
+    add("picture", metavar="IMAGE")
+    add("prompt", metavar="PROMPT", help="what it shows")
+    add("-o", "--out", default="out/run.safetensors", metavar="FILE", help="the run's file (.safetensors); what it shows "
+        "goes beside it as a PNG (default: out/run.safetensors)")  # fmt: skip
+    add_way_options(one)
+    add_invert_options(one)
 
 
 def add_model_options(one: Parser) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from minip2p.blend import Blend, Blending
 from minip2p.config import is_whole
 from minip2p.edit import Where, plan_edit
-from minip2p.mask import Blend, Blending
 from minip2p.model import Model
 from minip2p.replay import Target
 from minip2p.start import Start

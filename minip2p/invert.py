@@ -159,8 +159,9 @@ def edit_friendly(
     for i, step in enumerate(progress(steps[:-1])):
         x = latents[i : i + 1]
         eps = parts.predict(x, step.t, empty, words, start.guidance, fused)
-        mean = parts.sched.step(x, eps, step, noise=torch.zeros_like(x))
-        noise[i] = (latents[i + 1] - mean[0]) / parts.sched.sigma(step)
+        mean, sigma = parts.sched.step(x, eps, step, noise=torch.zeros_like(x)), parts.sched.sigma(step)
+        if sigma > 0:  # of 1000 steps the first two are at the same time
+            noise[i] = (latents[i + 1] - mean[0]) / sigma
     way = Way(noise=noise.cpu(), skip=int(skip * start.steps))
     return as_run(parts, replace(start, way=way), finite(parts, latents, len(steps) - 1))
 

@@ -1,4 +1,4 @@
-"""Where a word is: heat maps from attention, masks from heat maps, and blending by masks.
+"""Where a word is: heat maps from attention, masks from heat maps.
 
 Axes: b batch, h heads, i queries, j words, d width of a head; y x: rows and columns of a map.
 """
@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from minip2p.attention import Site
@@ -71,18 +69,34 @@ def chosen_strides(given: Sequence[int] | None, sites: Sequence[Site], latent: t
     return tuple(given or default_strides(sites, latent))
 
 
+def finest(sites: Sequence[Site]) -> int:
+    """The stride of the finest self-attention, by which heat can be spread."""
+    return min((site.stride for site in sites if not site.cross), default=1)
+
+
+Apply = Callable[[Tensor], Tensor]  # v 1 h j d -> A v 1 h i d
+
+
 @dataclass
 class HeatSum:
-    """Heat maps of some words, summed over the sites and steps that are added. columns: words j; latent: its size."""
+    """Heat maps of some words, summed over the sites and steps that are added. columns: words j; latent: its size.
+
+    spread: how often the sum is multiplied by the finest self-attention, which makes the map as fine as that and lets a
+    word's heat flow to pixels that are alike (see `total`); that attention's stride is `fine`.
+    """
 
     columns: Tensor
     latent: tuple[int, int]
     strides: tuple[int, ...]
+    spread: int = 0
+    fine: int = 1
     sums: dict[int, Tensor] = field(default_factory=dict, init=False)
     count: int = field(default=0, init=False)
+    pixels: dict[Site, tuple[Apply, Tensor]] = field(default_factory=dict, init=False)  # self-attention, last step's
 
     def wants(self, site: Site) -> bool:
-        return site.cross and site.stride in self.strides and bool(self.columns.any())
+        asked = site.stride in self.strides if site.cross else self.spread > 0 and site.stride == self.fine
+        return asked and bool(self.columns.any())
 
     def seen(self, site: Site, apply: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
         """What a site shows, words y x; like: its q, which tells heads, width, dtype and device."""
@@ -95,11 +109,20 @@ class HeatSum:
 
     @property
     def total(self) -> Tensor:
-        """The sum at the finest of the strides, words y x; coarser maps are brought there by their nearest pixel."""
+        """The sum at the finest of the strides, words y x; coarser maps are brought there by their nearest pixel.
+
+        Spread, it is A^n M: M the sum at the self-attention's own size, A that attention at the last step that was
+        added, mean over its sites and heads. Rows of A sum to 1, so that shares stay shares. In value space: M is v.
+        """
         if not self.sums:  # at guidance 0 no word is read
             return torch.zeros(len(self.columns), *self.latent)
-        size = map_size(self.latent, min(self.sums))
-        return sum(F.interpolate(one[None], size, mode="nearest")[0] for one in self.sums.values())  # type: ignore
+        size = map_size(self.latent, min(self.fine, *self.sums) if self.pixels else min(self.sums))
+        made: Tensor = sum(F.interpolate(one[None], size, mode="nearest")[0] for one in self.sums.values())  # type: ignore
+        for _ in range(self.spread if self.pixels else 0):
+            seen = [heat(apply, made.flatten(1).to(like), like.shape[1], like.shape[-1]).float()
+                    for apply, like in self.pixels.values()]  # fmt: skip
+            made = torch.stack(seen).mean(0).reshape(made.shape)
+        return made
 
     @property
     def mean(self) -> Tensor:
@@ -107,11 +130,13 @@ class HeatSum:
         return self.total / self.count
 
 
-def add_heat(heats: Sequence[HeatSum], site: Site, apply: Callable[[Tensor], Tensor], like: Tensor) -> None:
+def add_heat(heats: Sequence[HeatSum], site: Site, apply: Apply, like: Tensor) -> None:
     """Adds what a site shows to all sums that want it; of those that want the same words it is asked once."""
     asked: list[tuple[Tensor, Tensor]] = []
     for heat_sum in heats:
-        if heat_sum.wants(site):
+        if heat_sum.wants(site) and not site.cross:
+            heat_sum.pixels[site] = apply, like
+        elif heat_sum.wants(site):
             seen = next((seen for words, seen in asked if torch.equal(words, heat_sum.columns)), None)
             if seen is None:
                 seen = heat_sum.seen(site, apply, like)
@@ -119,131 +144,55 @@ def add_heat(heats: Sequence[HeatSum], site: Site, apply: Callable[[Tensor], Ten
             heat_sum.add(site, seen)
 
 
-def mask_of(heat: Tensor, size: tuple[int, int], threshold: float, pool: bool = True) -> Tensor:
-    """A binary mask h w from a heat map y x (Hertz et al. 2022, local editing; the published code's steps):
+def mask_of(heat: Tensor, size: tuple[int, int], threshold: Any, pool: bool = True, smooth: bool = False) -> Tensor:
+    """A mask h w from a heat map y x (Hertz et al. 2022, local editing; the published code's steps):
 
-    3 × 3 max-pool, nearest upsampling, divide by the maximum, > threshold
+        3 × 3 max-pool, nearest upsampling, divide by the maximum, > threshold
+
+    smooth: bicubic upsampling instead. threshold: see `cut`.
     """
     heat = heat.clamp(min=0)  # a negative weight makes negative heat: nothing to divide by, and nowhere to be
     if pool:
         heat = F.max_pool2d(heat[None], 3, stride=1, padding=1)[0]
-    heat = F.interpolate(heat[None, None], size, mode="nearest")[0, 0]
-    return heat / heat.max() > threshold
+    heat = F.interpolate(heat[None, None], size, mode="bicubic" if smooth else "nearest")[0, 0].clamp(min=0)
+    return cut(heat / heat.max(), threshold)
 
 
-def own_mask(mask: Any) -> Tensor:
-    """A user's mask as H W in [0, 1]: from a PIL image (white may change), an array or a tensor. Raises ValueError."""
-    if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"), dtype=np.float32) / 255
-    if not isinstance(mask, np.ndarray | Tensor):
-        raise ValueError(f"a blend's own mask is an image, an array or a tensor, not {type(mask).__name__}")
-    out = torch.as_tensor(mask).float()
-    if out.ndim != 2 or not out.numel() or not torch.isfinite(out).all():
-        raise ValueError(f"a blend's own mask must be rows × columns of finite numbers, not {tuple(out.shape)}")
-    return out
+def cut(heat: Tensor, threshold: Any) -> Tensor:
+    """A mask from heat in [0, 1], y x: bool above the threshold, a number or "otsu"; or "85%": above so many percent of
+    the pixels; or, for (low, high), soft: 0 up to low, 1 from high on, and a ramp between. NaN, as of no heat, is 0."""
+    if isinstance(threshold, tuple):
+        low, high = threshold
+        return ((heat - low) / (high - low)).clamp(0, 1).nan_to_num(0)
+    if threshold == "otsu":
+        threshold = otsu(heat)
+    elif isinstance(threshold, str):
+        threshold = float(heat.float().quantile(float(threshold[:-1]) / 100))
+    return heat > threshold
 
 
-@dataclass(frozen=True)
-class Blend:
-    """Local blending: outside of the mask, the target's latents are the source's.
+def otsu(values: Tensor) -> float:
+    """The threshold for which the variance between the two classes is greatest (Otsu 1979), of all that part them:
 
-    source, target: the words whose places may change, in either prompt (one, or a tuple of them, each as `Prompt.find`
-    takes it); the mask is the union of both.
-    without_source, without_target: words whose places may not. mask: an own mask instead of the words', H W: a tensor,
-    an array or a PIL image, 1 or white where the picture may change; resized to the latent. threshold,
-    without_threshold: of the heat map's maximum. pool: let the mask reach one pixel of the maps further, by a 3 × 3
-    max-pool, as the published code does; without, it keeps to the words' places, and more of the source is kept. start:
-    the share of the run from which on it blends. strides: of the maps that are read, `default_strides` where none are
-    given.
+    n_0 n_1 (μ_0 − μ_1)²
     """
-
-    source: tuple[Any, ...] = ()
-    target: tuple[Any, ...] = ()
-    without_source: tuple[Any, ...] = ()
-    without_target: tuple[Any, ...] = ()
-    mask: Any = None
-    threshold: float = 0.3
-    without_threshold: float = 0.3
-    pool: bool = True
-    start: float = 0.2
-    strides: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("source", "target", "without_source", "without_target"):
-            words = getattr(self, name)  # one word may stand alone
-            object.__setattr__(self, name, tuple(words) if isinstance(words, list | tuple) else (words,))
-        if (self.mask is None) == (not (self.source or self.target)):
-            raise ValueError("a blend needs a word or a mask, and not both")
-        for name in ("threshold", "without_threshold", "start"):
-            if not is_finite(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"a blend's {name} must lie between 0 and 1, not {getattr(self, name)}")
-        if self.strides is not None and not isinstance(self.strides, list | tuple):
-            raise ValueError(f"a blend's strides are several, as (2, 4), not {self.strides!r}")
-        if self.mask is not None:
-            object.__setattr__(self, "mask", own_mask(self.mask))
-
-    @classmethod
-    def of(cls, blend: "Blend | str | Sequence[Any] | None") -> "Blend | None":
-        """What `edit` takes: a Blend, a word that both prompts have, or a (source word, target word)."""
-        if blend is None or isinstance(blend, Blend):
-            return blend
-        if isinstance(blend, str):
-            return cls((blend,), (blend,))
-        if not isinstance(blend, Sequence) or len(blend) != 2:
-            raise ValueError(f"a blend is a word, a (source word, target word) or a Blend, not {blend!r}")
-        source, target = tuple(blend)
-        return cls((source,), (target,))
+    x = values.flatten().double().sort().values
+    count, below = torch.arange(1, len(x), dtype=torch.float64), x.cumsum(0)[:-1]
+    rest = len(x) - count
+    between = count * rest * (below / count - (x.sum() - below) / rest) ** 2
+    return float(x[between.argmax()])
 
 
-@dataclass
-class Blending:
-    """A blend at work on one target: it sums heat as the run goes and mixes latents."""
-
-    blend: Blend
-    source: HeatSum
-    target: HeatSum
-    first_step: int
-    last: Tensor | None = field(default=None, init=False)  # the mask that it blended by, h w bool
-
-    @classmethod
-    def begin(
-        cls, blend: Blend, source: Prompt, target: Prompt, steps: int, latent: tuple[int, int], sites: Sequence[Site]
-    ) -> "Blending":
-        """Raises ValueError for words that are not in their prompt."""
-        strides = chosen_strides(blend.strides, sites, latent)
-
-        def summed(prompt: Prompt, words: tuple[Any, ...], without: tuple[Any, ...]) -> HeatSum:
-            rows = [columns(prompt, group).sum(0).clamp(max=1) for group in (words, without)]
-            return HeatSum(torch.stack(rows), latent, strides)
-
-        return cls(blend, summed(source, blend.source, blend.without_source),
-                   summed(target, blend.target, blend.without_target), int(blend.start * steps))  # fmt: skip
-
-    def key(self, step: int) -> Any:
-        """Equal for blendings that do the same at a step, to targets that have been the same so far."""
-        if step < self.first_step:
-            return None
-        b, words = self.blend, [heat.columns.numpy().tobytes() for heat in (self.source, self.target)]
-        own = None if b.mask is None else (tuple(b.mask.shape), b.mask.cpu().numpy().tobytes())
-        return *words, own, b.threshold, b.without_threshold, b.pool, self.source.strides
-
-    def mask(self) -> Tensor:
-        """Where the target may differ, h w bool: (source's words ∪ target's words) minus what is kept out."""
-        b, size = self.blend, self.source.latent
-        out = torch.zeros(size, dtype=torch.bool)
-        if b.mask is not None:
-            out = F.interpolate(b.mask[None, None].float(), size, mode="area")[0, 0].cpu() >= 0.5
-        for heat, words in ((self.source, b.source), (self.target, b.target)):
-            if words and b.mask is None:
-                out = out | mask_of(heat.total[0], size, b.threshold, b.pool).cpu()
-        for heat, words in ((self.source, b.without_source), (self.target, b.without_target)):
-            if words:
-                out = out & ~mask_of(heat.total[1], size, b.without_threshold, pool=False).cpu()
-        return out
-
-    def __call__(self, step: int, source: Tensor, target: Tensor) -> Tensor:
-        """x_s + m (x − x_s), b c h w: where m is 0 the source's latents to the bit, where it is 1 the target's."""
-        if step < self.first_step:
-            return target
-        self.last = self.mask()
-        return torch.where(self.last.to(target.device), target, source)
+def check_threshold(name: str, threshold: Any) -> None:
+    """Raises ValueError for what `cut` cannot take."""
+    percent = isinstance(threshold, str) and threshold.endswith("%") and threshold[:-1].replace(".", "", 1).isdecimal()
+    pair = isinstance(threshold, tuple) and len(threshold) == 2 and all(is_finite(one) for one in threshold)
+    if pair:
+        good = 0 <= threshold[0] < threshold[1] <= 1
+    elif percent:
+        good = float(threshold[:-1]) < 100
+    else:
+        good = threshold == "otsu" or (is_finite(threshold) and 0 <= threshold <= 1)
+    if not good:
+        raise ValueError(f"{name} must lie between 0 and 1, not {threshold}; or it is \"otsu\", a percentage as "
+                         '"85%", or a soft pair (low, high)')  # fmt: skip

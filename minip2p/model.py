@@ -10,11 +10,11 @@ from torch import Tensor
 
 from minip2p.archive import opened, record
 from minip2p.attention import Attend, fused
+from minip2p.blend import Blend, Blending
 from minip2p.checkpoint import load_module, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.edit import EVERYWHERE, Where, plan_edit
 from minip2p.invert import chosen
-from minip2p.mask import Blend, Blending
 from minip2p.parts import Parts
 from minip2p.picture import fitted, read
 from minip2p.record import Keeps

@@ -127,12 +127,13 @@ class Record:
         return all(name in self.tensors for name in names)
 
     def at(self, step: int, wanted: Wanted, like: Tensor) -> dict[Site, QK]:
-        """(q, k) of the wanted sites at a step, in the dtype and on the device of `like`."""
-        return {
-            site: (self.tensors[named(site, "q", step)].to(like), self.tensors[named(site, "k", step)].to(like))
-            for site, n in self.queries.items()
-            if wanted(site, n)
-        }
+        """(q, k) of the wanted sites at a step, in the dtype and on the device of `like`. Copies: in a file numbers do
+        not lie where kernels like them to, and with the place in memory the bits of a result would change."""
+
+        def copied(site: Site, which: str) -> Tensor:
+            return self.tensors[named(site, which, step)].to(like, copy=True)
+
+        return {site: (copied(site, "q"), copied(site, "k")) for site, n in self.queries.items() if wanted(site, n)}
 
     def keep(self, step: int, found: Mapping[Site, QK]) -> None:
         """Takes what a step showed into its place."""

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import Attend, Site, at_step, fused
+from minip2p.blend import Blending
 from minip2p.edit import QK, Edit, Wanted, is_zero
 from minip2p.inject import Watch, injecting
-from minip2p.mask import Blending, add_heat
+from minip2p.mask import add_heat
 from minip2p.parts import Parts, rows_of
 from minip2p.record import queries_of
 from minip2p.start import Start

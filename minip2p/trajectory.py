@@ -18,7 +18,7 @@ from minip2p.attention import Attend, Site, at_step, fused
 from minip2p.edit import QK, Wanted
 from minip2p.files import whole
 from minip2p.inject import recording
-from minip2p.mask import HeatSum, add_heat, chosen_strides, columns
+from minip2p.mask import HeatSum, add_heat, check_threshold, chosen_strides, columns, finest, mask_of
 from minip2p.parts import Parts
 from minip2p.record import Block, Record
 from minip2p.sched import Step
@@ -83,13 +83,26 @@ class Trajectory:
         heat = self.heat(words if isinstance(words, list) else [words], strides)
         return F.interpolate(heat.mean[:, None], size, mode="bilinear")[:, 0].cpu()
 
-    def heat(self, words: list[Any], strides: Sequence[int] | None = None) -> HeatSum:
+    def where(
+        self, words: Any, *, threshold: Any = "otsu", spread: int = 0, strides: Sequence[int] | None = None
+    ) -> Tensor:
+        """A mask of words, H W in picture pixels, sharper than a blend's: their heat, smoothly enlarged and cut (see
+        `minip2p.mask.cut`): bool, or float for a soft threshold. spread: see `HeatSum`; the model that ships was taught
+        where its words are and is better without. Masks join as tensors do: `|`, `&`, `& ~`. `Blend(mask=…)` takes one.
+        """
+        check_threshold("a mask's threshold", threshold)
+        size = tuple(self.parts.vae.stride * side for side in self.latents.shape[-2:])
+        heat = self.heat(words if isinstance(words, list) else [words], strides, spread)
+        return mask_of(heat.total.sum(0), (size[0], size[1]), threshold, pool=False, smooth=True).cpu()
+
+    def heat(self, words: list[Any], strides: Sequence[int] | None = None, spread: int = 0) -> HeatSum:
         """What `maps` shows, at the size of the maps: a sum over sites and steps that a mask can be made of."""
         parts, latent = self.parts, (self.latents.shape[-2], self.latents.shape[-1])
         if not words:
             raise ValueError("these would be maps of no words: name at least one")
         chosen = chosen_strides(strides, parts.unet.sites, latent)
-        heat = HeatSum(columns(parts.text.prompt(self.prompt), words), latent, chosen)
+        found = columns(parts.text.prompt(self.prompt), words)
+        heat = HeatSum(found, latent, chosen, spread, finest(parts.unet.sites))
         context = parts.text(self.prompt)
         for i, step in enumerate(parts.sched.steps(self.steps)):
             attend = watching(heat, at_step(self.attend, i))
@@ -152,7 +165,7 @@ class Source:
         self.parts, self.origin = parts, origin
         self.conditional, self.negative = parts.text(origin.prompt), parts.text(origin.negative)
         known = origin.latents if isinstance(origin, Trajectory) else origin.noise
-        self.latents = list(known.to(parts.device).split(1))
+        self.latents = [x.clone() for x in known.to(parts.device).split(1)]  # for the bits' sake, see `Record.at`
 
     def unconditional(self, i: int) -> Tensor:
         own = self.origin.way.unconditional

@@ -20,7 +20,7 @@ from minip2p.sched.ddim import ddpm_sigma
 from minip2p.trajectory import sample
 
 PROMPT, STEPS, SIZE = "a cat on the beach", 4, (64, 72)
-RENDER = "tests/data/renders/00.png"
+RENDER, CAPTION = "tests/data/renders/00.png", "on the street, a blue umbrella and a red lamp"
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def start(model):
 
 def photograph(model, steps):
     """The same of a held-out render, which is a photograph to the model."""
-    run = model.invert(RENDER, PROMPT, steps=1)
-    return model.start(PROMPT, steps=steps, guidance=4.0, latents=run.latents[-1:])
+    run = model.invert(RENDER, CAPTION, steps=1)
+    return model.start(CAPTION, steps=steps, guidance=4.0, latents=run.latents[-1:])
 
 
 def rolled(model, run):

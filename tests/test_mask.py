@@ -11,8 +11,9 @@ from transformers import CLIPTokenizer
 
 from minip2p import Blend, Store, explicit
 from minip2p.attention import Site, attention_map, fused
+from minip2p.blend import Blending
 from minip2p.config import UNetConfig
-from minip2p.mask import Blending, HeatSum, add_heat, columns, default_strides, heat, map_size, mask_of
+from minip2p.mask import HeatSum, add_heat, columns, cut, default_strides, heat, map_size, mask_of, otsu
 from minip2p.unet import UNet
 from minip2p.words import Prompt
 
@@ -341,3 +342,132 @@ def test_blends_of_the_wrong_kind_are_named_in_one_line(make, says):
     with pytest.raises(ValueError) as error:
         make()
     assert says in str(error.value)
+
+
+# Sharper
+
+
+def test_spread_heat_is_the_self_attention_applied_to_it():
+    """A^n M, A the last step's self-attention, mean over its sites and heads; M brought to its size by the nearest."""
+    words = torch.ones(2, 77).tril(5)
+    words[1] = 1
+    added = HeatSum(words, (4, 6), (2,), 2, 1)
+    q, k = qk(6)
+    add_heat([added], Site("up", 0, True, 2), lambda v: fused(q, k, v), q)
+    fine = {n: qk(24, seed=n, keys=24) for n in (1, 2, 3)}
+    for n in (1, 2, 3, 1):  # the first of its site is a former step's
+        own_q, own_k = fine[n]
+        site = Site("up", 1 if n == 3 else n, False, 1)
+        assert added.wants(site)
+        add_heat([added], site, lambda v, q=own_q, k=own_k: fused(q, k, v), own_q)
+    coarse = torch.stack([attention_map(q, k)[0, :, :, row.bool()].sum(-1).mean(0).reshape(2, 3) for row in words])
+    M = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+    A = torch.stack([attention_map(*fine[n])[0].mean(0) for n in (1, 2)]).mean(0)
+    torch.testing.assert_close(added.total, (A @ A @ M.T).T.reshape(2, 4, 6), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(added.total[1], torch.ones(4, 6))  # a share of 1 stays one
+    assert not HeatSum(words, (4, 6), (2,)).wants(Site("up", 0, False, 1))
+    assert not HeatSum(words, (4, 6), (2,), 2, 1).wants(Site("up", 0, False, 2))
+
+
+def test_otsu_parts_two_heaps_where_the_variance_between_them_is_greatest():
+    """By trying every threshold: n_0 n_1 (μ_0 − μ_1)²."""
+    x = torch.tensor([[0.1, 0.15, 0.2, 0.22], [0.7, 0.8, 0.75, 0.3]])
+
+    def between(t):
+        low, high = x[x <= t], x[x > t]
+        return len(low) * len(high) * (low.mean() - high.mean()) ** 2
+
+    best = max(x.flatten().tolist(), key=lambda t: float(between(t)) if (x > t).any() else 0.0)
+    assert otsu(x) == best == pytest.approx(0.3)
+    assert torch.equal(cut(x, "otsu"), x > 0.5)
+
+
+def test_thresholds_by_number_by_share_of_the_pixels_and_soft():
+    x = torch.arange(10.0).reshape(2, 5) / 9
+    assert cut(x, 0.5).sum() == 5 and cut(x, "80%").sum() == 2 and cut(x, "0%").sum() == 9
+    soft = cut(x, (0.25, 0.75))
+    torch.testing.assert_close(soft, ((x - 0.25) / 0.5).clamp(0, 1))
+    for threshold in (0.3, "otsu", "50%", (0.2, 0.4)):
+        assert not mask_of(torch.zeros(3, 3), (3, 3), threshold).any()
+
+
+def test_a_soft_blend_mixes_and_keeps_both_ends_to_the_bit():
+    made = blending(Blend(("cat",), threshold=(0.2, 0.6), pool=False))
+    m = made.mask()
+    assert m.dtype == torch.float32 and m[0, 0] == 1 and m[1, 1] == 0 and m[2, 3] == pytest.approx((3 / 8 - 0.2) / 0.4)
+    source, target = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
+    out = made(5, source, target)
+    torch.testing.assert_close(out, source + m * (target - source))
+    assert torch.equal(out[..., m == 0], source[..., m == 0]) and torch.equal(out[..., m == 1], target[..., m == 1])
+
+
+def test_soft_masks_join_as_the_greater_and_are_cut_out_by_the_product():
+    turned, out = HEAT.flip(0, 1), torch.zeros(4, 4)
+    out[0, 0] = 1
+    pair = torch.stack([HEAT, out])
+    made = blending(Blend(("cat",), ("cat",), threshold=(0.2, 0.6), pool=False), HEAT, turned).mask()
+    one, other = (mask_of(heat, (4, 4), (0.2, 0.6), pool=False) for heat in (HEAT, turned))
+    assert torch.equal(made, torch.maximum(one, other))
+    made = blending(Blend(("cat",), without_source=("dog",), threshold=(0.2, 0.6), pool=False), pair).mask()
+    assert made[0, 0] == 0 and made[2, 3] == one[2, 3] > 0
+
+
+def test_a_blend_that_sets_in_gradually_ends_as_the_binary_one():
+    """r = 1/4, 2/4, 3/4 and 1: outside of the mask x_s + (1 − r) (x − x_s); a constant ramp is the binary blend."""
+    ramp, at_once = (blending(Blend(("cat",), start=start)) for start in ((0.2, 0.5), 0.5))
+    source, target = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
+    m = ramp.mask()
+    assert torch.equal(ramp(1, source, target), target)
+    for step, r in ((2, 0.25), (3, 0.5), (4, 0.75)):
+        out = ramp(step, source, target)
+        torch.testing.assert_close(out, torch.where(m, target, source + (1 - r) * (target - source)))
+        assert torch.equal(out[..., m], target[..., m])
+    assert torch.equal(ramp(5, source, target), at_once(5, source, target))
+    same = blending(Blend(("cat",), start=(0.2, 0.2)))
+    assert torch.equal(same(2, source, target), blending(Blend(("cat",), start=0.2))(2, source, target))
+    assert len({ramp.key(step) for step in (2, 3, 4, 5)}) == 4 and ramp.key(5) == ramp.key(9)
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: Blend("cat", threshold="most"), "a blend's threshold must lie between 0 and 1"),
+    (lambda: Blend("cat", threshold="100%"), "a blend's threshold must"),
+    (lambda: Blend("cat", threshold="-5%"), "must"),
+    (lambda: Blend("cat", threshold=(0.5, 0.5)), "soft pair"), (lambda: Blend("cat", threshold=(0, 2)), "soft pair"),
+    (lambda: Blend("cat", threshold=(0.1, float("nan"))), "soft pair"),
+    (lambda: Blend("cat", spread=-1), "spread is a"),
+    (lambda: Blend("cat", spread=1.5), "spread is a whole number"),
+    (lambda: Blend("cat", start=(0.5, 0.2)), "start must"),
+    (lambda: Blend("cat", start=(0.5, 1.2)), "start must"), (lambda: Blend("cat", start="now"), "start must"),
+])  # fmt: skip
+def test_what_sharper_blends_cannot_be(make, says):
+    with pytest.raises(ValueError, match=says) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_a_spread_blend_is_the_same_streamed_recorded_and_explicit(model):
+    blend = Blend("cat", "dog", spread=2, threshold="otsu", pool=False)
+    streamed = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, blend=blend)
+    kept = model.record(SOURCE, seed=SEED, steps=STEPS, self_=1.0)
+    assert torch.equal(model.edit(kept, TARGET, blend=blend).latents, streamed.latents)
+    assert 0 < streamed.mask.sum() < 256
+    maps = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, blend=blend, explicit=True)
+    assert (maps.mask != streamed.mask).sum() <= 2
+    plain = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, blend=Blend("cat", "dog", threshold="otsu", pool=False))
+    assert not torch.equal(plain.mask, streamed.mask)
+
+
+def test_where_a_word_is_in_picture_pixels(model, seen):
+    run, _ = seen
+    cat, grass = run.where("cat"), run.where("grass", threshold=0.5, spread=0)
+    assert cat.shape == (128, 128) and cat.dtype == torch.bool and 0 < cat.sum() < cat.numel()
+    heat = run.heat(["cat"]).total[0]
+    assert torch.equal(cat, mask_of(heat, (128, 128), "otsu", pool=False, smooth=True))
+    spread = mask_of(run.heat(["cat"], spread=2).total[0], (128, 128), 0.5, pool=False, smooth=True)
+    assert torch.equal(run.where("cat", threshold=0.5, spread=2), spread)
+    soft = run.where(["cat", "house"], threshold=(0.2, 0.5))
+    assert soft.dtype == torch.float32 and soft.min() >= 0 and soft.max() <= 1
+    out = model.edit(run, TARGET, blend=Blend(mask=cat & ~grass))
+    assert out.mask is not None
+    with pytest.raises(ValueError, match="a mask's threshold must"):
+        run.where("cat", threshold=2)

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minip2p.blend import Blend, Blending
 from minip2p.edit import plan_edit
-from minip2p.mask import Blend, Blending, mask_of
+from minip2p.mask import mask_of
 from minip2p.metrics import iou, mean, psnr
 from minip2p.model import Model, bar, load
 from minip2p.replay import Target, edit
