@@ -79,8 +79,8 @@ def add_photograph(one: Parser) -> None:
     add = one.add_argument
     add("picture", metavar="IMAGE")
     add("prompt", metavar="PROMPT", help="what it shows")
-    add("-o", "--out", default="out/run.safetensors", metavar="FILE", help="the run's file (.safetensors); what it shows "
-        "goes beside it as a PNG (default: out/run.safetensors)")  # fmt: skip
+    add("-o", "--out", default="out/run.safetensors", metavar="FILE", help="the run's file (.safetensors); what it "
+        "shows goes beside it as a PNG (default: out/run.safetensors)")  # fmt: skip
     add_way_options(one)
     add_invert_options(one)
 
