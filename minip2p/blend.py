@@ -41,10 +41,10 @@ class Blend:
     an array or a PIL image, 1 or white where the picture may change; resized to the latent. threshold,
     without_threshold: of the heat map's maximum, or another that `minip2p.mask.cut` takes; a soft one blends softly.
     spread: how often the heat is spread by the finest self-attention to pixels that are alike (`HeatSum`). pool: let
-    the mask reach one pixel of the maps further, by a 3 × 3 max-pool, as the published code does; without, it keeps to the
-    words' places, and more of the source is kept. start: the share of the run from which on it blends; of two, (from,
-    full), it sets in gradually between them. strides: of the maps that are read, `default_strides` where none are
-    given.
+    the mask reach one pixel of the maps further, by a 3 × 3 max-pool, as the published code does; without, it keeps to
+    the words' places, and more of the source is kept. start: the share of the run from which on it blends; of two,
+    (from, full), it sets in gradually between them. strides: of the maps that are read, `default_strides` where none
+    are given.
     """
 
     source: tuple[Any, ...] = ()
