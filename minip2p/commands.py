@@ -84,7 +84,7 @@ def edit_row(plain: Trajectory, edited: Trajectory) -> list[viz.Panel]:
     assert source is not None
     row = [
         (source.image, f"source: {source.prompt}"),
-        (plain.image, f"same seed, without P2P: {plain.prompt}"),
+        (plain.image, f"same noise, without P2P: {plain.prompt}"),
         (edited.image, f"with P2P: {edited.prompt}"),
     ]
     if edited.mask is not None:
