@@ -117,11 +117,11 @@ def blend_of(cell: Mapping[str, Any], old: Prompt, new: Prompt) -> Blend | None:
         raise ValueError(f'blend: each value is a word, "word:word" or "", not {cell["blend"]!r}')
     if cell["blend"]:
         source, sign, target = cell["blend"].partition(":")
-        return Blend((source,), (target if sign else source,), threshold=cell["threshold"])
+        return Blend((source,), (target if sign else source,), threshold=pairs(cell["threshold"]))
     texts = [[word.text for word in prompt.seen] for prompt in (old, new)]
     gone, come = ([word for word in one if word not in other] for one, other in (texts, texts[::-1]))
     come += [word for word in cell["reweight"] if word not in come]
-    return Blend(tuple(gone), tuple(come), threshold=cell["threshold"], start=1.0) if gone or come else None
+    return Blend(tuple(gone), tuple(come), threshold=pairs(cell["threshold"]), start=1.0) if gone or come else None
 
 
 def label(value: Any) -> str:

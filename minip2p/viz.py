@@ -30,8 +30,8 @@ def overlay(picture: Image.Image, heat: ArrayLike, strength: float = 0.65) -> Im
 
 
 def mask_picture(mask: ArrayLike, size: tuple[int, int]) -> Image.Image:
-    """A mask h w as a picture of so many columns and rows, white where it is 1. Its pixels stay visible."""
-    grey = Image.fromarray(np.asarray(mask).astype(np.uint8) * 255)
+    """A mask h w in [0, 1] as a picture of so many columns and rows, white where it is 1. Its pixels stay visible."""
+    grey = Image.fromarray((np.asarray(mask, dtype=np.float32) * 255).round().astype(np.uint8))
     return grey.resize(size, Image.Resampling.NEAREST).convert("RGB")
 
 

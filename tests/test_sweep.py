@@ -74,6 +74,8 @@ def test_every_cell_is_the_edit_that_it_says(model, tmp_path):
 @pytest.mark.parametrize("fields, options", [
     (dict(reweight={"beach": 3.0}), dict(reweight={"beach": 3.0})), (dict(self_pixels=16), dict(self_pixels=16)),
     (dict(blend="cat:tiger", threshold=0.6), dict(blend=Blend("cat", "tiger", threshold=0.6))),
+    (dict(blend="cat:tiger", threshold=[[0.2, 0.6]]), dict(blend=Blend("cat", "tiger", threshold=(0.2, 0.6)))),
+    (dict(blend="cat:tiger", threshold="otsu"), dict(blend=Blend("cat", "tiger", threshold="otsu"))),
     (dict(places=[["up"]]), dict(where=Where(places=("up",)))),
     (dict(strides=[[1, 4]], indices=[[0]]), dict(where=Where(strides=(1, 4), indices=(0,)))),
     (dict(heads=[[1, 3]]), dict(where=Where(heads=(1, 3)))), (dict(cross=[[0.3, 0.8]]), dict(cross=(0.3, 0.8))),

@@ -36,6 +36,7 @@ def test_a_mask_keeps_its_pixels():
     out = np.asarray(viz.mask_picture(mask, (8, 4)))
     assert out.shape == (4, 8, 3)
     assert (out[:, :4] == 255).all() and (out[:, 4:] == 0).all()
+    assert np.asarray(viz.mask_picture(np.array([[0.2, 0.6]]), (2, 1)))[0, :, 0].tolist() == [51, 153]  # a soft mask
 
 
 @pytest.mark.parametrize("size, large", [((128, 128), (256, 256)), ((64, 128), (256, 512)), ((512, 512), (512, 512))])
