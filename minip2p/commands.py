@@ -1,6 +1,7 @@
 """What the commands of `minip2p` do. Each takes the parsed arguments, prints the names of the files that it wrote, and
 raises ValueError or OSError with one clear line before anything is written."""
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ def edit(args: Namespace) -> None:
     png.check_writable(paths)
     if args.prompt is not None:
         recorded, options = inverted(model, args, args.source), {}
+    elif recorded is None and os.path.isfile(args.source):  # which a prompt that is too long for a name is not
+        raise ValueError(f"{args.source} is a file: say what the photograph shows, with --prompt")
     elif given := list(invert_options(args)):
         raise ValueError(f"--{given[0]} is for a photograph: say what it shows, with --prompt")
     runs = model.edit(recorded or args.source, args.targets, **changes, **options)

@@ -264,6 +264,7 @@ MISTAKES = (
     (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "magic"), "invalid choice: 'magic'"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--seed", "1"), "direct inversion has no seed"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--blend", "cow"), "'cow' is not in the prompt"),
+    (("edit", RENDER, TIGER), f"{RENDER} is a file: say what the photograph shows, with --prompt"),
     (("edit", CAT, TIGER, "--method", "ddim"), "--method is for a photograph: say what it shows, with --prompt"),
     (("frobnicate", CAT), "invalid choice: 'frobnicate'"),
     ((), "the following arguments are required: COMMAND"),
