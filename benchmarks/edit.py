@@ -111,6 +111,7 @@ def measured(given: Any) -> dict[str, float]:
     print(f"the memory of one edit in a process of its own: {memory:.2f} GB")
     return {
         "edit_fp32": one["theirs"] / one["ours"],
+        "edit_fp32_with_source": one["theirs"] / (one["ours"] + rest),
         "edit_bf16": one["theirs"] / bf16,
         "edits8": 8 * one["theirs"] / eight,
         "batch9": nine["theirs"] / nine["ours"],

@@ -86,7 +86,11 @@ def opened(parts: Parts, file: Path) -> Trajectory:
                 raise ValueError(f"{name} is not of this run")
         if not all(torch.isfinite(tensor).all() for tensor in (latents, *along(way).values())):
             raise ValueError("its latents, embeddings or noise are not finite")
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+        if " ".join(along(way)) != said["along"]:
+            raise ValueError(f"it should have {said['along'] or 'neither embeddings nor noise'} beside its latents")
+    except KeyError as error:
+        raise ValueError(f"{file}: not a whole run (it has no {error.args[0]})") from None
+    except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{file}: not a whole run ({error})") from None
     record = Record(tensors, queries_of(parts.unet, latent)) if tensors else None
     return Trajectory(parts, prompt, latents, guidance, negative, seed, way, record=record)

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.attention import Site
-from minip2p.config import is_finite, is_whole
-from minip2p.mask import HeatSum, check_threshold, chosen_strides, columns, finest, mask_of
+from minip2p.config import is_finite
+from minip2p.mask import HeatSum, check_spread, check_threshold, chosen_strides, columns, finest, mask_of
 from minip2p.words import Prompt
 
 
@@ -26,6 +26,8 @@ def own_mask(mask: Any) -> Tensor:
     if not isinstance(mask, np.ndarray | Tensor):
         raise ValueError(f"a blend's own mask is an image, an array or a tensor, not {type(mask).__name__}")
     out = torch.as_tensor(mask).float()
+    if out.ndim == 2 and (out > 1).any():
+        raise ValueError(f"a blend's own mask lies between 0 and 1, and has {float(out.max()):g} in it: divide by 255?")
     if out.ndim != 2 or not out.numel() or not torch.isfinite(out).all():
         raise ValueError(f"a blend's own mask must be rows × columns of finite numbers, not {tuple(out.shape)}")
     return out
@@ -38,13 +40,13 @@ class Blend:
     source, target: the words whose places may change, in either prompt (one, or a tuple of them, each as `Prompt.find`
     takes it); the mask is the union of both.
     without_source, without_target: words whose places may not. mask: an own mask instead of the words', H W: a tensor,
-    an array or a PIL image, 1 or white where the picture may change; resized to the latent. threshold,
-    without_threshold: of the heat map's maximum, or another that `minip2p.mask.cut` takes; a soft one blends softly.
-    spread: how often the heat is spread by the finest self-attention to pixels that are alike (`HeatSum`). pool: let
-    the mask reach one pixel of the maps further, by a 3 × 3 max-pool, as the published code does; without, it keeps to
-    the words' places, and more of the source is kept. start: the share of the run from which on it blends; of two,
-    (from, full), it sets in gradually between them. strides: of the maps that are read, `default_strides` where none
-    are given.
+    an array or a PIL image, 1 or white where the picture may change; resized to the latent and cut at one half.
+    threshold, without_threshold: of the heat map's maximum, or another that `minip2p.mask.cut` takes; a soft one blends
+    softly. spread: how often the heat is spread by the finest self-attention to pixels that are alike (`HeatSum`).
+    pool: let the mask reach one pixel of the maps further, by a 3 × 3 max-pool, as the published code does; without, it
+    keeps to the words' places, and more of the source is kept. start: the share of the run from which on it blends; of
+    two, (from, full), it sets in gradually between them. strides: of the maps that are read, `default_strides` where
+    none are given.
     """
 
     source: tuple[Any, ...] = ()
@@ -67,8 +69,7 @@ class Blend:
             raise ValueError("a blend needs a word or a mask, and not both")
         for name in ("threshold", "without_threshold"):
             check_threshold(f"a blend's {name}", getattr(self, name))
-        if not is_whole(self.spread) or not 0 <= self.spread <= 16:
-            raise ValueError(f"a blend's spread is a whole number from 0 to 16, not {self.spread}")
+        check_spread(self.spread)
         ends = self.start if isinstance(self.start, tuple) and len(self.start) == 2 else (self.start, self.start)
         if not all(is_finite(end) for end in ends) or not 0 <= ends[0] <= ends[1] <= 1:
             raise ValueError(f"a blend's start must lie between 0 and 1, not {self.start}; or it is (from, full)")

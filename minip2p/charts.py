@@ -5,6 +5,7 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def write_results(folder: Path, grid: Grid, rows: Rows) -> list[Path]:
     """Writes table.csv and table.parquet, and sheet-A-B.png and chart-A-B.png for axes A and B. Returns their paths."""
-    paths = [folder / "table.csv", folder / "table.parquet"]
+    paths = results(folder, grid)
     said = {name for name in AXES if not all(isinstance(row[name], int | float) for row in rows)}  # in words
     tidy = [{name: label(value) if name in said else value for name, value in row.items()} for row in rows]
     write_text(paths[0], as_csv(tidy))
@@ -32,8 +33,14 @@ def write_results(folder: Path, grid: Grid, rows: Rows) -> list[Path]:
         name = f"{a}-{b}" if b else a
         png.write([(folder / f"sheet-{name}.png", sheet(folder, grid, rows, a, b), f"{a} by {b}" if b else a)])
         chart(folder / f"chart-{name}.png", grid, rows, a, b)
-        paths += [folder / f"sheet-{name}.png", folder / f"chart-{name}.png"]
     return paths
+
+
+def results(folder: Path, grid: Grid) -> list[Path]:
+    """What `write_results` writes."""
+    names = [f"{a}-{b}" if b else a for a, b in pairs_of(grid)]
+    drawn = [folder / f"{what}-{name}.png" for name in names for what in ("sheet", "chart")]
+    return [folder / "table.csv", folder / "table.parquet", *drawn]
 
 
 def pairs_of(grid: Grid) -> list[tuple[str, str | None]]:
@@ -63,8 +70,13 @@ def sheet(folder: Path, grid: Grid, rows: Rows, a: str, b: str | None) -> Image.
     panels = []
     for row in shown:
         caption = ", ".join(f"{name} {label(row[name])}" for name in (a, b) if name)
-        with Image.open(folder / row["picture"]) as picture:
-            panels.append((picture.convert("RGB"), caption))
+        try:
+            with Image.open(folder / row["picture"]) as picture:
+                panels.append((picture.convert("RGB"), caption))
+        except OSError:
+            raise ValueError(
+                f"{folder / row['picture']}: not a whole picture: remove it, and its seed is made again"
+            ) from None
     return viz.grid(panels, columns=len(grid.axes[b]) if b else len(panels))
 
 
@@ -83,11 +95,11 @@ def chart(path: Path, grid: Grid, rows: Rows, a: str, b: str | None) -> None:
         ax.imshow(cells, cmap="viridis", aspect="auto")
         middle = np.nanmean([np.nanmin(cells), np.nanmax(cells)]) if np.isfinite(cells).any() else 0
         for (y, x), value in np.ndenumerate(cells):
-            ink = "black" if value > middle else "white"
+            ink = "white" if value <= middle else "black"  # black for the dash of NaN, on no colour
             ax.text(x, y, "–" if np.isnan(value) else f"{value:.3g}", ha="center", va="center", color=ink)
         ax.set_title(name.replace("_", " "))
-        ax.set_xticks(range(len(across)), [label(x) if b else "" for x in across])
-        ax.set_yticks(range(len(down)), [label(y) for y in down])
+        ax.set_xticks(range(len(across)), [fill(label(x), 16) if b else "" for x in across])
+        ax.set_yticks(range(len(down)), [fill(label(y), 16) for y in down])
         ax.set(xlabel=b or "", ylabel=a)
     for ax in figure.axes[len(figures) :]:
         ax.set_visible(False)

@@ -111,7 +111,7 @@ def add_way_options(one: Parser) -> None:
 def add_invert_options(one: Parser) -> None:
     add = one.add_argument
     add("--method", choices=("ddim", "direct", "negative-prompt", "proximal", "null-text", "edit-friendly"),
-        help="of the inversion (default: direct, which meets the picture exactly)")  # fmt: skip
+        help="of the inversion (default: direct, which meets the picture as the VAE has it)")  # fmt: skip
     add("--fit", choices=("crop", "stretch"), help="how a photograph of another shape is brought to the size "
         "(default: crop)")  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minip2p.checkpoint import fingerprint
 from minip2p.trajectory import as_image
 
 
@@ -25,9 +26,18 @@ class Clip:
 
         try:
             self.processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-        except Exception as error:  # transformers' errors have no class in common
-            raise ValueError(f"{folder}: cannot be read as a CLIP ({' '.join(str(error).split())})") from None
+            load: Any = CLIPModel.from_pretrained
+            model, said = load(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
+        except Exception as error:  # transformers' errors have no class in common, and may be pages
+            raise ValueError(f"{folder}: cannot be read as a CLIP ({' '.join(str(error).split())[:200]})") from None
+        if odd := sorted(map(str, {*said["missing_keys"], *said["mismatched_keys"]})):
+            raise ValueError(f"{folder}: {odd[0]} is missing or of another shape; and {len(odd) - 1} more")
+        self.model: Any = model.eval()
+
+    @property
+    def name(self) -> str:
+        """Tells one CLIP from another."""
+        return f"clip {fingerprint([self.model])}"
 
     @torch.no_grad()
     def __call__(self, picture: Tensor, prompt: str) -> float:

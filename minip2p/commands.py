@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from minip2p import png, viz
@@ -35,16 +36,17 @@ def generate(args: Namespace) -> None:
 def edit(args: Namespace) -> None:
     """The targets, the source, and a strip with a row for each target."""
     model, options, changes = opened(args), run_options(args), edit_options(args)
-    filed = args.prompt is not None or args.source.endswith(RUN)  # the source is a file, without a seed or with its own
-    recorded = model.open(run_file(args.source)) if filed and args.prompt is None else None
+    is_run = args.prompt is None and args.source.lower().endswith(RUN)
+    filed = is_run or args.prompt is not None  # the source is a file, without a seed or with its own
+    recorded = model.open(Path(args.source)) if is_run else None
     base = stem(args, args.targets[0], filed, None if recorded is None else recorded.seed)
     numbers = [f"-{n}" for n in range(1, len(args.targets) + 1)] if len(args.targets) > 1 else [""]
     paths = [named(base, end) for end in (*numbers, "-source", "-strip")]
     png.check_writable(paths)
     if args.prompt is not None:
-        recorded, options = inverted(model, args, args.source), {}
-    elif recorded is None and os.path.isfile(args.source):  # which a prompt that is too long for a name is not
-        raise ValueError(f"{args.source} is a file: say what the photograph shows, with --prompt")
+        recorded, options = inverted(model, args, args.source, paths), {}
+    elif recorded is None and names_a_file(args.source):
+        raise ValueError(f"{args.source} names a file: say what the photograph shows, with --prompt")
     elif given := list(invert_options(args)):
         raise ValueError(f"--{given[0]} is for a photograph: say what it shows, with --prompt")
     runs = model.edit(recorded or args.source, args.targets, **changes, **options)
@@ -52,7 +54,8 @@ def edit(args: Namespace) -> None:
     assert source is not None
     rows = [edit_row(plain(model, source, run.prompt), run) for run in runs]
     strip = viz.grid([panel for row in rows for panel in row], columns=len(rows[0]))
-    texts = [png.parameters(run, **settings(args)) for run in runs]
+    method = {} if args.prompt is None else {"Method": args.method or "direct"}
+    texts = [png.parameters(run, **settings(args), **method) for run in runs]
     pictures = [*(run.image for run in runs), source.image, strip]
     tables = [
         f"{source.prompt} -> {new.prompt}\n{explained(model, source.prompt, new.prompt, args.kind)}\n" for new in runs
@@ -65,20 +68,28 @@ def invert(args: Namespace) -> None:
     model, file = opened(args), run_file(args.out)
     path = file.with_suffix(".png")
     png.check_writable([file, path])
-    run = inverted(model, args, args.picture)
+    run = inverted(model, args, args.picture, [file, path])
+    image = run.image
     run.save(file)
-    finish([(path, run.image, png.parameters(run, Method=args.method or "direct"))], [str(file)])
+    finish([(path, image, png.parameters(run, Method=args.method or "direct"))], [str(file)])
 
 
-def inverted(model: Model, args: Namespace, picture: str) -> Trajectory:
-    """A photograph as a run, as the options say."""
+def inverted(model: Model, args: Namespace, picture: str, paths: Sequence[Path]) -> Trajectory:
+    """A photograph as a run, as the options say. Raises ValueError where a path to write is the photograph."""
+    for path in paths:
+        if path.exists() and os.path.exists(picture) and os.path.samefile(path, picture):
+            raise ValueError(f"{path}: is the photograph itself, which would be overwritten: choose another name by -o")
     return model.invert(picture, args.prompt, **invert_options(args), **run_options(args))
 
 
+def names_a_file(source: str) -> bool:
+    """Whether it is a file, or is called as a picture is: no prompt."""
+    return os.path.isfile(source) or Path(source).suffix.lower() in Image.registered_extensions()
+
+
 def plain(model: Model, source: Trajectory, prompt: str) -> Trajectory:
-    """What the prompt gives from the source's noise without Prompt-to-Prompt."""
-    return model.generate(prompt, latents=source.latents[:1], steps=source.steps, guidance=source.guidance,
-                          negative=source.negative)  # fmt: skip
+    """What the prompt gives from the source's noise, by its way, without Prompt-to-Prompt."""
+    return model.edit(source, prompt, cross=0, self_=0)
 
 
 def edit_row(plain: Trajectory, edited: Trajectory) -> list[viz.Panel]:
@@ -119,20 +130,27 @@ def sweep(args: Namespace) -> None:
     except ImportError as error:
         raise ValueError(f"a sweep needs {error.name}: pip install 'minip2p[sweep]'") from None
     grid, model, folder = Grid.read(Path(args.grid)), opened(args), Path(args.out)
-    png.check_writable([folder / "table.csv"])
-    score = scorer(args)
-    print(sweeping.said(sweeping.units(model, grid)), flush=True)
+    try:
+        work = sweeping.units(model, grid)
+    except ValueError as error:
+        raise ValueError(f"{args.grid}: {error}") from None
+    pictures = [folder / name for unit in work for name in sweeping.pictures_of(unit)]
+    parts = [sweeping.part(folder, unit) for unit in work]
+    png.check_writable([folder / "grid.json", *charts.results(folder, grid), *parts, *pictures])
+    score, scored_by = scorer(args)
+    print(sweeping.said(work), flush=True)
     before = model.rows
-    rows = sweeping.sweep(model, grid, folder, score=score, progress=rows_bar)
+    rows = sweeping.sweep(model, grid, folder, score=score, scored_by=scored_by, progress=rows_bar)
     print(f"{model.rows - before:,} rows of the UNet were run")
     print(*charts.write_results(folder, grid, rows), sep="\n")
 
 
-def scorer(args: Namespace) -> sweeping.Score | None:
-    """What says whether an edit has come: a CLIP where one is given; for the model that ships, its judge."""
+def scorer(args: Namespace) -> tuple[sweeping.Score | None, str | None]:
+    """What says whether an edit has come, and its name: a CLIP that is given; for the model that ships, its judge."""
     if args.clip is not None:
-        return Clip(args.clip).score
-    return Judge.load().score if args.model is None else None
+        clip = Clip(args.clip)
+        return clip.score, clip.name
+    return (Judge.load().score, "judge") if args.model is None else (None, None)
 
 
 def rows_bar(total: int, done: Callable[[], int]) -> Progress:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minip2p.align import kind_of, refine_alignment, swap_mapper
 from minip2p.attention import Attend, Site, fused
+from minip2p.config import is_whole
 from minip2p.words import Prompt, equalizer, schedule, self_steps
 
 Matrix = Tensor | float  # words × words; the numbers 0 and 1 stand for the zero and the identity matrix
@@ -132,6 +133,8 @@ class Where:
 
     def check(self, heads: Mapping[Site, int]) -> None:
         """Raises ValueError for what a model with these sites, of so many heads, does not have."""
+        if not isinstance(self, Where):
+            raise ValueError(f"where is a Where, not {self!r}")
         most = max(heads.values())
         for name, given, have in (
             ("places", self.places, {site.place for site in heads}),
@@ -189,6 +192,12 @@ class Edit:
         return Rule(self.words.scheduled(self.alpha[step]), start <= step < stop, self.self_pixels, self.where)
 
 
+def check_pixels(self_pixels: Any) -> None:
+    """Raises ValueError."""
+    if not is_whole(self_pixels) or not 0 <= self_pixels < 2**63:
+        raise ValueError(f"self_pixels is a whole number from 0 on, not {self_pixels!r}")
+
+
 def plan_edit(
     source: Prompt,
     target: Prompt,
@@ -209,6 +218,7 @@ def plan_edit(
     reaches. parity: the published code's mappers, defects included. Raises ValueError for prompts that cannot be
     swapped and for words that are not there.
     """
+    check_pixels(self_pixels)
     if kind not in ("auto", "swap", "refine"):
         raise ValueError(f"kind must be auto, swap or refine, not {kind!r}")
     if (kind_of(source, target) if kind == "auto" else kind) == "swap":

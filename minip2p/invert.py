@@ -1,4 +1,4 @@
-"""Photographs as runs: inversions. Each is a function that returns a `Trajectory`, which every edit, replay and sweep
+"""Photographs as runs: inversions. Each is a function that returns a `Trajectory`, which every edit and every record
 takes as it takes a generated one.
 
 All but the last begin with DDIM inversion (Song et al. 2020, section 4.3) by the conditional branch alone, w = 1: the
@@ -16,17 +16,20 @@ All but the last begin with DDIM inversion (Song et al. 2020, section 4.3) by th
 Axes: t steps, c h w latents, n tokens, d width of their embedding.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import signature
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minip2p.attention import fused
+from minip2p.config import is_finite, is_whole
 from minip2p.parts import Parts
 from minip2p.sched import Step
 from minip2p.start import Start, Way
@@ -42,10 +45,10 @@ def pivots(parts: Parts, start: Start, progress: Progress = iter) -> Tensor:
     The model is asked at the time that a step leads to, as by the published code, so that sampling asks at the same.
     """
     words, found = parts.text(start.prompt), [start.noise.to(parts.device)]
-    for step in progress(list(reversed(parts.sched.steps(start.steps)))):
+    for i, step in enumerate(progress(list(reversed(parts.sched.steps(start.steps))))):
         eps = parts.predict(found[-1], step.t, words, words, 1.0, fused)
-        found.append(parts.sched.step(found[-1], eps, step, "invert"))
-    return finite(parts, torch.cat(found[::-1]), start.steps - 1)
+        found.append(finite(parts, parts.sched.step(found[-1], eps, step, "invert"), start.steps - 1 - i))
+    return torch.cat(found[::-1])
 
 
 def ddim(parts: Parts, start: Start, progress: Progress = iter) -> Trajectory:
@@ -61,15 +64,17 @@ def direct(parts: Parts, start: Start, progress: Progress = iter) -> Trajectory:
 
 def negative_prompt(parts: Parts, start: Start, progress: Progress = iter) -> Trajectory:
     """The source's prompt instead of the negative one (Miyake et al. 2023, section 3.2): then ε_c − ε_u is nothing for
-    the source, which so goes back the way it came, without any optimisation."""
+    the source, which so goes back the way it came, without any optimisation. Raises ValueError for a negative prompt
+    besides."""
+    if start.negative not in ("", start.prompt):
+        raise ValueError("this inversion makes the source's prompt the negative one: it takes no other")
     return ddim(parts, replace(start, negative=start.prompt), progress)
 
 
 def proximal(parts: Parts, start: Start, progress: Progress = iter, *, quantile: float = 0.7) -> Trajectory:
     """Negative-prompt inversion whose edits are guided by the large differences alone (Han et al. 2023, section 3.2):
     λ is the quantile of |ε_c − ε_u|. Their inversion guidance is not here."""
-    if not 0 <= quantile < 1:
-        raise ValueError(f"the quantile of proximal guidance must lie between 0 and 1, not {quantile}")
+    check_number("quantile", quantile, 1)
     return negative_prompt(parts, replace(start, way=Way(proximal=quantile)), progress)
 
 
@@ -89,10 +94,15 @@ def null_text(
         min over ∅_i of  ‖z*_{i+1} − z̄_{i+1}(z̄_i, ∅_i, words)‖²
 
     At most `inner` updates a step, at a rate that falls to its half over the run; it stops where the mean squared error
-    is below stop + stop_more · i. The prediction that met the bar is the one that the step is made by, so that each
-    step costs one conditional row and at most inner + 1 unconditional ones. Where a step ends worse than it began it is
-    given the best embedding that it had, and a warning names it.
+    is below stop + stop_more · i. The prediction that met the bar is the one that the step is made by (the published
+    code updates once more and predicts anew), so that each step costs one conditional row and at most inner + 1
+    unconditional ones. Where a step ends worse than it began it is given the best embedding that it had, and a warning
+    names it; the published code goes on from its last.
     """
+    if not is_whole(inner) or inner < 0:
+        raise ValueError(f"inner must be a whole number from 0 on, not {inner!r}")
+    for name, number in (("rate", rate), ("stop", stop), ("stop_more", stop_more)):
+        check_number(name, number)
     ideal, words = pivots(parts, start, progress), parts.text(start.prompt)
     empty, x, made, kept, astray = parts.text(start.negative).float(), ideal[:1], [ideal[:1]], [], []
     for i, step in enumerate(progress(parts.sched.steps(start.steps))):
@@ -104,8 +114,11 @@ def null_text(
         kept.append(empty)
     if astray:
         warnings.warn(f"null-text inversion went astray at step {', '.join(map(str, astray))}; "
-                      "less guidance or a smaller rate may help", stacklevel=2)  # fmt: skip
+                      "less guidance or a smaller rate may help", stacklevel=3)  # fmt: skip
     return as_run(parts, replace(start, way=Way(torch.cat(kept).cpu())), torch.cat(made))
+
+
+LOUD = 2.0**14  # the loss and Adam's ε times this: the same steps, but gradients do not vanish in 16 bits
 
 
 class NullText:
@@ -122,7 +135,7 @@ class NullText:
     def __call__(self, empty: Tensor, inner: int, rate: float, stop: float) -> tuple[Tensor, Tensor, bool]:
         """The embedding that is found, where it leads, and whether the search ended worse than it began."""
         empty = empty.detach().clone().requires_grad_()
-        adam, losses, seen = torch.optim.Adam([empty], lr=rate), [], []
+        adam, losses, seen = torch.optim.Adam([empty], lr=rate, eps=1e-8 * LOUD), [], []
         for update in range(inner + 1):
             with torch.set_grad_enabled(update < inner):
                 x = self.led(empty)
@@ -132,7 +145,7 @@ class NullText:
             if losses[-1] < stop or update == inner:
                 break
             adam.zero_grad()
-            loss.backward()
+            (loss * LOUD).backward()
             adam.step()
         worse = not losses[-1] <= losses[0]  # NaN too
         best = min(range(len(losses)), key=losses.__getitem__) if worse else -1
@@ -147,10 +160,13 @@ def edit_friendly(
 
         x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε_t,   z_t = (x_{t−1} − μ(x_t)) / σ_t;   the last step's is 0
 
-    skip: the share of the run that edits take from the source as it is. seed: of the noise.
+    skip: the share of the run that edits take from the source as it is. seed: of the noise. The last latents are x_0
+    itself, where the steps with their z, gone through anew, end at μ. Source and edits have one guidance; the published
+    code gives edits more.
     """
-    if not 0 <= skip < 1:
-        raise ValueError(f"the share that is skipped must lie between 0 and 1, not {skip}")
+    check_number("skip", skip, 1)
+    if not is_whole(seed) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number between 0 and 2^63 - 1, not {seed!r}")
     steps, x0 = parts.sched.steps(start.steps), start.noise.to(parts.device)
     draw = torch.randn(len(steps), *x0.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x0)
     noised = parts.sched.add_noise(x0, draw, torch.tensor([step.t for step in steps]))
@@ -161,9 +177,15 @@ def edit_friendly(
         eps = parts.predict(x, step.t, empty, words, start.guidance, fused)
         mean, sigma = parts.sched.step(x, eps, step, noise=torch.zeros_like(x)), parts.sched.sigma(step)
         if sigma > 0:  # of 1000 steps the first two are at the same time
-            noise[i] = (latents[i + 1] - mean[0]) / sigma
+            noise[i] = finite(parts, (latents[i + 1] - mean[0]) / sigma, i)
     way = Way(noise=noise.cpu(), skip=int(skip * start.steps))
-    return as_run(parts, replace(start, way=way), finite(parts, latents, len(steps) - 1))
+    return as_run(parts, replace(start, way=way), latents)
+
+
+def check_number(name: str, given: Any, below: float = math.inf) -> None:
+    if not is_finite(given) or not 0 <= given < below:
+        raise ValueError(f"{name} must be a number from 0 on{'' if below == math.inf else f', below {below}'}, "
+                         f"not {given!r}")  # fmt: skip
 
 
 def as_run(parts: Parts, start: Start, latents: Tensor) -> Trajectory:
@@ -178,9 +200,10 @@ METHODS: Mapping[str, Callable[..., Trajectory]] = MappingProxyType({
 
 def chosen(method: str, options: Mapping[str, object]) -> Callable[..., Trajectory]:
     """The method of a name. Raises ValueError for one that is not known, and for options that it does not have."""
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"the method is one of {', '.join(METHODS)}, not {method!r}")
     own = [name for name, one in signature(METHODS[method]).parameters.items() if one.kind is one.KEYWORD_ONLY]
     if unknown := [name for name in options if name not in own]:
-        raise ValueError(f"{method} inversion has no {unknown[0]}, only {', '.join(own) or 'no options'}")
+        has = f"only {', '.join(own)}" if own else "nor any other option"
+        raise ValueError(f"{method} inversion has no {unknown[0]}, {has}")
     return METHODS[method]

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minip2p.attention import Site
-from minip2p.config import is_finite
+from minip2p.config import is_finite, is_whole
 from minip2p.words import Prompt
 
 
@@ -64,6 +64,8 @@ def default_strides(sites: Sequence[Site], latent: tuple[int, int], like: int = 
 def chosen_strides(given: Sequence[int] | None, sites: Sequence[Site], latent: tuple[int, int]) -> tuple[int, ...]:
     """The strides to read: those given, or the default. Raises ValueError for one that no cross-attention has."""
     have = {site.stride for site in sites if site.cross}
+    if given is not None and not isinstance(given, list | tuple):
+        raise ValueError(f"strides are several, as (2, 4), not {given!r}")
     if missing := set(given or ()) - have:
         raise ValueError(f"no cross-attention has stride {min(missing)}; this model's strides: {sorted(have)}")
     return tuple(given or default_strides(sites, latent))
@@ -176,11 +178,17 @@ def otsu(values: Tensor) -> float:
 
     n_0 n_1 (μ_0 − μ_1)²
     """
-    x = values.flatten().double().sort().values
+    x = values.detach().cpu().flatten().double().sort().values
     count, below = torch.arange(1, len(x), dtype=torch.float64), x.cumsum(0)[:-1]
     rest = len(x) - count
     between = count * rest * (below / count - (x.sum() - below) / rest) ** 2
     return float(x[between.argmax()])
+
+
+def check_spread(spread: Any) -> None:
+    """Raises ValueError."""
+    if not is_whole(spread) or not 0 <= spread <= 16:
+        raise ValueError(f"spread is a whole number from 0 to 16, not {spread!r}")
 
 
 def check_threshold(name: str, threshold: Any) -> None:

@@ -16,7 +16,7 @@ from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.edit import EVERYWHERE, Where, plan_edit
 from minip2p.invert import chosen
 from minip2p.parts import Parts
-from minip2p.picture import fitted, read
+from minip2p.picture import check_picture, fitted, read
 from minip2p.record import Keeps
 from minip2p.replay import Target, edit
 from minip2p.sched import Schedule
@@ -149,7 +149,7 @@ class Model(Parts):
         """
         if attend is not None:
             check_attend(attend)
-        where.check(self.unet.heads)
+        Where.check(where, self.unet.heads)
         origin = self.origin(source, attend, options)
         several = isinstance(target, list | tuple)
         prompts: list[Any] = list(target) if several else [target]
@@ -171,7 +171,7 @@ class Model(Parts):
     def origin(self, source: Trajectory | str, attend: Attend | None, options: Mapping[str, Any]) -> Trajectory | Start:
         """What an edit starts from: a run of this model, or the start of one. Raises ValueError for anything else."""
         if isinstance(source, str):
-            return self.start(source, attend=attend or fused, **options)
+            return self.start(source, **{"attend": attend or fused, **options})
         if not isinstance(source, Trajectory):
             raise ValueError(f"the source of an edit is a run or a prompt, not {type(source).__name__}")
         if source.parts is not self:
@@ -200,15 +200,13 @@ class Model(Parts):
     ) -> Trajectory:
         """A photograph as a run, which can be edited as a generated picture can.
 
-        picture: a file, an image of Pillow, or 3 H W in [-1, 1], which is taken in its own size. prompt: what it shows.
-        method: one of `minip2p.invert.METHODS`; options: its own. size: rows and columns that the picture is brought
-        to, the model's own where None; fit: by "crop" or "stretch". Raises ValueError for what the model cannot take.
+        picture: a file, an image of Pillow, or 3 H W in [-1, 1], taken in its own size. prompt: what it shows.
+        method: one of `minip2p.invert.METHODS`; options: its own. size: rows and columns that it is brought to, the
+        model's own where None; fit: by "crop" or "stretch". Raises ValueError for what the model cannot take.
         """
         by = chosen(method, options)
         if isinstance(picture, Tensor):
-            if picture.ndim != 3 or len(picture) != 3 or not picture.isfinite().all() or picture.abs().max() > 1:
-                raise ValueError(f"a picture is 3 H W in [-1, 1], not {tuple(picture.shape)} of other numbers")
-            latent_size(self, (picture.shape[1], picture.shape[2]))
+            latent_size(self, check_picture(picture, size))
         else:
             sides = [side * self.vae.stride for side in latent_size(self, size)]
             picture = fitted(read(picture) if isinstance(picture, str | Path) else picture, (sides[0], sides[1]), fit)
@@ -233,14 +231,16 @@ class Model(Parts):
         """A run that can be edited without being run again: it keeps the (q, k) that edits read.
 
         source: a run; or a prompt, with `generate`'s options. cross, self_, self_pixels, where: up to which τ and what
-        size, and at which sites, edits will read it; what was not kept is made anew where it is needed. dtype: of what
-        is kept, the model's own where None. budget: bytes of memory that it may take. file: keep it memory-mapped in
-        this file instead, which is then the run's file, for `open`. Raises ValueError where it would take more than
-        the budget.
+        size, and at which sites, edits will read it; what was not kept is made anew. dtype: of what is kept, the
+        model's own where None. budget: bytes of memory that it may take; ValueError for more. file: keep it
+        memory-mapped in this file instead, which is then the run's file, for `open`.
         """
+        if not isinstance(dtype, torch.dtype | None) or not isinstance(budget, int | float) or not budget >= 0:
+            raise ValueError(f"a record has a dtype of torch and a budget in bytes, not {dtype!r} and {budget!r}")
         origin = self.origin(source, None, options)
-        where.check(self.unet.heads)
-        keeps = Keeps(self_steps(cross, origin.steps + 1), self_steps(self_, origin.steps), self_pixels, where)
+        Where.check(where, self.unet.heads)
+        steps = self_steps(cross, origin.steps + 1, "cross"), self_steps(self_, origin.steps)
+        keeps = Keeps(*steps, self_pixels, where)
         return record(self, origin, keeps, dtype=dtype or self.dtype, budget=budget,
                       file=None if file is None else Path(file), progress=bar)  # fmt: skip
 

@@ -3,7 +3,6 @@
 Axes: b batch, c h w latents, n tokens, d width of their embedding.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import Attend, Site, fused
+from minip2p.checkpoint import fingerprint
 from minip2p.sched import Schedule
 from minip2p.text import Text
 from minip2p.unet import UNet
@@ -42,11 +42,7 @@ class Parts:
     def fingerprint(self) -> str:
         """Tells whether a file is of this model, in this dtype: from the schedule, and each weight's name, shape and
         first numbers."""
-        seen = hashlib.sha256(repr(self.sched.config).encode())
-        for part in (self.unet, self.vae, self.text.encoder):
-            for name, p in part.named_parameters():
-                seen.update(f"{name} {p.dtype} {tuple(p.shape)} {p.detach().flatten()[:8].tolist()}".encode())
-        return seen.hexdigest()
+        return fingerprint((self.unet, self.vae, self.text.encoder), repr(self.sched.config))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents b c h w -> pictures in [-1, 1], b 3 H W. Raises ValueError where they are not finite."""
@@ -56,8 +52,11 @@ class Parts:
         return pictures.clamp(-1, 1)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures in [-1, 1], b 3 H W -> latents b c h w, float32: the mean of what the encoder says."""
+        """Pictures in [-1, 1], b 3 H W -> latents b c h w, float32: the mean of what the encoder says. Raises
+        ValueError where they are not finite."""
         mean, _ = self.vae.encode(pictures.to(self.device, self.dtype))
+        if not torch.isfinite(mean).all():
+            raise self.not_finite("the picture's latents are not finite")
         return self.vae.scale(mean.float())
 
     def not_finite(self, what: str) -> ValueError:
@@ -82,11 +81,11 @@ class Parts:
         """Classifier-free guidance (Ho & Salimans 2022, eq. 6, as w = 1 + theirs):  ε_u + w prox(ε_c − ε_u).
 
         x: b c h w; embeddings: 1 n d or b n d, and b n d. `attend` acts on the conditional rows alone. Rows that
-        would cancel are not run: the unconditional ones at w = 1, the conditional ones at w = 0; and where all of x is
+        would cancel are not run: the conditional ones at w = 0, the unconditional ones at w = 1; and where all of x is
         alike, as at the first step of several edits, one unconditional row serves all. proximal: see `shrunk`.
         """
         x, b = x.to(self.dtype), len(x)
-        if guidance == 1:
+        if guidance == 1 and not proximal:
             return self.counted(x, t, conditional, attend)
         n = 1 if alike else b
         without = unconditional.expand(n, -1, -1)
@@ -103,7 +102,8 @@ class Parts:
 
 def shrunk(difference: Tensor, proximal: float) -> Tensor:
     """The proximal map of λ‖·‖₁ (Han et al. 2023, proximal guidance): each row of b c h w moved towards 0 by λ, its
-    quantile of so much; where the difference of two predictions is small, it is nothing. 0: as it is."""
+    quantile of so much; where the difference of two predictions is small, it is nothing. 0: as it is. (The published
+    code takes one quantile over the batch, the source's row of zeros included, and so leaves more of the target's.)"""
     if proximal == 0:
         return difference
     size = difference.abs().flatten(1)
@@ -111,9 +111,9 @@ def shrunk(difference: Tensor, proximal: float) -> Tensor:
     return difference - difference.clamp(-bound, bound)
 
 
-def rows_of(count: int, guidance: float, alike: bool = False) -> int:
+def rows_of(count: int, guidance: float, alike: bool = False, proximal: float = 0.0) -> int:
     """How many rows `predict` runs for so many latents."""
-    if guidance == 1:
+    if guidance == 1 and not proximal:
         return count
     n = 1 if alike else count
     return n if guidance == 0 else n + count

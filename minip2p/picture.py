@@ -25,7 +25,7 @@ def read(path: str | Path) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 picture.load()
-                return rgb(ImageOps.exif_transpose(picture))
+                return rgb(picture)
     except UnidentifiedImageError:
         raise ValueError(f"{path}: not a picture that Pillow can read") from None
     except Exception as error:  # broken files raise whatever their decoder meets
@@ -33,7 +33,9 @@ def read(path: str | Path) -> Image.Image:
 
 
 def rgb(picture: Image.Image) -> Image.Image:
-    """Any mode -> RGB. Raises ValueError for pixels of floating-point numbers, whose white nobody knows."""
+    """Any mode and EXIF orientation -> upright RGB. Raises ValueError for pixels of floating-point numbers, whose white
+    nobody knows."""
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if picture.mode.startswith("I"):  # 16 bits a pixel, in Pillow's 32-bit mode too
@@ -52,11 +54,27 @@ def fitted(picture: Any, size: tuple[int, int], fit: str = "crop") -> Tensor:
         raise ValueError(f'fit is "crop" or "stretch", not {fit!r}')
     if not isinstance(picture, Image.Image):
         raise ValueError(f"a picture is a file, an image of Pillow or a tensor, not {type(picture).__name__}")
-    made = rgb(picture)
+    if not all(picture.size):
+        raise ValueError("the picture has no pixels")
+    try:
+        made = rgb(picture)
+    except OSError as error:  # opened, and not yet read
+        raise ValueError(f"the picture cannot be read ({' '.join(str(error).split())})") from None
     if made.size != size[::-1]:
         box = centre(made.size, size) if fit == "crop" else None
         made = made.resize(size[::-1], Image.Resampling.LANCZOS, box)
     return torch.from_numpy(np.asarray(made).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def check_picture(picture: Tensor, size: Any) -> tuple[int, int]:
+    """Rows and columns of a tensor. Raises ValueError where it is not 3 H W in [-1, 1], or is to have another size."""
+    if size is not None:
+        raise ValueError("a tensor is taken in its own size: leave size out")
+    good = picture.ndim == 3 and len(picture) == 3 and picture.numel() > 0 and picture.is_floating_point()
+    if not good or not picture.isfinite().all() or picture.abs().max() > 1:
+        raise ValueError("a picture is 3 H W in [-1, 1], floating-point numbers, and not a tensor of "
+                         f"{tuple(picture.shape)}, {picture.dtype}, or other values")  # fmt: skip
+    return picture.shape[1], picture.shape[2]
 
 
 def centre(given: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:

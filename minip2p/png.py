@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from minip2p.files import whole
+from minip2p.files import partial_name, whole
 from minip2p.trajectory import Trajectory
 
 File = tuple[Path, Image.Image, str]  # where, what, and the text of its chunk `parameters`
@@ -58,11 +58,12 @@ def check_writable(paths: Iterable[Path]) -> None:
     """Raises OSError where a file could not be written there. Leaves nothing behind and makes no folder."""
     for path in paths:
         if path.is_dir():
-            raise IsADirectoryError(f"{path}: is a folder, and a picture of that name was to be written")
+            raise IsADirectoryError(f"{path}: is a folder, and a file of that name was to be written")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not folder.is_dir():
             raise NotADirectoryError(f"{path}: {folder} is not a folder")
         try:
+            partial_name(path).exists()  # of a name that is too long, an error
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import Site
-from minip2p.edit import EVERYWHERE, QK, Wanted, Where
+from minip2p.edit import EVERYWHERE, QK, Wanted, Where, check_pixels
 from minip2p.mask import map_size
 from minip2p.unet import UNet
 
@@ -41,6 +41,9 @@ class Keeps:
     self_: tuple[int, int]
     self_pixels: int
     where: Where = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        check_pixels(self.self_pixels)
 
     def at(self, step: int) -> Wanted | None:
         cross, self_ = (start <= step < stop for start, stop in (self.cross, self.self_))

@@ -99,11 +99,11 @@ class Plan:
 
     def cost(self, origin: Trajectory | Start, batch: int = 8) -> int:
         """The rows that the UNet will run."""
-        w, total = origin.guidance, 0
+        w, p, total = origin.guidance, origin.way.proximal, 0
         for i, rows in enumerate(self.rows):
             if i < self.read and not (isinstance(origin, Trajectory) and origin.knows(i, self.wanted[i])):
-                total += rows_of(1, w)
-            total += sum(rows_of(len(some), w, alike=i == origin.way.skip) for some in batches(rows, batch))
+                total += rows_of(1, w, proximal=p)
+            total += sum(rows_of(len(some), w, i == origin.way.skip, p) for some in batches(rows, batch))
         return total
 
 
@@ -117,18 +117,21 @@ def planned(parts: Parts, origin: Trajectory | Start, targets: Sequence[Target])
     read = max((i + 1 for i, sites in enumerate(wanted) if sites is not None), default=0)
     if any(target.blending is not None for target in targets):
         read = origin.steps
-    rows = [[] if i < skip else groups for i, groups in enumerate(shared(targets, origin.steps))]
-    return Plan(wanted, read, rows)
+    return Plan(wanted, read, list(shared(targets, origin.steps, skip)))
 
 
-def shared(targets: Sequence[Target], steps: int) -> Iterator[list[list[int]]]:
-    """For each step the rows to run: the targets (their places in the list) that have agreed so far are one.
+def shared(targets: Sequence[Target], steps: int, skip: int = 0) -> Iterator[list[list[int]]]:
+    """For each step the rows to run: the targets (their places in the list) that have agreed so far are one. The first
+    `skip` steps have none: what is said of them does not part anybody.
 
     A grid of edits so becomes a tree (a trie over the steps): two targets of one prompt part at the first step at which
     their rules differ, or after the first after which they are blended in other ways.
     """
     history: list[Any] = [target.prompt for target in targets]
     for step in range(steps):
+        if step < skip:
+            yield []
+            continue
         history = numbered([(past, target.edit.at(step).key) for past, target in zip(history, targets, strict=True)])
         rows: dict[int, list[int]] = {}
         for n, past in enumerate(history):
@@ -147,7 +150,7 @@ def numbered(values: Sequence[Any]) -> list[int]:
 def batches(rows: Sequence[Any], most: int) -> list[Sequence[Any]]:
     """The rows in as few parts of at most `most` as there can be, the larger first; they depend on the number alone."""
     count = -(-len(rows) // most)
-    ends = [len(rows) - len(rows) * n // count for n in range(count, -1, -1)]
+    ends = [len(rows) - len(rows) * n // count for n in range(count, -1, -1)] if rows else []
     return [rows[a:b] for a, b in pairwise(ends)]
 
 

@@ -75,19 +75,22 @@ def sweep(
     folder: Path,
     *,
     score: Score | None = None,
+    scored_by: str | None = None,
     progress: Callable[[int, Callable[[], int]], Progress] = lambda total, done: iter,
 ) -> list[dict[str, Any]]:
     """Runs what is not there yet of a grid and returns the table, a row a cell. Raises ValueError for a folder that
     holds another grid's. One process at a time works on a folder.
 
-    score: further figures of each cell. progress(rows to run, rows run so far) -> what `edit` shows its progress by.
+    score: further figures of each cell; scored_by: what they are by, since a folder goes on with the same alone.
+    progress(rows to run, rows run so far) -> what `edit` shows its progress by.
     """
     work = units(model, grid)
-    check_same(folder / "grid.json", {"grid": json.loads(grid.text), "model": model.fingerprint,
-                                      "scored": getattr(score, "__qualname__", None)})  # fmt: skip
+    check_same(folder, {"grid": json.loads(grid.text), "model": model.fingerprint,
+                        "scored": scored_by or getattr(score, "__qualname__", None)})  # fmt: skip
+    before = [kept(folder, unit) for unit in work]  # whatever is wrong with them is said before anything is run
     for stale in folder.rglob(".*.partial"):  # of a sweep that was killed
         stale.unlink()
-    left = [unit for unit in work if not done(folder, unit)]
+    left = [unit for unit, rows in zip(work, before, strict=True) if rows is None]
     begun = model.rows
     shown = progress(sum(unit.rows for unit in left), lambda: model.rows - begun)
     for unit in left:
@@ -95,7 +98,7 @@ def sweep(
         files, rows = results(unit, runs, score)
         png.write([(folder / name, picture, text) for name, picture, text in files])
         write_text(part(folder, unit), json.dumps([without_nan(row) for row in rows], indent=1) + "\n")
-    return [row for unit in work for row in json.loads(part(folder, unit).read_text(encoding="utf-8"))]
+    return [row for unit in work for row in kept(folder, unit) or []]
 
 
 def results(
@@ -122,10 +125,29 @@ def part(folder: Path, unit: Unit) -> Path:
     return folder / "parts" / f"seed{unit.seed}.json"
 
 
-def done(folder: Path, unit: Unit) -> bool:
-    """Whether a unit's figures and all of its pictures are there."""
-    pictures = [source_of(unit), *(picture_of(unit.first + n) for n in range(len(unit.cells)))]
-    return part(folder, unit).exists() and all((folder / name).exists() for name in pictures)
+def pictures_of(unit: Unit) -> list[str]:
+    return [source_of(unit), *(picture_of(unit.first + n) for n in range(len(unit.cells)))]
+
+
+def kept(folder: Path, unit: Unit) -> list[dict[str, Any]] | None:
+    """A unit's rows of the table, or None where they or one of its pictures are not there. Raises ValueError for a file
+    that is not of these cells."""
+    file = part(folder, unit)
+    if not file.exists() or not all((folder / name).exists() for name in pictures_of(unit)):
+        return None
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        said = [{"cell": n, **cell, "picture": picture_of(n)} for n, cell in enumerate(unit.cells, unit.first)]
+        whole = len(rows) == len(said) and all(row.keys() == rows[0].keys() for row in rows)
+        for row, cell in zip(rows, json.loads(json.dumps(said)), strict=True):
+            figures = [value for name, value in row.items() if name not in cell]
+            whole &= all(row[name] == cell[name] for name in cell)
+            whole &= all(value is None or isinstance(value, int | float) for value in figures)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{file}: not the figures of its {len(unit.cells)} cells: remove it, and they are made again")
+    return rows
 
 
 def source_of(unit: Unit) -> str:
@@ -152,12 +174,11 @@ def grown(mask: Tensor, picture: Tensor) -> Tensor:
     return F.interpolate(mask[None, None].float(), picture.shape[1:], mode="nearest")[0, 0] > 0.5
 
 
-def check_same(path: Path, what: Mapping[str, Any]) -> None:
-    """Writes what a folder is for, or raises ValueError where it is for something else."""
-    text = json.dumps(what, indent=1, sort_keys=True) + "\n"
-    if not path.exists():
+def check_same(folder: Path, what: Mapping[str, Any]) -> None:
+    """Writes what a folder is for, into grid.json, or raises ValueError where it is for something else or where nothing
+    says what the results in it are of."""
+    path, text = folder / "grid.json", json.dumps(what, indent=1, sort_keys=True) + "\n"
+    if not path.exists() and not (folder / "parts").exists():
         return write_text(path, text)
-    if path.read_text(encoding="utf-8") != text:
-        raise ValueError(
-            f"{path.parent}: holds the sweep of another grid or model: choose another folder, or remove it"
-        )
+    if not path.exists() or path.read_bytes() != text.encode():
+        raise ValueError(f"{folder}: holds the sweep of another grid or model: choose another folder, or remove it")

@@ -18,13 +18,13 @@ from minip2p.attention import Attend, Site, at_step, fused
 from minip2p.edit import QK, Wanted
 from minip2p.files import whole
 from minip2p.inject import recording
-from minip2p.mask import HeatSum, add_heat, check_threshold, chosen_strides, columns, finest, mask_of
+from minip2p.mask import HeatSum, add_heat, check_spread, check_threshold, chosen_strides, columns, finest, mask_of
 from minip2p.parts import Parts
 from minip2p.record import Block, Record
 from minip2p.sched import Step
 from minip2p.start import Start, Way
 
-FORMAT = "minip2p run 1"  # of the file of a run
+FORMAT = "minip2p run 2"  # of the file of a run
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Trajectory:
         not in the prompt.
         """
         size = tuple(self.parts.vae.stride * side for side in self.latents.shape[-2:])
-        heat = self.heat(words if isinstance(words, list) else [words], strides)
+        heat = self.heat(several(words), strides)
         return F.interpolate(heat.mean[:, None], size, mode="bilinear")[:, 0].cpu()
 
     def where(
@@ -88,11 +88,13 @@ class Trajectory:
     ) -> Tensor:
         """A mask of words, H W in picture pixels, sharper than a blend's: their heat, smoothly enlarged and cut (see
         `minip2p.mask.cut`): bool, or float for a soft threshold. spread: see `HeatSum`; the model that ships was taught
-        where its words are and is better without. Masks join as tensors do: `|`, `&`, `& ~`. `Blend(mask=…)` takes one.
+        where its words are and is better without. Masks of bool join as tensors do: `|`, `&`, `& ~`; `Blend(mask=…)`
+        takes one. Raises ValueError.
         """
         check_threshold("a mask's threshold", threshold)
+        check_spread(spread)
         size = tuple(self.parts.vae.stride * side for side in self.latents.shape[-2:])
-        heat = self.heat(words if isinstance(words, list) else [words], strides, spread)
+        heat = self.heat(several(words), strides, spread)
         return mask_of(heat.total.sum(0), (size[0], size[1]), threshold, pool=False, smooth=True).cpu()
 
     def heat(self, words: list[Any], strides: Sequence[int] | None = None, spread: int = 0) -> HeatSum:
@@ -120,6 +122,11 @@ class Trajectory:
             block = Block(shapes, said, partial)
             for name, tensor in tensors.items():
                 block.tensors[name].copy_(tensor)
+
+
+def several(words: Any) -> list[Any]:
+    """One word, as `Prompt.find` takes it, or a list of them: as a list."""
+    return words if isinstance(words, list) else [words]
 
 
 def as_image(picture: Tensor) -> Image.Image:
@@ -214,4 +221,4 @@ def described(parts: Parts, run: Trajectory | Start) -> dict[str, str]:
     seed = "" if run.seed is None else str(run.seed)
     return {"format": FORMAT, "model": parts.fingerprint, "prompt": run.prompt, "negative": run.negative,
             "guidance": repr(float(run.guidance)), "seed": seed, "skip": str(run.way.skip),
-            "proximal": repr(float(run.way.proximal))}  # fmt: skip
+            "proximal": repr(float(run.way.proximal)), "along": " ".join(along(run.way))}  # fmt: skip

@@ -73,7 +73,7 @@ class Prompt:
         "cat#2" or ("cat", 2): its second place; an int, a range or a slice: words by index, from 0.
         Raises ValueError if there is no such word, or if it was cut off as the prompt has too many tokens.
         """
-        place = isinstance(word, tuple) and len(word) == 2 and isinstance(word[0], str)
+        place = isinstance(word, tuple) and len(word) == 2 and isinstance(word[0], str) and not isinstance(word[1], str)
         if not (place or is_whole(word) or isinstance(word, str | slice | range)):
             raise ValueError(f"a word is given as text, as (text, n), by index or by a range, not as {word!r}")
         places = self._by_text(word) if isinstance(word, str | tuple) else self._by_index(word)
@@ -128,9 +128,9 @@ def schedule(cross: Bounds | Mapping[Hashable, Bounds], prompt: Prompt, steps: i
     return alpha
 
 
-def self_steps(self_: Bounds, steps: int) -> tuple[int, int]:
-    """The steps [start, stop) of self-attention injection, int(steps · share) each, from (start, end) or end alone."""
-    start, end = _bounds("self", self_)
+def self_steps(self_: Bounds, steps: int, which: str = "self") -> tuple[int, int]:
+    """The steps [start, stop) of self-attention injection, int(steps · share) each, of (start, end) or end alone."""
+    start, end = _bounds(which, self_)
     return int(steps * start), int(steps * end)
 
 

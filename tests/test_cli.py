@@ -132,11 +132,33 @@ def test_a_photograph_is_inverted_and_edited_in_one_go_or_two(tmp_path, capsys):
     assert run("edit", file, TIGER, "-o", tmp_path / "two.png") == 0
     one_go = "--prompt", CAT, "--method", "negative-prompt", *steps
     assert run("edit", photo, TIGER, *one_go, "-o", tmp_path / "one.png") == 0
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert Image.open(tmp_path / "one.png").tobytes() == Image.open(tmp_path / "two.png").tobytes()
+    assert settings(tmp_path / "one.png")[2]["Method"] == "negative-prompt"
     assert "Seed" not in settings(tmp_path / "one.png")[2] and settings(tmp_path / "one.png")[2]["Source"] == CAT
     assert run("edit", photo, TIGER, "--prompt", CAT, *steps, "-o", tmp_path / "direct.png") == 0
     expected = minip2p.load().invert(photo, CAT, steps=1).image
     assert Image.open(tmp_path / "direct-source.png").tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("command", ["invert", "edit"])
+def test_a_photograph_is_never_overwritten(command, tmp_path, capsys):
+    photo = tmp_path / "photo.png"
+    shutil.copy(ROOT / RENDER, photo)
+    if command == "invert":
+        said = refused(capsys, "invert", photo, CAT, "--steps", 1, "-o", tmp_path / "photo.safetensors")
+    else:
+        said = refused(capsys, "edit", photo, TIGER, "--prompt", CAT, "--steps", 1, "-o", photo)
+    assert said == f"{photo}: is the photograph itself, which would be overwritten: choose another name by -o"
+    assert photo.read_bytes() == (ROOT / RENDER).read_bytes() and list(tmp_path.iterdir()) == [photo]
+
+
+def test_the_panel_without_p2p_goes_the_runs_own_way(model):
+    run = model.invert(ROOT / RENDER, CAT, method="edit-friendly", steps=4)
+    plain = commands.plain(model, run, CAT)
+    assert (plain.latents[:-1] - run.latents[:-1]).abs().max() < 1e-3
+    generated = model.generate(CAT, seed=3, steps=2, size=(64, 64))
+    expected = model.generate(TIGER, seed=3, steps=2, size=(64, 64))
+    torch.testing.assert_close(commands.plain(model, generated, TIGER).latents, expected.latents, rtol=0, atol=1e-4)
 
 
 def test_maps_writes_an_overlay_a_word_and_a_strip(tmp_path, capsys):
@@ -264,7 +286,11 @@ MISTAKES = (
     (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "magic"), "invalid choice: 'magic'"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--seed", "1"), "direct inversion has no seed"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--blend", "cow"), "'cow' is not in the prompt"),
-    (("edit", RENDER, TIGER), f"{RENDER} is a file: say what the photograph shows, with --prompt"),
+    (("edit", RENDER, TIGER), f"{RENDER} names a file: say what the photograph shows, with --prompt"),
+    (("edit", "nothere.JPG", TIGER), "nothere.JPG names a file: say what the photograph shows, with --prompt"),
+    (("edit", "CAT.SAFETENSORS", TIGER), "CAT.SAFETENSORS: no such file"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "proximal", "--negative", "fog"), "it takes no other"),
+    (("generate", CAT, "--record", "x" * 250 + ".safetensors"), "File name too long"),
     (("edit", CAT, TIGER, "--method", "ddim"), "--method is for a photograph: say what it shows, with --prompt"),
     (("frobnicate", CAT), "invalid choice: 'frobnicate'"),
     ((), "the following arguments are required: COMMAND"),

@@ -1,11 +1,13 @@
 """CLIP's similarity, against transformers' own logits; and what is no CLIP."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from minip2p.checkpoint import shipped
@@ -60,4 +62,17 @@ def test_what_is_no_clip_is_one_clear_line(folder, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read as a CLIP") as caught:
         Clip(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_clip_that_is_not_whole_is_refused_and_another_has_another_name(folder, tmp_path):
+    """transformers itself would draw what is missing at random."""
+    shutil.copytree(folder, tmp_path / "other")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["text_projection.weight"] += 1
+    save_file(tensors, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    assert Clip(tmp_path / "other").name != Clip(folder).name == Clip(folder).name
+    del tensors["text_projection.weight"]
+    save_file(tensors, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="text_projection.weight is missing"):
+        Clip(tmp_path / "other")

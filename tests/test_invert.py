@@ -12,11 +12,15 @@ from PIL import Image
 
 import minip2p
 from minip2p.attention import fused
+from minip2p.blend import Blend, Blending
 from minip2p.checkpoint import shipped
+from minip2p.edit import plan_edit
 from minip2p.invert import METHODS, NullText, pivots
 from minip2p.parts import shrunk
+from minip2p.replay import Target, edit, planned
 from minip2p.sched import Schedule
 from minip2p.sched.ddim import ddpm_sigma
+from minip2p.start import Way
 from minip2p.trajectory import sample
 
 PROMPT, STEPS, SIZE = "a cat on the beach", 4, (64, 72)
@@ -229,6 +233,102 @@ def test_an_edit_skips_what_its_source_says(model, start):
         assert torch.equal(one.latents[:3], run.latents[:3]) and not torch.equal(one.latents[3], run.latents[3])
 
 
+def test_an_edit_takes_over_the_noise_of_its_source(model, start):
+    """Edit-friendly, into its own prompt: z leads to each of the source's latents but the last. Float32, 1e-3."""
+    run = METHODS["edit-friendly"](model, start, skip=0.25)
+    same = model.edit(run, PROMPT, cross=0, self_=0)
+    assert distance(same.latents[:-1], run.latents[:-1]) < 1e-3 < distance(same.latents[-1], run.latents[-1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("guidance", [0, 1, 4.0])
+def test_the_plan_of_an_edit_predicts_its_rows_whatever_the_run_carries(model, start, method, guidance):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = METHODS[method](model, replace(start, guidance=guidance))
+    read, texts = model.text.prompt(PROMPT), [f"a {word} on the beach" for word in ("dog", "hat", "pig")]
+    for blended in (False, True):
+        targets = []
+        for text in texts:
+            new, blend = model.text.prompt(text), Blend("beach", "beach")
+            begun = Blending.begin(blend, read, new, STEPS, (8, 9), model.unet.sites) if blended else None
+            targets.append(Target(text, plan_edit(read, new, STEPS), begun))
+        before = model.rows
+        edit(model, run, targets, batch=2)
+        assert model.rows - before == planned(model, run, targets).cost(run, 2)
+
+
+def test_targets_that_differ_only_in_steps_that_are_skipped_are_one_row(model, start):
+    run, read = METHODS["edit-friendly"](model, start, skip=0.5), model.text.prompt(PROMPT)
+    new = model.text.prompt("a dog on the beach")
+    targets = [Target("a dog on the beach", plan_edit(read, new, STEPS, cross=c, self_=0)) for c in (0, 0.2, 0.4)]
+    assert planned(model, run, targets).rows == [[], [], [[0, 1, 2]], [[0, 1, 2]]]
+    one, *others = edit(model, run, targets)
+    assert all(torch.equal(one.latents, other.latents) for other in others)
+
+
+def test_an_edit_of_an_edit_goes_the_same_way(model, start, tmp_path):
+    run = METHODS["edit-friendly"](model, start, skip=0.5)
+    first = model.edit(run, "a dog on the beach")
+    assert first.way is run.way
+    before = model.rows
+    second = model.edit(first, "a dog on the grass", cross=0, self_=0)
+    assert model.rows - before == 2 * 2 and torch.equal(second.latents[:3], first.latents[:3])
+    first.save(tmp_path / "first.safetensors")
+    again = model.edit(model.open(tmp_path / "first.safetensors"), "a dog on the grass", cross=0, self_=0)
+    assert torch.equal(again.latents, second.latents)
+
+
+def test_proximal_guidance_holds_for_the_source_and_at_guidance_1(model, start):
+    """ε_u + w prox(ε_c − ε_u), of the model's own predictions. Float32, 1e-5."""
+    words, empty, x, step = model.text(PROMPT), model.text("night"), start.noise, model.sched.steps(STEPS)[1]
+    with torch.no_grad():
+        eps_u, eps_c = model.unet(torch.cat([x, x]), step.t, torch.cat([empty, words])).split(1)
+    for w in (1.0, 4.0):
+        for alike in (False, True):
+            made = model.predict(x, step.t, empty, words, w, fused, alike, 0.8)
+            assert distance(made, eps_u + w * shrunk(eps_c - eps_u, 0.8)) < 1e-5
+    night = replace(start, negative="night", way=Way(proximal=0.8))
+    far = distance(sample(model, night).latents[1], sample(model, replace(night, way=Way())).latents[1])
+    assert far > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_null_text_inversion_learns_in_16_bits(dtype):
+    half = minip2p.load(dtype=dtype)
+    start = photograph(half, 10)
+    runs = [METHODS["null-text"](half, start, inner=inner) for inner in (0, 10)]
+    far = [float((run.latents[-1] - start.noise[0]).square().mean()) for run in runs]
+    assert far[1] < far[0] / 2, far
+
+
+def test_null_text_inversion_asks_less_of_later_steps(model, start):
+    """stop + stop_more · i: with an allowance that only grows, the first step alone is worked at."""
+    before = model.rows
+    METHODS["null-text"](model, start, inner=2, stop=0, stop_more=100.0)
+    assert model.rows - before == STEPS + STEPS + 3 + (STEPS - 1)
+
+
+def test_noise_that_is_not_finite_is_an_error_of_the_step(model, start, monkeypatch):
+    predict = model.predict
+    monkeypatch.setattr(model, "predict", lambda *given, **more: predict(*given, **more) * math.nan)
+    for method, step in (("edit-friendly", 1), ("ddim", 4)):
+        with pytest.raises(ValueError, match=f"not finite after step {step}"):
+            METHODS[method](model, start)
+
+
+def test_an_image_of_pillow_is_turned_upright_as_its_file_is(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(RENDER).convert("RGB").save(tmp_path / "phone.png", exif=exif)
+    from_file = model.invert(tmp_path / "phone.png", PROMPT, steps=1)
+    assert torch.equal(model.invert(Image.open(tmp_path / "phone.png"), PROMPT, steps=1).latents, from_file.latents)
+    assert not torch.equal(model.invert(RENDER, PROMPT, steps=1).latents, from_file.latents)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "phone.png").read_bytes()[:-3000])
+    with pytest.raises(ValueError, match="the picture cannot be read"):
+        model.invert(Image.open(tmp_path / "cut.png"), PROMPT, steps=1)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_a_run_that_edits_records_and_files_take(model, start, tmp_path, method):
     with warnings.catch_warnings():
@@ -261,11 +361,22 @@ def test_a_photograph_is_inverted_from_its_file_an_image_or_a_tensor(model):
     (torch.zeros(1, 3, 64, 64), {}, "a picture is 3 H W in"), (torch.zeros(1, 64, 64), {}, "a picture is 3 H W in"),
     (torch.full((3, 64, 64), 2.0), {}, "a picture is 3 H W in"), (torch.full((3, 64, 64), torch.nan), {}, "3 H W in"),
     (torch.zeros(3, 60, 64), {}, "multiples of 8"),
-    (RENDER, dict(seed=1), "direct inversion has no seed, only no options"),
+    (RENDER, dict(seed=1), "direct inversion has no seed, nor any other option"),
     (RENDER, dict(fit="squeeze"), "crop"), (RENDER, dict(size=(60, 60)), "multiples of 8"),
     (b"png", {}, "a picture is a file"), (RENDER, dict(method="proximal", quantile=1), "quantile"),
     (RENDER, dict(method="null-text", seed=1), "has no seed, only inner, rate, stop, stop_more"),
-    (RENDER, dict(method="edit-friendly", skip=1), "skipped"), (RENDER, dict(steps=0), "steps must lie between"),
+    (RENDER, dict(method="edit-friendly", skip=1), "skip must be a number from 0 on, below 1, not 1"),
+    (RENDER, dict(steps=0), "steps must lie between"), (RENDER, dict(method=["ddim"]), "the method is one of"),
+    (RENDER, dict(method="edit-friendly", seed="x"), "seed must be a whole number"),
+    (RENDER, dict(method="edit-friendly", seed=-1), "seed must be a whole number"),
+    (RENDER, dict(method="null-text", inner=-1), "inner must be a whole number"),
+    (RENDER, dict(method="null-text", inner=1.5), "inner must be a whole number"),
+    (RENDER, dict(method="null-text", rate="x"), "rate must be a number from 0 on, not 'x'"),
+    (RENDER, dict(method="null-text", stop=float("nan")), "stop must be a number"),
+    (RENDER, dict(method="proximal", quantile=None), "quantile must be a number"),
+    (RENDER, dict(method="negative-prompt", negative="fog"), "it takes no other"),
+    (torch.zeros(3, 0, 0), {}, "a picture is 3 H W in"), (torch.zeros(3, 64, 64).bool(), {}, "floating-point numbers"),
+    (torch.zeros(3, 64, 64), dict(size=(64, 64)), "leave size out"), (Image.new("RGB", (0, 0)), {}, "has no pixels"),
 ])  # fmt: skip
 def test_what_cannot_be_inverted_is_one_clear_line(model, given, options, says):
     with pytest.raises(ValueError, match=says) as caught:

@@ -334,6 +334,7 @@ def test_an_own_mask_that_covers_half_of_a_cell_covers_it():
     (lambda: Blend("cat", mask=torch.ones(2, 2)), "a blend needs a word or a mask, and not both"),
     (lambda: Blend("cat", threshold="x"), "a blend's threshold must lie between 0 and 1"),
     (lambda: Blend("cat", strides=4), "a blend's strides are several"),
+    (lambda: Blend(mask=np.full((4, 4), 255, np.uint8)), "lies between 0 and 1, and has 255 in it"),
     (lambda: Blend(mask="mask.png"), "is an image, an array or a tensor, not str"),
     (lambda: Blend(mask=torch.ones(0, 0)), "own mask must be rows × columns"),
     (lambda: blending(Blend((3.5,))), "a word is given as text"),
@@ -389,6 +390,11 @@ def test_thresholds_by_number_by_share_of_the_pixels_and_soft():
     torch.testing.assert_close(soft, ((x - 0.25) / 0.5).clamp(0, 1))
     for threshold in (0.3, "otsu", "50%", (0.2, 0.4)):
         assert not mask_of(torch.zeros(3, 3), (3, 3), threshold).any()
+
+
+def test_otsu_does_not_ask_where_the_heat_lies():
+    x = torch.rand(4, 4, requires_grad=True)
+    assert otsu(x) == otsu(x.detach()) and isinstance(otsu(x.half()), float)
 
 
 def test_a_soft_blend_mixes_and_keeps_both_ends_to_the_bit():
@@ -469,5 +475,14 @@ def test_where_a_word_is_in_picture_pixels(model, seen):
     assert soft.dtype == torch.float32 and soft.min() >= 0 and soft.max() <= 1
     out = model.edit(run, TARGET, blend=Blend(mask=cat & ~grass))
     assert out.mask is not None
-    with pytest.raises(ValueError, match="a mask's threshold must"):
-        run.where("cat", threshold=2)
+    for options, says in (
+        (dict(threshold=2), "a mask's threshold must"),
+        (dict(spread=1.5), "spread is a whole"),
+        (dict(spread=17), "spread is a whole"),
+        (dict(strides=2), "strides are several"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            run.where("cat", **options)
+    for asked in (run.where, run.maps):
+        with pytest.raises(ValueError, match="a word is given as text"):
+            asked(("cat", "beach"))

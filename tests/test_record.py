@@ -133,6 +133,30 @@ def test_nothing_is_left_of_a_record_that_went_wrong(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("options, says", [
+    (dict(dtype="float16"), "a dtype of torch and a budget in bytes"), (dict(budget="x"), "a budget in bytes"),
+    (dict(budget=float("nan")), "a budget in bytes"), (dict(where="down"), "where is a Where, not 'down'"),
+    (dict(self_pixels="x"), "self_pixels is a whole number"), (dict(self_pixels=-1), "self_pixels is a whole number"),
+    (dict(cross=2), "the steps of cross are shares"), (dict(self_=2), "the steps of self are shares"),
+])  # fmt: skip
+def test_what_a_record_cannot_be_is_one_clear_line(model, options, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        model.record(SOURCE, steps=1, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_of_a_run_with_an_attention_of_its_own(model):
+    doubled = explicit(lambda probs, site: 2 * probs)
+    kept = model.record(SOURCE, seed=5, steps=2, attend=doubled)
+    assert torch.equal(kept.latents, model.generate(SOURCE, seed=5, steps=2, attend=doubled).latents)
+
+
+def test_a_folder_in_the_place_of_a_runs_file_is_named(model, recorded, tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder, and a file of that name was to be written"):
+        recorded.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_runs_file_is_a_safetensors_file(model, recorded, tmp_path):
     file = tmp_path / "deep" / "run.safetensors"
     way = Way(model.text("night").repeat(STEPS, 1, 1), torch.randn(recorded.latents[1:].shape), 1, 0.25)
@@ -186,6 +210,8 @@ def damaged(file, change):
     (lambda t, s: t.update({"up.1.cross.q.9": t["up.1.cross.q.0"].clone()}), "up.1.cross.q.9 is not of this run"),
     (lambda t, s: t.update(unconditional=torch.zeros(1, 77, 128)), "unconditional is not of this run"),
     (lambda t, s: t.update(noise=torch.zeros(1, 4, 16, 16)), "noise is not of this run"),
+    (lambda t, s: s.update(along="noise"), "it should have noise beside its latents"),
+    (lambda t, s: s.pop("prompt"), "it has no prompt"),
     (lambda t, s: s.update(skip="4"), "skip or proximal is out of range"),
     (lambda t, s: s.update(proximal="1"), "skip or proximal is out of range"),
     (lambda t, s: s.update(skip="some"), "not a whole run"),

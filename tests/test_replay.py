@@ -119,6 +119,10 @@ def test_a_learnt_edit_shares_with_none_but_itself(model):
     assert len(next(shared([one, other], 2))) == 2
 
 
+def test_without_rows_there_are_no_batches():
+    assert batches([], 8) == []
+
+
 @given(st.integers(1, 40), st.integers(1, 9))
 def test_batches_are_few_and_alike(count, most):
     parts = batches(list(range(count)), most)
@@ -140,7 +144,7 @@ def test_an_attention_of_ones_own_sees_every_target_at_once(model):
 @pytest.mark.parametrize("change", [
     dict(source="house"), dict(target="house"), dict(without_source="grass"), dict(without_target="grass"),
     dict(pool=False), dict(threshold=0.5), dict(without_source="grass", without_threshold=0.6), dict(strides=(2,)),
-    dict(start=0.75),
+    dict(start=0.75), dict(spread=1), dict(threshold="otsu"), dict(threshold=(0.2, 0.4)), dict(start=(0.5, 1.0)),
     dict(source=(), target=(), mask=torch.ones(4, 4)), dict(source=(), target=(), mask=torch.zeros(4, 4)),
 ])  # fmt: skip
 def test_blends_that_differ_are_not_shared(model, change):
@@ -149,6 +153,12 @@ def test_blends_that_differ_are_not_shared(model, change):
     again = target(model, TARGET, 4, Blend(**(one | change)))
     rows = list(shared([plain, other, again], 4))
     assert rows[2] == [[0, 1, 2]] and rows[3] == [[0], [1, 2]]
+
+
+def test_blends_that_differ_in_what_is_kept_out_alone_are_not_shared(model):
+    blends = [Blend("cat", "dog", without_source="grass", without_threshold=t, start=0.5) for t in (0.3, 0.6)]
+    rows = list(shared([target(model, TARGET, 4, blend) for blend in blends], 4))
+    assert rows[2] == [[0, 1]] and rows[3] == [[0], [1]]
 
 
 @pytest.mark.parametrize("options", [

@@ -242,3 +242,74 @@ def test_the_judge_scores_the_sweep_of_the_model_that_ships(tmp_path, capsys):
     assert said[0].startswith("1 edits of 1 sources: 8 rows") and said[1] == "8 rows of the UNet were run"
     (row,) = json.loads((tmp_path / "out" / "parts" / "seed0.json").read_text())
     assert row["success"] in (0, 1) and 0 <= row["mask_iou"] <= 1
+
+
+@pytest.fixture
+def finished(model, tmp_path):
+    """A sweep that is done, its grid, and the file with the figures of a seed."""
+    grid = Grid.of({**FIELDS, "seed": [1], "steps": 2})
+    sweep(model, grid, tmp_path)
+    return grid, tmp_path, tmp_path / "parts" / "seed1.json"
+
+
+@pytest.mark.parametrize("damage", [
+    lambda rows: None, lambda rows: [], lambda rows: {"a": [1]}, lambda rows: rows[:-1], lambda rows: [1, *rows[1:]],
+    lambda rows: [*rows[:-1], rows[0]], lambda rows: [{**rows[0], "psnr": "x"}, *rows[1:]],
+    lambda rows: [{name: value for name, value in rows[0].items() if name != "cross"}, *rows[1:]],
+    lambda rows: [{name: value for name, value in rows[0].items() if name != "psnr"}, *rows[1:]],
+])  # fmt: skip
+def test_figures_that_are_not_of_these_cells_are_refused_before_anything_is_run(model, finished, damage):
+    grid, folder, part = finished
+    part.write_text(json.dumps(damage(json.loads(part.read_text()))))
+    before = model.rows
+    with pytest.raises(ValueError, match="seed1.json: not the figures of its 4 cells: remove it"):
+        sweep(model, grid, folder)
+    assert model.rows == before
+    part.write_text('[{"cell"')
+    with pytest.raises(ValueError, match="seed1.json: not the figures"):
+        sweep(model, grid, folder)
+    part.unlink()
+    assert len(sweep(model, grid, folder)) == 4
+
+
+def test_results_of_which_nothing_says_what_they_are_are_not_taken_over(model, finished):
+    grid, folder, _ = finished
+    said = (folder / "grid.json").read_bytes()
+    for change in (None, said[:-9], b"\xff"):
+        (folder / "grid.json").unlink(missing_ok=True) if change is None else (folder / "grid.json").write_bytes(change)
+        with pytest.raises(ValueError, match="holds the sweep of another grid or model"):
+            sweep(model, Grid.of({**FIELDS, "seed": [1], "source": "a pig on the beach", "steps": 2}), folder)
+        with pytest.raises(ValueError, match="holds the sweep of another grid or model"):
+            sweep(model, grid, folder)
+
+
+def test_a_folder_goes_on_with_the_same_score_alone(model, tmp_path):
+    grid, score = Grid.of({**FIELDS, "seed": [1], "steps": 1}), lambda *given: {"fits": 1.0}
+    sweep(model, grid, tmp_path, score=score, scored_by="one CLIP")
+    assert sweep(model, grid, tmp_path, score=score, scored_by="one CLIP")
+    with pytest.raises(ValueError, match="holds the sweep of another grid or model"):
+        sweep(model, grid, tmp_path, score=score, scored_by="another CLIP")
+
+
+@pytest.mark.parametrize("name", ["00001.png", "table.parquet", "sheet-seed-cross.png", "parts/seed2.json"])
+def test_a_folder_in_the_place_of_a_result_is_found_before_the_run(tmp_path, capsys, name):
+    (tmp_path / "grid.toml").write_text(TOML)
+    (tmp_path / "out" / name).mkdir(parents=True)
+    assert cli.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("minip2p: error: ") and f"{name}: is a folder" in said.err and not said.out
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_a_picture_that_is_not_whole_is_named_when_the_sheets_are_made(model, finished):
+    grid, folder, _ = finished
+    (folder / "00000.png").write_bytes((folder / "00000.png").read_bytes()[:100])
+    with pytest.raises(ValueError, match="00000.png: not a whole picture: remove it"):
+        charts.write_results(folder, grid, sweep(model, grid, folder))
+
+
+def test_a_mistake_in_a_grid_names_its_file(tmp_path, capsys):
+    (tmp_path / "grid.toml").write_text(TOML + "self_pixels = 99999999999999999999999\n")
+    assert cli.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"minip2p: error: {tmp_path / 'grid.toml'}: self_pixels is a whole number from 0 on")

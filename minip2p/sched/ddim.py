@@ -35,6 +35,7 @@ def ddim_step(
         x' = √ᾱ' x_0 + √(1 − ᾱ' − σ²) ε
 
     Without noise, the same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ); given the same ε, the one undoes the other.
+    (Given the same v it does not: inversion reads v at the x that it has, as diffusers' DDIMInverseScheduler does.)
     """
     eps, x0 = noise_and_picture(x, prediction, abar, kind)
     return abar_next**0.5 * x0 + (1 - abar_next - sigma**2) ** 0.5 * eps
