@@ -27,6 +27,7 @@ examples:
   minip2p edit photo.jpg --prompt "a cat on the beach" "a tiger on the beach"
   minip2p maps "a cat on the beach" --seed 1 -o maps
   minip2p sweep grid.toml -o sweep
+  minip2p bench-edits --count 20 --steps 20
 """
 
 
@@ -72,7 +73,22 @@ def parser() -> Parser:
     one.add_argument("--clip", metavar="FOLDER", help="a CLIP, by which the edits' success is measured (default: the "
                      "judge, for the model that ships; else none)")  # fmt: skip
     add_model_options(one)
+    one = command("bench-edits", "measure edits of photographs, on 301 pictures that ship (needs minip2p[sweep])")
+    add_bench_options(one)
     return top
+
+
+def add_bench_options(one: Parser) -> None:
+    add = one.add_argument
+    add("--methods", default="vae,ddim,direct,direct+mask", metavar="A,B", help="what is compared, or all (default: "
+        "vae,ddim,direct,direct+mask)")  # fmt: skip
+    add("--cases", metavar="FOLDER", help="of PIE-Bench's layout (default: the pictures that ship)")
+    add("--count", type=int, metavar="N", help="the first N cases alone")
+    add("--steps", type=int, default=50, help="of DDIM (default: 50)")
+    add("--clip", metavar="FOLDER", help="a CLIP, by which success is measured as well")
+    add("-o", "--out", default="out/bench", metavar="FOLDER", help="where results go, and are gone on with (default: "
+        "out/bench)")  # fmt: skip
+    add_model_options(one)
 
 
 def add_photograph(one: Parser) -> None:
@@ -138,6 +154,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         from minip2p import commands
 
-        getattr(commands, args.command)(args)
+        getattr(commands, args.command.replace("-", "_"))(args)
 
     return guarded(work)

@@ -47,6 +47,12 @@ class Clip:
         out = self.model(**given)
         return 100 * max(0.0, float(torch.cosine_similarity(out.image_embeds, out.text_embeds)))
 
+    @torch.no_grad()
+    def features(self, picture: Tensor) -> Tensor:
+        """What it sees in each patch of a picture 3 H W: n c, the last layer's."""
+        given = self.processor(images=[as_image(picture)], return_tensors="pt")
+        return self.model.vision_model(**given).last_hidden_state[0, 1:]
+
     def score(self, before: Tensor, after: Tensor, source: str, target: str, mask: Tensor | None) -> dict[str, float]:
         """The edited picture's similarity to the target, whole and inside of the mask (all else black, as PIE-Bench has
         it; NaN without a mask), and the source's, to compare with. A `Score` of `minip2p.sweep`."""

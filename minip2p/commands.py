@@ -4,6 +4,7 @@ raises ValueError or OSError with one clear line before anything is written."""
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from minip2p import png, viz
+from minip2p import bench, png, viz
 from minip2p import sweep as sweeping
 from minip2p.align import kind_of, refine_alignment, report, swap_mapper
 from minip2p.clip import Clip
+from minip2p.files import write_text
 from minip2p.grid import Grid
 from minip2p.model import Model, load
 from minip2p.options import edit_options, invert_options, run_options, settings
+from minip2p.piebench import read_cases
+from minip2p.tiny.cases import Crew
 from minip2p.tiny.judge import Judge
 from minip2p.trajectory import Progress, Trajectory
 
@@ -123,12 +127,9 @@ def maps(args: Namespace) -> None:
 
 def sweep(args: Namespace) -> None:
     """The pictures, the table, and for each pair of axes a contact sheet and a chart."""
-    try:
-        import skimage.metrics  # noqa: F401, read when the first figures are made
+    check_extras("a sweep")
+    from minip2p import charts
 
-        from minip2p import charts
-    except ImportError as error:
-        raise ValueError(f"a sweep needs {error.name}: pip install 'minip2p[sweep]'") from None
     grid, model, folder = Grid.read(Path(args.grid)), opened(args), Path(args.out)
     try:
         work = sweeping.units(model, grid)
@@ -143,6 +144,43 @@ def sweep(args: Namespace) -> None:
     rows = sweeping.sweep(model, grid, folder, score=score, scored_by=scored_by, progress=rows_bar)
     print(f"{model.rows - before:,} rows of the UNet were run")
     print(*charts.write_results(folder, grid, rows), sep="\n")
+
+
+def bench_edits(args: Namespace) -> None:
+    """The edited pictures, a table of all figures and one of their means, which is printed; last one line of JSON."""
+    check_extras("a benchmark")
+    from minip2p import charts
+
+    methods = list(bench.METHODS) if args.methods == "all" else args.methods.split(",")
+    if unknown := [name for name in methods if name not in bench.METHODS]:
+        raise ValueError(f"the methods are {', '.join(bench.METHODS)}, or all, and not {unknown[0]!r}")
+    cases = read_cases(None if args.cases is None else Path(args.cases))
+    if args.count is not None and not 1 <= args.count <= len(cases):
+        raise ValueError(f"--count must lie between 1 and {len(cases)}, and is {args.count}")
+    cases, model, folder = cases[: args.count], opened(args), Path(args.out)
+    model.sched.times(args.steps)
+    results = [folder / "table.csv", folder / "table.md"]
+    png.check_writable([folder / "bench.json", *results, *(bench.file_of(folder, cases[0], name) for name in methods)])
+    judge = Judge.load() if args.model is None and args.cases is None else None
+    clip = None if args.clip is None else Clip(args.clip)
+    alone = judge is None or clip is not None or args.dtype != "float32" or args.device != "cpu"
+    rows = bench.run(model, cases, methods, folder, steps=args.steps, judge=judge, clip=clip,
+                     crew=None if alone else partial(Crew, None, args.steps))  # fmt: skip
+    made = bench.summary(rows, methods)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_text(results[0], charts.as_csv([{key: row.get(key) for key in columns} for row in rows]))
+    write_text(results[1], bench.table(made))
+    print(bench.table(made), *results, bench.as_json(made), sep="\n")
+
+
+def check_extras(what: str) -> None:
+    """Raises ValueError where what a command needs besides the core is not installed."""
+    try:
+        import skimage.metrics  # noqa: F401, read when the first figures are made
+
+        from minip2p import charts  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"{what} needs {error.name}: pip install 'minip2p[sweep]'") from None
 
 
 def scorer(args: Namespace) -> tuple[sweeping.Score | None, str | None]:

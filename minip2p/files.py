@@ -1,9 +1,11 @@
 """Files that are there whole or not at all."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -28,3 +30,15 @@ def partial_name(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def claim(file: Path, results: Path, what: Mapping[str, Any], holds: str) -> None:
+    """Writes what a folder is for into a file in it. Raises ValueError where it is for something else, or where nothing
+    says what the results in it are of. holds: what to call it."""
+    text = json.dumps(what, indent=1, sort_keys=True) + "\n"
+    if not file.exists() and not results.exists():
+        return write_text(file, text)
+    if not file.exists() or file.read_bytes() != text.encode():
+        raise ValueError(f"{file.parent}: holds {holds}: choose another folder, or remove it")
+    for stale in file.parent.rglob(".*.partial"):  # of one that was killed
+        stale.unlink()

@@ -5,9 +5,11 @@ Pictures are 3 H W in [-1, 1], masks H W bool.
 
 import math
 from collections.abc import Iterable
+from statistics import stdev
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CAP = 60.0  # dB: pictures that are equal have no PSNR
@@ -35,6 +37,28 @@ def ssim(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:
                                      sigma=1.5, use_sample_covariance=False)  # fmt: skip
     inside = index if where is None else index[where.cpu().numpy()]
     return float(inside.mean()) if np.size(inside) else math.nan
+
+
+def filled(source: Tensor, edited: Tensor, mask: Tensor) -> dict[str, float]:
+    """PSNR, SSIM and MSE outside of a mask as PIE-Bench's published code has them: of whole pictures that are black
+    inside. So they are the better the larger the mask is, and cannot be compared between masks."""
+    dark, other = (torch.where(mask, -1.0, picture) for picture in (source, edited))
+    return {f"{name}_filled": measure(dark, other) for name, measure in (("psnr", psnr), ("ssim", ssim), ("mse", mse))}
+
+
+def structure(source: Tensor, edited: Tensor) -> float:
+    """Structure distance (Tumanyan et al. 2022, splicing ViT features): the mean squared difference of how alike the
+    places of each picture are among themselves, S(f) = f̂ f̂ᵀ with f̂ = f / ‖f‖; of features n c."""
+    a, b = (F.normalize(f, dim=1) for f in (source, edited))
+    return float(F.mse_loss(a @ a.mT, b @ b.mT))
+
+
+def interval(values: Iterable[float | None]) -> tuple[float, float]:
+    """The mean of the values that there are and the half of its 95 % confidence interval, 1.96 s / √n; NaN for none."""
+    there = [value for value in values if value is not None and not math.isnan(value)]
+    if not there:
+        return math.nan, math.nan
+    return mean(there), 1.96 * stdev(there) / math.sqrt(len(there)) if len(there) > 1 else math.nan
 
 
 def mean(values: Iterable[float | None]) -> float:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p import png
-from minip2p.files import write_text
+from minip2p.files import claim, write_text
 from minip2p.grid import AXES, Grid, label, target_of
 from minip2p.metrics import preservation
 from minip2p.model import Model
@@ -85,11 +85,10 @@ def sweep(
     progress(rows to run, rows run so far) -> what `edit` shows its progress by.
     """
     work = units(model, grid)
-    check_same(folder, {"grid": json.loads(grid.text), "model": model.fingerprint,
-                        "scored": scored_by or getattr(score, "__qualname__", None)})  # fmt: skip
+    what = {"grid": json.loads(grid.text), "model": model.fingerprint,
+            "scored": scored_by or getattr(score, "__qualname__", None)}  # fmt: skip
+    claim(folder / "grid.json", folder / "parts", what, "the sweep of another grid or model")
     before = [kept(folder, unit) for unit in work]  # whatever is wrong with them is said before anything is run
-    for stale in folder.rglob(".*.partial"):  # of a sweep that was killed
-        stale.unlink()
     left = [unit for unit, rows in zip(work, before, strict=True) if rows is None]
     begun = model.rows
     shown = progress(sum(unit.rows for unit in left), lambda: model.rows - begun)
@@ -172,13 +171,3 @@ def shown_cell(cell: Mapping[str, Any]) -> dict[str, str]:
 def grown(mask: Tensor, picture: Tensor) -> Tensor:
     """A mask of the latent in the picture's pixels."""
     return F.interpolate(mask[None, None].float(), picture.shape[1:], mode="nearest")[0, 0] > 0.5
-
-
-def check_same(folder: Path, what: Mapping[str, Any]) -> None:
-    """Writes what a folder is for, into grid.json, or raises ValueError where it is for something else or where nothing
-    says what the results in it are of."""
-    path, text = folder / "grid.json", json.dumps(what, indent=1, sort_keys=True) + "\n"
-    if not path.exists() and not (folder / "parts").exists():
-        return write_text(path, text)
-    if not path.exists() or path.read_bytes() != text.encode():
-        raise ValueError(f"{folder}: holds the sweep of another grid or model: choose another folder, or remove it")

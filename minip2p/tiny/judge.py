@@ -11,9 +11,10 @@ Axes: b batch, c channels, h height, w width, n the 30 objects, k classes.
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -200,6 +201,22 @@ class Judge:
             read.style.softmax(1),
             read.strength.clamp(0, 1),
         )
+
+    def finds(self, picture: Tensor, expected: Mapping[str, Any]) -> bool:
+        """Whether a picture 3 H W shows what it should (`Case.expected`): the objects are the likeliest, and none that
+        is gone is likelier there than not; the colours, background and style that are asked for are there."""
+        verdict = self(padded(picture)[None])
+        right = verdict.present(len(expected["objects"]))[0] == set(expected["objects"])
+        right &= not verdict.seen()[0] & set(expected["gone"])
+        right &= all(self.config.colours[int(verdict.colour(name)[0].argmax())] == colour
+                     for name, colour in expected.get("colours", {}).items())  # fmt: skip
+        return right and all(verdict.named()[0][name] == expected[name]
+                             for name in ("background", "style") if name in expected)  # fmt: skip
+
+    @torch.no_grad()
+    def features(self, picture: Tensor) -> Tensor:
+        """What it sees in each cell of 8 x 8 pixels of a picture 3 H W: n c."""
+        return F.avg_pool2d(self.network(padded(picture)[None]).features, 2)[0].flatten(1).mT
 
     def score(self, before: Tensor, after: Tensor, source: str, target: str, mask: Tensor | None) -> dict[str, float]:
         """For a sweep: whether the objects that the target names are those that are there (`success`, 1 or 0), and the

@@ -1,0 +1,231 @@
+"""How well photographs are edited: inversions and masks beside each other on the cases of `minip2p.piebench`.
+
+A method is an inversion and how the edit is made on it. Each case of each method is a file of its own, with its picture
+beside it, so that what was killed goes on and what was done is not done again.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minip2p import png
+from minip2p.blend import Blend
+from minip2p.clip import Clip
+from minip2p.files import claim, write_text
+from minip2p.metrics import filled, interval, preservation, psnr, structure
+from minip2p.model import Model, bar
+from minip2p.picture import fitted, read
+from minip2p.piebench import Case, decoded
+from minip2p.tiny.cases import Crew, Found
+from minip2p.tiny.judge import Judge
+from minip2p.trajectory import Trajectory, as_image
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An inversion, and how the edit is made on it. masked: blended with the source by the case's words. edit: options
+    of `Model.edit` besides."""
+
+    inversion: str
+    masked: bool = False
+    edit: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHODS: Mapping[str, Method | None] = MappingProxyType({
+    "vae": None,  # no edit at all: how far the VAE alone is from the photograph
+    "ddim": Method("ddim"),
+    "negative-prompt": Method("negative-prompt"),
+    "proximal": Method("proximal"),
+    "null-text": Method("null-text"),
+    "direct": Method("direct"),
+    "edit-friendly": Method("edit-friendly"),
+    "direct+mask": Method("direct", masked=True),
+})  # fmt: skip
+SHIPPED: Mapping[str, Any] = MappingProxyType({"cross": 0.8, "self_": 0.8})  # as the card of the model recommends
+PUBLISHED: Mapping[str, Any] = MappingProxyType({"cross": 0.4, "self_": 0.6, "kind": "refine"})  # for PIE-Bench
+FIGURES = ("psnr", "ssim", "mse", "psnr_kept", "psnr_filled", "ssim_filled", "mse_filled", "structure", "success",
+           "clip", "clip_inside", "rows", "seconds")  # fmt: skip
+
+
+def options(case: Case, method: Method) -> dict[str, Any]:
+    """How `Model.edit` is asked. Of PIE-Bench's cases as published: cross .4, self .6, refined, blended, and the word
+    that is new twice as strong."""
+    words: Any = {name: tuple(given) for name, given in case.blend.items()}
+    if case.expected is None:
+        strong = {"reweight": dict.fromkeys(words["target"], 2.0)} if words else {}
+        return {**PUBLISHED, **strong, "blend": Blend(**words) if words else None, **method.edit}
+    blend = Blend(**words, pool=False, threshold="otsu", without_threshold="otsu") if method.masked and words else None
+    return {**SHIPPED, "blend": blend, **method.edit}
+
+
+def edited(model: Model, case: Case, method: Method | None, picture: Tensor, steps: int) -> Tensor:
+    """The case's picture, 3 H W in [-1, 1], as a method edits it."""
+    if method is None:
+        return model.decode(model.encode(picture[None]))[0].cpu()
+    run: Trajectory = model.invert(picture, case.source, method=method.inversion, steps=steps)
+    return model.edit(run, case.target, **options(case, method)).picture
+
+
+def figures(case: Case, before: Tensor, after: Tensor, judge: Judge | None, clip: Clip | None) -> dict[str, float]:
+    """What is measured of an edit: outside of the true mask, how much of the source is kept (psnr, ssim, mse; with the
+    mask black as published, …_filled); psnr_kept: of things that must not change; of the whole: structure, success."""
+    mask = case.mask((before.shape[1], before.shape[2]))
+    outside = preservation(before, after, mask)
+    found = {name: outside[f"{name}_outside"] for name in ("psnr", "ssim", "mse")} | filled(before, after, mask)
+    found["psnr_kept"] = psnr(before, after, decoded(list(case.kept), (before.shape[1], before.shape[2])))
+    if judge is not None and case.expected is not None:
+        found["success"] = float(judge.finds(after, case.expected))
+        found["structure"] = structure(judge.features(before), judge.features(after))
+    if clip is not None:
+        found["clip"], found["clip_inside"] = (
+            clip(after, case.target),
+            clip(torch.where(mask, after, -1.0), case.target),
+        )
+        found.setdefault("structure", structure(clip.features(before), clip.features(after)))
+    return found
+
+
+def measured(
+    model: Model, case: Case, name: str, folder: Path, steps: int, judge: Judge | None, clip: Clip | None = None
+) -> None:
+    """Runs one case by one method and writes what it gave: its figures, and its picture."""
+    side = model.unet.config.sample_size or 64
+    rows, columns = ((n * model.vae.stride) for n in (side if isinstance(side, tuple) else (side, side)))
+    before = fitted(read(case.picture), (rows, columns), "stretch")
+    begun, since = model.rows, time.perf_counter()
+    after = edited(model, case, METHODS[name], before, steps)
+    cost = {"rows": float(model.rows - begun), "seconds": time.perf_counter() - since}
+    row = {"case": case.name, "kind": case.kind, "method": name, **figures(case, before, after, judge, clip), **cost}
+    png.write([(folder / "pictures" / name / f"{case.name}.png", as_image(after), f"{case.source} -> {case.target}")])
+    kept = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+    write_text(file_of(folder, case, name), json.dumps(kept) + "\n")
+
+
+def file_of(folder: Path, case: Case, method: str) -> Path:
+    return folder / "rows" / method / f"{case.name}.json"
+
+
+def run(
+    model: Model,
+    cases: Sequence[Case],
+    methods: Sequence[str],
+    folder: Path,
+    *,
+    steps: int = 50,
+    judge: Judge | None = None,
+    clip: Clip | None = None,
+    crew: Callable[[], Crew] | None = None,
+) -> list[Row]:
+    """Runs what is not there yet and returns all that is, a row for each case and method. crew: processes to share the
+    cases out to, which have the judge and no CLIP. Raises ValueError for a folder that holds another benchmark."""
+    what = {"model": model.fingerprint, "steps": steps, "judge": judge is not None, "clip": clip and clip.name,
+            "cases": [repr(case.blend) + case.source + case.target for case in cases]}  # fmt: skip
+    claim(folder / "bench.json", folder / "rows", what, "the benchmark of other cases or another model")
+    read_rows(folder, cases, methods)  # whatever is wrong with them is said before anything is run
+    left = [(case, name, folder) for name in methods for case in cases if not file_of(folder, case, name).exists()]
+    if crew is not None and left:
+        with crew() as several:
+            several.measured(in_crew, left)
+    else:
+        for case, name, _ in bar(left):
+            measured(model, case, name, folder, steps, judge, clip)
+    return read_rows(folder, cases, methods)
+
+
+def in_crew(model: Model, judge: Judge, number: int, job: tuple[Case, str, Path], steps: int) -> Found:
+    """`measured`, as a crew asks for it."""
+    case, name, folder = job
+    measured(model, case, name, folder, steps, judge)
+    return {}, []
+
+
+def read_rows(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -> list[Row]:
+    """The figures of all cases that are there, method by method. ValueError for a file that is not of its case."""
+    rows = []
+    for name in methods:
+        for case in cases:
+            if not (file := file_of(folder, case, name)).exists():
+                continue
+            try:
+                row = json.loads(file.read_text(encoding="utf-8"))
+                whole = (row["case"], row["method"]) == (case.name, name)
+                whole &= all(isinstance(row[key], int | float | None) for key in FIGURES if key in row)
+            except (ValueError, TypeError, KeyError):
+                whole = False
+            if not whole:
+                raise ValueError(f"{file}: not the figures of case {case.name} by {name}: remove it, to make it again")
+            rows.append(row)
+    return rows
+
+
+def summary(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
+    """By method, of each figure the mean and the half of its 95 % confidence interval; of psnr also the gain over ddim
+    (`gain`), paired case by case; and the success with each kind of edit."""
+    made = {}
+    for name in methods:
+        mine = {row["case"]: row for row in rows if row["method"] == name}
+        base = {row["case"]: row for row in rows if row["method"] == "ddim"}
+        found = {key: interval(row.get(key) for row in mine.values()) for key in FIGURES}
+        found["gain"] = interval(difference(row, base.get(case, {}), "psnr") for case, row in mine.items())
+        for kind in dict.fromkeys(row["kind"] for row in mine.values()):
+            found[f"success_{kind}"] = interval(row.get("success") for row in mine.values() if row["kind"] == kind)
+        made[name] = {key: value for key, value in found.items() if not math.isnan(value[0])} | {
+            "cases": (len(mine), 0)
+        }
+    return made
+
+
+def difference(a: Row, b: Row, figure: str) -> float:
+    x, y = a.get(figure), b.get(figure)
+    return math.nan if x is None or y is None else x - y
+
+
+SHOWN: Mapping[str, tuple[str, float]] = MappingProxyType({  # figure -> title, factor
+    "structure": ("structure × 10³ ↓", 1e3), "psnr": ("PSNR ↑", 1), "gain": ("… over ddim", 1),
+    "mse": ("MSE × 10⁴ ↓", 1e4), "ssim": ("SSIM × 10² ↑", 1e2), "psnr_kept": ("PSNR of other things ↑", 1),
+    "psnr_filled": ("PSNR, filled ↑", 1), "clip": ("CLIP whole ↑", 1), "clip_inside": ("CLIP edited ↑", 1),
+    "success": ("success % ↑", 1e2), "rows": ("rows", 1), "seconds": ("seconds", 1),
+})  # fmt: skip
+
+
+def table(made: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """The summary in markdown: two tables, the figures and the success with each kind."""
+
+    def lines(titles: Sequence[str], cells: Callable[[Mapping[str, tuple[float, float]]], Sequence[str]]) -> list[str]:
+        head = [f"| method | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+        return [*head, *(f"| {name} | {' | '.join(cells(found))} |" for name, found in made.items()), ""]
+
+    def cell(found: Mapping[str, tuple[float, float]], key: str, factor: float) -> str:
+        if key not in found:
+            return "–"
+        middle, half = (value * factor for value in found[key])
+        digits = max(0, 2 - len(str(int(abs(middle)))) + 1)
+        return f"{middle:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+    shown = {key: named for key, named in SHOWN.items() if any(key in found for found in made.values())}
+    kinds = list(dict.fromkeys(key for found in made.values() for key in found if key.startswith("success_")))
+    out = lines(
+        [title for title, _ in shown.values()], lambda found: [cell(found, k, f) for k, (_, f) in shown.items()]
+    )
+    if kinds:
+        names = [key.removeprefix("success_") for key in kinds]
+        out += lines([f"success %: {names[0]}", *names[1:]], lambda found: [cell(found, key, 1e2) for key in kinds])
+    return "\n".join(out)
+
+
+def as_json(made: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """One line: cases, and a key for each figure of each method, "direct_psnr"."""
+    count = max((int(found["cases"][0]) for found in made.values()), default=0)
+    keys = {f"{name}_{key}": round(value[0], 4) for name, found in made.items() for key, value in found.items()
+            if key != "cases"}  # fmt: skip
+    return json.dumps({"cases": count} | keys)
