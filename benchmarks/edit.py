@@ -16,9 +16,9 @@ from common import alone, finish, in_turn, options, peak_mb, pixels_of, prompt2p
 from torch import Tensor
 
 import minip2p
-from minip2p.edit import plan_edit
 from minip2p.model import Model
 from minip2p.replay import Target, edit, planned
+from minip2p.rule import plan_edit
 from minip2p.trajectory import Source
 
 SOURCE = "a cat on the beach"

@@ -17,7 +17,7 @@ _HOMES = (
     ("minip2p.model", ("load", "Model")),
     ("minip2p.trajectory", ("Trajectory",)),
     ("minip2p.blend", ("Blend",)),
-    ("minip2p.edit", ("Where",)),
+    ("minip2p.rule", ("Where",)),
     ("minip2p.attention", ("Site", "Attend", "MapFn", "Store", "fused", "explicit", "chain")),
 )
 __all__ = ["__version__", "load", "Model", "Trajectory", "Blend", "Where", "Site", "Attend", "MapFn", "Store", "fused",

@@ -7,17 +7,14 @@ of a pair are equal within rounding: in map space, the paper's own (Hertz et al.
 Axes: b batch, h heads, i queries, j words (or pixels), d width of a head.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minip2p.align import kind_of, refine_alignment, swap_mapper
 from minip2p.attention import Attend, Site, fused
-from minip2p.config import is_whole
-from minip2p.words import Prompt, equalizer, schedule, self_steps
 
 Matrix = Tensor | float  # words × words; the numbers 0 and 1 stand for the zero and the identity matrix
 QK = tuple[Tensor, Tensor]  # queries 1 h i d and keys 1 h j d of one picture: its map, before the softmax
@@ -72,6 +69,11 @@ class WordEdit:
         """Whether Â can differ from A_e."""
         return not (is_zero(self.R) and not isinstance(self.S, Tensor) and self.S == 1)
 
+    @property
+    def reads(self) -> bool:
+        """Whether A_s is needed."""
+        return not is_zero(self.R)
+
     def reweighted(self, c: Tensor) -> "WordEdit":
         """(R diag c, S diag c): word j's attention times c_j, not renormalised (Hertz et al. 2022, section 3.2)."""
         return WordEdit(dense(self.R, c) * c, dense(self.S, c) * c)
@@ -107,6 +109,29 @@ NONE = WordEdit(0.0, 1.0)  # the target's own map
 KEEP = WordEdit(1.0, 0.0)  # the source's map as it is; at self-attention sites: injection
 
 
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """Â = m ⊙ (A_s R + A_e S) + (1 − m) ⊙ A_s R': an edit where m is 1, the source's attention where it is 0.
+
+    m: i 1, over the queries. kept: (R', 0), which brings the source's words to the target's places.
+    """
+
+    edit: WordEdit
+    kept: WordEdit
+    m: Tensor
+    changes = reads = True  # as of a `WordEdit`
+
+    def on_maps(self, source: Tensor, target: Tensor) -> Tensor:
+        return self.mixed(self.edit.on_maps(source, target), self.kept.on_maps(source, target))
+
+    def attend(self, source: QK | None, target: QK, v: Tensor, site: Site, attend: Attend = fused) -> Tensor:
+        return self.mixed(*(pair.attend(source, target, v, site, attend) for pair in (self.edit, self.kept)))
+
+    def mixed(self, inside: Tensor, outside: Tensor) -> Tensor:
+        m = self.m.to(inside)
+        return m * inside + (1 - m) * outside
+
+
 def swap(M: Tensor) -> WordEdit:
     """Word swap (Hertz et al. 2022, section 3.2): (M, 0)."""
     return WordEdit(M, 0.0)
@@ -115,117 +140,3 @@ def swap(M: Tensor) -> WordEdit:
 def refine(P: Tensor, kept: Tensor) -> WordEdit:
     """Adding a new phrase: (P diag κ, diag(1 − κ)): words that both prompts have take the source's map."""
     return WordEdit(P * kept, torch.diag(1 - kept))
-
-
-@dataclass(frozen=True)
-class Where:
-    """Which attention an edit reaches, for ablations: the sites of these places, strides and indices (see `Site`), and
-    of each these heads; all where None."""
-
-    places: tuple[str, ...] | None = None
-    strides: tuple[int, ...] | None = None
-    indices: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
-
-    def has(self, site: Site) -> bool:
-        asked = (self.places, site.place), (self.strides, site.stride), (self.indices, site.index)
-        return all(among is None or one in among for among, one in asked)
-
-    def check(self, heads: Mapping[Site, int]) -> None:
-        """Raises ValueError for what a model with these sites, of so many heads, does not have."""
-        if not isinstance(self, Where):
-            raise ValueError(f"where is a Where, not {self!r}")
-        most = max(heads.values())
-        for name, given, have in (
-            ("places", self.places, {site.place for site in heads}),
-            ("strides", self.strides, {site.stride for site in heads}),
-            ("indices", self.indices, {site.index for site in heads}),
-            ("heads", self.heads, set(range(most))),
-        ):
-            if given is not None and (not isinstance(given, tuple) or not given or not have.issuperset(given)):
-                raise ValueError(f"{name} must be some of {sorted(have)}, as a tuple, not {given!r}")
-
-
-EVERYWHERE = Where()
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one target takes from the source at one step: its cross-attention by words, its self-attention or not."""
-
-    cross: WordEdit
-    inject_self: bool
-    self_pixels: int
-    where: Where = EVERYWHERE
-
-    def of(self, site: Site, queries: int) -> WordEdit:
-        """The pair that holds at a site with so many queries."""
-        if not self.where.has(site):
-            return NONE
-        if site.cross:
-            return self.cross
-        return KEEP if self.inject_self and queries <= self.self_pixels else NONE
-
-    @property
-    def key(self) -> Any:
-        """Equal for rules that do the same."""
-        pixels = self.self_pixels if self.inject_self else 0
-        where = self.where if self.inject_self or self.cross.changes else EVERYWHERE
-        return content(self.cross.R), content(self.cross.S), pixels, where
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One target's edit over a whole run. words: (R, S) before the schedule. alpha: α, steps × words.
-
-    Self-attention is injected at the steps [start, stop) of `self_steps`, at sites of at most `self_pixels` queries.
-    """
-
-    words: WordEdit
-    alpha: Tensor
-    self_steps: tuple[int, int]
-    self_pixels: int
-    where: Where = EVERYWHERE
-
-    def at(self, step: int) -> Rule:
-        start, stop = self.self_steps
-        return Rule(self.words.scheduled(self.alpha[step]), start <= step < stop, self.self_pixels, self.where)
-
-
-def check_pixels(self_pixels: Any) -> None:
-    """Raises ValueError."""
-    if not is_whole(self_pixels) or not 0 <= self_pixels < 2**63:
-        raise ValueError(f"self_pixels is a whole number from 0 on, not {self_pixels!r}")
-
-
-def plan_edit(
-    source: Prompt,
-    target: Prompt,
-    steps: int,
-    *,
-    cross: Any = 0.8,
-    self_: Any = 0.4,
-    self_pixels: int = 32 * 32,
-    kind: str = "auto",
-    reweight: Mapping[Any, float] | None = None,
-    where: Where = EVERYWHERE,
-    parity: bool = False,
-) -> Edit:
-    """The edit that leads from one prompt to another.
-
-    kind: "swap", "refine" or "auto", which chooses by `kind_of`. cross: τ of the cross-attention, as `schedule` takes
-    it; self_: of the self-attention. reweight: word of the target -> weight c. where: the sites and heads that it
-    reaches. parity: the published code's mappers, defects included. Raises ValueError for prompts that cannot be
-    swapped and for words that are not there.
-    """
-    check_pixels(self_pixels)
-    if kind not in ("auto", "swap", "refine"):
-        raise ValueError(f"kind must be auto, swap or refine, not {kind!r}")
-    if (kind_of(source, target) if kind == "auto" else kind) == "swap":
-        words = swap(swap_mapper(source, target, parity=parity))
-    else:
-        words = refine(*refine_alignment(source, target, parity=parity))
-    if reweight:
-        words = words.reweighted(equalizer(reweight, target, parity=parity))
-    alpha = schedule(cross, target, steps, parity=parity)
-    return Edit(words, alpha, self_steps(self_, steps), self_pixels, where)

@@ -11,9 +11,9 @@ from typing import Any
 
 from minip2p.blend import Blend, Blending
 from minip2p.config import is_whole
-from minip2p.edit import Where, plan_edit
 from minip2p.model import Model
 from minip2p.replay import Target
+from minip2p.rule import Where, plan_edit
 from minip2p.start import Start
 from minip2p.words import Prompt
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import Attend, Chain, Explicit, MapFn, Site, attention_map, chain, fused
-from minip2p.edit import QK, Rule, Wanted, WordEdit
+from minip2p.edit import QK, Inside, Wanted, WordEdit
+from minip2p.rule import Rule
 
 
 def recording(into: dict[Site, QK], wanted: Wanted, attend: Attend = fused) -> Attend:
@@ -75,7 +76,9 @@ def in_heads(heads: Heads, edited: Tensor, own: Tensor) -> Tensor:
     return torch.where(reached[:, None, None], edited, own)
 
 
-def _in_values(edit: WordEdit, heads: Heads, target: QK, source: QK | None, attend: Attend, site: Site) -> Values:
+def _in_values(
+    edit: WordEdit | Inside, heads: Heads, target: QK, source: QK | None, attend: Attend, site: Site
+) -> Values:
     def values(v: Tensor) -> Tensor:
         edited = edit.attend(source, target, v, site, attend)
         return edited if heads is None else in_heads(heads, edited, attend(*target, v, site))
@@ -84,7 +87,7 @@ def _in_values(edit: WordEdit, heads: Heads, target: QK, source: QK | None, atte
 
 
 def _in_maps(
-    edits: Sequence[WordEdit],
+    edits: Sequence[WordEdit | Inside],
     heads: Sequence[Heads],
     source: QK | None,
     attend: Attend,

@@ -45,6 +45,12 @@ def map_size(latent: tuple[int, int], stride: int) -> tuple[int, int]:
     return -(-latent[0] // stride), -(-latent[1] // stride)
 
 
+def over_sites(mask: Tensor, latent: tuple[int, int], sites: Sequence[Site]) -> dict[int, Tensor]:
+    """A mask H W as m of the queries at each stride, i in [0, 1]: what it covers of each."""
+    sizes = {site.stride: map_size(latent, site.stride) for site in sites}
+    return {n: F.interpolate(mask[None, None], size, mode="area").flatten() for n, size in sizes.items()}
+
+
 def default_strides(sites: Sequence[Site], latent: tuple[int, int], like: int = 16 * 16) -> tuple[int, ...]:
     """The stride that masks read where none is given: on the way down and up, that of the maps nearest to 16 × 16.
 

@@ -10,22 +10,22 @@ from torch import Tensor
 
 from minip2p.archive import opened, record
 from minip2p.attention import Attend, fused
-from minip2p.blend import Blend, Blending
+from minip2p.blend import Blend, Blending, own_mask
 from minip2p.checkpoint import load_module, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
-from minip2p.edit import EVERYWHERE, Where, plan_edit
 from minip2p.invert import chosen
+from minip2p.mask import over_sites
 from minip2p.parts import Parts
 from minip2p.picture import check_picture, fitted, read
 from minip2p.record import Keeps
 from minip2p.replay import Target, edit
+from minip2p.rule import EVERYWHERE, Where, plan_edit, span
 from minip2p.sched import Schedule
 from minip2p.start import Start, begin, check_attend, latent_size
 from minip2p.text import Text
 from minip2p.trajectory import Trajectory, sample
 from minip2p.unet import UNet
 from minip2p.vae import VAE
-from minip2p.words import self_steps
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -128,6 +128,7 @@ class Model(Parts):
         reweight: Mapping[Any, float] | None = None,
         blend: Blend | str | Sequence[Any] | None = None,
         where: Where = EVERYWHERE,
+        within: Any = None,
         explicit: bool = False,
         parity: bool = False,
         attend: Attend | None = None,
@@ -136,16 +137,16 @@ class Model(Parts):
         """Edits a picture by editing its prompt (Hertz et al. 2022): a run for a prompt, a list of runs for a list.
 
         source: a run; or a prompt, with `generate`'s options: then source and targets go step by step together, the
-        source once (`out.source`). cross: τ of the cross-attention: a number, a (start, end), or a dict by word of the
-        target. self_: τ of the self-attention, at sites of at most `self_pixels` queries. kind: "swap", "refine" or
-        "auto". reweight: word of the target -> weight. blend: a word, a (source word, target word), or a `Blend`.
-        where: the sites and heads that the edit reaches, all by default. explicit: form the maps, as the paper does.
-        parity: the published code's mappers and words, defects included (a blend finds its words our way). attend: the
-        targets' attention besides the edit, the source's where None; a source that is a prompt has the same, so to keep
-        the maps of a target alone, edit a run. A run that is itself an edit is a source by its latents and by the maps
-        that its own prompt makes on them: its first edit is not made again, so editing it into its own prompt does not
-        give it back. A `cross` by word leaves all other words at "default_", which is 1.0 where it is not given.
-        Raises ValueError for words that are not in their prompt.
+        source once (`out.source`). cross: τ of the cross-attention: a number, a (start, end), three that end in a ramp
+        (`rule.course`), or a dict by word of the target, whose "default_" for all others is 1.0 if not given. self_: τ
+        of the self-attention, at sites of at most `self_pixels` queries. kind: "swap", "refine" or "auto". reweight:
+        word of the target -> weight. blend: a word, a (source word, target word), or a `Blend`. where: the sites and
+        heads that the edit reaches, all by default. within: a mask H W, as `Blend` takes one's own: the attention
+        outside of it stays the source's to the end. explicit: form the maps, as the paper does. parity: the published
+        code's mappers and words, defects included (a blend finds its words our way). attend: the targets' attention
+        besides the edit, the source's where None; a source that is a prompt has the same, so to keep the maps of a
+        target alone, edit a run. An edit is a source by its latents and by the maps that its own prompt makes on them:
+        its first edit is not made again. Raises ValueError for words that are not in their prompt.
         """
         if attend is not None:
             check_attend(attend)
@@ -153,17 +154,16 @@ class Model(Parts):
         origin = self.origin(source, attend, options)
         several = isinstance(target, list | tuple)
         prompts: list[Any] = list(target) if several else [target]
-        old, steps = origin.prompt, origin.steps
         if not prompts:
             raise ValueError("an edit needs a target prompt, and the list of targets is empty")
         *_, rows, columns = (origin.latents if isinstance(origin, Trajectory) else origin.noise).shape
-        blend, read, targets = Blend.of(blend), self.text.prompt(old), []
+        size, blend, read, targets = (rows, columns), Blend.of(blend), self.text.prompt(origin.prompt), []
+        inside = None if within is None else over_sites(own_mask(within), size, self.unet.sites)
         for prompt in prompts:
             new = self.text.prompt(prompt)
-            plan = plan_edit(read, new, steps, cross=cross, self_=self_, self_pixels=self_pixels, kind=kind,
-                             reweight=reweight, where=where, parity=parity)  # fmt: skip
-            size = rows, columns
-            begun = None if blend is None else Blending.begin(blend, read, new, steps, size, self.unet.sites)
+            plan = plan_edit(read, new, origin.steps, cross=cross, self_=self_, self_pixels=self_pixels, kind=kind,
+                             reweight=reweight, where=where, within=inside, parity=parity)  # fmt: skip
+            begun = None if blend is None else Blending.begin(blend, read, new, origin.steps, size, self.unet.sites)
             targets.append(Target(prompt, plan, begun))
         runs = edit(self, origin, targets, attend=attend, in_maps=explicit, progress=bar)
         return runs if several else runs[0]
@@ -239,7 +239,7 @@ class Model(Parts):
             raise ValueError(f"a record has a dtype of torch and a budget in bytes, not {dtype!r} and {budget!r}")
         origin = self.origin(source, None, options)
         Where.check(where, self.unet.heads)
-        steps = self_steps(cross, origin.steps + 1, "cross"), self_steps(self_, origin.steps)
+        steps = span("cross", cross, origin.steps + 1), span("self", self_, origin.steps)
         keeps = Keeps(*steps, self_pixels, where)
         return record(self, origin, keeps, dtype=dtype or self.dtype, budget=budget,
                       file=None if file is None else Path(file), progress=bar)  # fmt: skip

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import Site
-from minip2p.edit import EVERYWHERE, QK, Wanted, Where, check_pixels
+from minip2p.edit import QK, Wanted
 from minip2p.mask import map_size
+from minip2p.rule import EVERYWHERE, Where, check_pixels
 from minip2p.unet import UNet
 
 NAMES = MappingProxyType(

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from minip2p.attention import Attend, Site, at_step, fused
 from minip2p.blend import Blending
-from minip2p.edit import QK, Edit, Wanted, is_zero
+from minip2p.edit import QK, Wanted
 from minip2p.inject import Watch, injecting
 from minip2p.mask import add_heat
 from minip2p.parts import Parts, rows_of
 from minip2p.record import queries_of
+from minip2p.rule import Edit
 from minip2p.start import Start
 from minip2p.trajectory import Progress, Source, Trajectory, finite
 
@@ -160,7 +161,7 @@ def _wanted(targets: Sequence[Target], step: int, queries: Mapping[Site, int]) -
     heats = [target.blending.source for target in targets if target.blending is not None]
 
     def is_read(site: Site, n: int) -> bool:
-        return any(not is_zero(rule.of(site, n).R) for rule in rules) or any(heat.wants(site) for heat in heats)
+        return any(rule.of(site, n).reads for rule in rules) or any(heat.wants(site) for heat in heats)
 
     read = {site for site, n in queries.items() if is_read(site, n)}
     return (lambda site, queries: site in read) if read else None

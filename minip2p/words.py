@@ -1,4 +1,4 @@
-"""Words and tokens: where a word's tokens stand in a prompt, and what is said by word: schedules and weights.
+"""Words and tokens: where a word's tokens stand in a prompt.
 
 Users speak of words; attention maps have a column for each token. `parity=True` finds words as the published code of
 Prompt-to-Prompt (Hertz et al. 2022) does: it splits on spaces, keeps case and punctuation, and ignores what is missing.
@@ -9,19 +9,14 @@ Axis: j tokens. It counts the start token, the end token and the padding.
 import re
 import string
 import unicodedata
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from numbers import Real
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from minip2p.config import is_finite, is_whole
+from minip2p.config import is_whole
 
 Which = str | int | slice | range | tuple[str, int]
-Bounds = float | tuple[float, float]
 
 JOINERS = "'’-‐‑"  # apostrophes and hyphens: punctuation that may stand inside a word
 
@@ -107,43 +102,6 @@ class Prompt:
         if nth is not None and not 1 <= nth <= len(places):
             raise ValueError(f"{text!r} number {nth} is not in the prompt {self.text!r}, which has {len(places)} of it")
         return places if nth is None else [places[nth - 1]]
-
-
-def schedule(cross: Bounds | Mapping[Hashable, Bounds], prompt: Prompt, steps: int, *, parity: bool = False) -> Tensor:
-    """α (steps, j) float32: 1 at the steps at which a target token takes the source's attention, else 0.
-
-    cross: the steps, as shares of the run: (start, end), or end alone; or these by word of the *target* prompt
-    (anything that `Prompt.find` takes), with "default_" for all other tokens (1.0 if absent).
-    A share f is row int(f · (steps + 1)), as in the published code: at 50 steps .8 → 40, .4 → 20, 1.0 → all.
-    Raises ValueError for a word that is not there (parity: it is ignored) or shares that are not 0 ≤ start ≤ end ≤ 1.
-    """
-    given = cross if isinstance(cross, Mapping) else {"default_": cross}
-    by_word: dict[Any, Bounds] = {"default_": 1.0, **given}
-    alpha = torch.zeros(steps, len(prompt.ids))
-    for word, bounds in by_word.items():  # "default_" first, wherever it was given
-        start, end = (int(share * (steps + 1)) for share in _bounds("cross", bounds))
-        tokens = list(range(len(prompt.ids)) if word == "default_" else _find(prompt, word, parity))
-        alpha[:, tokens] = 0
-        alpha[start:end, tokens] = 1
-    return alpha
-
-
-def self_steps(self_: Bounds, steps: int, which: str = "self") -> tuple[int, int]:
-    """The steps [start, stop) of self-attention injection, int(steps · share) each, of (start, end) or end alone."""
-    start, end = _bounds(which, self_)
-    return int(steps * start), int(steps * end)
-
-
-def equalizer(weights: Mapping[Hashable, float], prompt: Prompt, *, parity: bool = False) -> Tensor:
-    """c (j) float32: the weight of each token's attention, 1 where none is given. ValueError as in `schedule`."""
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"weights are given by word, as {{'fog': 2.0}}, not {weights!r}")
-    c = torch.ones(len(prompt.ids))
-    for word, weight in weights.items():
-        if not is_finite(weight):
-            raise ValueError(f"the weight of {word!r} is {weight}, which is not a finite number")
-        c[list(_find(prompt, word, parity))] = float(weight)
-    return c
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -232,7 +190,7 @@ def _split_place(text: str) -> tuple[str, int | None]:
     return (word, int(nth)) if sign and nth.isdecimal() else (text, None)
 
 
-def _find(prompt: Prompt, word: Any, parity: bool) -> Sequence[int]:
+def tokens_of(prompt: Prompt, word: Any, parity: bool) -> Sequence[int]:
     """Positions of a word's tokens; parity: of all the words that equal it in the published splitting, or none; or of
     the word of that index."""
     if parity:
@@ -240,11 +198,3 @@ def _find(prompt: Prompt, word: Any, parity: bool) -> Sequence[int]:
             raise ValueError(f"the published code takes a word or its index, not {word!r}")
         return [j for n, (text, positions) in enumerate(original_words(prompt)) if word in (text, n) for j in positions]
     return prompt.find(word)
-
-
-def _bounds(which: str, share: Bounds) -> tuple[float, float]:
-    """(start, end) of a (start, end) or of an end alone. Raises ValueError unless 0 ≤ start ≤ end ≤ 1."""
-    bounds = tuple(share) if isinstance(share, tuple | list) else (0.0, share)
-    if not all(isinstance(bound, Real) for bound in bounds) or len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
-        raise ValueError(f"the steps of {which} are shares 0 <= start <= end <= 1 of a run, not {share!r}")
-    return bounds

@@ -13,10 +13,11 @@ from transformers import CLIPTokenizer
 from minip2p.align import kind_of, refine_alignment, swap_mapper
 from minip2p.attention import Site, Store, attention_map, chain, explicit, fused
 from minip2p.config import UNetConfig
-from minip2p.edit import KEEP, NONE, Rule, Where, dense, plan_edit, refine, swap
+from minip2p.edit import KEEP, NONE, dense, refine, swap
 from minip2p.inject import injecting, recording
+from minip2p.rule import Rule, Where, Within, equalizer, plan_edit, schedule
 from minip2p.unet import UNet
-from minip2p.words import Prompt, equalizer, schedule
+from minip2p.words import Prompt
 
 TOKENIZER = CLIPTokenizer.from_pretrained(Path(__file__).parents[1] / "weights" / "tiny" / "tokenizer")
 CROSS, SELF = Site("up", 0, True, 1), Site("up", 0, False, 1)
@@ -269,7 +270,7 @@ def test_parity_takes_the_published_mappers_defects_included():
     (dict(cross={"dog": 0.5}), "'dog' is not in the prompt 'a big red cat'"),
     (dict(cross=1.5), "0 <= start <= end <= 1"), (dict(cross={"red": float("nan")}), "0 <= start <= end <= 1"),
     (dict(self_=(0.5, 0.2)), "0 <= start <= end <= 1"), (dict(self_=float("inf")), "0 <= start <= end <= 1"),
-    (dict(cross=(0.1, 0.2, 0.3)), "0 <= start <= end <= 1"), (dict(cross="all"), "not 'all'"),
+    (dict(cross=(0.1, 0.3, 0.2)), "0 <= start <= end <= 1"), (dict(cross="all"), "not 'all'"),
     (dict(self_={"red": 0.5}), "0 <= start <= end <= 1 of a run, not {'red': 0.5}"),
     (dict(reweight={"dog": 2}), "'dog' is not in the prompt"),
     (dict(reweight={"red": float("inf")}), "the weight of 'red' is inf, which is not a finite number"),
@@ -442,7 +443,33 @@ def test_an_edit_reaches_the_heads_that_it_is_told(in_maps, site):
     assert (some - own)[:, [0, 2]].abs().max() > 0.1
 
 
+@pytest.mark.parametrize("site", [CROSS, SELF])
+@pytest.mark.parametrize("in_maps", [True, False])
+def test_inside_a_mask_the_edit_outside_the_source(site, in_maps):
+    """Â = m ⊙ edit + (1 − m) ⊙ A_s R' (at self-attention sites R' = I), applied to v by hand."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v, q_s, k_s = (torch.randn(1, 4, 6, 8, generator=draw) for _ in range(5))
+    m, R = torch.tensor([0, 0, 1, 1, 0.25, 1.0]), torch.eye(6).roll(1, 1)
+    rule = Rule(swap(R).scheduled(ones(6) * 0.5), 0.25, 99, within=Within({1: m}, swap(R)))
+    made = injecting({site: (q_s, k_s)}, [rule], in_maps=in_maps)(q, k, v, site)
+    A_s, A_e = attention_map(q_s, k_s), attention_map(q, k)
+    edit = A_s @ R * 0.5 + A_e * 0.5 if site.cross else A_s * 0.25 + A_e * 0.75
+    outside = A_s @ R if site.cross else A_s
+    torch.testing.assert_close(made, (m[:, None] * edit + (1 - m[:, None]) * outside) @ v)
+    assert rule.of(site, 6).reads and rule.of(site, 6).changes
+
+
+def test_a_rule_within_a_mask_keeps_to_its_sites():
+    m = Within({1: ones(6)}, KEEP)
+    assert Rule(KEEP, 1, 5, within=m).of(SELF, 6) is NONE and Rule(KEEP, 1, 6, within=m).of(SELF, 6).reads
+    assert Rule(KEEP, 1, 99, Where(places=("down",)), m).of(CROSS, 6) is NONE
+
+
 def test_rules_that_do_the_same_have_the_same_key():
+    half, other = Within({1: ones(6) / 2}, KEEP), Within({1: ones(6)}, KEEP)
+    assert Rule(NONE, 0, 9, within=half).key == Rule(NONE, 0, 9, within=Within({1: ones(6) / 2}, KEEP)).key
+    keys = [Rule(NONE, 0, 9, within=w).key for w in (None, half, other, Within({1: ones(6)}, swap(EYE)))]
+    assert len({str(key) for key in keys}) == 4 and Rule(NONE, 0.5, 9).key != Rule(NONE, 1, 9).key
     far = Where(strides=(4,))
     assert Rule(NONE, False, 64, far).key == Rule(NONE, False, 9).key  # nothing is done anywhere
     assert Rule(KEEP, False, 64).key == Rule(KEEP, False, 9).key != Rule(KEEP, False, 9, far).key

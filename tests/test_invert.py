@@ -14,10 +14,10 @@ import minip2p
 from minip2p.attention import fused
 from minip2p.blend import Blend, Blending
 from minip2p.checkpoint import shipped
-from minip2p.edit import plan_edit
 from minip2p.invert import METHODS, NullText, pivots
 from minip2p.parts import shrunk
 from minip2p.replay import Target, edit, planned
+from minip2p.rule import plan_edit
 from minip2p.sched import Schedule
 from minip2p.sched.ddim import ddpm_sigma
 from minip2p.start import Way

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from minip2p import Blend, Store, explicit
 from minip2p.blend import Blending
-from minip2p.edit import Where, plan_edit
 from minip2p.replay import Target, batches, edit, planned, shared
+from minip2p.rule import Where, plan_edit
 from minip2p.trajectory import Source
 
 SOURCE, TARGET = "a cat and a house on grass", "a dog and a house on grass"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from minip2p.edit import plan_edit
 from minip2p.mask import mask_of
 from minip2p.metrics import iou
+from minip2p.rule import plan_edit
 from minip2p.tiny import cases, report
 from minip2p.tiny.judge import Judge, JudgeConfig, Verdict
 from minip2p.tiny.scenes import ANIMALS, THINGS, combination_held_out, is_held_out

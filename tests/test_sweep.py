@@ -19,8 +19,8 @@ from PIL import Image
 
 import minip2p
 from minip2p import Blend, charts, cli, commands
-from minip2p.edit import Where
 from minip2p.grid import Grid, label
+from minip2p.rule import Where
 from minip2p.sweep import said, sweep, units
 from minip2p.tiny.judge import Judge, padded
 

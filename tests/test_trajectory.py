@@ -11,7 +11,8 @@ import torch
 import minip2p
 from minip2p import Blend, Store, chain, explicit
 from minip2p.attention import fused
-from minip2p.edit import dense, plan_edit
+from minip2p.edit import dense
+from minip2p.rule import plan_edit
 from minip2p.start import Way
 from minip2p.unet import UNet
 

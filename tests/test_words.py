@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from minip2p.words import Prompt, Word, _chunk_words, equalizer, schedule, self_steps
+from minip2p.rule import course, equalizer, schedule, span
+from minip2p.words import Prompt, Word, _chunk_words
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = CLIPTokenizer.from_pretrained(ROOT / "weights" / "tiny" / "tokenizer")
@@ -156,17 +157,31 @@ def test_schedules_are_contiguous_and_self_steps_are_int_of_steps_times_share(st
     column = schedule((start, end), prompt("a cat"), steps)[:, 0].tolist()
     first, stop = int(start * (steps + 1)), int(end * (steps + 1))
     assert column == [float(first <= t < stop) for t in range(steps)]
-    assert self_steps((start, end), steps) == (int(steps * start), int(steps * end))
-    assert self_steps(end, steps) == (0, int(steps * end))
+    assert span("self", (start, end), steps) == (int(steps * start), int(steps * end))
+    assert span("self", end, steps) == (0, int(steps * end))
+    inject = course("self", (start, end), steps, steps).tolist()
+    assert [n for n, alpha in enumerate(inject) if alpha] == list(range(int(steps * start), int(steps * end)))
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, (0.6, 0.2), (0, 1.5), float("nan"), {"cat": 2.0}])
+def test_a_course_of_three_falls_evenly_after_its_end():
+    """α is 1 on [start, end), and from there n steps of n + 1 parts: at 10 steps (.2, .5, .8) → 3/4, 2/4, 1/4, 0."""
+    falling = [0, 0, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+    assert course("self", (0.2, 0.5, 0.8), 10, 10).tolist() == falling
+    assert course("self", (0.2, 0.5, 0.5), 10, 10).tolist() == course("self", (0.2, 0.5), 10, 10).tolist()
+    assert span("self", (0.2, 0.5, 0.8), 10) == (2, 8)
+    alpha = schedule({"cat": (0.0, 0.5, 0.9), "default_": 0.0}, prompt("a cat"), 9)  # rows are counted by steps + 1
+    assert alpha[:, 2].tolist() == pytest.approx([1] * 5 + [0.8, 0.6, 0.4, 0.2]) and not alpha[:, :2].any()
+
+
+@pytest.mark.parametrize(
+    "share", [-0.1, 1.1, (0.6, 0.2), (0, 1.5), (0, 0.5, 0.4), (0, 0.5, 0.6, 0.7), (0.1,), float("nan"), {"cat": 2.0}]
+)
 def test_steps_outside_the_run_are_refused(share):
     with pytest.raises(ValueError, match="0 <= start <= end <= 1"):
         schedule(share, prompt("a cat"), 50)
     if not isinstance(share, dict):
         with pytest.raises(ValueError, match="0 <= start <= end <= 1"):
-            self_steps(share, 50)
+            span("self", share, 50)
 
 
 def test_a_scheduled_word_that_is_missing_is_an_error_and_in_parity_ignored():

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.blend import Blend, Blending
-from minip2p.edit import plan_edit
 from minip2p.mask import mask_of
 from minip2p.metrics import iou, mean, psnr
 from minip2p.model import Model, bar, load
 from minip2p.replay import Target, edit
+from minip2p.rule import plan_edit
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.scenes import ANIMALS, THINGS, Scene, combination_held_out, dataset
 from minip2p.trajectory import as_image, sample

@@ -1,0 +1,86 @@
+"""Other edits by attention under the same contract, to compare Prompt-to-Prompt with: each an `Attend` for the target.
+
+    model.edit(run, target, cross=0, self_=0, attend=MasaCtrl(run))
+
+They read the source step by step, one row each, as they need it; nothing is recorded. As everywhere here they act on
+the conditional rows alone, where their published codes treat the unconditional rows in the same way.
+
+Axes: h heads, i queries, j keys, d width of a head.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from minip2p.attention import Attend, Site, at_step, fused
+from minip2p.rule import Where, course
+from minip2p.trajectory import Trajectory
+
+Trio = tuple[Tensor, Tensor, Tensor]  # q 1 h i d, k and v 1 h j d
+Mixed = Callable[[Trio, Trio], Trio]  # the source's and the target's -> what attends
+DECODER = Where(places=("up",))
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """At the self-attentions that `where` has, and at the steps that `steps` says (`rule.course`), the target attends
+    by a mixture of the source's (q, k, v) and its own."""
+
+    run: Trajectory
+    mixed: Mixed
+    steps: tuple[float, float]
+    where: Where = DECODER
+
+    def at(self, step: int) -> Attend:
+        if not course("steps", self.steps, self.run.steps, self.run.steps)[step]:
+            return fused
+        source = self.read(step)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
+            if site not in source:
+                return fused(q, k, v)
+            kept: Trio = tuple(t.expand(len(q), -1, -1, -1) for t in source[site])  # type: ignore[assignment]
+            return fused(*self.mixed(kept, (q, k, v)))
+
+        return attend
+
+    def read(self, step: int) -> dict[Site, Trio]:
+        """(q, k, v) of the source at a step."""
+        found: dict[Site, Trio] = {}
+        run, inner = self.run, at_step(self.run.attend, step)
+
+        def keep(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
+            if not site.cross and self.where.has(site):
+                found[site] = (q, k, v)
+            return inner(q, k, v, site)
+
+        parts, words = run.parts, run.parts.text(run.prompt)
+        t = parts.sched.steps(run.steps)[step].t
+        parts.predict(run.latents[step : step + 1].to(parts.device), t, words, words, 1.0, keep)
+        return found
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
+        raise TypeError("this attention must know the step: use it as the attend of an edit")
+
+
+class MasaCtrl(Guided):
+    """Mutual self-attention (Cao et al. 2023, eq. 5): the target asks, the source answers,
+
+        softmax(q_e k_sᵀ / √d) v_s
+
+    at the decoder's self-attentions from the share `start` of the run on (in the paper step 4 of 50, and of the decoder
+    all but the coarsest level: `where`). So shapes may change, and what they look like stays the source's.
+    """
+
+    def __init__(self, run: Trajectory, start: float = 0.08, where: Where = DECODER):
+        super().__init__(run, lambda source, target: (target[0], *source[1:]), (start, 1.0), where)
+
+
+class PlugAndPlay(Guided):
+    """Of plug-and-play features (Tumanyan et al. 2022, section 4) the attention's part: the source's self-attention
+    maps in the decoder up to the share `end` of the run, softmax(q_s k_sᵀ / √d) v_e. That is P2P's own injection with
+    another `Where`; its other part, the features of a ResNet block, is no attention and is not here."""
+
+    def __init__(self, run: Trajectory, end: float = 0.5, where: Where = DECODER):
+        super().__init__(run, lambda source, target: (*source[:2], target[2]), (0.0, end), where)
