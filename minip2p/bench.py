@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from minip2p import png
+from minip2p.attention import Attend, explicit
 from minip2p.blend import Blend
 from minip2p.clip import Clip
 from minip2p.files import claim, write_text
-from minip2p.metrics import filled, interval, preservation, psnr, structure
+from minip2p.metrics import filled, preservation, psnr, structure
 from minip2p.model import Model, bar
+from minip2p.neighbours import MasaCtrl, PlugAndPlay
 from minip2p.picture import fitted, read
 from minip2p.piebench import Case, decoded
+from minip2p.separate import Separate
 from minip2p.tiny.cases import Crew, Found
 from minip2p.tiny.judge import Judge
 from minip2p.trajectory import Trajectory, as_image
@@ -33,12 +36,22 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """An inversion, and how the edit is made on it. masked: blended with the source by the case's words. edit: options
-    of `Model.edit` besides."""
+    """An inversion, and how the edit is made on it. masked: blended with the source by the case's words. attend: of the
+    source's run and the case, the target's attention; edit: options of `Model.edit` besides."""
 
     inversion: str
     masked: bool = False
+    attend: Callable[[Trajectory, Case], Attend | None] = lambda run, case: None
     edit: Mapping[str, Any] = field(default_factory=dict)
+
+
+def separated(run: Trajectory, case: Case) -> Attend | None:
+    """The objects that the target shall show compete for each pixel, where there are several."""
+    names = [] if case.expected is None else case.expected["objects"]
+    return explicit(Separate(run.parts.text.prompt(case.target), names)) if len(names) > 1 else None
+
+
+ALONE: Mapping[str, Any] = MappingProxyType({"cross": 0.0, "self_": 0.0})  # without Prompt-to-Prompt
 
 
 METHODS: Mapping[str, Method | None] = MappingProxyType({
@@ -50,6 +63,9 @@ METHODS: Mapping[str, Method | None] = MappingProxyType({
     "direct": Method("direct"),
     "edit-friendly": Method("edit-friendly"),
     "direct+mask": Method("direct", masked=True),
+    "direct+separate": Method("direct", attend=separated),
+    "direct+masactrl": Method("direct", attend=lambda run, case: MasaCtrl(run), edit=ALONE),
+    "direct+plug-and-play": Method("direct", attend=lambda run, case: PlugAndPlay(run), edit=ALONE),
 })  # fmt: skip
 SHIPPED: Mapping[str, Any] = MappingProxyType({"cross": 0.8, "self_": 0.8})  # as the card of the model recommends
 PUBLISHED: Mapping[str, Any] = MappingProxyType({"cross": 0.4, "self_": 0.6, "kind": "refine"})  # for PIE-Bench
@@ -73,7 +89,7 @@ def edited(model: Model, case: Case, method: Method | None, picture: Tensor, ste
     if method is None:
         return model.decode(model.encode(picture[None]))[0].cpu()
     run: Trajectory = model.invert(picture, case.source, method=method.inversion, steps=steps)
-    return model.edit(run, case.target, **options(case, method)).picture
+    return model.edit(run, case.target, attend=method.attend(run, case), **options(case, method)).picture
 
 
 def figures(case: Case, before: Tensor, after: Tensor, judge: Judge | None, clip: Clip | None) -> dict[str, float]:
@@ -166,66 +182,3 @@ def read_rows(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -> li
                 raise ValueError(f"{file}: not the figures of case {case.name} by {name}: remove it, to make it again")
             rows.append(row)
     return rows
-
-
-def summary(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
-    """By method, of each figure the mean and the half of its 95 % confidence interval; of psnr also the gain over ddim
-    (`gain`), paired case by case; and the success with each kind of edit."""
-    made = {}
-    for name in methods:
-        mine = {row["case"]: row for row in rows if row["method"] == name}
-        base = {row["case"]: row for row in rows if row["method"] == "ddim"}
-        found = {key: interval(row.get(key) for row in mine.values()) for key in FIGURES}
-        found["gain"] = interval(difference(row, base.get(case, {}), "psnr") for case, row in mine.items())
-        for kind in dict.fromkeys(row["kind"] for row in mine.values()):
-            found[f"success_{kind}"] = interval(row.get("success") for row in mine.values() if row["kind"] == kind)
-        made[name] = {key: value for key, value in found.items() if not math.isnan(value[0])} | {
-            "cases": (len(mine), 0)
-        }
-    return made
-
-
-def difference(a: Row, b: Row, figure: str) -> float:
-    x, y = a.get(figure), b.get(figure)
-    return math.nan if x is None or y is None else x - y
-
-
-SHOWN: Mapping[str, tuple[str, float]] = MappingProxyType({  # figure -> title, factor
-    "structure": ("structure × 10³ ↓", 1e3), "psnr": ("PSNR ↑", 1), "gain": ("… over ddim", 1),
-    "mse": ("MSE × 10⁴ ↓", 1e4), "ssim": ("SSIM × 10² ↑", 1e2), "psnr_kept": ("PSNR of other things ↑", 1),
-    "psnr_filled": ("PSNR, filled ↑", 1), "clip": ("CLIP whole ↑", 1), "clip_inside": ("CLIP edited ↑", 1),
-    "success": ("success % ↑", 1e2), "rows": ("rows", 1), "seconds": ("seconds", 1),
-})  # fmt: skip
-
-
-def table(made: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
-    """The summary in markdown: two tables, the figures and the success with each kind."""
-
-    def lines(titles: Sequence[str], cells: Callable[[Mapping[str, tuple[float, float]]], Sequence[str]]) -> list[str]:
-        head = [f"| method | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
-        return [*head, *(f"| {name} | {' | '.join(cells(found))} |" for name, found in made.items()), ""]
-
-    def cell(found: Mapping[str, tuple[float, float]], key: str, factor: float) -> str:
-        if key not in found:
-            return "–"
-        middle, half = (value * factor for value in found[key])
-        digits = max(0, 2 - len(str(int(abs(middle)))) + 1)
-        return f"{middle:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
-
-    shown = {key: named for key, named in SHOWN.items() if any(key in found for found in made.values())}
-    kinds = list(dict.fromkeys(key for found in made.values() for key in found if key.startswith("success_")))
-    out = lines(
-        [title for title, _ in shown.values()], lambda found: [cell(found, k, f) for k, (_, f) in shown.items()]
-    )
-    if kinds:
-        names = [key.removeprefix("success_") for key in kinds]
-        out += lines([f"success %: {names[0]}", *names[1:]], lambda found: [cell(found, key, 1e2) for key in kinds])
-    return "\n".join(out)
-
-
-def as_json(made: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
-    """One line: cases, and a key for each figure of each method, "direct_psnr"."""
-    count = max((int(found["cases"][0]) for found in made.values()), default=0)
-    keys = {f"{name}_{key}": round(value[0], 4) for name, found in made.items() for key, value in found.items()
-            if key != "cases"}  # fmt: skip
-    return json.dumps({"cases": count} | keys)

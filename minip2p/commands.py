@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from minip2p import bench, png, viz
+from minip2p import bench, bench_table, png, viz
 from minip2p import sweep as sweeping
 from minip2p.align import kind_of, refine_alignment, report, swap_mapper
 from minip2p.clip import Clip
@@ -25,6 +25,7 @@ from minip2p.tiny.cases import Crew
 from minip2p.tiny.judge import Judge
 from minip2p.trajectory import Progress, Trajectory
 
+SHEET = 7  # cases that a benchmark's sheet shows: of those that ship one of each kind
 RUN = ".safetensors"  # how the name of a run's file ends
 
 
@@ -147,7 +148,8 @@ def sweep(args: Namespace) -> None:
 
 
 def bench_edits(args: Namespace) -> None:
-    """The edited pictures, a table of all figures and one of their means, which is printed; last one line of JSON."""
+    """The edited pictures, a sheet of the first, a table of all figures and one of their means, which is printed; last
+    one line of JSON."""
     check_extras("a benchmark")
     from minip2p import charts
 
@@ -159,18 +161,19 @@ def bench_edits(args: Namespace) -> None:
         raise ValueError(f"--count must lie between 1 and {len(cases)}, and is {args.count}")
     cases, model, folder = cases[: args.count], opened(args), Path(args.out)
     model.sched.times(args.steps)
-    results = [folder / "table.csv", folder / "table.md"]
+    results = [folder / "table.csv", folder / "table.md", folder / "sheet.png"]
     png.check_writable([folder / "bench.json", *results, *(bench.file_of(folder, cases[0], name) for name in methods)])
     judge = Judge.load() if args.model is None and args.cases is None else None
     clip = None if args.clip is None else Clip(args.clip)
     alone = judge is None or clip is not None or args.dtype != "float32" or args.device != "cpu"
     rows = bench.run(model, cases, methods, folder, steps=args.steps, judge=judge, clip=clip,
                      crew=None if alone else partial(Crew, None, args.steps))  # fmt: skip
-    made = bench.summary(rows, methods)
+    made = bench_table.summary(rows, methods)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_text(results[0], charts.as_csv([{key: row.get(key) for key in columns} for row in rows]))
-    write_text(results[1], bench.table(made))
-    print(bench.table(made), *results, bench.as_json(made), sep="\n")
+    write_text(results[1], bench_table.table(made))
+    png.write([(results[2], bench_table.sheet(folder, cases[:SHEET], methods), "photographs, edited")])
+    print(bench_table.table(made), *results, bench_table.as_json(made), sep="\n")
 
 
 def check_extras(what: str) -> None:

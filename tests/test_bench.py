@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import minip2p
-from minip2p import bench, cli
+from minip2p import bench, bench_table, cli
 from minip2p.metrics import filled, interval, mse, psnr, structure
 from minip2p.piebench import Case, decoded, encoded, read_cases
 from minip2p.tiny.edit_cases import KINDS, pair
@@ -118,7 +118,7 @@ def test_a_method_beside_another_and_what_is_done_is_not_done_again(model, tmp_p
     again = bench.run(model, CASES[:2], methods, tmp_path, steps=2, judge=judge)
     assert model.rows - before == rows[3]["rows"]
     assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in rows]
-    made = bench.summary(rows, methods)
+    made = bench_table.summary(rows, methods)
     gain = [a["psnr"] - b["psnr"] for a, b in zip(rows[4:], rows[2:4], strict=True)]
     assert made["direct+mask"]["gain"] == pytest.approx(interval(gain)) and made["ddim"]["gain"][0] == 0
     assert made["vae"]["rows"][0] == 0 and made["ddim"]["cases"] == (2, 0)
@@ -173,7 +173,8 @@ def test_the_command_prints_its_table_and_last_a_line_of_json(tmp_path, capsys):
     assert sum(line.startswith("| direct |") for line in lines) == 2
     table = (tmp_path / "out" / "table.csv").read_text().splitlines()
     assert len(table) == 3 and table[0].startswith("case,kind,method,psnr")
-    assert (tmp_path / "out" / "pictures" / "direct" / "000.png").exists()
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.height > 3 * 256 and (tmp_path / "out" / "pictures" / "direct" / "000.png").exists()
 
 
 @pytest.mark.parametrize("options, says", [
