@@ -61,6 +61,8 @@ def parser() -> Parser:
     add_run_options(one)
     add_edit_options(one)
     one.add_argument("--prompt", metavar="PROMPT", help="SOURCE is a photograph, and this is what it shows")
+    one.add_argument("--paste", action="store_true",
+                     help="outside of --blend, the photograph's own pixels")  # fmt: skip
     add_invert_options(one)
     one = command("invert", "make a photograph a run, which edit takes as it takes a generated one")
     add_photograph(one)
@@ -138,7 +140,8 @@ def add_edit_options(one: Parser) -> None:
         help="words are exchanged (swap), or added or left out (refine) (default: auto, by the prompts)")  # fmt: skip
     add("--cross", action="append", default=[".8"], metavar="[WORD=]SHARE",
         help="for what share of the run, from its start, the target takes the source's cross-attention (default: .8); "
-        "START:END for a part; cat=.4 for one word of the target. May be repeated")  # fmt: skip
+        "START:END for a part, START:END:OUT if it is to fade until OUT; cat=.4 for one word of the target. May be "
+        "repeated")  # fmt: skip
     add("--self", dest="self_", default=".4", metavar="SHARE", help="the same for the self-attention (default: .4)")
     add("--reweight", action="append", default=[], metavar="WORD=WEIGHT",
         help="more (2) or less (.5, 0, -1) of a word of the target. May be repeated")  # fmt: skip

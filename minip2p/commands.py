@@ -19,14 +19,14 @@ from minip2p.clip import Clip
 from minip2p.files import write_text
 from minip2p.grid import Grid
 from minip2p.model import Model, load
-from minip2p.options import edit_options, invert_options, run_options, settings
+from minip2p.options import RUN, edit_options, invert_options, names_a_file, run_file, run_options, settings
+from minip2p.picture import fitted, pasted, read
 from minip2p.piebench import read_cases
 from minip2p.tiny.cases import Crew
 from minip2p.tiny.judge import Judge
-from minip2p.trajectory import Progress, Trajectory
+from minip2p.trajectory import Progress, Trajectory, as_image
 
 SHEET = 7  # cases that a benchmark's sheet shows: of those that ship one of each kind
-RUN = ".safetensors"  # how the name of a run's file ends
 
 
 def generate(args: Namespace) -> None:
@@ -48,6 +48,8 @@ def edit(args: Namespace) -> None:
     numbers = [f"-{n}" for n in range(1, len(args.targets) + 1)] if len(args.targets) > 1 else [""]
     paths = [named(base, end) for end in (*numbers, "-source", "-strip")]
     png.check_writable(paths)
+    if args.paste and (args.prompt is None or changes["blend"] is None):
+        raise ValueError("--paste is for a photograph, with --prompt, and needs --blend, which says where it is edited")
     if args.prompt is not None:
         recorded, options = inverted(model, args, args.source, paths), {}
     elif recorded is None and names_a_file(args.source):
@@ -61,7 +63,8 @@ def edit(args: Namespace) -> None:
     strip = viz.grid([panel for row in rows for panel in row], columns=len(rows[0]))
     method = {} if args.prompt is None else {"Method": args.method or "direct"}
     texts = [png.parameters(run, **settings(args), **method) for run in runs]
-    pictures = [*(run.image for run in runs), source.image, strip]
+    images = [over_photograph(args, run) if args.paste else run.image for run in runs]
+    pictures = [*images, source.image, strip]
     tables = [
         f"{source.prompt} -> {new.prompt}\n{explained(model, source.prompt, new.prompt, args.kind)}\n" for new in runs
     ]
@@ -87,9 +90,12 @@ def inverted(model: Model, args: Namespace, picture: str, paths: Sequence[Path])
     return model.invert(picture, args.prompt, **invert_options(args), **run_options(args))
 
 
-def names_a_file(source: str) -> bool:
-    """Whether it is a file, or is called as a picture is: no prompt."""
-    return os.path.isfile(source) or Path(source).suffix.lower() in Image.registered_extensions()
+def over_photograph(args: Namespace, run: Trajectory) -> Image.Image:
+    """An edit, and the photograph's own pixels where its mask is 0."""
+    edited = run.picture
+    photograph = fitted(read(args.source), (edited.shape[1], edited.shape[2]), args.fit or "crop")
+    assert run.mask is not None
+    return as_image(pasted(edited, photograph, run.mask))
 
 
 def plain(model: Model, source: Trajectory, prompt: str) -> Trajectory:
@@ -223,13 +229,6 @@ def stem(args: Namespace, prompt: str, filed: bool = False, seed: int | None = N
     out, seed = Path(args.out), seed if filed else (args.seed or 0)
     name = png.file_name(prompt) + ("" if seed is None else f"-seed{seed}")
     return out.with_suffix("") if out.suffix.lower() == ".png" else out / name
-
-
-def run_file(name: str) -> Path:
-    """Raises ValueError for a name that is not of a run's file."""
-    if not name.endswith(RUN):
-        raise ValueError(f"{name}: the file of a run ends in {RUN}")
-    return Path(name)
 
 
 def named(base: Path, end: str = "") -> Path:

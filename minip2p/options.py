@@ -1,9 +1,15 @@
 """What the options of the command line say, as the functions of the library take it. Each raises ValueError with one
 clear line for what it cannot read."""
 
+import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+RUN = ".safetensors"  # how the name of a run's file ends
 
 
 def run_options(args: Namespace) -> dict[str, Any]:
@@ -38,7 +44,8 @@ def settings(args: Namespace) -> dict[str, str]:
         return ", ".join(f"{word}={value}" if word else value for word, value in given.items())
 
     given = {"Cross": joined(by_word(args.cross)), "Self": args.self_, "Kind": args.kind,
-                "Reweight": joined(by_word(args.reweight)), "Blend": args.blend, "Explicit": args.explicit}  # fmt: skip
+                "Reweight": joined(by_word(args.reweight)), "Blend": args.blend, "Explicit": args.explicit,
+                "Paste": args.paste}  # fmt: skip
     return {name: value for name, value in given.items() if value}
 
 
@@ -48,12 +55,12 @@ def by_word(given: Sequence[str]) -> dict[str, str]:
 
 
 def share(text: str) -> Any:
-    """'.8' -> 0.8 and '.2:.8' -> (0.2, 0.8). Raises ValueError."""
+    """'.8' -> 0.8, '.2:.8' -> (0.2, 0.8), '0:.6:.9' -> (0, 0.6, 0.9). Raises ValueError."""
     try:
-        numbers = tuple(float(part) for part in text.split(":", 1))
+        numbers = tuple(float(part) for part in text.split(":"))
     except ValueError:
         raise ValueError(f"a share of the run is a number as .8, or two as .2:.8, not {text!r}") from None
-    return numbers if len(numbers) == 2 else numbers[0]
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def weight(word: str, text: str) -> float:
@@ -73,3 +80,15 @@ def size_of(text: str) -> tuple[int, int]:
     if not (sign and rows.isdecimal() and columns.isdecimal()):
         raise ValueError(f"--size is rows x columns in pixels, as 128x96, not {text!r}")
     return int(rows), int(columns)
+
+
+def names_a_file(source: str) -> bool:
+    """Whether it is a file, or is called as a picture is: no prompt."""
+    return os.path.isfile(source) or Path(source).suffix.lower() in Image.registered_extensions()
+
+
+def run_file(name: str) -> Path:
+    """Raises ValueError for a name that is not of a run's file."""
+    if not name.endswith(RUN):
+        raise ValueError(f"{name}: the file of a run ends in {RUN}")
+    return Path(name)

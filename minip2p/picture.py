@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -64,6 +65,13 @@ def fitted(picture: Any, size: tuple[int, int], fit: str = "crop") -> Tensor:
         box = centre(made.size, size) if fit == "crop" else None
         made = made.resize(size[::-1], Image.Resampling.LANCZOS, box)
     return torch.from_numpy(np.asarray(made).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def pasted(edited: Tensor, photograph: Tensor, mask: Tensor) -> Tensor:
+    """The photograph's own pixels where the mask h w is 0, the edited picture's where it is 1; both 3 H W. What the VAE
+    alone has changed is so undone; the mask's edges can be seen."""
+    m = F.interpolate(mask[None, None].to(edited), edited.shape[1:], mode="nearest")[0]
+    return torch.where(m == 1, edited, torch.where(m == 0, photograph, photograph + m * (edited - photograph)))
 
 
 def check_picture(picture: Tensor, size: Any) -> tuple[int, int]:

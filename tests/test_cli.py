@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -138,6 +139,23 @@ def test_a_photograph_is_inverted_and_edited_in_one_go_or_two(tmp_path, capsys):
     assert run("edit", photo, TIGER, "--prompt", CAT, *steps, "-o", tmp_path / "direct.png") == 0
     expected = minip2p.load().invert(photo, CAT, steps=1).image
     assert Image.open(tmp_path / "direct-source.png").tobytes() == expected.tobytes()
+
+
+def test_pasting_gives_the_photographs_own_pixels_outside_of_the_mask(tmp_path, model):
+    photo, out = ROOT / RENDER, tmp_path / "p.png"
+    assert run("edit", photo, TIGER, "--prompt", CAT, "--blend", "cat:tiger", "--paste", "--steps", 4, "-o", out) == 0
+    edited, own = (np.asarray(Image.open(path).convert("RGB")) for path in (out, photo))
+    plain = model.edit(model.invert(photo, CAT, steps=4), TIGER, blend=("cat", "tiger"))
+    mask = plain.mask.repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
+    assert 0 < mask.mean() < 1 and settings(out)[2]["Paste"] == "True"
+    assert (edited[~mask] == own[~mask]).all() and (edited[mask] == np.asarray(plain.image)[mask]).all()
+
+
+@pytest.mark.parametrize("options", [["--paste"], ["--paste", "--blend", "cat:tiger"]])
+def test_pasting_needs_a_photograph_and_a_mask(tmp_path, capsys, options):
+    source = [CAT] if "--blend" in options else [ROOT / RENDER, "--prompt", CAT]
+    said = refused(capsys, "edit", source[0], TIGER, *source[1:], *options, "-o", tmp_path / "p.png")
+    assert said.startswith("--paste is for a photograph, with --prompt, and needs --blend")
 
 
 @pytest.mark.parametrize("command", ["invert", "edit"])

@@ -250,7 +250,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     """All of its blocks, one after the other, at two steps."""
     monkeypatch.chdir(tmp_path)
     blocks = fenced("python")
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     code = "\n".join(blocks).replace("seed=1", "seed=1, steps=2").replace('"direct"', '"direct", steps=2')
     code = code.replace("tests/data", str(ROOT / "tests" / "data"))
     names = {}
