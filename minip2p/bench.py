@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +31,7 @@ from minip2p.separate import Separate
 from minip2p.tiny.cases import Crew, Found
 from minip2p.tiny.judge import Judge
 from minip2p.trajectory import Trajectory, as_image
+from minip2p.words import Prompt
 
 Row = Mapping[str, Any]
 
@@ -73,15 +75,27 @@ FIGURES = ("psnr", "ssim", "mse", "psnr_kept", "psnr_filled", "ssim_filled", "ms
            "clip", "clip_inside", "rows", "seconds")  # fmt: skip
 
 
-def options(case: Case, method: Method) -> dict[str, Any]:
+def options(model: Model, case: Case, method: Method) -> dict[str, Any]:
     """How `Model.edit` is asked. Of PIE-Bench's cases as published: cross .4, self .6, refined, blended, and the word
-    that is new twice as strong."""
+    that is new twice as strong; but for a word that its prompt does not have, which is neither."""
     words: Any = {name: tuple(given) for name, given in case.blend.items()}
     if case.expected is None:
+        prompts = {"source": case.source, "target": case.target}
+        words = {name: tuple(filter(partial(said, model.text.prompt(prompts[name])), given))
+                 for name, given in words.items()}  # fmt: skip
+        words = words if any(words.values()) else {}
         strong = {"reweight": dict.fromkeys(words["target"], 2.0)} if words else {}
         return {**PUBLISHED, **strong, "blend": Blend(**words) if words else None, **method.edit}
     blend = Blend(**words, pool=False, threshold="otsu", without_threshold="otsu") if method.masked and words else None
     return {**SHIPPED, "blend": blend, **method.edit}
+
+
+def said(prompt: Prompt, word: str) -> bool:
+    """Whether the prompt has the word."""
+    try:
+        return bool(prompt.find(word))
+    except ValueError:
+        return False
 
 
 def edited(model: Model, case: Case, method: Method | None, picture: Tensor, steps: int) -> Tensor:
@@ -89,7 +103,7 @@ def edited(model: Model, case: Case, method: Method | None, picture: Tensor, ste
     if method is None:
         return model.decode(model.encode(picture[None]))[0].cpu()
     run: Trajectory = model.invert(picture, case.source, method=method.inversion, steps=steps)
-    return model.edit(run, case.target, attend=method.attend(run, case), **options(case, method)).picture
+    return model.edit(run, case.target, attend=method.attend(run, case), **options(model, case, method)).picture
 
 
 def figures(case: Case, before: Tensor, after: Tensor, judge: Judge | None, clip: Clip | None) -> dict[str, float]:

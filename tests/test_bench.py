@@ -147,11 +147,24 @@ def test_pie_bench_is_read_and_edited_as_published(model, tmp_path):
     assert (case.source, case.target) == ("a red car on the street", "a blue car on the street")
     mask = case.mask((40, 60))
     assert mask[0].all() and mask[-1].all() and mask[:, 0].all() and mask[10, :50].all() and not mask[10, 51:59].any()
-    said = bench.options(case, bench.METHODS["direct"])
+    said = bench.options(model, case, bench.METHODS["direct"])
     assert (said["cross"], said["self_"], said["kind"], said["reweight"]) == (0.4, 0.6, "refine", {"car": 2.0})
     assert (said["blend"].source, said["blend"].target, said["blend"].start) == (("car",), ("car",), 0.2)
     (row,) = bench.run(model, [case], ["direct"], tmp_path / "out", steps=2)
     assert row["success"] is None if "success" in row else row["psnr"] > 5
+
+
+@pytest.mark.parametrize("blended, source, target", [
+    ("Car bike", ("Car",), ()), ("bike blue", (), ("blue",)), ("bike plane", None, None), ("", None, None),
+])  # fmt: skip
+def test_a_word_that_its_prompt_does_not_have_is_neither_blended_nor_stronger(model, tmp_path, blended, source, target):
+    (case,) = read_cases(pie(tmp_path, blended_word=blended))
+    said = bench.options(model, case, bench.METHODS["ddim"])
+    if source is None:
+        assert said["blend"] is None and not said.get("reweight")
+    else:
+        assert (said["blend"].source, said["blend"].target) == (source, target)
+        assert said["reweight"] == dict.fromkeys(target, 2.0)
 
 
 @pytest.mark.parametrize("changes, says", [
@@ -187,6 +200,6 @@ def test_a_benchmark_that_cannot_be_is_one_clear_line(tmp_path, capsys, options,
     assert says in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_without_what_the_judge_should_find_a_case_is_pie_benchs():
+def test_without_what_the_judge_should_find_a_case_is_pie_benchs(model):
     case = Case("a", "0", CASES[0].picture, "a cat", "a dog", [])
-    assert case.mask((4, 5)).sum() == 14 and bench.options(case, bench.METHODS["ddim"])["blend"] is None
+    assert case.mask((4, 5)).sum() == 14 and bench.options(model, case, bench.METHODS["ddim"])["blend"] is None
