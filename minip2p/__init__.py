@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 
 # Imported when they are first asked for, so that the command line answers --help without loading torch.
 _HOMES = (
-    ("minip2p.model", ("load", "Model")),
+    ("minip2p.loading", ("load",)),
+    ("minip2p.model", ("Model",)),
     ("minip2p.trajectory", ("Trajectory",)),
     ("minip2p.blend", ("Blend",)),
     ("minip2p.rule", ("Where",)),

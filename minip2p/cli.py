@@ -62,7 +62,7 @@ def parser() -> Parser:
     add_edit_options(one)
     one.add_argument("--prompt", metavar="PROMPT", help="SOURCE is a photograph, and this is what it shows")
     one.add_argument("--paste", action="store_true",
-                     help="outside of --blend, the photograph's own pixels")  # fmt: skip
+                     help="outside of --blend or --mask, the photograph's own pixels")  # fmt: skip
     add_invert_options(one)
     one = command("invert", "make a photograph a run, which edit takes as it takes a generated one")
     add_photograph(one)
@@ -130,8 +130,10 @@ def add_invert_options(one: Parser) -> None:
     add = one.add_argument
     add("--method", choices=("ddim", "direct", "negative-prompt", "proximal", "null-text", "edit-friendly"),
         help="of the inversion (default: direct, which meets the picture as the VAE has it)")  # fmt: skip
-    add("--fit", choices=("crop", "stretch"), help="how a photograph of another shape is brought to the size "
-        "(default: crop)")  # fmt: skip
+    add("--fit", choices=("crop", "stretch"), help="how a photograph of another shape, and a mask, is brought to the "
+        "size (default: crop)")  # fmt: skip
+    add("--polish", type=int, metavar="N", help="so many updates bring what the VAE makes of the photograph nearer to "
+        "it (default: 0; 20 do much)")  # fmt: skip
 
 
 def add_edit_options(one: Parser) -> None:
@@ -147,6 +149,11 @@ def add_edit_options(one: Parser) -> None:
         help="more (2) or less (.5, 0, -1) of a word of the target. May be repeated")  # fmt: skip
     add("--blend", metavar="WORD[:WORD]",
         help="nothing may change but where this word is; source:target if it is another word there")  # fmt: skip
+    add("--threshold", metavar="T", help="of --blend: a share of the map's maximum (default: .3), otsu, 85%% (above so "
+        "many percent of the pixels), or LOW:HIGH, softly")  # fmt: skip
+    add("--mask", metavar="IMAGE", help="instead of --blend: nothing may change but where this picture is white")
+    add("--within", metavar="IMAGE", help="the edit reaches the attention where this picture is white; elsewhere it "
+        "stays the source's to the end")  # fmt: skip
     add("--explicit", action="store_true", help="form the attention maps, as the paper does; the result is the same")
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from minip2p import commands, png, viz
 from minip2p.errors import guarded
-from minip2p.model import Model, load
+from minip2p.loading import load
+from minip2p.model import Model
 from minip2p.trajectory import Trajectory
 
 STEPS = 50

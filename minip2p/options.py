@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from minip2p.blend import Blend
+
 RUN = ".safetensors"  # how the name of a run's file ends
 
 
@@ -21,20 +23,43 @@ def run_options(args: Namespace) -> dict[str, Any]:
 
 def invert_options(args: Namespace) -> dict[str, Any]:
     """Those of an inversion that are given, as `Model.invert` takes them."""
-    return {name: value for name in ("method", "fit") if (value := getattr(args, name)) is not None}
+    return {name: value for name in ("method", "fit", "polish") if (value := getattr(args, name)) is not None}
 
 
 def edit_options(args: Namespace) -> dict[str, Any]:
-    """The options of an edit, as `Model.edit` takes them."""
-    source, sign, target = (args.blend or "").partition(":")
+    """The options of an edit, as `Model.edit` takes them; but its masks, which are to be read for its size."""
+    if args.blend is not None and args.mask is not None:
+        raise ValueError("--blend says by words where the picture may change, --mask by a picture: give one of them")
+    if args.threshold is not None and args.blend is None:
+        raise ValueError("--threshold is of the maps that --blend reads: say of which word")
     return {
         "cross": {word or "default_": share(value) for word, value in by_word(args.cross).items()},
         "self_": share(args.self_),
         "kind": args.kind,
         "reweight": {word: weight(word, value) for word, value in by_word(args.reweight).items()},
-        "blend": (source, target) if sign else args.blend,
+        "blend": blended(args),
         "explicit": args.explicit,
     }
+
+
+def blended(args: Namespace) -> Blend | None:
+    """--blend, by the threshold."""
+    if args.blend is None:
+        return None
+    source, sign, target = args.blend.partition(":")
+    given = {} if args.threshold is None else {"threshold": threshold(args.threshold)}
+    return Blend((source,), (target if sign else source,), **given)
+
+
+def threshold(text: str) -> Any:
+    """'.3' -> 0.3, '.2:.5' -> (0.2, 0.5); 'otsu' and '85%' as they are. Raises ValueError."""
+    if text == "otsu" or text.endswith("%"):
+        return text
+    try:
+        numbers = tuple(float(part) for part in text.split(":"))
+    except ValueError:
+        raise ValueError(f"--threshold is a number as .3, two as .2:.5, otsu or a percentage, not {text!r}") from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def settings(args: Namespace) -> dict[str, str]:
@@ -44,8 +69,9 @@ def settings(args: Namespace) -> dict[str, str]:
         return ", ".join(f"{word}={value}" if word else value for word, value in given.items())
 
     given = {"Cross": joined(by_word(args.cross)), "Self": args.self_, "Kind": args.kind,
-                "Reweight": joined(by_word(args.reweight)), "Blend": args.blend, "Explicit": args.explicit,
-                "Paste": args.paste}  # fmt: skip
+                "Reweight": joined(by_word(args.reweight)), "Blend": args.blend, "Threshold": args.threshold,
+                "Mask": args.mask, "Within": args.within, "Explicit": args.explicit, "Paste": args.paste,
+                "Polish": args.polish}  # fmt: skip
     return {name: value for name, value in given.items() if value}
 
 

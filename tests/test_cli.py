@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import minip2p
-from minip2p import cli, commands, demo, png, viz
+from minip2p import Blend, cli, commands, demo, measure, options, png, viz
 from minip2p.trajectory import Trajectory
 
 ROOT = Path(__file__).parents[1]
@@ -155,7 +155,7 @@ def test_pasting_gives_the_photographs_own_pixels_outside_of_the_mask(tmp_path, 
 def test_pasting_needs_a_photograph_and_a_mask(tmp_path, capsys, options):
     source = [CAT] if "--blend" in options else [ROOT / RENDER, "--prompt", CAT]
     said = refused(capsys, "edit", source[0], TIGER, *source[1:], *options, "-o", tmp_path / "p.png")
-    assert said.startswith("--paste is for a photograph, with --prompt, and needs --blend")
+    assert said.startswith("--paste is for a photograph, with --prompt, and needs --blend or --mask")
 
 
 @pytest.mark.parametrize("command", ["invert", "edit"])
@@ -218,7 +218,7 @@ def test_the_explicit_execution_is_asked_for(tmp_path, monkeypatch):
 
 def test_model_dtype_and_device_reach_load(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(commands, "load", lambda *where, **how: asked.append((where, how)) or sys.exit(7))
+    monkeypatch.setattr(measure, "load", lambda *where, **how: asked.append((where, how)) or sys.exit(7))
     assert run("generate", CAT, "--dtype", "bfloat16", "--device", "cpu:0", "--model", "m", "-o", tmp_path) == 7
     assert asked == [(("m",), {"dtype": torch.bfloat16, "device": "cpu:0"})]
 
@@ -247,13 +247,46 @@ def test_the_demo_writes_five_pictures_and_a_sheet_and_says_what_to_look_at(tmp_
 ])  # fmt: skip
 def test_shares_of_the_run(given, is_read_as):
     args = cli.parser().parse_args(["edit", CAT, TIGER, *(x for one in given for x in ("--cross", one))])
-    assert commands.edit_options(args)["cross"] == is_read_as
+    assert options.edit_options(args)["cross"] == is_read_as
 
 
-@pytest.mark.parametrize("given, is_read_as", [([], None), (["--blend", "cat"], "cat"),
-                                               (["--blend", "cat:tiger"], ("cat", "tiger"))])  # fmt: skip
+@pytest.mark.parametrize("given, is_read_as", [
+    ([], None), (["--blend", "cat"], Blend("cat", "cat")), (["--blend", "cat:tiger"], Blend("cat", "tiger")),
+    (["--blend", "cat", "--threshold", "otsu"], Blend("cat", "cat", threshold="otsu")),
+    (["--blend", "cat", "--threshold", ".2:.5"], Blend("cat", "cat", threshold=(0.2, 0.5))),
+    (["--blend", "cat", "--threshold", "85%"], Blend("cat", "cat", threshold="85%")),
+    (["--blend", "cat", "--threshold", "0.4"], Blend("cat", "cat", threshold=0.4)),
+])  # fmt: skip
 def test_blend_words(given, is_read_as):
-    assert commands.edit_options(cli.parser().parse_args(["edit", CAT, TIGER, *given]))["blend"] == is_read_as
+    assert options.edit_options(cli.parser().parse_args(["edit", CAT, TIGER, *given]))["blend"] == is_read_as
+
+
+def test_masks_are_read_in_the_size_and_shape_of_the_edit(tmp_path):
+    """A mask of another size and shape is cut as the photograph is; both reach the edit, and each does something."""
+    white = Image.new("L", (128, 64))
+    white.paste(255, (64, 0, 128, 64))  # the right half: of the middle 64 × 64 that are left, too
+    white.save(tmp_path / "right.png")
+    given = ["--mask", tmp_path / "right.png", "--within", tmp_path / "right.png", "--steps", 4, "--size", "64x64"]
+    assert run("edit", CAT, TIGER, *given, "-o", tmp_path / "all.png") == 0
+    right = torch.zeros(64, 64)
+    right[:, 32:] = 1
+    model, made = minip2p.load(), {"steps": 4, "size": (64, 64)}
+    both = {"blend": Blend(mask=right), "within": right}
+    assert pixels(tmp_path / "all.png") == model.edit(CAT, TIGER, **both, **made).image.tobytes()
+    for name in both:
+        other = {key: value for key, value in both.items() if key != name}
+        assert pixels(tmp_path / "all.png") != model.edit(CAT, TIGER, **other, **made).image.tobytes()
+    assert settings(tmp_path / "all.png")[2]["Mask"] == str(tmp_path / "right.png")
+    assert run("edit", CAT, TIGER, *given, "--fit", "stretch", "-o", tmp_path / "other.png") == 0
+
+
+def test_a_photograph_is_polished_where_asked(tmp_path):
+    out = tmp_path / "p.png"
+    assert run("edit", ROOT / RENDER, TIGER, "--prompt", CAT, "--polish", 2, "--steps", 2, "-o", out) == 0
+    model = minip2p.load()
+    made = model.edit(model.invert(ROOT / RENDER, CAT, steps=2, polish=2), TIGER)
+    assert pixels(out) == made.image.tobytes() != model.edit(model.invert(ROOT / RENDER, CAT, steps=2), TIGER).image
+    assert settings(out)[2]["Polish"] == "2"
 
 
 # --- mistakes
@@ -304,6 +337,15 @@ MISTAKES = (
     (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "magic"), "invalid choice: 'magic'"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--seed", "1"), "direct inversion has no seed"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--blend", "cow"), "'cow' is not in the prompt"),
+    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--mask", RENDER), "give one of them"),
+    (("edit", CAT, TIGER, "--threshold", ".3"), "--threshold is of the maps that --blend reads"),
+    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", "much"), "not 'much'"),
+    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", ".5:.2"), "a blend's threshold must lie between"),
+    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", "x%"), "a blend's threshold must lie between"),
+    (("edit", CAT, TIGER, "--mask", "nothere.png"), "nothere.png: no such file"),
+    (("edit", CAT, TIGER, "--within", "setup.cfg"), "not a picture that Pillow can read"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--polish", "-3"), "polish is a whole number of updates"),
+    (("edit", CAT, TIGER, "--polish", "3"), "--polish is for a photograph"),
     (("edit", RENDER, TIGER), f"{RENDER} names a file: say what the photograph shows, with --prompt"),
     (("edit", "nothere.JPG", TIGER), "nothere.JPG names a file: say what the photograph shows, with --prompt"),
     (("edit", "CAT.SAFETENSORS", TIGER), "CAT.SAFETENSORS: no such file"),

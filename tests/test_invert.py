@@ -14,8 +14,11 @@ import minip2p
 from minip2p.attention import fused
 from minip2p.blend import Blend, Blending
 from minip2p.checkpoint import shipped
-from minip2p.invert import METHODS, NullText, pivots
+from minip2p.invert import METHODS, pivots
+from minip2p.metrics import psnr
+from minip2p.null_text import NullText
 from minip2p.parts import shrunk
+from minip2p.picture import fitted, read
 from minip2p.replay import Target, edit, planned
 from minip2p.rule import plan_edit
 from minip2p.sched import Schedule
@@ -199,6 +202,54 @@ def test_a_step_of_null_text_inversion_returns_what_it_found(model, start):
         torch.testing.assert_close(fit.led(empty), x)
 
 
+def kept_bytes(work):
+    """What `work()` returns, and the bytes that it has kept for the way back."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        made = work()
+    return made, sum(kept.values())
+
+
+def test_null_text_inversion_by_checkpoints_keeps_less_and_finds_the_same(model, start):
+    step = model.sched.steps(STEPS)[1]
+    eps_c, pivot = torch.zeros_like(start.noise), torch.ones_like(start.noise)
+    empty, made = model.text("").float().requires_grad_(), []
+    for again in (False, True):
+        fit = NullText(model, start.noise, step, eps_c, pivot, 4.0, again)
+        x, kept = kept_bytes(lambda fit=fit: fit.led(empty))
+        made.append((x, kept, torch.autograd.grad(x.square().sum(), empty)[0]))
+    assert torch.equal(made[0][0], made[1][0]) and torch.equal(made[0][2], made[1][2])
+    assert made[1][2].abs().max() > 0
+    assert made[1][1] < 0.5 * made[0][1]
+    runs = [METHODS["null-text"](model, start, inner=2, checkpointing=given) for given in (False, True)]
+    assert torch.equal(runs[0].latents, runs[1].latents)
+
+
+def test_polished_latents_come_nearer_to_the_photograph(model):
+    picture = read(RENDER)
+    x = fitted(picture, (128, 128))[None]
+    plain, polished = model.encode(x), model.encode(x, polish=10)
+    gain = psnr(x[0], model.decode(polished)[0]) - psnr(x[0], model.decode(plain)[0])
+    assert gain > 1.0  # 1.9 dB
+    assert not polished.requires_grad
+    assert torch.equal(model.encode(x, polish=0), plain)
+    run = model.invert(RENDER, CAPTION, steps=1, polish=10)
+    assert torch.equal(run.latents[-1:], polished)
+    with torch.inference_mode():
+        assert torch.equal(model.encode(x, polish=10), polished)
+
+
+def test_polishing_never_loses(model):
+    x = fitted(read(RENDER), (128, 128))[None]
+    plain = model.encode(x)
+    assert torch.equal(model.polished(plain, x, 3, rate=100.0), plain)
+
+
 def test_ddpm_steps_are_those_of_diffusers(model):
     """η = 1 with a noise of one's own, at every step. Float32, 1e-5."""
     theirs = DDIMScheduler.from_pretrained(shipped("tiny") / "scheduler")
@@ -370,6 +421,8 @@ def test_a_photograph_is_inverted_from_its_file_an_image_or_a_tensor(model):
     (RENDER, dict(method="edit-friendly", seed="x"), "seed must be a whole number"),
     (RENDER, dict(method="edit-friendly", seed=-1), "seed must be a whole number"),
     (RENDER, dict(method="null-text", inner=-1), "inner must be a whole number"),
+    (RENDER, dict(polish=-1), "polish is a whole number of updates from 0 on, not -1"),
+    (RENDER, dict(polish=2.5), "polish is a whole number"),
     (RENDER, dict(method="null-text", inner=1.5), "inner must be a whole number"),
     (RENDER, dict(method="null-text", rate="x"), "rate must be a number from 0 on, not 'x'"),
     (RENDER, dict(method="null-text", stop=float("nan")), "stop must be a number"),

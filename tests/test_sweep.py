@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 import minip2p
-from minip2p import Blend, charts, cli, commands
+from minip2p import Blend, charts, cli, measure
 from minip2p.grid import Grid, label
 from minip2p.rule import Where
 from minip2p.sweep import said, sweep, units
@@ -232,7 +232,7 @@ def test_the_judge_sees_whether_the_objects_of_the_target_are_there(model):
 
 def test_the_bar_counts_rows(capsys):
     done = iter([3, 7])
-    assert list(commands.rows_bar(7, lambda: next(done))("ab")) == ["a", "b"]
+    assert list(measure.rows_bar(7, lambda: next(done))("ab")) == ["a", "b"]
 
 
 def test_the_judge_scores_the_sweep_of_the_model_that_ships(tmp_path, capsys):

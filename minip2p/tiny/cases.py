@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.blend import Blend, Blending
+from minip2p.loading import load
 from minip2p.mask import mask_of
 from minip2p.metrics import iou, mean, psnr
-from minip2p.model import Model, bar, load
+from minip2p.model import Model, bar
 from minip2p.replay import Target, edit
 from minip2p.rule import plan_edit
 from minip2p.tiny.judge import Judge

@@ -21,9 +21,10 @@ from torch import Tensor
 from minip2p.checkpoint import shipped
 from minip2p.errors import fail, guarded
 from minip2p.files import write_text
+from minip2p.loading import load
 from minip2p.mask import HeatSum, columns, mask_of
 from minip2p.metrics import iou, mean, psnr
-from minip2p.model import Model, load
+from minip2p.model import Model
 from minip2p.tiny.cases import (
     EXAM_SEED,
     MARGIN,

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from minip2p.attention import Attend, explicit
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, is_whole, read_json
 from minip2p.errors import guarded
-from minip2p.model import Model, load
+from minip2p.loading import load
+from minip2p.model import Model
 from minip2p.sched import Schedule
 from minip2p.tiny.export import export, text_encoder, tokenizer
 from minip2p.tiny.grounding import Kept, aims, grounding_loss, regions, said

@@ -116,18 +116,20 @@ class UNet(nn.Module):
         context: Tensor,
         attend: Attend = fused,
         added: tuple[Tensor, Tensor] | None = None,
+        again: bool = False,
     ) -> Tensor:
-        """x: b c h w. t: a training time step, one for all or b. context: b n d. -> the prediction, b c h w."""
+        """x: b c h w. t: a training time step, one for all or b. context: b n d. -> the prediction, b c h w. again: of
+        activations that a gradient needs keep only those between layers (Chen et al. 2016)."""
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         emb = self.embedding(t, added)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            skips += block.down(skips[-1], emb, context, attend)
+            skips += block.down(skips[-1], emb, context, attend, again)
         x = self.mid_block(skips[-1], emb, context, attend)
         for block in self.up_blocks:
             n = len(block.resnets)
-            x = block.up(x, skips[-n:], emb, context, attend)
+            x = block.up(x, skips[-n:], emb, context, attend, again)
             skips = skips[:-n]
             for upsample in block.upsamplers:  # to the skip's size: odd sizes were rounded up on the way down
                 x = upsample(x, skips[-1].shape[-2:])
