@@ -38,11 +38,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """An inversion, and how the edit is made on it. masked: blended with the source by the case's words. attend: of the
-    source's run and the case, the target's attention; edit: options of `Model.edit` besides."""
+    """An inversion, and how the edit is made on it. masked: blended with the source by the case's words. polish: as
+    `Model.invert` takes it. attend: of the source's run and the case, the target's attention; edit: options of
+    `Model.edit` besides."""
 
     inversion: str
     masked: bool = False
+    polish: int = 0
     attend: Callable[[Trajectory, Case], Attend | None] = lambda run, case: None
     edit: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,6 +67,7 @@ METHODS: Mapping[str, Method | None] = MappingProxyType({
     "direct": Method("direct"),
     "edit-friendly": Method("edit-friendly"),
     "direct+mask": Method("direct", masked=True),
+    "direct+mask+polish": Method("direct", masked=True, polish=20),
     "direct+separate": Method("direct", attend=separated),
     "direct+masactrl": Method("direct", attend=lambda run, case: MasaCtrl(run), edit=ALONE),
     "direct+plug-and-play": Method("direct", attend=lambda run, case: PlugAndPlay(run), edit=ALONE),
@@ -102,7 +105,7 @@ def edited(model: Model, case: Case, method: Method | None, picture: Tensor, ste
     """The case's picture, 3 H W in [-1, 1], as a method edits it."""
     if method is None:
         return model.decode(model.encode(picture[None]))[0].cpu()
-    run: Trajectory = model.invert(picture, case.source, method=method.inversion, steps=steps)
+    run: Trajectory = model.invert(picture, case.source, method=method.inversion, steps=steps, polish=method.polish)
     return model.edit(run, case.target, attend=method.attend(run, case), **options(model, case, method)).picture
 
 

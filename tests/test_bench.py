@@ -14,6 +14,7 @@ from PIL import Image
 import minip2p
 from minip2p import bench, bench_table, cli
 from minip2p.metrics import filled, interval, mse, psnr, structure
+from minip2p.picture import fitted, read
 from minip2p.piebench import Case, decoded, encoded, read_cases
 from minip2p.tiny.edit_cases import KINDS, pair
 from minip2p.tiny.judge import Judge
@@ -129,6 +130,15 @@ def test_a_method_beside_another_and_what_is_done_is_not_done_again(model, tmp_p
     file.write_text("{")
     with pytest.raises(ValueError, match="not the figures of case 000 by vae: remove it"):
         bench.run(model, CASES[:2], methods, tmp_path, steps=2, judge=judge)
+
+
+def test_a_method_that_polishes_keeps_more_of_what_may_not_change(model):
+    case = next(case for case in CASES if case.kind == "colour")
+    picture = fitted(read(case.picture), (128, 128), "stretch")
+    plain, polished = (bench.edited(model, case, bench.METHODS[name], picture, 2)
+                       for name in ("direct+mask", "direct+mask+polish"))  # fmt: skip
+    outside = ~case.mask((128, 128))
+    assert psnr(picture, polished, outside) > psnr(picture, plain, outside) + 0.1  # .16 dB
 
 
 def pie(folder, **changes):
