@@ -1,6 +1,6 @@
 """How well inversions meet the photograph that they invert, when it is made again from their noise:
 
-    python benchmarks/reconstruct.py [--model FOLDER] [--count N] [--steps N] [-o FOLDER]
+    python benchmarks/reconstruct.py [--count N] [--steps N] [-o FOLDER]
 
 From x_T at the model's own guidance and at 7.5, with nothing but what a method leaves: its embeddings, its noise, its
 negative prompt; of direct inversion its offsets, which its runs do not need, since they keep the latents themselves.
