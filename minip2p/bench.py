@@ -26,7 +26,7 @@ from minip2p.metrics import filled, preservation, psnr, structure
 from minip2p.model import Model, bar
 from minip2p.neighbours import MasaCtrl, PlugAndPlay
 from minip2p.picture import fitted, read
-from minip2p.piebench import Case, decoded
+from minip2p.piebench import Case
 from minip2p.separate import Separate
 from minip2p.tiny.cases import Crew, Found
 from minip2p.tiny.judge import Judge
@@ -112,10 +112,11 @@ def edited(model: Model, case: Case, method: Method | None, picture: Tensor, ste
 def figures(case: Case, before: Tensor, after: Tensor, judge: Judge | None, clip: Clip | None) -> dict[str, float]:
     """What is measured of an edit: outside of the true mask, how much of the source is kept (psnr, ssim, mse; with the
     mask black as published, …_filled); psnr_kept: of things that must not change; of the whole: structure, success."""
-    mask = case.mask((before.shape[1], before.shape[2]))
+    size = (before.shape[1], before.shape[2])
+    mask = case.mask(size)
     outside = preservation(before, after, mask)
     found = {name: outside[f"{name}_outside"] for name in ("psnr", "ssim", "mse")} | filled(before, after, mask)
-    found["psnr_kept"] = psnr(before, after, decoded(list(case.kept), (before.shape[1], before.shape[2])))
+    found["psnr_kept"] = psnr(before, after, case.area(case.kept, size))
     if judge is not None and case.expected is not None:
         found["success"] = float(judge.finds(after, case.expected))
         found["structure"] = structure(judge.features(before), judge.features(after))

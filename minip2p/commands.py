@@ -42,6 +42,7 @@ def edit(args: Namespace) -> None:
     png.check_writable(paths)
     if args.paste and (args.prompt is None or (args.blend is None and args.mask is None)):
         raise ValueError("--paste is for a photograph, with --prompt, and needs --blend or --mask, which say where")
+    check_kept([args.mask, args.within], paths)
     changes |= masks(args, model, recorded)
     if args.prompt is not None:
         recorded, options = inverted(model, args, args.source, paths), {}
@@ -75,11 +76,17 @@ def invert(args: Namespace) -> None:
     finish([(path, image, png.parameters(run, Method=args.method or "direct"))], [str(file)])
 
 
+def check_kept(read: Sequence[str | None], written: Sequence[Path]) -> None:
+    """Raises ValueError where a picture that is read would be overwritten."""
+    for path in written:
+        for picture in read:
+            if picture and path.exists() and os.path.exists(picture) and os.path.samefile(path, picture):
+                raise ValueError(f"{path}: is read, and would be overwritten: choose another name by -o")
+
+
 def inverted(model: Model, args: Namespace, picture: str, paths: Sequence[Path]) -> Trajectory:
     """A photograph as a run, as the options say. Raises ValueError where a path to write is the photograph."""
-    for path in paths:
-        if path.exists() and os.path.exists(picture) and os.path.samefile(path, picture):
-            raise ValueError(f"{path}: is the photograph itself, which would be overwritten: choose another name by -o")
+    check_kept([picture], paths)
     return model.invert(picture, args.prompt, **invert_options(args), **run_options(args))
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from minip2p.checkpoint import shipped
@@ -54,9 +56,15 @@ class Case:
     blend: Mapping[str, Sequence[str]] = field(default_factory=dict)
     expected: Mapping[str, Any] | None = None
 
+    def area(self, runs: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """Runs, which are counted in the picture's own pixels, as a mask H W of a size, by the nearest pixel."""
+        with Image.open(self.picture) as picture:
+            own = decoded(list(runs), (picture.height, picture.width))
+        return F.interpolate(own[None, None].float(), size, mode="nearest-exact")[0, 0].bool()
+
     def mask(self, size: tuple[int, int]) -> Tensor:
         """What may change, H W bool. Without a judge it is PIE-Bench's: as published, with a border of one pixel."""
-        mask = decoded(list(self.runs), size)
+        mask = self.area(self.runs, size)
         if self.expected is None:
             mask[[0, -1]] = mask[:, [0, -1]] = True
         return mask

@@ -152,6 +152,18 @@ def pie(folder, **changes):
     return folder
 
 
+def test_a_mask_is_of_the_pictures_own_pixels_whatever_size_it_is_measured_at(tmp_path):
+    """40 × 60 pixels, of which the upper 10 rows may change: a quarter at every size, and the border."""
+    (case,) = read_cases(pie(tmp_path, mask=[0, 600]))
+    for rows, columns in ((40, 60), (80, 120), (128, 128)):
+        mask = case.mask((rows, columns))
+        assert mask[: rows // 4].all() and not mask[rows // 4 : -1, 1:-1].any()
+    shipped = CASES[0]
+    small, large = shipped.mask((128, 128)), shipped.mask((512, 512))
+    assert torch.equal(large, small.repeat_interleave(4, 0).repeat_interleave(4, 1))
+    assert torch.equal(shipped.area(shipped.kept, (128, 128)), decoded(list(shipped.kept), (128, 128)))
+
+
 def test_pie_bench_is_read_and_edited_as_published(model, tmp_path):
     (case,) = read_cases(pie(tmp_path))
     assert (case.source, case.target) == ("a red car on the street", "a blue car on the street")

@@ -158,15 +158,17 @@ def test_pasting_needs_a_photograph_and_a_mask(tmp_path, capsys, options):
     assert said.startswith("--paste is for a photograph, with --prompt, and needs --blend or --mask")
 
 
-@pytest.mark.parametrize("command", ["invert", "edit"])
-def test_a_photograph_is_never_overwritten(command, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["invert", "edit", "--mask", "--within"])
+def test_a_picture_that_is_read_is_never_overwritten(command, tmp_path, capsys):
     photo = tmp_path / "photo.png"
     shutil.copy(ROOT / RENDER, photo)
     if command == "invert":
         said = refused(capsys, "invert", photo, CAT, "--steps", 1, "-o", tmp_path / "photo.safetensors")
-    else:
+    elif command == "edit":
         said = refused(capsys, "edit", photo, TIGER, "--prompt", CAT, "--steps", 1, "-o", photo)
-    assert said == f"{photo}: is the photograph itself, which would be overwritten: choose another name by -o"
+    else:
+        said = refused(capsys, "edit", CAT, TIGER, command, photo, "--steps", 1, "-o", photo)
+    assert said == f"{photo}: is read, and would be overwritten: choose another name by -o"
     assert photo.read_bytes() == (ROOT / RENDER).read_bytes() and list(tmp_path.iterdir()) == [photo]
 
 
