@@ -55,7 +55,9 @@ def separated(run: Trajectory, case: Case) -> Attend | None:
     return explicit(Separate(run.parts.text.prompt(case.target), names)) if len(names) > 1 else None
 
 
-ALONE: Mapping[str, Any] = MappingProxyType({"cross": 0.0, "self_": 0.0})  # without Prompt-to-Prompt
+ALONE: Mapping[str, Any] = MappingProxyType(
+    {"cross": 0.0, "self_": 0.0, "blend": None, "reweight": None}
+)  # without Prompt-to-Prompt
 
 
 METHODS: Mapping[str, Method | None] = MappingProxyType({
@@ -163,7 +165,7 @@ def run(
     """Runs what is not there yet and returns all that is, a row for each case and method. crew: processes to share the
     cases out to, which have the judge and no CLIP. Raises ValueError for a folder that holds another benchmark."""
     what = {"model": model.fingerprint, "steps": steps, "judge": judge is not None, "clip": clip and clip.name,
-            "cases": [repr(case.blend) + case.source + case.target for case in cases]}  # fmt: skip
+            "cases": [case.said for case in cases]}  # fmt: skip
     claim(folder / "bench.json", folder / "rows", what, "the benchmark of other cases or another model")
     read_rows(folder, cases, methods)  # whatever is wrong with them is said before anything is run
     left = [(case, name, folder) for name in methods for case in cases if not file_of(folder, case, name).exists()]

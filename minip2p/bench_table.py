@@ -83,6 +83,6 @@ def sheet(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -> Image.
 def as_json(made: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
     """One line: cases, and a key for each figure of each method, "direct_psnr"."""
     count = max((int(found["cases"][0]) for found in made.values()), default=0)
-    keys = {f"{name}_{key}": round(value[0], 4) for name, found in made.items() for key, value in found.items()
+    keys = {f"{name}_{key}": float(f"{value[0]:.4g}") for name, found in made.items() for key, value in found.items()
             if key != "cases"}  # fmt: skip
     return json.dumps({"cases": count} | keys)

@@ -98,7 +98,7 @@ def masks(args: Namespace, model: Model, run: Trajectory | None) -> dict[str, An
     rows, columns = (side * model.vae.stride for side in size)
 
     def white(file: str) -> Tensor:
-        return (fitted(read(file), (rows, columns), args.fit or "crop").mean(0) + 1) / 2
+        return (fitted(read(file, "black"), (rows, columns), args.fit or "crop").mean(0) + 1) / 2
 
     blend = {} if args.mask is None else {"blend": Blend(mask=white(args.mask))}
     return blend | ({} if args.within is None else {"within": white(args.within)})

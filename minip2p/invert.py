@@ -77,6 +77,7 @@ def proximal(parts: Parts, start: Start, progress: Progress = iter, *, quantile:
     return negative_prompt(parts, replace(start, way=Way(proximal=quantile)), progress)
 
 
+@torch.inference_mode(False)  # within one, too: it needs gradients
 def null_text(
     parts: Parts,
     start: Start,
@@ -104,6 +105,7 @@ def null_text(
         raise ValueError(f"inner must be a whole number from 0 on, not {inner!r}")
     for name, number in (("rate", rate), ("stop", stop), ("stop_more", stop_more)):
         check_number(name, number)
+    start = replace(start, noise=start.noise.clone())
     ideal, words = pivots(parts, start, progress), parts.text(start.prompt)
     empty, x, made, kept, astray = parts.text(start.negative).float(), ideal[:1], [ideal[:1]], [], []
     for i, step in enumerate(progress(parts.sched.steps(start.steps))):

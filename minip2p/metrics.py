@@ -41,7 +41,10 @@ def ssim(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:
 
 def filled(source: Tensor, edited: Tensor, mask: Tensor) -> dict[str, float]:
     """PSNR, SSIM and MSE outside of a mask as PIE-Bench's published code has them: of whole pictures that are black
-    inside. So they are the better the larger the mask is, and cannot be compared between masks."""
+    inside. So they are the better the larger the mask is, and cannot be compared between masks. NaN where the mask is
+    everywhere."""
+    if mask.all():
+        return dict.fromkeys(("psnr_filled", "ssim_filled", "mse_filled"), math.nan)
     dark, other = (torch.where(mask, -1.0, picture) for picture in (source, edited))
     return {f"{name}_filled": measure(dark, other) for name, measure in (("psnr", psnr), ("ssim", ssim), ("mse", mse))}
 

@@ -3,7 +3,8 @@
     model.edit(run, target, cross=0, self_=0, attend=MasaCtrl(run))
 
 They read the source step by step, one row each, as they need it; nothing is recorded. As everywhere here they act on
-the conditional rows alone, where their published codes treat the unconditional rows in the same way.
+the conditional rows alone, where their published codes treat the unconditional rows in the same way; and by default on
+the whole decoder, where the papers leave its coarsest levels out (`where` says which).
 
 Axes: h heads, i queries, j keys, d width of a head.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minip2p.attention import Attend, Site, at_step, fused
+from minip2p.inject import in_heads
 from minip2p.rule import Where, course
 from minip2p.trajectory import Trajectory
 
@@ -32,6 +34,11 @@ class Guided:
     steps: tuple[float, float]
     where: Where = DECODER
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for steps that are none and places that the model has not."""
+        course("steps", self.steps, self.run.steps, self.run.steps)
+        Where.check(self.where, self.run.parts.unet.heads)
+
     def at(self, step: int) -> Attend:
         if not course("steps", self.steps, self.run.steps, self.run.steps)[step]:
             return fused
@@ -41,7 +48,8 @@ class Guided:
             if site not in source:
                 return fused(q, k, v)
             kept: Trio = tuple(t.expand(len(q), -1, -1, -1) for t in source[site])  # type: ignore[assignment]
-            return fused(*self.mixed(kept, (q, k, v)))
+            own = (q, k, v)
+            return in_heads(self.where.heads, fused(*self.mixed(kept, own)), fused(*own))
 
         return attend
 
@@ -70,7 +78,9 @@ class MasaCtrl(Guided):
         softmax(q_e k_sᵀ / √d) v_s
 
     at the decoder's self-attentions from the share `start` of the run on (in the paper step 4 of 50, and of the decoder
-    all but the coarsest level: `where`). So shapes may change, and what they look like stays the source's.
+    all but the coarsest level: `where`). So shapes may change, and what they look like stays the source's. It answers
+    by the source's v whatever v it is given: with an injection of its own (`self_`) or a blend that spreads its heat,
+    which attend to other values, it is not to be used.
     """
 
     def __init__(self, run: Trajectory, start: float = 0.08, where: Where = DECODER):

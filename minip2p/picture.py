@@ -11,8 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 
-def read(path: str | Path) -> Image.Image:
-    """The picture in a file, RGB, upright (EXIF), transparency on white, 16 bits rounded to 8; of several the first.
+def read(path: str | Path, ground: str = "white") -> Image.Image:
+    """The picture in a file, RGB, upright (EXIF), transparency on a ground, 16 bits rounded to 8; of several the first.
 
     Raises FileNotFoundError or ValueError with one line that names the file.
     """
@@ -26,14 +26,14 @@ def read(path: str | Path) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 picture.load()
-                return rgb(picture)
+                return rgb(picture, ground)
     except UnidentifiedImageError:
         raise ValueError(f"{path}: not a picture that Pillow can read") from None
     except Exception as error:  # broken files raise whatever their decoder meets
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def rgb(picture: Image.Image) -> Image.Image:
+def rgb(picture: Image.Image, ground: str = "white") -> Image.Image:
     """Any mode and EXIF orientation -> upright RGB. Raises ValueError for pixels of floating-point numbers, whose white
     nobody knows."""
     picture = ImageOps.exif_transpose(picture)
@@ -44,7 +44,7 @@ def rgb(picture: Image.Image) -> Image.Image:
         return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture).convert("RGB")
     return picture.convert("RGB")
 
 

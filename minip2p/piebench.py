@@ -8,6 +8,7 @@ Axes: H W pixels.
 """
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.checkpoint import shipped
+
+
+WORDS = frozenset({"source", "target", "without_source", "without_target"})  # of a case's blend
 
 
 def encoded(mask: np.ndarray) -> list[int]:
@@ -56,6 +60,13 @@ class Case:
     blend: Mapping[str, Sequence[str]] = field(default_factory=dict)
     expected: Mapping[str, Any] | None = None
 
+    @property
+    def said(self) -> str:
+        """All that a benchmark reads of the case, but for the picture's pixels, of which it tells how many bytes."""
+        runs = f"{zlib.crc32(json.dumps([self.runs, self.kept]).encode()):08x}"
+        return " | ".join([self.name, self.kind, self.source, self.target, runs, json.dumps(self.blend, sort_keys=True),
+                           json.dumps(self.expected, sort_keys=True), str(self.picture.stat().st_size)])  # fmt: skip
+
     def area(self, runs: Sequence[int], size: tuple[int, int]) -> Tensor:
         """Runs, which are counted in the picture's own pixels, as a mask H W of a size, by the nearest pixel."""
         with Image.open(self.picture) as picture:
@@ -87,17 +98,28 @@ def read_cases(folder: Path | None = None) -> list[Case]:
 
 def read_case(file: Path, name: str, given: Any) -> Case:
     texts = ("image_path", "original_prompt", "editing_prompt", "blended_word")
+    if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+        raise ValueError(f"{file}: case {name!r}: its name is that of its files, and cannot be one")
     if not isinstance(given, dict) or not all(isinstance(given.get(key), str) for key in texts):
         raise ValueError(f"{file}: case {name!r} must have {', '.join(texts)} and mask")
     picture = file.parent / "annotation_images" / given["image_path"]
     if not picture.resolve().is_relative_to((file.parent / "annotation_images").resolve()):
         raise ValueError(f"{file}: case {name!r}: {given['image_path']} leads out of the folder")
+    blend, kept = given.get("blend"), given.get("kept", [])
     try:
         decoded(given.get("mask"), (1, 1))
+        decoded(kept, (1, 1))
     except ValueError as error:
         raise ValueError(f"{file}: case {name!r}: {error}") from None
     source, target = (given[key].replace("[", "").replace("]", "") for key in ("original_prompt", "editing_prompt"))
     words = given["blended_word"].split(" ") if given["blended_word"] else []
-    blend = given.get("blend", {"source": words[:1], "target": words[1:2]} if len(words) > 1 else {})
+    if blend is None:
+        blend = {"source": words[:1], "target": words[1:2]} if len(words) > 1 else {}
+    if not isinstance(blend, dict) or not WORDS.issuperset(blend) or not all(map(are_words, blend.values())):
+        raise ValueError(f"{file}: case {name!r}: blend has lists of words under some of {', '.join(sorted(WORDS))}")
     return Case(name, str(given.get("kind", given.get("editing_type_id"))), picture, source, target, given["mask"],
-                given.get("kept", ()), blend, given.get("expected"))  # fmt: skip
+                kept, blend, given.get("expected"))  # fmt: skip
+
+
+def are_words(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(word, str) for word in given)

@@ -27,9 +27,10 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 class Separate:
     """A `MapFn` by which words compete for each pixel. What a word's tokens get there is multiplied by its share of the
-    words' attention, mean over the heads, to the power γ − 1, and then brought back to the sum that they had:
+    words' attention, mean over the heads, to the power γ − 1, and then brought back to the sum that they had (so that a
+    share of the largest one's will do, which no power makes vanish):
 
-        p'_w = p_w r_w · Σ_u p_u / Σ_u p_u r_u,   r_w = (p̄_w / Σ_u p̄_u)^(γ − 1)
+        p'_w = p_w r_w · Σ_u p_u / Σ_u p_u r_u,   r_w = (p̄_w / max_u p̄_u)^(γ − 1)
 
     So no other word's attention changes and none is made or lost. γ = 1 (`sharpness`) changes nothing; the larger it
     is, the more the pixel is the one word's that looks there most.
@@ -52,7 +53,7 @@ class Separate:
         words = self.columns.to(probs)
         p = probs @ words.mT  # b h i w
         mean = p.mean(1, keepdim=True)
-        share = mean / mean.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+        share = mean / mean.amax(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
         weighted = p * share.clamp(min=0) ** (self.sharpness - 1)
         rest = weighted.sum(-1, keepdim=True)
         factor = torch.where(rest > 0, weighted * p.sum(-1, keepdim=True) / rest, p) / p.where(p != 0, 1)

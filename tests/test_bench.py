@@ -82,6 +82,7 @@ def test_filled_figures_are_of_pictures_that_are_black_inside_of_the_mask():
     found = filled(a, b, mask)
     assert found["mse_filled"] == pytest.approx(want) and found["psnr_filled"] == pytest.approx(-10 * math.log10(want))
     assert mse(a, b, ~mask) == pytest.approx(2 * want) and psnr(a, b) < found["psnr_filled"]
+    assert all(map(math.isnan, filled(a, b, torch.ones_like(mask)).values()))  # all may change: nothing to say
 
 
 def test_structure_distance_by_hand():
@@ -107,6 +108,21 @@ def test_what_the_judge_finds(model):
         wrong += judge.finds(picture, case.expected)
         assert not judge.finds(picture, own | {"gone": own["objects"]}) or not right
     assert right >= 0.95 * len(cases) and wrong <= 0.05 * len(cases)
+
+
+def test_the_judge_asks_for_the_colour_place_and_style_that_were_to_change(model):
+    """A render shows its own and no other: changed to another word, each of them alone is missed."""
+    judge, kinds = Judge.load(), {"colour": "colours", "background": "background", "style": "style"}
+    for kind, key in kinds.items():
+        hits = misses = 0
+        for case, (before, _) in [(CASES[7 * n + KINDS.index(kind)], pair(kind, n)) for n in range(12)]:
+            picture = fitted(read(case.picture), (128, 128), "stretch")
+            own = {"colours": {thing.name: thing.colour for thing in before.things}} if key == "colours" else {
+                key: getattr(before, key)}  # fmt: skip
+            objects = {"objects": [thing.name for thing in before.things], "gone": []}
+            hits += judge.finds(picture, objects | own)
+            misses += not judge.finds(picture, objects | {key: case.expected[key]})
+        assert hits >= 11 and misses >= 11, (kind, hits, misses)
 
 
 def test_a_method_beside_another_and_what_is_done_is_not_done_again(model, tmp_path):
@@ -172,6 +188,8 @@ def test_pie_bench_is_read_and_edited_as_published(model, tmp_path):
     said = bench.options(model, case, bench.METHODS["direct"])
     assert (said["cross"], said["self_"], said["kind"], said["reweight"]) == (0.4, 0.6, "refine", {"car": 2.0})
     assert (said["blend"].source, said["blend"].target, said["blend"].start) == (("car",), ("car",), 0.2)
+    alone = bench.options(model, case, bench.METHODS["direct+masactrl"])
+    assert alone["blend"] is alone["reweight"] is None and alone["cross"] == alone["self_"] == 0
     (row,) = bench.run(model, [case], ["direct"], tmp_path / "out", steps=2)
     assert row["success"] is None if "success" in row else row["psnr"] > 5
 
@@ -192,11 +210,22 @@ def test_a_word_that_its_prompt_does_not_have_is_neither_blended_nor_stronger(mo
 @pytest.mark.parametrize("changes, says", [
     ({"mask": [1]}, "a mask is a list of starts and lengths"), ({"mask": None}, "a mask is a list"),
     ({"image_path": "../../x.png"}, "leads out of the folder"), ({"editing_prompt": 3}, "must have image_path"),
+    ({"kept": None}, "a mask is a list"), ({"kept": [2, -1]}, "a mask is a list"),
+    ({"blend": {"words": ["car"]}}, "blend has lists of words under some of source, target"),
+    ({"blend": {"source": "car"}}, "blend has lists of words"), ({"blend": []}, "blend has lists of words"),
 ])  # fmt: skip
 def test_cases_that_are_none_are_one_clear_line(tmp_path, changes, says):
     with pytest.raises(ValueError, match=says) as error:
         read_cases(pie(tmp_path, **changes))
     assert "mapping_file.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["..", "", "a/b", "../x", "a\\b"])
+def test_a_case_whose_name_is_no_files_is_one_clear_line(tmp_path, name):
+    file = pie(tmp_path) / "mapping_file.json"
+    file.write_text(json.dumps({name: json.loads(file.read_text())["000"]}))
+    with pytest.raises(ValueError, match="its name is that of its files, and cannot be one"):
+        read_cases(tmp_path)
 
 
 def test_the_command_prints_its_table_and_last_a_line_of_json(tmp_path, capsys):

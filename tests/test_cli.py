@@ -282,6 +282,18 @@ def test_masks_are_read_in_the_size_and_shape_of_the_edit(tmp_path):
     assert run("edit", CAT, TIGER, *given, "--fit", "stretch", "-o", tmp_path / "other.png") == 0
 
 
+def test_where_a_mask_is_transparent_nothing_may_change(tmp_path):
+    """White ink on nothing, as programs for drawing save a mask: the right half may change and no other."""
+    ink, flat = Image.new("RGBA", (128, 128), (255, 255, 255, 0)), Image.new("L", (128, 128), 0)
+    ink.paste((255, 255, 255, 255), (64, 0, 128, 128))
+    flat.paste(255, (64, 0, 128, 128))
+    for name, mask in (("ink", ink), ("flat", flat)):
+        mask.save(tmp_path / f"{name}.png")
+        given = ["--mask", tmp_path / f"{name}.png", "--steps", 2, "-o", tmp_path / f"{name}-out.png"]
+        assert run("edit", CAT, TIGER, *given) == 0
+    assert pixels(tmp_path / "ink-out.png") == pixels(tmp_path / "flat-out.png")
+
+
 def test_a_photograph_is_polished_where_asked(tmp_path):
     out = tmp_path / "p.png"
     assert run("edit", ROOT / RENDER, TIGER, "--prompt", CAT, "--polish", 2, "--steps", 2, "-o", out) == 0

@@ -176,6 +176,13 @@ def test_null_text_inversion_comes_nearer_than_ddim_and_is_what_it_carries(model
     assert not run.way.unconditional.requires_grad and not run.latents.requires_grad
 
 
+def test_null_text_inversion_within_inference_mode_finds_the_same(model, start):
+    plain = METHODS["null-text"](model, start, inner=1)
+    with torch.inference_mode():
+        made = METHODS["null-text"](model, replace(start, noise=start.noise.clone()), inner=1)
+    assert torch.equal(made.way.unconditional, plain.way.unconditional) and torch.equal(made.latents, plain.latents)
+
+
 def test_null_text_inversion_stops_as_soon_as_it_is_near(model, start):
     """At guidance 1 the unconditional embedding has no say, and the pivot is met from the start: one row a step."""
     before = model.rows

@@ -57,6 +57,26 @@ def test_steps_and_sites_are_those_that_are_asked_for(model, run):
     assert {(site.place, site.stride) for site in fine} == {("down", 1)}
 
 
+def test_heads_that_are_not_asked_for_attend_by_themselves(run):
+    guide = MasaCtrl(run, start=0.0, where=Where(places=("up",), heads=(1,)))
+    source = guide.read(1)
+    site = next(iter(source))
+    q, k, v = (torch.randn(1, *t.shape[1:]) for t in source[site])
+    made, led, own = guide.at(1)(q, k, v, site), MasaCtrl(run, start=0.0).at(1)(q, k, v, site), minip2p.fused(q, k, v)
+    assert torch.equal(made[:, 1], led[:, 1]) and torch.equal(made[:, 0], own[:, 0])
+    assert not torch.equal(led[:, 0], own[:, 0])
+
+
+@pytest.mark.parametrize("made, says", [
+    (lambda run: MasaCtrl(run, start=2.0), "the steps of steps are shares"),
+    (lambda run: PlugAndPlay(run, end=-1), "the steps of steps are shares"),
+    (lambda run: MasaCtrl(run, where=Where(places=("left",))), "places must be some of"),
+])  # fmt: skip
+def test_what_a_neighbour_cannot_be_is_one_clear_line(run, made, says):
+    with pytest.raises(ValueError, match=says):
+        made(run)
+
+
 def test_several_targets_share_what_is_read(model, run):
     before = model.rows
     made = model.edit(run, [TARGET, "a pig on the beach"], cross=0, self_=0, attend=MasaCtrl(run, start=0.0))

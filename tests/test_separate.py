@@ -33,11 +33,18 @@ def test_overlap_is_the_shared_part_of_two_maps_of_sum_1():
 
 
 def test_two_words_by_hand(prompt):
-    """p = (.3, .1), γ = 2: r = (3/4, 1/4), p r = (9, 1)/40, brought to their sum .4: (.36, .04)."""
+    """p = (.3, .1), γ = 2: r = (1, 1/3), p r = (9, 1)/30, brought to their sum .4: (.36, .04)."""
     probs = torch.zeros(1, 1, 1, 77)
     probs[..., 2], probs[..., 5], probs[..., 0] = 0.3, 0.1, 0.6
     made = Separate(prompt, ["cat", "dog"], 2)(probs, CROSS)
     torch.testing.assert_close(made[0, 0, 0, [0, 2, 5]], torch.tensor([0.6, 0.36, 0.04]))
+
+
+def test_in_float16_no_share_vanishes(prompt):
+    """Even shares, at which a share of the sum, 2^−(γ − 1), is 0 in float16 from γ = 26 on: nothing changes."""
+    probs = torch.zeros(1, 1, 1, 77, dtype=torch.float16)
+    probs[..., 2], probs[..., 5], probs[..., 0] = 0.25, 0.25, 0.5
+    assert torch.equal(Separate(prompt, ["cat", "dog"], 60)(probs, CROSS), probs)
 
 
 @settings(max_examples=20, deadline=None)
