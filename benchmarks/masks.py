@@ -2,8 +2,8 @@
 
     python benchmarks/masks.py [--count N] [--steps N] [-o PICTURE]
 
-On the photographs of the benchmark whose edit is of one thing: inverted, masked by that thing's word alone, compared with
-the renderer's true mask at the picture's own pixels. The last line is JSON; the picture shows the first six.
+On the photographs of the benchmark whose edit is of one thing: inverted, masked by that thing's word alone, compared
+with the renderer's true mask at the picture's own pixels. The last line is JSON; the picture shows the first six.
 """
 
 import argparse

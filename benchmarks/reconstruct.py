@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import minip2p
 from minip2p.attention import fused
-from minip2p.files import write_text
+from minip2p.files import claim, write_text
 from minip2p.metrics import interval, psnr, ssim, structure
 from minip2p.model import Model
 from minip2p.picture import fitted, read
@@ -82,6 +82,8 @@ def main() -> None:
     given = parser.parse_args()
     model, judge = minip2p.load(), Judge.load()
     cases, figures = read_cases()[: given.count], {}
+    what = {"model": model.fingerprint, "methods": METHODS}
+    claim(given.out / "reconstruct.json", given.out / f"{given.steps}-7.5", what, "another model's photographs")
     for guidance in (model.guidance, 7.5):
         rows = []
         for case in tqdm(cases, disable=None, leave=False, unit="picture"):
