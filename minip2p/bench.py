@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,12 +38,12 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """An inversion, and how the edit is made on it. masked: blended with the source by the case's words. polish: as
-    `Model.invert` takes it. attend: of the source's run and the case, the target's attention; edit: options of
+    """An inversion, and how the edit is made on it. masked: blended with the source by the case's words; "truth": by
+    its true mask, which no edit knows: what a perfect mask would give. polish: as `Model.invert` takes it. attend: of the source's run and the case, the target's attention; edit: options of
     `Model.edit` besides."""
 
     inversion: str
-    masked: bool = False
+    masked: bool | Literal["truth"] = False
     polish: int = 0
     attend: Callable[[Trajectory, Case], Attend | None] = lambda run, case: None
     edit: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +70,7 @@ METHODS: Mapping[str, Method | None] = MappingProxyType({
     "edit-friendly": Method("edit-friendly"),
     "direct+mask": Method("direct", masked=True),
     "direct+mask+polish": Method("direct", masked=True, polish=20),
+    "direct+true-mask+polish": Method("direct", masked="truth", polish=20),
     "direct+separate": Method("direct", attend=separated),
     "direct+masactrl": Method("direct", attend=lambda run, case: MasaCtrl(run), edit=ALONE),
     "direct+plug-and-play": Method("direct", attend=lambda run, case: PlugAndPlay(run), edit=ALONE),
@@ -91,8 +92,19 @@ def options(model: Model, case: Case, method: Method) -> dict[str, Any]:
         words = words if any(words.values()) else {}
         strong = {"reweight": dict.fromkeys(words["target"], 2.0)} if words else {}
         return {**PUBLISHED, **strong, "blend": Blend(**words) if words else None, **method.edit}
-    blend = Blend(**words, pool=False, threshold="otsu", without_threshold="otsu") if method.masked and words else None
+    blend = None
+    if method.masked == "truth" and words:  # of a style, all may change
+        blend = Blend(mask=case.area(case.runs, pixels(model)))
+    elif method.masked and words:
+        blend = Blend(**words, pool=False, threshold="otsu", without_threshold="otsu")
     return {**SHIPPED, "blend": blend, **method.edit}
+
+
+def pixels(model: Model) -> tuple[int, int]:
+    """Rows and columns of the pictures that a model was trained on."""
+    side = model.unet.config.sample_size or 64
+    rows, columns = side if isinstance(side, tuple) else (side, side)
+    return rows * model.vae.stride, columns * model.vae.stride
 
 
 def said(prompt: Prompt, word: str) -> bool:
@@ -135,9 +147,7 @@ def measured(
     model: Model, case: Case, name: str, folder: Path, steps: int, judge: Judge | None, clip: Clip | None = None
 ) -> None:
     """Runs one case by one method and writes what it gave: its figures, and its picture."""
-    side = model.unet.config.sample_size or 64
-    rows, columns = ((n * model.vae.stride) for n in (side if isinstance(side, tuple) else (side, side)))
-    before = fitted(read(case.picture), (rows, columns), "stretch")
+    before = fitted(read(case.picture), pixels(model), "stretch")
     begun, since = model.rows, time.perf_counter()
     after = edited(model, case, METHODS[name], before, steps)
     cost = {"rows": float(model.rows - begun), "seconds": time.perf_counter() - since}

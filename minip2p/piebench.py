@@ -22,7 +22,6 @@ from torch import Tensor
 
 from minip2p.checkpoint import shipped
 
-
 WORDS = frozenset({"source", "target", "without_source", "without_target"})  # of a case's blend
 
 

@@ -157,6 +157,15 @@ def test_a_method_that_polishes_keeps_more_of_what_may_not_change(model):
     assert psnr(picture, polished, outside) > psnr(picture, plain, outside) + 0.1  # .16 dB
 
 
+def test_a_method_with_the_true_mask_is_blended_by_it(model):
+    """But for a style, of which all may change."""
+    case = next(case for case in CASES if case.kind == "object")
+    blend = bench.options(model, case, bench.METHODS["direct+true-mask+polish"])["blend"]
+    assert torch.equal(blend.mask.bool(), case.mask((128, 128)))
+    style = next(case for case in CASES if case.kind == "style")
+    assert bench.options(model, style, bench.METHODS["direct+true-mask+polish"])["blend"] is None
+
+
 def pie(folder, **changes):
     """A folder of PIE-Bench's layout, with one case as the published file has it."""
     (folder / "annotation_images" / "0_random").mkdir(parents=True)
