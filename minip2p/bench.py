@@ -39,8 +39,8 @@ Row = Mapping[str, Any]
 @dataclass(frozen=True)
 class Method:
     """An inversion, and how the edit is made on it. masked: blended with the source by the case's words; "truth": by
-    its true mask, which no edit knows: what a perfect mask would give. polish: as `Model.invert` takes it. attend: of the source's run and the case, the target's attention; edit: options of
-    `Model.edit` besides."""
+    its true mask, which no edit knows: what a perfect mask would give. polish: as `Model.invert` takes it. attend: of
+    the source's run and the case, the target's attention; edit: options of `Model.edit` besides."""
 
     inversion: str
     masked: bool | Literal["truth"] = False
