@@ -76,7 +76,7 @@ def opened(parts: Parts, file: Path) -> Trajectory:
         parts.sched.times(steps)
         begin(parts, prompt, latents=latents[:1], steps=steps, guidance=guidance, seed=seed or 0, negative=negative)
         context, always = parts.text(prompt), Keeps((0, steps), (0, steps), math.prod(latent))
-        shapes = layout(parts.unet, latent, context.shape[1], steps, always, torch.float32)
+        shapes = layout(parts.unet, latent, len(parts.text.prompt(prompt).ids), steps, always, torch.float32)
         shapes["unconditional"] = torch.float32, (steps, *context.shape[1:])
         shapes["noise"] = torch.float32, (steps, *latents.shape[1:])
         if not 0 <= way.skip < steps or not 0 <= way.proximal < 1:

@@ -1,7 +1,7 @@
 """Weights from safetensors files into modules: strictly, memory-mapped, and never unpickled."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,17 +44,28 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def load_module(build: Callable[[], M], path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> M:
-    """Builds a module without memory (on the meta device) and gives it the tensors of a file.
+    """Builds a module and gives it the tensors of a file: see `built` and `filled`."""
+    return filled(built(build, path.parent / "config.json"), read_tensors(path), path, dtype=dtype, device=device)
+
+
+def built(build: Callable[[], M], config: Path) -> M:
+    """A module without memory (on the meta device). Raises ValueError, which names the config, where it cannot be."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{config}: cannot be built ({' '.join(str(error).split())})") from None
+
+
+def filled(
+    module: M, tensors: Mapping[str, Tensor], path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> M:
+    """The module with the tensors of a file.
 
     Every key and shape must match, both ways: ValueError names the first few that do not. A tensor that already has
     the dtype and device asked for stays memory-mapped.
     """
-    try:
-        with torch.device("meta"):
-            module = build()
-    except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError) as error:
-        raise ValueError(f"{path.parent / 'config.json'}: cannot be built ({' '.join(str(error).split())})") from None
-    tensors = {current_name(name): tensor for name, tensor in read_tensors(path).items()}
+    tensors = {current_name(name): tensor for name, tensor in tensors.items()}
     check_names(path, module.state_dict(), tensors)
     placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
     module.load_state_dict(placed, strict=True, assign=True)
@@ -82,7 +93,7 @@ def current_name(name: str) -> str:
     return name
 
 
-def check_names(path: Path, expected: dict[str, Any], found: dict[str, Tensor]) -> None:
+def check_names(path: Path, expected: Mapping[str, Any], found: Mapping[str, Tensor]) -> None:
     """Raises ValueError, one line, where names or shapes differ."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not a tensor of this model" for name in found if name not in expected]

@@ -165,10 +165,10 @@ class VAEConfig(Config):
     shift_factor: float | None = None
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    force_upcast: bool = True  # of Stable Diffusion XL: its VAE overflows in float16, unless it says that it does not
 
     only: ClassVar[Mapping[str, Any]] = MappingProxyType({"act_fn": "silu", "mid_block_add_attention": True})
-    # sample_size is advice for tiling; force_upcast concerns half precision.
-    ignored: ClassVar[tuple[str, ...]] = ("sample_size", "force_upcast")
+    ignored: ClassVar[tuple[str, ...]] = ("sample_size",)  # advice for tiling
 
     def __post_init__(self) -> None:
         for types, known in ((self.down_block_types, "DownEncoderBlock2D"), (self.up_block_types, "UpDecoderBlock2D")):

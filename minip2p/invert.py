@@ -107,7 +107,7 @@ def null_text(
         check_number(name, number)
     start = replace(start, noise=start.noise.clone())
     ideal, words = pivots(parts, start, progress), parts.text(start.prompt)
-    empty, x, made, kept, astray = parts.text(start.negative).float(), ideal[:1], [ideal[:1]], [], []
+    empty, x, made, kept, astray = parts.text.negative(start.negative).float(), ideal[:1], [ideal[:1]], [], []
     for i, step in enumerate(progress(parts.sched.steps(start.steps))):
         eps_c = parts.predict(x, step.t, words, words, 1.0, fused)
         fit = NullText(parts, x, step, eps_c, ideal[i + 1 : i + 2], start.guidance, checkpointing)
@@ -140,7 +140,7 @@ def edit_friendly(
     draw = torch.randn(len(steps), *x0.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x0)
     noised = parts.sched.add_noise(x0, draw, torch.tensor([step.t for step in steps]))
     latents, noise = torch.cat([noised, x0]), torch.zeros_like(draw)
-    words, empty = parts.text(start.prompt), parts.text(start.negative)
+    words, empty = parts.text(start.prompt), parts.text.negative(start.negative)
     for i, step in enumerate(progress(steps[:-1])):
         x = latents[i : i + 1]
         eps = parts.predict(x, step.t, empty, words, start.guidance, fused)

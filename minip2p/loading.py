@@ -1,55 +1,90 @@
-"""From a folder of weights to a model."""
+"""From files of weights to a model."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from minip2p.checkpoint import load_module, shipped
+from minip2p.checkpoint import built, filled, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
+from minip2p.folder import Folder
 from minip2p.model import Model
 from minip2p.sched import Schedule
-from minip2p.text import Text
+from minip2p.single import Single
+from minip2p.text import Files, Text
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
 
 def load(
-    where: str | Path | None = None, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    where: str | Path | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    vae: str | Path | None = None,
+    config: str | Path | None = None,
 ) -> Model:
-    """Loads a model: the embedded one by default, or a folder in diffusers' layout.
+    """Loads a model: the embedded one by default; a folder in diffusers' layout; or a single .safetensors file in the
+    names of the original codes.
 
-    dtype: float32 by default. device: the CPU by default. Raises FileNotFoundError or ValueError with one line that
-    names the file and what is wrong with it.
+    dtype: float32 by default. device: the CPU by default. vae: a folder or a file with another VAE. config: for a
+    single file, which has none, a folder with the configurations and the tokenizers of its family. Raises
+    FileNotFoundError or ValueError with one line that names the file and what is wrong with it.
     """
-    folder = shipped("tiny") if where is None else Path(where)
     dtype = dtype or torch.float32
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ValueError(f"dtype must be a torch dtype of floating-point numbers, not {dtype}")
-    try:
-        probe = torch.zeros(1, device=device or "cpu")
-        probe.item()  # which the meta device, without memory, cannot
-        device = probe.device
-    except (RuntimeError, AssertionError) as error:  # torch says it in either way
-        raise ValueError(f"device {device}: torch cannot use it: {str(error).splitlines()[0]}") from None
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; a model is a folder with unet/, vae/, text_encoder/, "
-                                "tokenizer/ and scheduler/")  # fmt: skip
-    unet_config = UNetConfig.read(folder / "unet" / "config.json")
-    vae_config = VAEConfig.read(folder / "vae" / "config.json")
-    sched = Schedule(SchedulerConfig.read(folder / "scheduler" / "scheduler_config.json"))
-    text = Text(folder, dtype=dtype, device=device)
-    if text.width != unet_config.cross_attention_dim:
-        raise ValueError(
-            f"{folder}: the text encoder is {text.width} wide, the UNet reads {unet_config.cross_attention_dim}"
-        )
-    unet = load_module(lambda: UNet(unet_config), folder / "unet" / WEIGHTS, dtype=dtype, device=device)
-    vae = load_module(lambda: VAE(vae_config), folder / "vae" / WEIGHTS, dtype=dtype, device=device)
+    device = usable(device or "cpu")
+    files = opened(shipped("tiny") if where is None else Path(where), None if config is None else Path(config))
+    unet_config = UNetConfig.of(files.config("unet"), str(files.config_file("unet")))
+    sched = Schedule(SchedulerConfig.of(files.config("scheduler"), str(files.config_file("scheduler"))))
+    text = Text(files, dtype=dtype, device=device)
+    xl = unet_config.addition_embed_type is not None
+    if text.width != unet_config.cross_attention_dim or text.double != xl:
+        raise ValueError(f"{files.where}: the text encoder is {text.width} wide, the UNet reads "
+                         f"{unet_config.cross_attention_dim} of {1 + xl} encoders")  # fmt: skip
+    parts: dict[str, Any] = {}
+    others = files if vae is None else opened(Path(vae), None, "vae")
+    vae_config = VAEConfig.of(others.config("vae"), str(others.config_file("vae")))
+    wide = torch.float32 if xl and dtype == torch.float16 and vae_config.force_upcast else dtype
+    for part, own, build, kind in (("unet", files, lambda: UNet(unet_config), dtype),
+                                   ("vae", others, lambda: VAE(vae_config), wide)):  # fmt: skip
+        module = built(build, own.config_file(part))
+        parts[part] = filled(module, *own.tensors(part), dtype=kind, device=device)
     channels = unet_config.in_channels, unet_config.out_channels, vae_config.latent_channels
     if len(set(channels)) > 1:
-        raise ValueError(f"{folder}: the UNet reads {channels[0]} channels and predicts {channels[1]}, where the VAE's "
-                         f"latents have {channels[2]}: only models where these are equal are supported")  # fmt: skip
-    own = folder / "minip2p.json"  # what diffusers' layout has no place for
-    guidance = OwnConfig.read(own).guidance if own.exists() else OwnConfig().guidance
-    return Model(unet, vae, text, sched, guidance)
+        raise ValueError(f"{files.where}: the UNet reads {channels[0]} channels and predicts {channels[1]}, where the "
+                         f"VAE's latents have {channels[2]}: only models that agree are supported")  # fmt: skip
+    return Model(text=text, sched=sched, guidance=guidance_of(files.where, sched, xl), **parts)
+
+
+def opened(where: Path, config: Path | None, only: str | None = None) -> Files:
+    """The files of a model. only: this part of it may stand alone in the folder."""
+    if where.is_file():
+        return Single(where, config)
+    if config is not None:
+        raise ValueError(f"{config}: a config is for a single file, and {where} is a folder, which has its own")
+    if only and where.is_dir() and not (where / only).is_dir() and (where / "config.json").is_file():
+        return Folder(where.parent, {only: where.name})
+    return Folder(where)
+
+
+def guidance_of(where: Path, sched: Schedule, xl: bool) -> float:
+    """What a model wants where none is given: its own file's, beside model_index.json, which diffusers' layout has no
+    place for; 1, and so no unconditional rows, of models that were distilled for few steps, which trailing time steps
+    give away; else the default of diffusers' pipelines."""
+    if (where / "minip2p.json").exists():
+        return OwnConfig.read(where / "minip2p.json").guidance
+    if sched.config.timestep_spacing == "trailing":
+        return 1.0
+    return 5.0 if xl else OwnConfig().guidance
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """The device. Raises ValueError for one that torch cannot use."""
+    try:
+        probe = torch.zeros(1, device=device)
+        probe.item()  # which the meta device, without memory, cannot
+        return probe.device
+    except (RuntimeError, AssertionError) as error:  # torch says it in either way
+        raise ValueError(f"device {device}: torch cannot use it: {str(error).splitlines()[0]}") from None

@@ -139,7 +139,9 @@ class Model(Parts):
     def start(self, prompt: str, **options: Any) -> Start:
         """Where a run begins, with the options of `generate`. Raises ValueError for what the model cannot take."""
         own = options.pop("guidance", None)
-        return begin(self, prompt, guidance=self.guidance if own is None else own, **options)
+        if own is None or (own == 0 and self.guidance == 1):  # a distilled model's card says 0, and means no guidance
+            own = self.guidance
+        return begin(self, prompt, guidance=own, **options)
 
     def invert(
         self,

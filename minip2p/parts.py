@@ -44,11 +44,11 @@ class Parts:
     def fingerprint(self) -> str:
         """Tells whether a file is of this model, in this dtype: from the schedule, and each weight's name, shape and
         first numbers."""
-        return fingerprint((self.unet, self.vae, self.text.encoder), repr(self.sched.config))
+        return fingerprint((self.unet, self.vae, *self.text.encoders.values()), repr(self.sched.config))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents b c h w -> pictures in [-1, 1], b 3 H W. Raises ValueError where they are not finite."""
-        pictures = self.vae.decode(self.vae.unscale(latents).to(self.dtype)).float()
+        pictures = self.vae.decode(self.vae.unscale(latents).to(self.vae.dtype)).float()
         if not torch.isfinite(pictures).all():
             raise self.not_finite("the decoded picture is not finite")
         return pictures.clamp(-1, 1)
@@ -56,7 +56,7 @@ class Parts:
     def encode(self, pictures: Tensor, polish: int = 0) -> Tensor:
         """Pictures in [-1, 1], b 3 H W -> latents b c h w, float32: the mean of what the encoder says. polish: see
         `polished`. Raises ValueError where they are not finite."""
-        mean, _ = self.vae.encode(pictures.to(self.device, self.dtype))
+        mean, _ = self.vae.encode(pictures.to(self.device, self.vae.dtype))
         if not torch.isfinite(mean).all():
             raise self.not_finite("the picture's latents are not finite")
         return self.polished(self.vae.scale(mean.float()), pictures.to(self.device), polish)
@@ -79,7 +79,7 @@ class Parts:
             z = latents.detach().clone().requires_grad_()
             adam = torch.optim.Adam([z], lr=rate)
             for update in range(updates + 1):
-                picture = self.vae.decode(self.vae.unscale(z).to(self.dtype)).float()
+                picture = self.vae.decode(self.vae.unscale(z).to(self.vae.dtype)).float()
                 loss = (picture - x).square().sum()  # a mean's gradients would vanish in 16 bits
                 if loss < least:
                     best, least = z.detach().clone(), float(loss.detach())
@@ -92,7 +92,7 @@ class Parts:
 
     def not_finite(self, what: str) -> ValueError:
         """The error to raise where a result is not finite: it names the first damaged weight, if there is one."""
-        for name, part in (("unet", self.unet), ("vae", self.vae), ("text_encoder", self.text.encoder)):
+        for name, part in {"unet": self.unet, "vae": self.vae, **self.text.encoders}.items():
             for key, p in part.named_parameters():
                 if not torch.isfinite(p).all():
                     return ValueError(f"{self.text.folder / name}: {key} is not finite: the weights are damaged")
@@ -127,8 +127,15 @@ class Parts:
         return eps_u + guidance * shrunk(eps_c - eps_u, proximal)
 
     def counted(self, x: Tensor, t: int, context: Tensor, attend: Attend, again: bool = False) -> Tensor:
+        """The UNet's prediction. Stable Diffusion XL is told of a picture that it was of this size and is whole: its
+        rows and columns, where it was cut, rows and columns again (Podell et al. 2023, section 2.2)."""
         self.rows += len(x)
-        return self.unet(x, t, context, attend, again=again).float()
+        words, pooled = self.text.parted(context)
+        added = None
+        if pooled is not None:
+            size = [side * self.vae.stride for side in x.shape[-2:]]
+            added = pooled, torch.tensor([[*size, 0, 0, *size]], device=x.device).expand(len(x), -1)
+        return self.unet(x, t, words, attend, added, again).float()
 
 
 def shrunk(difference: Tensor, proximal: float) -> Tensor:

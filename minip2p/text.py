@@ -1,14 +1,18 @@
-"""Tokenizer and text encoder, both by `transformers`, which is imported only when a prompt is first read."""
+"""Tokenizers and text encoders, both by `transformers`, which is imported only when a prompt is first read.
 
-from collections.abc import Sequence
+Axes: b batch, n tokens, d width of the context that the UNet reads.
+"""
+
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from minip2p.checkpoint import check_names, read_tensors
+from minip2p.checkpoint import check_names
 from minip2p.config import is_whole, read_json
 from minip2p.words import Prompt
 
@@ -18,50 +22,101 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-class Text:
-    """Prompts -> the context that the UNet's cross-attention reads. `folder` holds tokenizer/ and text_encoder/."""
+class Files(Protocol):
+    """Where the parts of a model are: see `folder.Folder`."""
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"):
-        self.folder, self.dtype, self.device = folder, dtype, device
-        tokenizer = ("vocab.json", "merges.txt", "tokenizer_config.json")
-        for needed in (*(f"tokenizer/{name}" for name in tokenizer), "text_encoder/model.safetensors"):
-            if not (folder / needed).is_file():
-                raise FileNotFoundError(f"{folder / needed}: no such file; is {folder} a diffusers model folder?")
-        self.width: int = read_json(folder / "text_encoder" / "config.json").get("hidden_size", 512)
+    where: Path
+
+    def has(self, part: str) -> bool: ...
+    def config_file(self, part: str) -> Path: ...
+    def config(self, part: str) -> dict[str, Any]: ...
+    def tokenizer(self, part: str) -> Path: ...
+    def tensors(self, part: str) -> tuple[dict[str, Tensor], Path]: ...
+
+
+class Tower:
+    """A text encoder and its tokenizer: "text_encoder" and "tokenizer", or those whose names end in "_2"."""
+
+    def __init__(self, files: Files, number: str, dtype: torch.dtype, device: torch.device | str):
+        self.files, self.part, self.dtype, self.device = files, f"text_encoder{number}", dtype, device
+        self.path, (self.tensors, self.file) = files.tokenizer(f"tokenizer{number}"), files.tensors(self.part)
+        self.config: Mapping[str, Any] = files.config(self.part)
+        self.width: int = self.config.get("hidden_size", 512)
+        self.pooled: int = self.config.get("projection_dim", 512)
 
     @cached_property
     def tokenizer(self) -> Any:
         from transformers import CLIPTokenizer
 
-        path = self.folder / "tokenizer"
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = CLIPTokenizer.from_pretrained(self.path, local_files_only=True)
         except Exception as error:  # a broken vocabulary raises just this class
-            raise ValueError(f"{path}: cannot be read as a tokenizer ({_line(error)})") from None
-        size: Any = read_json(path / "tokenizer_config.json").get("model_max_length")
+            raise ValueError(f"{self.path}: cannot be read as a tokenizer ({_line(error)})") from None
+        size: Any = read_json(self.path / "tokenizer_config.json").get("model_max_length")
         if not is_whole(size) or not 2 < size < 2**16:
-            raise ValueError(f"{path / 'tokenizer_config.json'}: model_max_length is {size}, not a number of tokens")
+            raise ValueError(
+                f"{self.path / 'tokenizer_config.json'}: model_max_length is {size}, not a number of tokens"
+            )
         return tokenizer
 
     @cached_property
     def encoder(self) -> Any:
-        from transformers import CLIPTextConfig, CLIPTextModel
+        import transformers
 
-        path = self.folder / "text_encoder"
+        projects = "CLIPTextModelWithProjection" in (self.config.get("architectures") or ())
+        kind: Any = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
         # Former files carry the buffer of positions 0 … 76, which is no weight.
-        tensors = {n: t for n, t in read_tensors(path / "model.safetensors").items() if not n.endswith("position_ids")}
+        tensors = {name: t for name, t in self.tensors.items() if not name.endswith("position_ids")}
         try:
-            config = CLIPTextConfig.from_pretrained(path, local_files_only=True)
+            config = transformers.CLIPTextConfig.from_dict(dict(self.config))
             with torch.random.fork_rng(devices=[]):  # it draws weights first; the caller's random numbers stay theirs
-                encoder = CLIPTextModel._from_config(config, dtype=self.dtype)
+                encoder = kind._from_config(config, dtype=self.dtype)
         except Exception as error:  # transformers' errors have no class in common
-            raise ValueError(f"{path / 'config.json'}: cannot build the text encoder ({_line(error)})") from None
+            where = self.files.config_file(self.part)
+            raise ValueError(f"{where}: cannot build the text encoder ({_line(error)})") from None
         # transformers 4 puts "text_model." before every name and transformers 5 does not; files come in both forms.
         names = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
         tensors = {names.get(n.removeprefix("text_model."), n): t.to(self.dtype) for n, t in tensors.items()}
-        check_names(path / "model.safetensors", encoder.state_dict(), tensors)
+        check_names(self.file, encoder.state_dict(), tensors)
         encoder.load_state_dict(tensors, strict=True, assign=True)  # memory-mapped: no copy
         return encoder.eval().requires_grad_(False).to(self.device)
+
+    def __call__(self, prompts: Sequence[str], skip: int = 0) -> tuple[Tensor, Tensor | None]:
+        """The last hidden states, b n d, and the projection of the end token's where the encoder has one, b p. skip:
+        the states before so many last layers, and before the norm, instead."""
+        ids = torch.tensor([Prompt.of(text, self.tokenizer).ids for text in prompts], device=self.device)
+        said = self.encoder(input_ids=ids, output_hidden_states=skip > 0)
+        hidden = said.hidden_states[-1 - skip] if skip else said.last_hidden_state
+        return hidden, getattr(said, "text_embeds", None)
+
+
+class Text:
+    """Prompts -> the context that the UNet's cross-attention reads.
+
+    Of Stable Diffusion 1 and 2 these are the last hidden states of one encoder. Stable Diffusion XL (Podell et al.
+    2023, section 2.1) has two, whose states before the last layer stand side by side; and of a prompt as a whole it
+    reads the second's projection, which here is one more row after the tokens', filled up with zeros (`parted`).
+    """
+
+    def __init__(self, files: Files, *, dtype: torch.dtype, device: torch.device | str = "cpu"):
+        self.folder, self.device = files.where, device
+        numbers = ("", "_2") if files.has("text_encoder_2") else ("",)
+        self.towers = [Tower(files, number, dtype, device) for number in numbers]
+        self.width, self.pooled = sum(tower.width for tower in self.towers), self.towers[-1].pooled
+        self.zeros = bool(files.config("").get("force_zeros_for_empty_prompt", False))
+
+    @property
+    def double(self) -> bool:
+        return len(self.towers) > 1
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.towers[0].tokenizer
+
+    @property
+    def encoders(self) -> dict[str, Any]:
+        """The encoders by the names of their folders."""
+        return {tower.part: tower.encoder for tower in self.towers}
 
     def prompt(self, text: str) -> Prompt:
         """A prompt with its tokens and words."""
@@ -72,7 +127,21 @@ class Text:
         return Prompt.of(text, self.tokenizer)
 
     def __call__(self, prompts: str | Sequence[str]) -> Tensor:
-        """Prompts -> the last hidden states, b n d (n: the tokenizer's length, 77)."""
-        several: Any = prompts if isinstance(prompts, list | tuple) else [prompts]
-        ids = torch.tensor([self.prompt(text).ids for text in several], device=self.device)
-        return self.encoder(input_ids=ids).last_hidden_state
+        """Prompts -> b n d (n: the tokenizer's length, 77), or b n+1 d of two encoders."""
+        several: list[Any] = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
+        for text in several:
+            self.prompt(text)
+        if not self.double:
+            return self.towers[0](several)[0]
+        (first, _), (second, pooled) = (tower(several, skip=1) for tower in self.towers)
+        assert pooled is not None
+        return torch.cat([torch.cat([first, second], -1), F.pad(pooled, (0, self.width - self.pooled))[:, None]], 1)
+
+    def negative(self, prompt: str) -> Tensor:
+        """The context of a negative prompt, 1 n d: nothing at all for an empty one, where the model was so trained."""
+        context = self([prompt])
+        return torch.zeros_like(context) if self.zeros and not prompt else context
+
+    def parted(self, context: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `__call__` makes -> the tokens' rows, b n d, and of two encoders the prompts' own, b p."""
+        return (context[:, :-1], context[:, -1, : self.pooled]) if self.double else (context, None)

@@ -170,7 +170,7 @@ class Source:
 
     def __init__(self, parts: Parts, origin: Trajectory | Start):
         self.parts, self.origin = parts, origin
-        self.conditional, self.negative = parts.text(origin.prompt), parts.text(origin.negative)
+        self.conditional, self.negative = parts.text(origin.prompt), parts.text.negative(origin.negative)
         known = origin.latents if isinstance(origin, Trajectory) else origin.noise
         self.latents = [x.clone() for x in known.to(parts.device).split(1)]  # for the bits' sake, see `Record.at`
 

@@ -152,7 +152,7 @@ def test_weights_of_the_dtype_asked_for_stay_in_the_files_own_memory(tmp_path):
 
 
 def test_nothing_is_left_on_the_meta_device(model):
-    for part in (model.unet, model.vae, model.text.encoder):
+    for part in (model.unet, model.vae, *model.text.encoders.values()):
         assert {t.device.type for t in (*part.parameters(), *part.buffers())} == {"cpu"}
 
 

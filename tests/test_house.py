@@ -24,8 +24,8 @@ FLOORS = (
     ("attention", "config", "layers", "errors", "files", "metrics", "picture"),
     ("unet", "vae", "sched"),
     ("checkpoint", "words"),
-    ("text", "align"),
-    ("edit", "mask", "parts"),
+    ("text", "align", "folder", "names"),
+    ("edit", "mask", "parts", "single"),
     ("rule",),
     ("inject", "record", "start", "blend"),
     ("trajectory",),
@@ -43,6 +43,10 @@ FLOORS = (
     ("__main__",),
 )
 AROUND = (
+    "loading",
+    "folder",
+    "single",
+    "names",
     "tiny",
     "viz",
     "png",

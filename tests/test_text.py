@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from minip2p.folder import Folder
 from minip2p.text import Text
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ def rewrite(folder, change):
 
 
 def text(folder, dtype=torch.float32):
-    return Text(folder, dtype=dtype)
+    return Text(Folder(folder), dtype=dtype)
 
 
 def test_the_context_is_transformers_last_hidden_state(model):
@@ -107,8 +108,11 @@ def test_broken_folders_are_one_clear_line(folder):
 def test_the_dtype_is_the_one_asked_for(folder):
     ours = text(folder, torch.bfloat16)
     assert ours("a cat").dtype == torch.bfloat16
-    assert {p.dtype for p in ours.encoder.parameters()} == {torch.bfloat16}
-    assert not any(p.requires_grad for p in ours.encoder.parameters()) and not ours.encoder.training
+    assert {p.dtype for p in ours.encoders["text_encoder"].parameters()} == {torch.bfloat16}
+    assert (
+        not any(p.requires_grad for p in ours.encoders["text_encoder"].parameters())
+        and not ours.encoders["text_encoder"].training
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff"], ids=["empty", "a list", "no text"])

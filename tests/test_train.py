@@ -140,7 +140,10 @@ def test_a_warm_start_takes_up_what_has_landed(tmp_path):
     ((out, denoiser, done),) = written
     assert (out, done) == (options.out, steps["unet"])
     assert all(torch.equal(p, denoiser.unet.get_parameter(n)) for n, p in model.unet.named_parameters())
-    assert all(torch.equal(p, denoiser.text.get_parameter(n)) for n, p in model.text.encoder.named_parameters())
+    assert all(
+        torch.equal(p, denoiser.text.get_parameter(n))
+        for n, p in model.text.encoders["text_encoder"].named_parameters()
+    )
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path):

@@ -243,7 +243,7 @@ def train_denoiser(
     training = Training(denoiser, work, rate=rate, steps=options.steps, ema=0.9999, seed=seed)
     if options.warm:
         model = load(options.warm)
-        landed = {"unet": model.unet.state_dict(), "text": model.text.encoder.state_dict()}
+        landed = {"unet": model.unet.state_dict(), "text": model.text.encoders["text_encoder"].state_dict()}
         weights = {f"{part}.{name}": tensor for part, tensors in landed.items() for name, tensor in tensors.items()}
         training.begin(weights, trained(options.warm)["unet"])
     sched, tokenize, scale = Schedule(SCHEDULER_CONFIG), tokenizer(), latents.scale()

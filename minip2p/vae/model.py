@@ -20,6 +20,11 @@ class VAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(c, c, 1) if config.use_post_quant_conv else None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Its own: of Stable Diffusion XL float32 where all else is float16, in which it overflows."""
+        return self.decoder.conv_in.weight.dtype
+
+    @property
     def stride(self) -> int:
         return 2 ** (len(self.config.block_out_channels) - 1)
 

@@ -1,0 +1,243 @@
+"""A model in one .safetensors file, in the names of the original codes: what it is, is read off its keys and shapes.
+
+Such a file has neither configurations nor tokenizers. The former are derived here, as far as sizes tell; for the rest
+there is a folder in diffusers' layout of the same family, of which only its small files are read.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from minip2p.checkpoint import built, read_metadata, read_tensors
+from minip2p.config import UNetConfig, VAEConfig
+from minip2p.folder import Folder
+from minip2p.names import of_openclip, of_unet, of_vae, openclip_tensors, part_of
+from minip2p.unet import UNet
+from minip2p.vae import VAE
+
+Shapes = Mapping[str, tuple[int, ...]]
+UNET, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
+BARE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # of a VAE alone
+# Of each text encoder, by its part: where a file may have it. Those of OpenCLIP have their own names.
+TRANSFORMERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"text_encoder": ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")}
+)
+OPENCLIP: Mapping[str, str] = MappingProxyType(
+    {"text_encoder": "cond_stage_model.model.", "text_encoder_2": "conditioner.embedders.1.model."}
+)
+# What may be ignored: averages of the weights, buffers that the schedule makes anew, positions, CLIP's temperature.
+IGNORED = re.compile(
+    r"model_ema\.|.*position_ids$|.*logit_scale$|(alphas_cumprod|betas|log_one_minus|sqrt_|posterior_|lvlb_weights|"
+    r"logvar|loss\.|denoiser\.|scale_factor|model\.(alphas|betas|sqrt|log|posterior)|global_step)"
+)
+
+
+class Single:
+    """The parts of a model in a file. config: a folder of its family, for what the file does not have."""
+
+    def __init__(self, file: Path, config: Path | None):
+        self.where, self.folder = file, None if config is None else Folder(config)
+        self.all = read_tensors(file)
+        self.shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in self.all.items()}
+        self.said = read_metadata(file)
+        known = (UNET, VAE_PREFIX, *BARE, "cond_stage_model.", "conditioner.embedders.")
+        if odd := [name for name in self.all if not name.startswith(known) and not IGNORED.match(name)]:
+            raise ValueError(f"{file}: {odd[0]} is of no model that is known here; such a file has {UNET}… in it, or a "
+                             "VAE's encoder.…")  # fmt: skip
+
+    def has(self, part: str) -> bool:
+        return any(map(self.there, self.prefixes(part)))
+
+    def prefixes(self, part: str) -> tuple[str, ...]:
+        """Where the file may have a part."""
+        own: Mapping[str, tuple[str, ...]] = {"unet": (UNET,), "vae": (VAE_PREFIX, *BARE)}
+        return own.get(part) or (*TRANSFORMERS.get(part, ()), *((OPENCLIP[part],) if part in OPENCLIP else ()))
+
+    def config_file(self, part: str) -> Path:
+        """What to name where a configuration is wrong."""
+        return self.where if self.folder is None else self.folder.config_file(part)
+
+    def config(self, part: str) -> dict[str, Any]:
+        if self.folder is not None:
+            return self.folder.config(part)
+        made: Mapping[str, Callable[[], dict[str, Any]]] = {
+            "": self.index, "unet": self.unet_config, "vae": self.vae_config, "scheduler": self.scheduler_config,
+        }  # fmt: skip
+        return made[part]() if part in made else self.text_config(part)
+
+    def tokenizer(self, part: str) -> Path:
+        if self.folder is None:
+            raise ValueError(f"{self.where}: a single file has no tokenizer: give, as config, a folder in diffusers' "
+                             "layout of the same family; its weights are not read")  # fmt: skip
+        return self.folder.tokenizer(part)
+
+    def tensors(self, part: str) -> tuple[dict[str, Tensor], Path]:
+        """A part's weights by our names. Raises ValueError for tensors of the part that have no place in it."""
+        used, found = {}, {}
+        for ours, theirs in self.names(part).items():
+            if theirs not in self.all:
+                raise ValueError(f"{self.where}: {theirs} is missing")
+            used[theirs], found[ours] = True, part_of(ours, theirs, self.all[theirs])
+        odd = [name for name in self.all if self.belongs(name, part) and name not in used and not IGNORED.match(name)]
+        if odd:
+            raise ValueError(f"{self.where}: {odd[0]} is not a tensor of this model")
+        return found, self.where
+
+    def belongs(self, name: str, part: str) -> bool:
+        if name.startswith(
+            OPENCLIP["text_encoder"]
+        ):  # Stable Diffusion 2 reads the last layer but one, and no projection
+            last = f"resblocks.{self.layers(OPENCLIP['text_encoder'])}."
+            if last in name or name.endswith("text_projection"):
+                return False
+        return name.startswith(self.prefixes(part))
+
+    def names(self, part: str) -> dict[str, str]:
+        """Our names of a part's tensors -> the file's."""
+        if part == "unet":
+            unet = UNetConfig.of(self.config("unet"), str(self.config_file("unet")))
+            return {name: UNET + of_unet(name, unet)
+                    for name in built(lambda: UNet(unet), self.config_file(part)).state_dict()}  # fmt: skip
+        if part == "vae":
+            vae = VAEConfig.of(self.config("vae"), str(self.config_file("vae")))
+            prefix = VAE_PREFIX if self.there(VAE_PREFIX) else ""
+            return {name: prefix + of_vae(name, vae)
+                    for name in built(lambda: VAE(vae), self.config_file(part)).state_dict()}  # fmt: skip
+        prefix, _, open_clip = self.text_names(part)
+        if open_clip:
+            ours = openclip_tensors(self.layers(prefix), part == "text_encoder_2")
+            return {name: prefix + of_openclip(name) for name in ours}
+        return {name.removeprefix(prefix).removeprefix("text_model."): name for name in self.all
+                if name.startswith(prefix) and not IGNORED.match(name)}  # fmt: skip
+
+    # What the sizes tell
+
+    def size(self, name: str, axis: int = 0) -> int:
+        """Of a tensor along an axis. Raises ValueError where it is missing."""
+        if name not in self.shapes or len(self.shapes[name]) <= axis:
+            raise ValueError(f"{self.where}: {name} is missing, or of no shape that tells what the model is")
+        return self.shapes[name][axis]
+
+    def count(self, pattern: str) -> int:
+        """How many different numbers stand in the place of a pattern's group."""
+        return len({match[1] for name in self.all if (match := re.match(pattern, name))})
+
+    def layers(self, prefix: str) -> int:
+        """Of OpenCLIP those that are read: all but the last, where the file is Stable Diffusion 2's."""
+        there = self.count(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.")
+        return there - (prefix == OPENCLIP["text_encoder"])
+
+    @property
+    def xl(self) -> bool:
+        return UNET + "label_emb.0.0.weight" in self.all
+
+    def index(self) -> dict[str, Any]:
+        return {"force_zeros_for_empty_prompt": self.xl}
+
+    def unet_config(self) -> dict[str, Any]:
+        """Of the UNet: levels end with a resampler; heads are 8, or 64 wide where the projections are linear."""
+        blocks = 1 + max(int(name.split(".")[3]) for name in self.all if name.startswith(UNET + "input_blocks."))
+        ends = [n for n in range(blocks) if f"{UNET}input_blocks.{n}.0.op.weight" in self.all]
+        layers = (ends[0] if ends else blocks) - 1
+        firsts = [1, *(end + 1 for end in ends)]
+        widths = [self.size(f"{UNET}input_blocks.{n}.0.out_layers.3.weight") for n in firsts]
+        up = [f"{UNET}output_blocks.{level * (layers + 1)}.1" for level in range(len(widths))]
+        depths = [self.depth(f"{UNET}input_blocks.{n}.1") for n in firsts[:-1]] + [self.depth(f"{UNET}middle_block.1")]
+        linear = len(self.shapes.get(f"{UNET}middle_block.1.proj_in.weight", ())) == 2
+        middle = f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+        made: dict[str, Any] = {
+            "sample_size": 128 if self.xl else 96 if linear and self.prediction() == "v_prediction" else 64,
+            "in_channels": self.size(f"{UNET}input_blocks.0.0.weight", 1),
+            "out_channels": self.size(f"{UNET}out.2.weight"),
+            "down_block_types": [kind(self.depth(f"{UNET}input_blocks.{n}.1"), "DownBlock2D") for n in firsts],
+            "up_block_types": [kind(self.depth(block), "UpBlock2D") for block in up],
+            "block_out_channels": widths,
+            "layers_per_block": layers,
+            "cross_attention_dim": self.size(middle, 1),
+            "attention_head_dim": [width // 64 for width in widths] if linear else 8,
+            "transformer_layers_per_block": [max(depth, 1) for depth in depths],
+            "use_linear_projection": linear,
+        }
+        if self.xl:
+            joined = self.size(f"{UNET}label_emb.0.0.weight", 1)
+            pooled = self.size(OPENCLIP["text_encoder_2"] + "text_projection", 1)
+            made |= {"addition_embed_type": "text_time", "addition_time_embed_dim": (joined - pooled) // 6,
+                     "projection_class_embeddings_input_dim": joined}  # fmt: skip
+        return made
+
+    def depth(self, block: str) -> int:
+        """How many transformer blocks stand in a block."""
+        return self.count(re.escape(block) + r"\.transformer_blocks\.(\d+)\.")
+
+    def vae_config(self) -> dict[str, Any]:
+        prefix = VAE_PREFIX if self.there(VAE_PREFIX) else ""
+        levels = self.count(re.escape(prefix) + r"encoder\.down\.(\d+)\.")
+        widths = [self.size(f"{prefix}encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
+        return {
+            "block_out_channels": widths,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "layers_per_block": self.count(re.escape(prefix) + r"encoder\.down\.0\.block\.(\d+)\."),
+            "latent_channels": self.size(f"{prefix}decoder.conv_in.weight", 1),
+            "scaling_factor": 0.13025 if self.xl else 0.18215,
+            "use_quant_conv": f"{prefix}quant_conv.weight" in self.all,
+            "use_post_quant_conv": f"{prefix}post_quant_conv.weight" in self.all,
+        }
+
+    def prediction(self) -> str:
+        """Of noise; of Stable Diffusion 2, of which there are both kinds, what the file's metadata say. Raises
+        ValueError where they say nothing."""
+        said = {"epsilon": "epsilon", "v": "v_prediction"}.get(self.said.get("modelspec.prediction_type", ""))
+        if said is None and self.there(OPENCLIP["text_encoder"]):
+            raise ValueError(f"{self.where}: a Stable Diffusion 2 predicts noise or v, and the file does not say "
+                             "which: give, as config, a folder that does")  # fmt: skip
+        return said or "epsilon"
+
+    def scheduler_config(self) -> dict[str, Any]:
+        return {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
+                "set_alpha_to_one": False, "prediction_type": self.prediction()}  # fmt: skip
+
+    def text_config(self, part: str) -> dict[str, Any]:
+        """Of a text encoder, whose heads are 64 wide."""
+        prefix, first, open_clip = self.text_names(part)
+        words, width = (self.size(f"{first}token_embedding.weight", axis) for axis in (0, 1))
+        made = {"hidden_size": width, "vocab_size": words, "num_attention_heads": width // 64,
+                "eos_token_id": words - 1, "bos_token_id": words - 2}  # fmt: skip
+        if open_clip:
+            second = part == "text_encoder_2"
+            return made | {
+                "architectures": ["CLIPTextModelWithProjection" if second else "CLIPTextModel"],
+                "num_hidden_layers": self.layers(prefix),
+                "intermediate_size": self.size(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"),
+                "max_position_embeddings": self.size(f"{prefix}positional_embedding"),
+                "projection_dim": self.size(f"{prefix}text_projection", 1),
+                "hidden_act": "gelu",
+            }
+        inner = first.removesuffix("embeddings.")
+        return made | {
+            "num_hidden_layers": self.count(re.escape(inner) + r"encoder\.layers\.(\d+)\."),
+            "intermediate_size": self.size(f"{inner}encoder.layers.0.mlp.fc1.weight"),
+            "max_position_embeddings": self.size(f"{first}position_embedding.weight"),
+            "projection_dim": width,
+            "hidden_act": "quick_gelu",
+        }
+
+    def text_names(self, part: str) -> tuple[str, str, bool]:
+        """Of a text encoder: its prefix, that of its embeddings, and whether it has OpenCLIP's names."""
+        for prefix in TRANSFORMERS.get(part, ()):
+            if self.there(prefix):
+                inner = prefix + ("text_model." if self.there(prefix + "text_model.") else "")
+                return prefix, inner + "embeddings.", False
+        return OPENCLIP[part], OPENCLIP[part], True
+
+    def there(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self.all)
+
+
+def kind(depth: int, plain: str) -> str:
+    """The type of a block, as UNetConfig has it."""
+    return "CrossAttn" + plain if depth else plain

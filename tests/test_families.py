@@ -1,0 +1,266 @@
+"""Every Stable Diffusion, small and with random weights: its pipeline in diffusers, its layouts, and broken ones."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from families import FAMILIES, pipeline, single
+from parity import check
+from safetensors.torch import load_file, save_file
+
+import minip2p
+from minip2p.config import UNetConfig, VAEConfig
+from minip2p.single import Single
+
+PROMPT, STEPS = "a cat on the beach", 20
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory):
+    """A family's name -> (its pipeline, its folder, its single file), made when first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("families") / name.replace(" ", "-")
+            pipe = pipeline(name)
+            pipe.save_pretrained(folder)
+            single(folder, folder.with_suffix(".safetensors"))
+            made[name] = pipe, folder, folder.with_suffix(".safetensors")
+        return made[name]
+
+    return get
+
+
+def copied(folder, to):
+    shutil.copytree(folder, to)
+    return to
+
+
+def same(ours, theirs, beside=()):
+    """Whether two modules have the same tensors, to the bit; beside: ends of names that ours need not have."""
+    a, b = ({name.removeprefix("text_model."): t for name, t in one.state_dict().items()} for one in (ours, theirs))
+    b = {name: t for name, t in b.items() if not name.endswith(tuple(beside) or "\0")}
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def same_models(a, b):
+    encoders = a.text.encoders.keys() == b.text.encoders.keys() and all(
+        same(one, b.text.encoders[name]) for name, one in a.text.encoders.items())  # fmt: skip
+    return same(a.unet, b.unet) and same(a.vae, b.vae) and encoders
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_familys_latents_after_20_steps_are_those_of_its_pipeline(family, name):
+    pipe, folder, _ = family(name)
+    model = minip2p.load(folder)
+    run = model.generate(PROMPT, seed=1, steps=STEPS, negative="fog" if "Turbo" not in name else "")
+    with torch.no_grad():
+        theirs = pipe(PROMPT, latents=run.latents[:1].clone(), num_inference_steps=STEPS, output_type="latent",
+                      negative_prompt=run.negative or None, guidance_scale=model.guidance).images  # fmt: skip
+    check(f"{name}, float32", run.latents[-1:], theirs, 1e-3)  # 6e-6
+
+
+def test_an_empty_negative_prompt_is_nothing_to_stable_diffusion_xl(family):
+    """diffusers takes zeros for one that is not given."""
+    pipe, folder, _ = family("SDXL")
+    model = minip2p.load(folder)
+    run = model.generate(PROMPT, seed=2, steps=5)
+    with torch.no_grad():
+        theirs = pipe(PROMPT, latents=run.latents[:1].clone(), num_inference_steps=5, output_type="latent").images
+    check("SDXL without a negative prompt, float32", run.latents[-1:], theirs, 1e-3)
+    assert not model.text.negative("").any() and model.text("").any()
+
+
+def test_guidance_is_the_familys_own(family):
+    said = {name: minip2p.load(family(name)[1]).guidance for name in FAMILIES}
+    assert said == {"SD 1": 7.5, "SD 2 base": 7.5, "SD 2, v": 7.5, "SDXL": 5.0, "SD Turbo": 1.0, "SDXL Turbo": 1.0}
+
+
+def test_at_guidance_0_a_distilled_model_runs_no_unconditional_rows(family):
+    """Their cards say 0, by which diffusers means the conditional rows alone: here that is 1."""
+    model = minip2p.load(family("SD Turbo")[1])
+    before = model.rows
+    run = model.generate(PROMPT, steps=2, guidance=0)
+    assert model.rows - before == 2 and run.guidance == 1.0
+    assert torch.equal(run.latents, model.generate(PROMPT, steps=2, guidance=1).latents)
+
+
+@pytest.mark.parametrize("name", ["SD 2, v", "SDXL"])
+def test_prompt_to_prompt_on_every_family(family, name):
+    """A word is swapped; into itself it is itself; map space and value space agree; a photograph is met."""
+    model = minip2p.load(family(name)[1])
+    run = model.generate(PROMPT, seed=1, steps=4)
+    swap = {"cross": 1.0, "self_": 0.5}
+    edited, plain, mapped = (model.edit(run, "a dog on the beach", **how)
+                             for how in (swap, {"cross": 0, "self_": 0}, {**swap, "explicit": True}))  # fmt: skip
+    assert (edited.latents[-1] - plain.latents[-1]).abs().max() > 1e-3
+    check(f"{name}, in maps, float32", mapped.latents, edited.latents, 1e-4)
+    itself = model.edit(run, PROMPT, **swap)
+    check(f"{name}, itself, float32", itself.latents, run.latents, 1e-4)
+    photo = model.invert(torch.rand(3, 32, 32) * 2 - 1, PROMPT, steps=4)
+    assert photo.maps(["cat"]).shape == (1, 32, 32) and photo.latents.isfinite().all()
+    nulled = model.invert(torch.rand(3, 32, 32) * 2 - 1, PROMPT, steps=2, method="null-text", inner=1)
+    assert nulled.way.unconditional.shape == (2, *model.text("").shape[1:])
+
+
+def test_a_record_of_stable_diffusion_xl_is_kept_and_read(family, tmp_path):
+    model = minip2p.load(family("SDXL")[1])
+    kept = model.record(PROMPT, seed=1, steps=3, file=tmp_path / "run.safetensors")
+    again = model.open(tmp_path / "run.safetensors")
+    a, b = (model.edit(run, "a dog on the beach") for run in (kept, again))
+    assert torch.equal(a.latents, b.latents)
+
+
+def test_the_vae_of_stable_diffusion_xl_stays_float32_in_float16(family, tmp_path):
+    """Unless its config says that it does not overflow."""
+    _, folder, _ = family("SDXL")
+    model = minip2p.load(folder, dtype=torch.float16)
+    assert (model.unet.conv_in.weight.dtype, model.vae.dtype) == (torch.float16, torch.float32)
+    assert model.decode(torch.randn(1, 4, 16, 16)).isfinite().all()
+    fixed = copied(folder, tmp_path / "fixed")
+    file = fixed / "vae/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"force_upcast": False}))
+    assert minip2p.load(fixed, dtype=torch.float16).vae.dtype == torch.float16
+    assert minip2p.load(family("SD 1")[1], dtype=torch.float16).vae.dtype == torch.float16
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_single_file_is_the_folder_to_the_bit_here_and_in_diffusers(family, name):
+    pipe, folder, file = family(name)
+    ours = minip2p.load(file, config=folder)
+    assert same_models(ours, minip2p.load(folder))
+    theirs = type(pipe).from_single_file(str(file), config=str(folder))
+    assert same(ours.unet, theirs.unet) and same(ours.vae, theirs.vae)
+    for part, encoder in ours.text.encoders.items():
+        assert same(encoder, getattr(theirs, part), ["position_ids"])
+
+
+@pytest.mark.parametrize("name, said", [
+    ("SD 1", {}), ("SDXL", {}), ("SD 2 base", {"modelspec.prediction_type": "epsilon"}),
+    ("SD 2, v", {"modelspec.prediction_type": "v"}),
+])  # fmt: skip
+def test_what_a_single_file_is_is_read_off_its_keys_and_shapes(family, tmp_path, name, said):
+    """All that a folder's configs say, but for the size of a small model's pictures."""
+    _, folder, file = family(name)
+    save_file(load_file(file), tmp_path / "a.safetensors", said)
+    found = Single(tmp_path / "a.safetensors", None)
+    for part, of in (("unet", UNetConfig), ("vae", VAEConfig)):
+        theirs = of.of(json.loads((folder / part / "config.json").read_text()))
+        ours = of.of(found.config(part))
+        for key in of.__dataclass_fields__.keys() - {"sample_size"}:
+            values = [one.per_level(getattr(one, key)) if key in ("attention_head_dim", "transformer_layers_per_block")
+                      else getattr(one, key) for one in (ours, theirs)]  # fmt: skip
+            assert values[0] == values[1], key
+    theirs = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    assert {key: theirs[key] for key in found.config("scheduler")} == found.config("scheduler")
+    for part in ("text_encoder", "text_encoder_2") if name == "SDXL" else ("text_encoder",):
+        theirs = json.loads((folder / part / "config.json").read_text())
+        ours = found.config(part)
+        assert {key: theirs[key] for key in ours if key != "architectures"} == {
+            key: value for key, value in ours.items() if key != "architectures"}  # fmt: skip
+
+
+def test_a_single_stable_diffusion_2_that_does_not_say_what_it_predicts_is_one_clear_line(family):
+    with pytest.raises(ValueError, match="predicts noise or v, and the file does not say which: give, as config, a f"):
+        Single(family("SD 2, v")[2], None).config("scheduler")
+
+
+def test_a_single_file_needs_a_tokenizer(family):
+    with pytest.raises(ValueError, match="a single file has no tokenizer: give, as config, a folder"):
+        minip2p.load(family("SD 1")[2])
+    with pytest.raises(ValueError, match="a config is for a single file"):
+        minip2p.load(family("SD 1")[1], config=family("SD 1")[1])
+
+
+OLD = {
+    "model_ema.decay": torch.ones(()), "model_ema.diffusion_modelinput_blocks00weight": torch.ones(3),
+    "betas": torch.ones(4), "alphas_cumprod": torch.ones(4), "sqrt_alphas_cumprod": torch.ones(4),
+    "posterior_variance": torch.ones(4), "log_one_minus_alphas_cumprod": torch.ones(4), "logvar": torch.ones(4),
+    "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+}  # fmt: skip
+
+
+def test_what_old_files_have_besides_is_ignored_and_nothing_else(family, tmp_path):
+    _, folder, file = family("SD 1")
+    tensors = load_file(file)
+    save_file(tensors | OLD, tmp_path / "old.safetensors")
+    assert same_models(minip2p.load(tmp_path / "old.safetensors", config=folder), minip2p.load(folder))
+    for odd in ("model.diffusion_model.extra.weight", "first_stage_model.extra.weight", "lora_unet_a.alpha",
+                "cond_stage_model.transformer.text_model.extra.weight"):  # fmt: skip
+        save_file(tensors | {odd: torch.ones(1)}, tmp_path / "odd.safetensors")
+        with pytest.raises(ValueError, match="extra.weight|lora_unet_a.alpha is of no model") as error:
+            minip2p.load(tmp_path / "odd.safetensors", config=folder).text("a cat")
+        assert "odd.safetensors" in str(error.value) and "\n" not in str(error.value)
+    for gone in ("first_stage_model.quant_conv.bias", "model.diffusion_model.out.2.bias"):
+        save_file({name: t for name, t in tensors.items() if name != gone}, tmp_path / "less.safetensors")
+        with pytest.raises(ValueError, match=f"{gone} is missing"):
+            minip2p.load(tmp_path / "less.safetensors", config=folder)
+
+
+def test_a_vae_from_elsewhere(family, tmp_path):
+    """From a folder, a model's folder, a single file of it alone, or one of a whole model."""
+    folder = family("SD 1")[1]
+    other = pipeline("SD 1", seed=50)
+    other.save_pretrained(tmp_path / "other")
+    single(tmp_path / "other", tmp_path / "other.safetensors")
+    alone = {name.removeprefix("first_stage_model."): t for name, t in load_file(tmp_path / "other.safetensors").items()
+             if name.startswith("first_stage_model.")}  # fmt: skip
+    save_file(alone, tmp_path / "alone.safetensors")
+    want = minip2p.load(tmp_path / "other").vae
+    for where in ("other", "other/vae", "other.safetensors", "alone.safetensors"):
+        model = minip2p.load(folder, vae=tmp_path / where)
+        assert same(model.vae, want) and same(model.unet, minip2p.load(folder).unet), where
+        assert model.vae.config.scaling_factor == 0.18215
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        minip2p.load(folder, vae=tmp_path / "nowhere")
+
+
+def test_16_bit_variants_and_sharded_weights(family, tmp_path):
+    pipe, folder, _ = family("SDXL")
+    pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    assert (tmp_path / "half/unet/diffusion_pytorch_model.fp16.safetensors").exists()
+    assert same_models(minip2p.load(tmp_path / "half"), minip2p.load(folder))
+    pipe.save_pretrained(tmp_path / "shards", max_shard_size="1MB")
+    assert (tmp_path / "shards/unet/diffusion_pytorch_model.safetensors.index.json").exists()
+    assert same_models(minip2p.load(tmp_path / "shards"), minip2p.load(folder))
+    pipe.save_pretrained(tmp_path / "both", max_shard_size="1MB", variant="fp16")
+    assert same_models(minip2p.load(tmp_path / "both"), minip2p.load(folder))
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda index, file: index["weight_map"].update({"conv_in.bias": "../../other.safetensors"}), "not beside it"),
+    (lambda index, file: index["weight_map"].update({"conv_in.bias": "nowhere.safetensors"}), "by the index"),
+    (lambda index, file: index.update(weight_map={"conv_in.bias": "nowhere.safetensors"}), "nowhere.safetensors: no s"),
+    (lambda index, file: index["weight_map"].update({"more.bias": file}), "more.bias is in none of its files"),
+    (lambda index, file: index["weight_map"].pop("conv_in.bias"), None),  # it is there, and that is enough
+    (lambda index, file: index.pop("weight_map"), "has no weight_map"),
+    (lambda index, file: index.update(weight_map={"a": 3}), "has no weight_map"),
+])  # fmt: skip
+def test_an_index_is_read_strictly(family, tmp_path, change, says):
+    pipe, folder, _ = family("SD 1")
+    pipe.unet.save_pretrained(tmp_path / "unet", max_shard_size="1MB")
+    whole = copied(folder, tmp_path / "whole")
+    shutil.rmtree(whole / "unet")
+    shutil.move(tmp_path / "unet", whole / "unet")
+    path = whole / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index, index["weight_map"]["conv_in.weight"])
+    path.write_text(json.dumps(index))
+    if says is None:
+        assert same(minip2p.load(whole).unet, pipe.unet)
+    else:
+        with pytest.raises((ValueError, FileNotFoundError), match=says) as error:
+            minip2p.load(whole)
+        assert "\n" not in str(error.value)
+
+
+def test_pickled_weights_are_named_and_not_read(family, tmp_path):
+    folder = copied(family("SD 1")[1], tmp_path / "old")
+    (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model.bin: is pickled, and so a program, which is never"):
+        minip2p.load(folder)
