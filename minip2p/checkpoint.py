@@ -7,7 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from minip2p.files import whole
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -35,6 +38,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A kill leaves the old file or the new one, never half of one."""
+    with whole(path) as partial:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, partial, metadata)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -32,6 +32,10 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(dict(fields), indent=2) + "\n")
+
+
 def claim(file: Path, results: Path, what: Mapping[str, Any], holds: str) -> None:
     """Writes what a folder is for into a file in it. Raises ValueError where it is for something else, or where nothing
     says what the results in it are of. holds: what to call it."""

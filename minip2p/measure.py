@@ -27,7 +27,7 @@ SHEET = 7  # cases that a benchmark's sheet shows: of those that ship one of eac
 
 def opened(args: Namespace) -> Model:
     """The model that the options ask for."""
-    return load(args.model, dtype=getattr(torch, args.dtype), device=args.device)
+    return load(args.model, dtype=getattr(torch, args.dtype), device=args.device, vae=args.vae, config=args.config)
 
 
 def sweep(args: Namespace) -> None:

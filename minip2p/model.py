@@ -18,6 +18,7 @@ from minip2p.picture import check_picture, fitted, read
 from minip2p.record import Keeps
 from minip2p.replay import Target, edit
 from minip2p.rule import EVERYWHERE, Where, plan_edit, span
+from minip2p.saving import save
 from minip2p.sched import Schedule
 from minip2p.start import Start, begin, check_attend, latent_size
 from minip2p.text import Text
@@ -207,3 +208,8 @@ class Model(Parts):
         """The run in a file that `record` or `Trajectory.save` wrote, memory-mapped. Raises FileNotFoundError or
         ValueError, one line, for a file that is not a whole run of this model."""
         return opened(self, Path(file))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model as a folder in diffusers' layout, in its own dtype, whole or not at all. Raises
+        FileExistsError where there is something of that name."""
+        save(self, Path(folder), self.guidance)

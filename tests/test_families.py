@@ -7,9 +7,11 @@ import pytest
 import torch
 from families import FAMILIES, pipeline, single
 from parity import check
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import minip2p
+from minip2p import cli
 from minip2p.config import UNetConfig, VAEConfig
 from minip2p.single import Single
 
@@ -264,3 +266,50 @@ def test_pickled_weights_are_named_and_not_read(family, tmp_path):
     (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model.bin: is pickled, and so a program, which is never"):
         minip2p.load(folder)
+
+
+@pytest.mark.parametrize("name", ["SD 1", "SD 2, v", "SDXL Turbo"])
+def test_a_model_that_is_saved_opens_here_and_in_diffusers(family, tmp_path, name):
+    """Also one from a single file, and of another guidance; in its own dtype; whole or not at all."""
+    pipe, folder, file = family(name)
+    model = minip2p.load(file, config=folder)
+    model.guidance = 3.0
+    model.save(tmp_path / "saved")
+    again = minip2p.load(tmp_path / "saved")
+    assert same_models(again, model) and again.guidance == 3.0 and again.sched.config == model.sched.config
+    assert again.text.zeros == model.text.zeros
+    theirs = type(pipe).from_pretrained(tmp_path / "saved")
+    assert same(model.unet, theirs.unet) and same(model.vae, theirs.vae)
+    for part, encoder in model.text.encoders.items():
+        assert same(encoder, getattr(theirs, part), ["position_ids"])
+    a, b = ({key: value for key, value in one.scheduler.config.items() if key[0] != "_"} for one in (pipe, theirs))
+    assert a == b
+    with pytest.raises(FileExistsError, match="saved: is there already"):
+        model.save(tmp_path / "saved")
+    half = minip2p.load(folder, dtype=torch.bfloat16)
+    half.save(tmp_path / "half")
+    assert load_file(tmp_path / "half/unet/diffusion_pytorch_model.safetensors")["conv_in.bias"].dtype == torch.bfloat16
+    assert same_models(minip2p.load(tmp_path / "half", dtype=torch.bfloat16), half)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "saved"]
+
+
+def test_a_save_that_fails_leaves_nothing(family, tmp_path, monkeypatch):
+    model = minip2p.load(family("SD 1")[1])
+    monkeypatch.setattr(shutil, "copytree", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no room")))
+    with pytest.raises(OSError, match="no room"):
+        model.save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_takes_a_single_file_and_another_vae(family, tmp_path, capsys):
+    _, folder, file = family("SD 1")
+    out = tmp_path / "a.png"
+    said = ["generate", PROMPT, "--steps", "2", "--size", "32x32", "-o", str(out)]
+    assert cli.main([*said, "--model", str(file), "--config", str(folder), "--vae", str(folder / "vae")]) == 0
+    want = minip2p.load(folder).generate(PROMPT, steps=2, size=(32, 32)).image
+    with Image.open(out) as made:
+        assert made.tobytes() == want.tobytes()
+    capsys.readouterr()
+    assert cli.main([*said, "--model", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert "a single file has no tokenizer" in error and error.count("\n") == 1

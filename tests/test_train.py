@@ -12,12 +12,12 @@ from torch.optim import AdamW
 
 import minip2p
 from minip2p.attention import fused
-from minip2p.checkpoint import shipped
+from minip2p.checkpoint import shipped, write_safetensors
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.sched import Schedule
 from minip2p.tiny import train
 from minip2p.tiny.export import export, text_encoder
-from minip2p.tiny.loop import Training, cooldown, generator, inverse_root, is_matrix, write_safetensors
+from minip2p.tiny.loop import Training, cooldown, generator, inverse_root, is_matrix
 from minip2p.tiny.muon import Muon
 from minip2p.unet import UNet
 from minip2p.vae import VAE
@@ -231,7 +231,7 @@ def test_the_exported_folder_opens_with_the_same_weights_in_float16(tmp_path):
     assert model.vae.config.scaling_factor == 0.25
     assert train.trained(tmp_path) == done
     assert model.guidance == json.loads((tmp_path / "minip2p.json").read_text())["guidance"]
-    for ours, theirs in ((unet, model.unet), (vae, model.vae), (text, model.text.encoder)):
+    for ours, theirs in ((unet, model.unet), (vae, model.vae), (text, model.text.encoders["text_encoder"])):
         loaded = theirs.state_dict()
         assert loaded.keys() == ours.state_dict().keys()
         assert all(torch.equal(t.half().float(), loaded[name]) for name, t in ours.state_dict().items())

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minip2p.checkpoint import load_module, shipped
+from minip2p.checkpoint import load_module, shipped, write_safetensors
+from minip2p.files import write_json
 from minip2p.metrics import iou
-from minip2p.tiny.loop import write_json, write_safetensors
 from minip2p.tiny.scenes import ANIMALS, ATTRIBUTES, BACKGROUNDS, COLOURS, STYLES, THINGS
 
 FOLDER = shipped("judge")

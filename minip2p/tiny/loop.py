@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minip2p.files import whole, write_text
+from minip2p.checkpoint import write_safetensors
 from minip2p.tiny.muon import Muon
 
 
@@ -28,16 +26,6 @@ def generator(*seed: int) -> torch.Generator:
     for part in seed:
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
     return torch.Generator().manual_seed(mixed)
-
-
-def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A kill leaves the old file or the new one, never half of one."""
-    with whole(path) as partial:
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, partial, metadata)
-
-
-def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(dict(fields), indent=2) + "\n")
 
 
 def half_precision() -> torch.autocast:

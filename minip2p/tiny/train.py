@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minip2p.attention import Attend, explicit
+from minip2p.checkpoint import write_safetensors
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, is_whole, read_json
 from minip2p.errors import guarded
 from minip2p.loading import load
@@ -30,7 +31,7 @@ from minip2p.model import Model
 from minip2p.sched import Schedule
 from minip2p.tiny.export import export, text_encoder, tokenizer
 from minip2p.tiny.grounding import Kept, aims, grounding_loss, regions, said
-from minip2p.tiny.loop import Training, cooldown, generator, half_precision, inverse_root, write_safetensors
+from minip2p.tiny.loop import Training, cooldown, generator, half_precision, inverse_root
 from minip2p.tiny.scenes import Render, Scene, Sprites, caption_for, dataset, fetch_sprites, render
 from minip2p.unet import UNet
 from minip2p.vae import VAE
