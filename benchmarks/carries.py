@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from common import finish
+from common import finish, kept, some
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ import minip2p
 from minip2p import png, viz
 from minip2p.attention import Site, fused
 from minip2p.edit import QK
+from minip2p.errors import guarded
 from minip2p.files import claim, write_text
 from minip2p.inject import injecting, recording
 from minip2p.layers import ResnetBlock
@@ -184,8 +185,8 @@ def named(thing: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What an edit keeps of its source by what is taken from it")
-    parser.add_argument("--count", type=int, default=80, help="cases of each table (default 80)")
-    parser.add_argument("--steps", type=int, default=20, help="(default 20)")
+    parser.add_argument("--count", type=some, default=80, help="cases of each table (default 80)")
+    parser.add_argument("--steps", type=some, default=20, help="(default 20)")
     parser.add_argument("-o", "--out", type=Path, default=Path("out/carries"), help="(default out/carries)")
     given = parser.parse_args()
     model, judge, figures = minip2p.load(), Judge.load(), {}
@@ -205,10 +206,10 @@ def main() -> None:
                     len(views) + 1, 128), target)])  # fmt: skip
                 row = {name: measured(judge, run.picture, view, old, new) for name, view in views.items()}
                 write_text(folder / f"{n:03}.json", json.dumps(row) + "\n")
-            rows.append(json.loads((folder / f"{n:03}.json").read_text()))
+            rows.append(kept(folder / f"{n:03}.json", conditions))
         figures |= table(rows, list(conditions))
     finish({"cases": given.count, **figures})
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

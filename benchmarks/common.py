@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +24,24 @@ def options(does: str, steps: int) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=steps, help=f"(default {steps})")
     parser.add_argument("--rounds", type=int, default=2, help="each side runs so often, in turn; the least counts")
     return parser
+
+
+def some(text: str) -> int:
+    """A number of cases or steps, as argparse reads it: at least one."""
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return count
+
+
+def kept(file: Path, names: Iterable[str]) -> dict[str, Any]:
+    """The figures of a case that is done, by these names. Raises ValueError where the file does not have them."""
+    try:
+        row = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or row.keys() != set(names):
+        raise ValueError(f"{file}: not the figures of a case: remove it, to make it again")
+    return row
 
 
 def diffusers_pipeline(folder: Path, dtype: torch.dtype, kind: Any = None) -> Any:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from common import finish
+from common import finish, some
 from torch import Tensor
 from tqdm import tqdm
 
 import minip2p
 from minip2p import png, viz
+from minip2p.errors import guarded
 from minip2p.mask import mask_of
 from minip2p.metrics import interval, iou
 from minip2p.picture import fitted, read
@@ -44,10 +45,11 @@ MASKS: Mapping[str, Masked] = MappingProxyType({
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="How well a word's mask meets its thing")
-    parser.add_argument("--count", type=int, default=172, help="the first N of such pictures (default 172, all)")
-    parser.add_argument("--steps", type=int, default=20, help="(default 20)")
+    parser.add_argument("--count", type=some, default=172, help="the first N of such pictures (default 172, all)")
+    parser.add_argument("--steps", type=some, default=20, help="(default 20)")
     parser.add_argument("-o", "--out", type=Path, default=Path("out/masks.png"), help="(default out/masks.png)")
     given = parser.parse_args()
+    png.check_writable([given.out])
     model = minip2p.load()
     cases = [case for case in read_cases() if case.kind in KINDS][: given.count]
     found: dict[str, list[float]] = {name: [] for name in MASKS}
@@ -75,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

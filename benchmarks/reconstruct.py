@@ -12,12 +12,13 @@ import json
 import math
 from pathlib import Path
 
-from common import finish
+from common import finish, kept, some
 from torch import Tensor
 from tqdm import tqdm
 
 import minip2p
 from minip2p.attention import fused
+from minip2p.errors import guarded
 from minip2p.files import claim, write_text
 from minip2p.metrics import interval, psnr, ssim, structure
 from minip2p.model import Model
@@ -76,21 +77,26 @@ def measured(model: Model, judge: Judge, case: Case, guidance: float, steps: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="How well inversions meet the photograph that they invert")
-    parser.add_argument("--count", type=int, default=100, help="the first N of the pictures that ship (default 100)")
-    parser.add_argument("--steps", type=int, default=50, help="(default 50)")
+    parser.add_argument("--count", type=some, default=100, help="the first N of the pictures that ship (default 100)")
+    parser.add_argument("--steps", type=some, default=50, help="(default 50)")
     parser.add_argument("-o", "--out", type=Path, default=Path("out/reconstruct"), help="(default out/reconstruct)")
     given = parser.parse_args()
     model, judge = minip2p.load(), Judge.load()
     cases, figures = read_cases()[: given.count], {}
     what = {"model": model.fingerprint, "methods": METHODS}
-    claim(given.out / "reconstruct.json", given.out / f"{given.steps}-7.5", what, "another model's photographs")
+    claim(
+        given.out / "reconstruct.json",
+        given.out / f"{given.steps}-{model.guidance:g}",
+        what,
+        "another model's photographs",
+    )
     for guidance in (model.guidance, 7.5):
         rows = []
         for case in tqdm(cases, disable=None, leave=False, unit="picture"):
             file = given.out / f"{given.steps}-{guidance:g}" / f"{case.name}.json"
             if not file.exists():
                 write_text(file, json.dumps(measured(model, judge, case, guidance, given.steps)) + "\n")
-            rows.append(json.loads(file.read_text()))
+            rows.append(kept(file, METHODS))
         print(f"\n| w = {guidance:g} | {' | '.join(FIGURES.values())} |\n|---|---|---|---|")
         for method in METHODS:
             cells = []
@@ -104,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

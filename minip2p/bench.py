@@ -21,6 +21,7 @@ from minip2p import png
 from minip2p.attention import Attend, explicit
 from minip2p.blend import Blend
 from minip2p.clip import Clip
+from minip2p.config import is_finite
 from minip2p.files import claim, write_text
 from minip2p.metrics import filled, preservation, psnr, structure
 from minip2p.model import Model, bar
@@ -80,6 +81,8 @@ SHIPPED: Mapping[str, Any] = MappingProxyType({"cross": 0.8, "self_": 0.8})  # a
 PUBLISHED: Mapping[str, Any] = MappingProxyType({"cross": 0.4, "self_": 0.6, "kind": "refine"})  # for PIE-Bench
 FIGURES = ("psnr", "ssim", "mse", "psnr_kept", "psnr_filled", "ssim_filled", "mse_filled", "structure", "success",
            "clip", "clip_inside", "rows", "seconds")  # fmt: skip
+
+ALWAYS = frozenset({"psnr", "rows", "seconds"})  # those that every row has
 
 
 def options(model: Model, case: Case, method: Method) -> dict[str, Any]:
@@ -153,13 +156,21 @@ def measured(
     after = edited(model, case, METHODS[name], before, steps)
     cost = {"rows": float(model.rows - begun), "seconds": time.perf_counter() - since}
     row = {"case": case.name, "kind": case.kind, "method": name, **figures(case, before, after, judge, clip), **cost}
-    png.write([(folder / "pictures" / name / f"{case.name}.png", as_image(after), f"{case.source} -> {case.target}")])
+    png.write([(picture_of(folder, case, name), as_image(after), f"{case.source} -> {case.target}")])
     kept = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
     write_text(file_of(folder, case, name), json.dumps(kept) + "\n")
 
 
 def file_of(folder: Path, case: Case, method: str) -> Path:
     return folder / "rows" / method / f"{case.name}.json"
+
+
+def picture_of(folder: Path, case: Case, method: str) -> Path:
+    return folder / "pictures" / method / f"{case.name}.png"
+
+
+def done(folder: Path, case: Case, method: str) -> bool:
+    return file_of(folder, case, method).exists() and picture_of(folder, case, method).exists()
 
 
 def run(
@@ -177,9 +188,11 @@ def run(
     cases out to, which have the judge and no CLIP. Raises ValueError for a folder that holds another benchmark."""
     what = {"model": model.fingerprint, "steps": steps, "judge": judge is not None, "clip": clip and clip.name,
             "cases": [case.said for case in cases]}  # fmt: skip
+    for case in cases:  # whatever is wrong with pictures or rows is said before anything is run
+        read(case.picture)
     claim(folder / "bench.json", folder / "rows", what, "the benchmark of other cases or another model")
-    read_rows(folder, cases, methods)  # whatever is wrong with them is said before anything is run
-    left = [(case, name, folder) for name in methods for case in cases if not file_of(folder, case, name).exists()]
+    read_rows(folder, cases, methods)
+    left = [(case, name, folder) for name in methods for case in cases if not done(folder, case, name)]
     if crew is not None and left:
         with crew() as several:
             several.measured(in_crew, left)
@@ -205,9 +218,10 @@ def read_rows(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -> li
                 continue
             try:
                 row = json.loads(file.read_text(encoding="utf-8"))
-                whole = (row["case"], row["method"]) == (case.name, name)
-                whole &= all(isinstance(row[key], int | float | None) for key in FIGURES if key in row)
-            except (ValueError, TypeError, KeyError):
+                whole = (row["case"], row["kind"], row["method"]) == (case.name, case.kind, name)
+                whole &= all(row[key] is None or (is_finite(row[key]) and not isinstance(row[key], bool))
+                             for key in FIGURES if key in row or key in ALWAYS)  # fmt: skip
+            except (ValueError, TypeError, KeyError, RecursionError):
                 whole = False
             if not whole:
                 raise ValueError(f"{file}: not the figures of case {case.name} by {name}: remove it, to make it again")

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from PIL import Image
 
 from minip2p import viz
-from minip2p.bench import FIGURES, Row
+from minip2p.bench import FIGURES, Row, picture_of
 from minip2p.metrics import interval
 from minip2p.picture import read
 from minip2p.piebench import Case
@@ -75,8 +75,7 @@ def sheet(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -> Image.
     panels = [(read(case.picture), f"{case.source} -> {case.target}") for case in cases]
     for name in methods:
         for case in cases:
-            with Image.open(folder / "pictures" / name / f"{case.name}.png") as picture:
-                panels.append((picture.convert("RGB"), name))
+            panels.append((read(picture_of(folder, case, name)), name))
     return viz.grid(panels, columns=len(cases))
 
 

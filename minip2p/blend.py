@@ -113,6 +113,9 @@ class Blending:
             rows = [columns(prompt, group).sum(0).clamp(max=1) for group in (words, without)]
             return HeatSum(torch.stack(rows), latent, strides, blend.spread, finest(sites))
 
+        if blend.mask is not None and blend.mask.any() and not covered(blend.mask, latent).any():
+            raise ValueError("a blend's own mask covers less than half of every pixel of the latents, which are larger "
+                             "than a picture's: nothing could change")  # fmt: skip
         ends = blend.start if isinstance(blend.start, tuple) else (blend.start, blend.start)
         return cls(blend, summed(source, blend.source, blend.without_source),
                    summed(target, blend.target, blend.without_target), *(int(end * steps) for end in ends))  # fmt: skip
@@ -132,7 +135,7 @@ class Blending:
         b, size = self.blend, self.source.latent
         out = torch.zeros(size, dtype=torch.bool)
         if b.mask is not None:
-            out = F.interpolate(b.mask[None, None].float(), size, mode="area")[0, 0].cpu() >= 0.5
+            out = covered(b.mask, size)
         for heat, words in ((self.source, b.source), (self.target, b.target)):
             if words and b.mask is None:
                 out = torch.maximum(*alike(out, mask_of(heat.total[0], size, b.threshold, b.pool).cpu()))
@@ -153,6 +156,11 @@ class Blending:
         if step < self.full_step:
             m = 1 - (1 - m) * (step - self.first_step + 1) / (self.full_step - self.first_step + 1)
         return torch.where(m == 1, target, torch.where(m == 0, source, source + m * (target - source)))
+
+
+def covered(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask H W as h w bool: the pixels of which it covers half or more."""
+    return F.interpolate(mask[None, None].float(), size, mode="area")[0, 0].cpu() >= 0.5
 
 
 def alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

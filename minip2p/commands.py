@@ -43,7 +43,7 @@ def edit(args: Namespace) -> None:
     if args.paste and (args.prompt is None or (args.blend is None and args.mask is None)):
         raise ValueError("--paste is for a photograph, with --prompt, and needs --blend or --mask, which say where")
     check_kept([args.mask, args.within], paths)
-    changes |= masks(args, model, recorded)
+    changes |= (own := masks(args, model, recorded))
     if args.prompt is not None:
         recorded, options = inverted(model, args, args.source, paths), {}
     elif recorded is None and names_a_file(args.source):
@@ -57,7 +57,8 @@ def edit(args: Namespace) -> None:
     strip = viz.grid([panel for row in rows for panel in row], columns=len(rows[0]))
     method = {} if args.prompt is None else {"Method": args.method or "direct"}
     texts = [png.parameters(run, **settings(args), **method) for run in runs]
-    images = [over_photograph(args, run) if args.paste else run.image for run in runs]
+    mask = own["blend"].mask if args.mask else None
+    images = [over_photograph(args, run, mask) if args.paste else run.image for run in runs]
     pictures = [*images, source.image, strip]
     tables = [
         f"{source.prompt} -> {new.prompt}\n{explained(model, source.prompt, new.prompt, args.kind)}\n" for new in runs
@@ -104,12 +105,13 @@ def masks(args: Namespace, model: Model, run: Trajectory | None) -> dict[str, An
     return blend | ({} if args.within is None else {"within": white(args.within)})
 
 
-def over_photograph(args: Namespace, run: Trajectory) -> Image.Image:
-    """An edit, and the photograph's own pixels where its mask is 0."""
+def over_photograph(args: Namespace, run: Trajectory, own: Tensor | None) -> Image.Image:
+    """An edit, and the photograph's own pixels where its mask is 0: one's own, H W in picture pixels, or the run's."""
     edited = run.picture
     photograph = fitted(read(args.source), (edited.shape[1], edited.shape[2]), args.fit or "crop")
-    assert run.mask is not None
-    return as_image(pasted(edited, photograph, run.mask))
+    mask = run.mask if own is None else own >= 0.5
+    assert mask is not None
+    return as_image(pasted(edited, photograph, mask))
 
 
 def plain(model: Model, source: Trajectory, prompt: str) -> Trajectory:

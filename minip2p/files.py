@@ -43,6 +43,16 @@ def claim(file: Path, results: Path, what: Mapping[str, Any], holds: str) -> Non
     if not file.exists() and not results.exists():
         return write_text(file, text)
     if not file.exists() or file.read_bytes() != text.encode():
-        raise ValueError(f"{file.parent}: holds {holds}: choose another folder, or remove it")
+        raise ValueError(f"{file.parent}: holds {holds}{other(file, what)}: choose another folder, or remove it")
     for stale in file.parent.rglob(".*.partial"):  # of one that was killed
         stale.unlink()
+
+
+def other(file: Path, what: Mapping[str, Any]) -> str:
+    """Which of what a folder was claimed for is not the same now, in words."""
+    try:
+        before = json.loads(file.read_bytes())
+        differ = [name for name in sorted(what) if before.get(name) != json.loads(json.dumps(what[name]))]
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
+    return f" (of other {', '.join(differ)})" if differ else ""

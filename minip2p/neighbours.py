@@ -40,6 +40,8 @@ class Guided:
         Where.check(self.where, self.run.parts.unet.heads)
 
     def at(self, step: int) -> Attend:
+        if step >= self.run.steps:
+            raise ValueError(f"the run that guides has {self.run.steps} steps, and the edit has more")
         if not course("steps", self.steps, self.run.steps, self.run.steps)[step]:
             return fused
         source = self.read(step)
@@ -47,6 +49,8 @@ class Guided:
         def attend(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
             if site not in source:
                 return fused(q, k, v)
+            if source[site][0].shape[-2] != q.shape[-2]:
+                raise ValueError("the run that guides is of another size than the edit")
             kept: Trio = tuple(t.expand(len(q), -1, -1, -1) for t in source[site])  # type: ignore[assignment]
             own = (q, k, v)
             return in_heads(self.where.heads, fused(*self.mixed(kept, own)), fused(*own))

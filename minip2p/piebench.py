@@ -61,10 +61,10 @@ class Case:
 
     @property
     def said(self) -> str:
-        """All that a benchmark reads of the case, but for the picture's pixels, of which it tells how many bytes."""
+        """All that a benchmark reads of the case, but for the picture's pixels."""
         runs = f"{zlib.crc32(json.dumps([self.runs, self.kept]).encode()):08x}"
         return " | ".join([self.name, self.kind, self.source, self.target, runs, json.dumps(self.blend, sort_keys=True),
-                           json.dumps(self.expected, sort_keys=True), str(self.picture.stat().st_size)])  # fmt: skip
+                           json.dumps(self.expected, sort_keys=True), self.picture.name])  # fmt: skip
 
     def area(self, runs: Sequence[int], size: tuple[int, int]) -> Tensor:
         """Runs, which are counted in the picture's own pixels, as a mask H W of a size, by the nearest pixel."""
@@ -87,8 +87,8 @@ def read_cases(folder: Path | None = None) -> list[Case]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; a benchmark's folder has it, and annotation_images/")
     try:
-        mapping = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        mapping = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: is not JSON ({error})") from None
     if not isinstance(mapping, dict) or not mapping:
         raise ValueError(f"{file}: must be an object with a case under each name")

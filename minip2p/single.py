@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minip2p.checkpoint import built, read_metadata, read_tensors
 from minip2p.config import UNetConfig, VAEConfig
-from minip2p.folder import Folder
+from minip2p.folder import PICKLED, Folder
 from minip2p.names import of_openclip, of_unet, of_vae, openclip_tensors, part_of
 from minip2p.unet import UNet
 from minip2p.vae import VAE
@@ -40,6 +40,8 @@ class Single:
     """The parts of a model in a file. config: a folder of its family, for what the file does not have."""
 
     def __init__(self, file: Path, config: Path | None):
+        if file.suffix in PICKLED:
+            raise ValueError(f"{file}: is pickled, and so a program, which is never run here: get it as safetensors")
         self.where, self.folder = file, None if config is None else Folder(config)
         self.all = read_tensors(file)
         self.shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in self.all.items()}

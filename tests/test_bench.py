@@ -250,6 +250,54 @@ def test_the_command_prints_its_table_and_last_a_line_of_json(tmp_path, capsys):
         assert sheet.height > 3 * 256 and (tmp_path / "out" / "pictures" / "direct" / "000.png").exists()
 
 
+@pytest.mark.parametrize("damage", [
+    {"kind": "style"}, {"kind": ["a"]}, {"psnr": math.inf}, {"psnr": True}, {"psnr": "much"},
+    {"rows": None, "seconds": []}, {"case": "001"},
+])  # fmt: skip
+def test_rows_that_are_damaged_are_one_clear_line(model, tmp_path, damage):
+    bench.run(model, CASES[:1], ["vae"], tmp_path, steps=1)
+    file = bench.file_of(tmp_path, CASES[0], "vae")
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    with pytest.raises(ValueError, match="not the figures of case 000 by vae: remove it"):
+        bench.run(model, CASES[:1], ["vae"], tmp_path, steps=1)
+    file.write_text(json.dumps({"case": "000", "method": "vae", "kind": CASES[0].kind}))
+    with pytest.raises(ValueError, match="not the figures of case 000 by vae: remove it"):
+        bench.run(model, CASES[:1], ["vae"], tmp_path, steps=1)
+
+
+def test_a_picture_that_is_gone_is_made_again(model, tmp_path):
+    bench.run(model, CASES[:1], ["vae"], tmp_path, steps=1)
+    picture = bench.picture_of(tmp_path, CASES[0], "vae")
+    before = picture.read_bytes()
+    picture.unlink()
+    bench.run(model, CASES[:1], ["vae"], tmp_path, steps=1)
+    assert picture.read_bytes() == before
+
+
+def test_a_picture_that_is_broken_is_said_before_anything_is_run_and_may_be_mended(model, tmp_path):
+    (case,) = read_cases(pie(tmp_path))
+    whole = case.picture.read_bytes()
+    case.picture.write_bytes(whole[:50])
+    with pytest.raises(ValueError, match="a b.png: "):
+        bench.run(model, [case], ["vae"], tmp_path / "out", steps=1)
+    assert not (tmp_path / "out").exists()
+    case.picture.write_bytes(whole)
+    assert len(bench.run(model, [case], ["vae"], tmp_path / "out", steps=1)) == 1
+
+
+def test_a_folder_of_another_benchmark_is_told_by_what_differs(model, tmp_path):
+    bench.run(model, CASES[:1], ["vae"], tmp_path, steps=1)
+    with pytest.raises(ValueError, match=r"holds the benchmark of .* \(of other cases, steps\): choose another folder"):
+        bench.run(model, CASES[:2], ["vae"], tmp_path, steps=2)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{", "\ufeff[]"])
+def test_a_mapping_that_is_none_is_one_clear_line(tmp_path, content):
+    (tmp_path / "mapping_file.json").write_text(content)
+    with pytest.raises(ValueError, match="mapping_file.json: (is not JSON|must be an object)"):
+        read_cases(tmp_path)
+
+
 @pytest.mark.parametrize("options, says", [
     (["--methods", "best"], "the methods are vae, ddim, "), (["--count", "0"], "--count must lie between 1 and 301"),
     (["--cases", "nowhere"], "nowhere/mapping_file.json: no such file"), (["--steps", "0"], "steps"),

@@ -222,7 +222,7 @@ def test_model_dtype_and_device_reach_load(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(measure, "load", lambda *where, **how: asked.append((where, how)) or sys.exit(7))
     assert run("generate", CAT, "--dtype", "bfloat16", "--device", "cpu:0", "--model", "m", "-o", tmp_path) == 7
-    assert asked == [(("m",), {"dtype": torch.bfloat16, "device": "cpu:0"})]
+    assert asked == [(("m",), {"dtype": torch.bfloat16, "device": "cpu:0", "vae": None, "config": None})]
 
 
 def test_each_overlay_shows_its_own_word(tmp_path):
@@ -280,6 +280,28 @@ def test_masks_are_read_in_the_size_and_shape_of_the_edit(tmp_path):
         assert pixels(tmp_path / "all.png") != model.edit(CAT, TIGER, **other, **made).image.tobytes()
     assert settings(tmp_path / "all.png")[2]["Mask"] == str(tmp_path / "right.png")
     assert run("edit", CAT, TIGER, *given, "--fit", "stretch", "-o", tmp_path / "other.png") == 0
+
+
+def test_outside_of_ones_own_mask_a_pasted_photograph_keeps_its_pixels(tmp_path):
+    """Also where the mask's edges do not follow the latents' pixels, which are eight wide."""
+    mask = Image.new("L", (128, 128), 255)
+    mask.paste(0, (0, 61, 128, 64))  # a line of three pixels
+    mask.save(tmp_path / "line.png")
+    given = ["--prompt", CAT, "--mask", tmp_path / "line.png", "--paste", "--steps", 2, "-o", tmp_path / "out.png"]
+    assert run("edit", ROOT / RENDER, TIGER, *given) == 0
+    with Image.open(tmp_path / "out.png") as made, Image.open(ROOT / RENDER) as photograph:
+        box = (0, 61, 128, 64)
+        assert made.crop(box).tobytes() == photograph.convert("RGB").crop(box).tobytes()
+        assert made.tobytes() != photograph.convert("RGB").tobytes()
+
+
+def test_a_mask_too_small_for_the_latents_is_one_clear_line(tmp_path, capsys):
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (10, 10, 14, 14))
+    mask.save(tmp_path / "spot.png")
+    assert run("edit", CAT, TIGER, "--mask", tmp_path / "spot.png", "--steps", 2, "-o", tmp_path / "out.png") == 2
+    assert "covers less than half of every pixel of the latents" in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_where_a_mask_is_transparent_nothing_may_change(tmp_path):
@@ -341,7 +363,7 @@ MISTAKES = (
     (("generate", CAT, "--device", "cuda:99"), "device cuda:99: torch cannot use it"),
     (("generate", CAT, "--device", "meta"), "device meta: torch cannot use it"),
     (("generate", CAT, "--model", "no/such/folder"), "no/such/folder: no such folder"),
-    (("generate", CAT, "--model", "setup.cfg"), "setup.cfg: no such folder"),
+    (("generate", CAT, "--model", "setup.cfg"), "setup.cfg: not a whole safetensors file"),
     (("generate", CAT, "--record", "run.bin"), "run.bin: the file of a run ends in .safetensors"),
     (("generate", CAT, "--record", "setup.cfg/x.safetensors"), "setup.cfg is not a folder"),
     (("edit", "none.safetensors", TIGER), "none.safetensors: no such file"),

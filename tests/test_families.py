@@ -266,6 +266,9 @@ def test_pickled_weights_are_named_and_not_read(family, tmp_path):
     (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model.bin: is pickled, and so a program, which is never"):
         minip2p.load(folder)
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x02")
+    with pytest.raises(ValueError, match=r"model.ckpt: is pickled, and so a program, which is never run here"):
+        minip2p.load(tmp_path / "model.ckpt", config=folder)
 
 
 @pytest.mark.parametrize("name", ["SD 1", "SD 2, v", "SDXL Turbo"])

@@ -77,6 +77,15 @@ def test_what_a_neighbour_cannot_be_is_one_clear_line(run, made, says):
         made(run)
 
 
+@pytest.mark.parametrize("edited, says", [
+    ({"steps": STEPS + 1}, "has 4 steps, and the edit has more"), ({"size": (64, 64)}, "of another size than the edit"),
+])  # fmt: skip
+def test_a_run_that_does_not_fit_the_edit_is_one_clear_line(model, run, edited, says):
+    other = model.generate("a cat on the beach", **({"steps": STEPS} | edited))
+    with pytest.raises(ValueError, match=says):
+        model.edit(other, TARGET, cross=0, self_=0, attend=MasaCtrl(run, start=0.0))
+
+
 def test_several_targets_share_what_is_read(model, run):
     before = model.rows
     made = model.edit(run, [TARGET, "a pig on the beach"], cross=0, self_=0, attend=MasaCtrl(run, start=0.0))

@@ -4,13 +4,15 @@ A case needs nothing but the model, the judge and its own scene, so the cases ar
 thread each: a picture of 128 x 128 is too small to keep two cores busy.
 """
 
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -63,9 +65,17 @@ class Crew:
 
 
 def prepare() -> None:
-    """Of a process of a crew: one thread, and Ctrl-C is for the process that began it."""
+    """Of a process of a crew: one thread; Ctrl-C is for the process that began it, and with that one it ends."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=outlived, daemon=True).start()
+
+
+def outlived() -> None:
+    """Ends this process as soon as the one that began it is gone, however it went."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def measured(measure: Measure, share: Sequence[tuple[int, Any]], folder: Path | None, steps: int) -> list[Found]:
