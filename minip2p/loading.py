@@ -8,6 +8,7 @@ import torch
 from minip2p.checkpoint import built, filled, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.folder import Folder
+from minip2p.hub import fetched, is_id
 from minip2p.model import Model
 from minip2p.sched import Schedule
 from minip2p.single import Single
@@ -24,18 +25,18 @@ def load(
     vae: str | Path | None = None,
     config: str | Path | None = None,
 ) -> Model:
-    """Loads a model: the embedded one by default; a folder in diffusers' layout; or a single .safetensors file in the
-    names of the original codes.
+    """Loads a model: the embedded one by default; a folder in diffusers' layout; a single .safetensors file in the
+    names of the original codes; or, by its name (org/name), one of the hub.
 
     dtype: float32 by default. device: the CPU by default. vae: a folder or a file with another VAE. config: for a
-    single file, which has none, a folder with the configurations and the tokenizers of its family. Raises
+    single file, which has none, a folder, or a name on the hub, with its family's configurations and tokenizers. Raises
     FileNotFoundError or ValueError with one line that names the file and what is wrong with it.
     """
     dtype = dtype or torch.float32
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ValueError(f"dtype must be a torch dtype of floating-point numbers, not {dtype}")
     device = usable(device or "cpu")
-    files = opened(shipped("tiny") if where is None else Path(where), None if config is None else Path(config))
+    files = opened(shipped("tiny") if where is None else where, config)
     unet_config = UNetConfig.of(files.config("unet"), str(files.config_file("unet")))
     sched = Schedule(SchedulerConfig.of(files.config("scheduler"), str(files.config_file("scheduler"))))
     text = Text(files, dtype=dtype, device=device)
@@ -44,7 +45,7 @@ def load(
         raise ValueError(f"{files.where}: the text encoder is {text.width} wide, the UNet reads "
                          f"{unet_config.cross_attention_dim} of {1 + xl} encoders")  # fmt: skip
     parts: dict[str, Any] = {}
-    others = files if vae is None else opened(Path(vae), None, "vae")
+    others = files if vae is None else opened(vae, None, "vae")
     vae_config = VAEConfig.of(others.config("vae"), str(others.config_file("vae")))
     wide = torch.float32 if xl and dtype == torch.float16 and vae_config.force_upcast else dtype
     for part, own, build, kind in (("unet", files, lambda: UNet(unet_config), dtype),
@@ -58,8 +59,11 @@ def load(
     return Model(text=text, sched=sched, guidance=guidance_of(files.where, sched, xl), **parts)
 
 
-def opened(where: Path, config: Path | None, only: str | None = None) -> Files:
+def opened(where: str | Path, config: str | Path | None, only: str | None = None) -> Files:
     """The files of a model. only: this part of it may stand alone in the folder."""
+    where = fetched(where) if isinstance(where, str) and is_id(where) else Path(where)
+    if config is not None:
+        config = fetched(config, weights=False) if isinstance(config, str) and is_id(config) else Path(config)
     if where.is_file():
         return Single(where, config)
     if config is not None:

@@ -25,7 +25,7 @@ FLOORS = (
     ("unet", "vae", "sched"),
     ("checkpoint", "words"),
     ("text", "align", "folder", "names"),
-    ("edit", "mask", "parts", "single"),
+    ("edit", "mask", "parts", "single", "hub"),
     ("rule", "saving"),
     ("inject", "record", "start", "blend"),
     ("trajectory",),
@@ -47,6 +47,7 @@ AROUND = (
     "folder",
     "single",
     "names",
+    "hub",
     "saving",
     "tiny",
     "viz",
@@ -73,7 +74,7 @@ AROUND = (
 )
 # all else is the core
 THIRD_PARTY = {"torch", "numpy", "einops", "PIL", "safetensors", "transformers", "tqdm"}
-EXTRAS = {"matplotlib", "pyarrow", "skimage"}  # of what is around the core
+EXTRAS = {"huggingface_hub", "matplotlib", "pyarrow", "skimage"}  # of what is around the core
 CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 MUTABLE_CALLS = {"list", "dict", "set", "bytearray", "defaultdict", "deque", "Counter", "OrderedDict", "count", "cycle"}
 

@@ -1,0 +1,72 @@
+"""Models by their name on the hub, org/name, through huggingface_hub: its cache, its token, its offline switches.
+
+Only what is read is downloaded: the small files, and of each part's weights the ones that `Folder` would take.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from minip2p.folder import KINDS, STEMS
+
+SMALL = re.compile(r"(model_index|minip2p)\.json|[^/]+/(config|scheduler_config)\.json|tokenizer(_2)?/[^/]+")
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+
+
+def is_id(where: str) -> bool:
+    """Whether it may be a name on the hub: two parts, and no folder or file here."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", where) is not None and not Path(where).exists()
+
+
+def wanted(files: Iterable[str], weights: bool) -> list[str]:
+    """Those of a repository's files that a model is loaded from; without weights, the small ones."""
+    there = list(files)
+    found = [name for name in there if SMALL.fullmatch(name)]
+    for part in PARTS if weights else ():
+        stem = f"{part}/{STEMS[part.startswith('text_encoder')]}"
+        kind = next((kind for kind in KINDS if stem + kind in there), None)
+        if kind is not None:
+            shard = re.escape(stem) + (r"\.fp16" if "fp16" in kind else "") + r"-\d+-of-\d+(\.fp16)?\.safetensors"
+            several = [name for name in there if kind.endswith(".json") and re.fullmatch(shard, name)]
+            found += [stem + kind, *several]
+    return found
+
+
+def fetched(name: str, weights: bool = True) -> Path:
+    """The folder of a repository in the hub's cache, where it now is whole. Raises ValueError with one line where the
+    hub does not have it or cannot be reached, and the cache has it not either."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        files = wanted(hub.HfApi().list_repo_files(name), weights)
+        if not any(file.endswith(".json") for file in files):
+            raise ValueError(f"{name}: on the hub, but not a model in diffusers' layout")
+        return Path(hub.snapshot_download(name, allow_patterns=files))
+    except HFValidationError as error:
+        raise ValueError(f"{name}: no such folder, and no name on the hub ({line(error)})") from None
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403, 404):
+            raise ValueError(
+                f"{name}: no such folder, and the hub has no model of that name that you may read"
+            ) from None
+        return cached(name, error)
+    except ValueError:
+        raise
+    except Exception as error:  # offline, or of a connection, whichever library makes it
+        return cached(name, error)
+
+
+def cached(name: str, error: Exception) -> Path:
+    """The folder of what the cache has of it, whole or not. Raises ValueError where that is nothing, by the error."""
+    import huggingface_hub as hub
+
+    file = hub.try_to_load_from_cache(name, "model_index.json")
+    if isinstance(file, str):
+        return Path(file).parent
+    raise ValueError(f"{name}: no such folder, not in the hub's cache, and the hub cannot be reached ({line(error)})")
+
+
+def line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
