@@ -108,6 +108,7 @@ def add_model_options(one: Parser) -> None:
     add("--model", metavar="PATH", help="a folder in diffusers' layout or a .safetensors file (default: what ships)")
     add("--config", metavar="FOLDER", help="for a single file: a folder of its family, with its small files")
     add("--vae", metavar="PATH", help="another VAE: a folder or a file")
+    add("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge a LoRA; several times for several")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
 

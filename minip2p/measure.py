@@ -27,7 +27,22 @@ SHEET = 7  # cases that a benchmark's sheet shows: of those that ship one of eac
 
 def opened(args: Namespace) -> Model:
     """The model that the options ask for."""
-    return load(args.model, dtype=getattr(torch, args.dtype), device=args.device, vae=args.vae, config=args.config)
+    model = load(args.model, dtype=getattr(torch, args.dtype), device=args.device, vae=args.vae, config=args.config)
+    for given in args.lora:
+        file, scale = lora(given)
+        model.merge(file, scale)
+    return model
+
+
+def lora(given: str) -> tuple[str, float]:
+    """FILE, or FILE:SCALE. Raises ValueError for a scale that is no number."""
+    file, colon, scale = given.rpartition(":")
+    if not colon or given.endswith(".safetensors"):
+        return given, 1.0
+    try:
+        return file, float(scale)
+    except ValueError:
+        raise ValueError(f"--lora {given}: what follows the colon is the scale, a number") from None
 
 
 def sweep(args: Namespace) -> None:

@@ -12,6 +12,7 @@ from minip2p.archive import opened, record
 from minip2p.attention import Attend, fused
 from minip2p.blend import Blend, Blending, own_mask
 from minip2p.invert import chosen
+from minip2p.lora import Lora, Merged
 from minip2p.mask import over_sites
 from minip2p.parts import Parts
 from minip2p.picture import check_picture, fitted, read
@@ -39,7 +40,7 @@ class Model(Parts):
 
     def __init__(self, unet: UNet, vae: VAE, text: Text, sched: Schedule, guidance: float = 7.5):
         super().__init__(unet, vae, text, sched)
-        self.guidance = guidance
+        self.guidance, self.merged = guidance, Merged(self)
 
     def __repr__(self) -> str:
         return f"Model({self.text.folder}, {self.dtype}, {self.device})"
@@ -213,3 +214,12 @@ class Model(Parts):
         """Writes the model as a folder in diffusers' layout, in its own dtype, whole or not at all. Raises
         FileExistsError where there is something of that name."""
         save(self, Path(folder), self.guidance)
+
+    def merge(self, file: str | Path, scale: float = 1.0) -> None:
+        """Merges a LoRA file into the weights, at a scale (`minip2p.lora`): W + scale · (α / r) · B A. Several may
+        follow one another. Raises FileNotFoundError or ValueError, and changes nothing, where it does not fit."""
+        self.merged = self.merged.with_(Lora.read(Path(file), self), scale)
+
+    def unmerge(self) -> None:
+        """Takes all LoRA files out again: the weights are what they were, to the bit."""
+        self.merged = self.merged.without()

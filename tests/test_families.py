@@ -18,23 +18,6 @@ from minip2p.single import Single
 PROMPT, STEPS = "a cat on the beach", 20
 
 
-@pytest.fixture(scope="session")
-def family(tmp_path_factory):
-    """A family's name -> (its pipeline, its folder, its single file), made when first asked for."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            folder = tmp_path_factory.mktemp("families") / name.replace(" ", "-")
-            pipe = pipeline(name)
-            pipe.save_pretrained(folder)
-            single(folder, folder.with_suffix(".safetensors"))
-            made[name] = pipe, folder, folder.with_suffix(".safetensors")
-        return made[name]
-
-    return get
-
-
 def copied(folder, to):
     shutil.copytree(folder, to)
     return to

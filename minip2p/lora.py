@@ -1,0 +1,152 @@
+"""Low-rank adaptations (Hu et al. 2021): files that change a model's weights by W + s · (α / r) · B A.
+
+They are merged into the weights, so that nothing else has to know of them, and taken out again by putting the weights
+themselves back. Names are those of kohya's trainers and of diffusers and PEFT, old and new.
+
+Axes: r the rank, o outputs, i inputs of a layer.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minip2p.checkpoint import read_tensors
+from minip2p.config import is_finite
+from minip2p.names import of_unet
+from minip2p.parts import Parts
+
+# The ends of the names: of A (r i), of B (o r), and of the number α.
+DOWN, UP, ALPHA = "down", "up", "alpha"
+ENDS: Mapping[str, str] = MappingProxyType({
+    ".lora_down.weight": DOWN, ".lora_up.weight": UP, ".lora_A.weight": DOWN, ".lora_B.weight": UP,
+    ".lora.down.weight": DOWN, ".lora.up.weight": UP, "_lora.down.weight": DOWN, "_lora.up.weight": UP,
+    ".lora_linear_layer.down.weight": DOWN, ".lora_linear_layer.up.weight": UP, ".alpha": ALPHA,
+})  # fmt: skip
+TOWERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"text_encoder": ("lora_te_", "lora_te1_"), "text_encoder_2": ("lora_te2_",)}
+)
+
+Layer = tuple[str, str]  # the part of a model, and the name of a weight in it
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """What a file changes: for each weight A, B and α / r."""
+
+    file: Path
+    changes: Mapping[Layer, tuple[Tensor, Tensor, float]]
+
+    @classmethod
+    def read(cls, file: Path, parts: Parts) -> "Lora":
+        """Raises FileNotFoundError or ValueError with one line for a file that is none for this model."""
+        places, found = names_of(parts), defaultdict[Layer, dict[str, Tensor]](dict)
+        for name, tensor in read_tensors(file).items():
+            end = next((end for end in ENDS if name.endswith(end)), None)
+            layer = None if end is None else places.get(plain(name.removesuffix(end)))
+            if end is None or layer is None:
+                raise ValueError(f"{file}: {name} is no low-rank change of a weight of this model")
+            found[layer][ENDS[end]] = tensor
+        if not found:
+            raise ValueError(f"{file}: has no tensors in it")
+        return cls(file, {layer: whole(file, layer, given, weight(parts, layer)) for layer, given in found.items()})
+
+    def delta(self, layer: Layer, like: Tensor) -> Tensor:
+        """(α / r) B A in float32, in the weight's shape: of convolutions A has the kernel, or B A is one of a pixel."""
+        a, b, scale = self.changes[layer]
+        device = like.device
+        made = b.to(device).float().flatten(1) @ a.to(device).float().flatten(1)
+        return scale * made.reshape(like.shape)
+
+
+def whole(file: Path, layer: Layer, given: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor, float]:
+    """(A, B, α / r) of a layer. Raises ValueError where one is missing, or of another shape than the weight's."""
+    name = ".".join(layer)
+    if DOWN not in given or UP not in given:
+        raise ValueError(f"{file}: of {name} only one of its two matrices is there")
+    a, b = given[DOWN], given[UP]
+    rank = a.shape[0] if a.ndim > 1 else 0
+    fits = a.ndim in (2, 4) and b.ndim in (2, 4) and rank > 0 and b.shape[0] == weight.shape[0]
+    if not fits or b[0].numel() != rank or a[0].numel() * b.shape[0] != weight.numel():
+        raise ValueError(f"{file}: {name} is {tuple(weight.shape)}, and its matrices are {tuple(b.shape)} and "
+                         f"{tuple(a.shape)}")  # fmt: skip
+    if not all(torch.isfinite(one.float()).all() for one in given.values()):
+        raise ValueError(f"{file}: what it has for {name} is not finite")
+    return a, b, float(given[ALPHA]) / rank if ALPHA in given else 1.0
+
+
+def plain(name: str) -> str:
+    """A layer's name without what trainers put around it."""
+    name = re.sub(r"\.processor\.|\.base_model\.model\.", ".", name)
+    return re.sub(r"^(base_model\.model\.|diffusion_model\.)", "", re.sub(r"\.to_out$", ".to_out.0", name))
+
+
+def names_of(parts: Parts) -> dict[str, Layer]:
+    """What files may call the layers of a model."""
+    found: dict[str, Layer] = {}
+    for name, _ in weights(parts.unet):
+        layer, theirs = ("unet", name + ".weight"), of_unet(name + ".weight", parts.unet.config).removesuffix(".weight")
+        for said in (f"unet.{name}", "lora_unet_" + name.replace(".", "_"), "lora_unet_" + theirs.replace(".", "_")):
+            found[said] = layer
+        found.setdefault(name, layer)
+    for part, encoder in parts.text.encoders.items():
+        for name, _ in weights(encoder):
+            layer, own = (part, name + ".weight"), "text_model." + name.removeprefix("text_model.")
+            found[f"{part}.{own}"] = layer
+            for prefix in TOWERS[part]:
+                found[prefix + own.replace(".", "_")] = layer
+    return found
+
+
+def weights(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that have a matrix."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            yield name, layer
+
+
+def module_of(parts: Parts, part: str) -> Any:
+    return parts.unet if part == "unet" else parts.text.encoders[part]
+
+
+def weight(parts: Parts, layer: Layer) -> Tensor:
+    return module_of(parts, layer[0]).get_parameter(layer[1])
+
+
+@dataclass
+class Merged:
+    """The adaptations that a model has, in order, and the weights without them, which are kept as they were."""
+
+    parts: Parts
+    loras: tuple[tuple[Lora, float], ...] = ()
+    own: Mapping[Layer, Tensor] = field(default_factory=dict)
+
+    def with_(self, lora: Lora, scale: float) -> "Merged":
+        """One more, which is in force from now on. Raises ValueError for a scale that is no number."""
+        if not is_finite(scale):
+            raise ValueError(f"the scale of a LoRA is a number, not {scale!r}")
+        own = {layer: weight(self.parts, layer) for layer in lora.changes if layer not in self.own}
+        return self.set((*self.loras, (lora, float(scale))), {**self.own, **own})
+
+    def without(self) -> "Merged":
+        """None of them: every weight is the tensor that it was."""
+        return self.set((), self.own)
+
+    def set(self, loras: tuple[tuple[Lora, float], ...], own: Mapping[Layer, Tensor]) -> "Merged":
+        for layer, before in own.items():
+            made = before.float() if any(layer in lora.changes for lora, _ in loras) else before
+            for lora, scale in loras:
+                if layer in lora.changes:
+                    made = made + scale * lora.delta(layer, before)
+            part, name = layer
+            *path, leaf = name.split(".")
+            holder = module_of(self.parts, part).get_submodule(".".join(path))
+            holder.register_parameter(leaf, before if made is before else nn.Parameter(made.to(before.dtype), False))
+        self.parts.__dict__.pop("fingerprint", None)  # it was of other weights
+        return Merged(self.parts, loras, own if loras else {})

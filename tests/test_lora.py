@@ -1,0 +1,191 @@
+"""LoRA files: what they are called, what they change, and that they leave without a trace."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import minip2p
+from minip2p import cli
+
+PROMPT = "a cat on the beach"
+LAYERS = {
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0":
+        "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
+    "mid_block.attentions.0.proj_in": "middle_block.1.proj_in",
+    "up_blocks.1.resnets.0.conv1": "output_blocks.3.0.in_layers.2",
+}  # fmt: skip
+TEXT = "text_model.encoder.layers.1.self_attn.q_proj"
+
+
+def drawn(model, rank=2, seed=0):
+    """Layer -> A, B: of a convolution with a kernel, A has it."""
+    g, found = torch.Generator().manual_seed(seed), {}
+    for name in LAYERS:
+        w = model.unet.get_parameter(name + ".weight")
+        found[name] = (torch.randn(rank, *w.shape[1:], generator=g) * 0.1,
+                       torch.randn(w.shape[0], rank, *[1] * (w.ndim - 2), generator=g) * 0.1)  # fmt: skip
+    width = model.text.towers[0].width
+    found[TEXT] = torch.randn(rank, width, generator=g) * 0.1, torch.randn(width, rank, generator=g) * 0.1
+    return found
+
+
+def kohya(drawn, alpha=1.0, text="lora_te_", original=False):
+    out = {}
+    for name, (a, b) in drawn.items():
+        own = LAYERS[name] if original and name in LAYERS else name
+        stem = (text if name == TEXT else "lora_unet_") + own.replace(".", "_")
+        out |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b, f"{stem}.alpha": torch.tensor(alpha)}
+    return out
+
+
+def peft(drawn):
+    return {f"{'text_encoder' if name == TEXT else 'unet'}.{name}.lora_{which}.weight": t
+            for name, both in drawn.items() for which, t in zip("AB", both, strict=True)}  # fmt: skip
+
+
+def old(drawn):
+    """diffusers' first names: of attention processors."""
+    out = {}
+    for name, both in drawn.items():
+        if ".attn" in name:
+            stem, leaf = name.replace(".to_out.0", ".to_out").rsplit(".", 1)
+            out |= {f"unet.{stem}.processor.{leaf}_lora.{which}.weight": t
+                    for which, t in zip(("down", "up"), both, strict=True)}  # fmt: skip
+        elif name == TEXT:
+            out |= {f"text_encoder.{name}.lora_linear_layer.{which}.weight": t
+                    for which, t in zip(("down", "up"), both, strict=True)}  # fmt: skip
+        else:
+            out |= {f"unet.{name}.lora.{which}.weight": t for which, t in zip(("down", "up"), both, strict=True)}
+    return out
+
+
+def state(model):
+    parts = {"unet": model.unet, "vae": model.vae, **model.text.encoders}
+    return {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+
+
+def expected(before, drawn, scale):
+    """W + s · B A, by hand."""
+    after = dict(before)
+    for name, (a, b) in drawn.items():
+        end = name.removeprefix("text_model.") + ".weight"
+        key = next(key for key in before if key.endswith(end) and key.startswith("text" if name == TEXT else "unet"))
+        after[key] = before[key] + scale * torch.einsum("or,r...->o...", b.flatten(1), a)
+    return after
+
+
+@pytest.mark.parametrize("names, factor", [
+    (lambda d: kohya(d, alpha=1.0), 0.5), (lambda d: kohya(d, alpha=2.0, original=True), 1.0), (peft, 1.0), (old, 1.0),
+])  # fmt: skip
+def test_the_merged_weights_are_w_and_s_b_a_and_taken_out_they_are_what_they_were(family, tmp_path, names, factor):
+    """By all names that trainers use; α / r of kohya's, of rank 2."""
+    model = minip2p.load(family("SD 1")[1])
+    before = {name: t.clone() for name, t in state(model).items()}
+    made = drawn(model)
+    save_file(names(made), tmp_path / "a.safetensors")
+    model.text(PROMPT)
+    fingerprint, plain = model.fingerprint, model.generate(PROMPT, steps=2)
+    model.merge(tmp_path / "a.safetensors", 0.7)
+    want, after = expected(before, made, 0.7 * factor), state(model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == len(made) and after.keys() == before.keys()
+    for name, tensor in after.items():
+        torch.testing.assert_close(tensor, want[name], atol=1e-6, rtol=1e-6)
+    assert model.fingerprint != fingerprint
+    assert not torch.equal(model.generate(PROMPT, steps=2).latents, plain.latents)
+    model.unmerge()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+    assert model.fingerprint == fingerprint
+    assert torch.equal(model.generate(PROMPT, steps=2).latents, plain.latents)
+    model.unmerge()  # of nothing
+
+
+def test_two_files_are_the_sum_of_both_and_leave_together(family, tmp_path):
+    model = minip2p.load(family("SD 1")[1])
+    before = {name: t.clone() for name, t in state(model).items()}
+    a, b = drawn(model, seed=1), drawn(model, rank=3, seed=2)
+    save_file(peft(a), tmp_path / "a.safetensors")
+    save_file(peft(b), tmp_path / "b.safetensors")
+    model.merge(tmp_path / "a.safetensors", 1.0)
+    model.merge(tmp_path / "b.safetensors", -0.5)
+    want = expected(expected(before, a, 1.0), b, -0.5)
+    for name, tensor in state(model).items():
+        torch.testing.assert_close(tensor, want[name], atol=1e-6, rtol=1e-6)
+    model.unmerge()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+
+
+def test_both_text_encoders_of_stable_diffusion_xl(family, tmp_path):
+    model = minip2p.load(family("SDXL")[1])
+    a, b = torch.randn(2, 128) * 0.1, torch.randn(128, 2) * 0.1
+    stem = "lora_te2_" + TEXT.replace(".", "_")
+    save_file({f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}, tmp_path / "a.safetensors")
+    before = {name: t.clone() for name, t in state(model).items()}
+    model.merge(tmp_path / "a.safetensors")
+    (changed,) = [name for name, tensor in state(model).items() if not torch.equal(tensor, before[name])]
+    assert changed.startswith("text_encoder_2.") and changed.endswith("encoder.layers.1.self_attn.q_proj.weight")
+
+
+def test_in_16_bits_the_sum_is_rounded_once(family, tmp_path):
+    model = minip2p.load(family("SD 1")[1], dtype=torch.bfloat16)
+    made, name = drawn(model), "mid_block.attentions.0.proj_in"
+    save_file(peft(made), tmp_path / "a.safetensors")
+    before = model.unet.get_parameter(name + ".weight").clone()
+    model.merge(tmp_path / "a.safetensors")
+    a, b = made[name]
+    want = (before.float() + torch.einsum("or,r...->o...", b.flatten(1), a)).bfloat16()
+    assert torch.equal(model.unet.get_parameter(name + ".weight"), want)
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda t: t.update({"lora_unet_nowhere.lora_up.weight": torch.ones(1, 1)}), "nowhere.lora_up.weight is no low-ra"),
+    (lambda t: t.update({"lora_unet_conv_in.hada_w1_a": torch.ones(1, 1)}), "conv_in.hada_w1_a is no low-rank change"),
+    (lambda t: t.pop(next(name for name in t if "up" in name.split(".")[-2])), "only one of its two matrices is there"),
+    (lambda t: t.update({name: torch.ones(2, 3) for name in list(t)[:1]}), "and its matrices are"),
+    (lambda t: t.update({name: t[name] * torch.nan for name in list(t)[:1]}), "is not finite"),
+    (lambda t: t.clear(), "has no tensors in it"),
+])  # fmt: skip
+def test_a_file_that_does_not_fit_is_one_clear_line_and_changes_nothing(family, tmp_path, change, says):
+    model = minip2p.load(family("SD 1")[1])
+    tensors = kohya(drawn(model))
+    change(tensors)
+    save_file(tensors, tmp_path / "a.safetensors")
+    before = state(model)
+    with pytest.raises(ValueError, match=says) as error:
+        model.merge(tmp_path / "a.safetensors")
+    assert "a.safetensors" in str(error.value) and "\n" not in str(error.value)
+    assert all(tensor is before[name] or torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+
+
+def test_what_is_no_lora_is_one_clear_line(family, tmp_path, capsys):
+    _, folder, file = family("SD 1")
+    model = minip2p.load(folder)
+    with pytest.raises(ValueError, match="is no low-rank change of a weight of this model"):
+        model.merge(file)
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors: no such file"):
+        model.merge(tmp_path / "nowhere.safetensors")
+    save_file(peft(drawn(model)), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="the scale of a LoRA is a number, not nan"):
+        model.merge(tmp_path / "a.safetensors", float("nan"))
+    said = ["generate", PROMPT, "--model", str(folder), "--steps", "1", "-o", str(tmp_path / "a.png")]
+    assert cli.main([*said, "--lora", f"{tmp_path / 'a.safetensors'}:much"]) == 2
+    assert "what follows the colon is the scale, a number" in capsys.readouterr().err
+
+
+def test_the_command_line_merges(family, tmp_path):
+    folder = family("SD 1")[1]
+    model = minip2p.load(folder)
+    save_file(peft(drawn(model)), tmp_path / "a.safetensors")
+    said = ["generate", PROMPT, "--model", str(folder), "--steps", "2"]
+    pictures = []
+    for n, given in enumerate(
+        ([], ["--lora", f"{tmp_path / 'a.safetensors'}:0.5"], ["--lora", str(tmp_path / "a.safetensors")])
+    ):
+        assert cli.main([*said, *given, "-o", str(tmp_path / f"{n}.png")]) == 0
+        pictures.append((tmp_path / f"{n}.png").read_bytes())
+    assert len(set(pictures)) == 3
+    model.merge(tmp_path / "a.safetensors", 0.5)
+    model.save(tmp_path / "merged")  # and what is saved is merged
+    again = minip2p.load(tmp_path / "merged")
+    assert torch.equal(again.generate(PROMPT, steps=2).latents, model.generate(PROMPT, steps=2).latents)
