@@ -4,15 +4,17 @@ Axes: t steps, c h w latents, n tokens, d width of their embedding.
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minip2p.checkpoint import read_metadata, read_tensors
 from minip2p.files import whole
-from minip2p.parts import Parts
+from minip2p.parts import Beside, Parts
 from minip2p.record import NAMES, Block, Keeps, Layout, Record, bytes_of, layout, queries_of
 from minip2p.start import Start, Way, begin
 from minip2p.trajectory import FORMAT, Progress, Source, Trajectory, along, described
@@ -61,23 +63,22 @@ def opened(parts: Parts, file: Path) -> Trajectory:
     if said.get("format") != FORMAT:
         raise ValueError(f"{file}: not a run's file, which Trajectory.save and `minip2p generate --record` write")
     if said.get("model") != parts.fingerprint:
-        raise ValueError(
-            f"{file}: the run of another model, or of this one in another dtype: open it with what made it"
-        )
+        raise ValueError(f"{file}: the run of another model, or of this in another dtype: open it with what made it")
     try:
         latents = tensors.pop("latents")
-        way = Way(tensors.pop("unconditional", None), tensors.pop("noise", None), int(said["skip"]),
-                  float(said["proximal"]))  # fmt: skip
+        way = way_of(tensors, said)
         prompt, negative, guidance = said["prompt"], said["negative"], float(said["guidance"])
         seed = int(said["seed"]) if said["seed"] else None
         if latents.dtype != torch.float32 or latents.ndim != 4 or not latents.numel():
             raise ValueError("its latents are not t c h w, float32")
         steps, latent = len(latents) - 1, (latents.shape[-2], latents.shape[-1])
         parts.sched.times(steps)
-        begin(parts, prompt, latents=latents[:1], steps=steps, guidance=guidance, seed=seed or 0, negative=negative)
+        begin(parts, prompt, latents=latents[:1], steps=steps, guidance=guidance, seed=seed or 0, negative=negative,
+              beside=way.beside)  # fmt: skip
         context, always = parts.text(prompt), Keeps((0, steps), (0, steps), math.prod(latent))
         shapes = layout(parts.unet, latent, len(parts.text.prompt(prompt).ids), steps, always, torch.float32)
         shapes["unconditional"] = torch.float32, (steps, *context.shape[1:])
+        shapes["beside"] = torch.float32, (1, parts.beside, *latent)
         shapes["noise"] = torch.float32, (steps, *latents.shape[1:])
         if not 0 <= way.skip < steps or not 0 <= way.proximal < 1:
             raise ValueError("its skip or proximal is out of range")
@@ -94,3 +95,11 @@ def opened(parts: Parts, file: Path) -> Trajectory:
         raise ValueError(f"{file}: not a whole run ({error})") from None
     record = Record(tensors, queries_of(parts.unet, latent)) if tensors else None
     return Trajectory(parts, prompt, latents, guidance, negative, seed, way, record=record)
+
+
+def way_of(tensors: dict[str, Tensor], said: Mapping[str, str]) -> Way:
+    """The way of a run in a file, whose tensors it takes out of these."""
+    channels, led = tensors.pop("beside", None), said["picture_guidance"]
+    beside = None if channels is None else Beside(channels, float(led) if led else None)
+    return Way(tensors.pop("unconditional", None), tensors.pop("noise", None), int(said["skip"]),
+               float(said["proximal"]), beside)  # fmt: skip

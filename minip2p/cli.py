@@ -5,7 +5,7 @@ Nothing but argparse is imported until the arguments are read, so that --help an
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from minip2p.errors import fail, guarded
@@ -52,20 +52,10 @@ def parser() -> Parser:
     add_run_options(one)
     one.add_argument("--record", metavar="FILE", help="keep the run in this file (.safetensors), to be edited later")
     one = command("edit", "edit a generated picture by editing its prompt")
-    one.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="the prompt of the picture to edit; the file (.safetensors) of a run; or, with --prompt, a photograph",
-    )
-    one.add_argument("targets", metavar="TARGET", nargs="+", help="what it should become")
-    add_run_options(one)
-    add_edit_options(one)
-    one.add_argument("--prompt", metavar="PROMPT", help="SOURCE is a photograph, and this is what it shows")
-    one.add_argument("--paste", action="store_true",
-                     help="outside of --blend or --mask, the photograph's own pixels")  # fmt: skip
-    add_invert_options(one)
+    add_edited(one)
     one = command("invert", "make a photograph a run, which edit takes as it takes a generated one")
     add_photograph(one)
+    add_painters(command)
     one = command("maps", "generate a picture and show where each word of its prompt looks")
     one.add_argument("prompt", metavar="PROMPT")
     add_run_options(one)
@@ -78,6 +68,31 @@ def parser() -> Parser:
     one = command("bench-edits", "measure edits of photographs, on 301 pictures that ship (needs minip2p[sweep])")
     add_bench_options(one)
     return top
+
+
+def add_edited(one: Parser) -> None:
+    one.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="the prompt of the picture to edit; the file (.safetensors) of a run; or, with --prompt, a photograph",
+    )
+    one.add_argument("targets", metavar="TARGET", nargs="+", help="what it should become")
+    add_run_options(one)
+    add_edit_options(one)
+    one.add_argument("--prompt", metavar="PROMPT", help="SOURCE is a photograph, and this is what it shows")
+    one.add_argument("--paste", action="store_true",
+                     help="outside of --blend or --mask, the photograph's own pixels")  # fmt: skip
+    add_invert_options(one)
+
+
+def add_painters(command: Callable[[str, str], Parser]) -> None:
+    one = command("instruct", "make a picture of a picture as it is told to, by models such as InstructPix2Pix")
+    add_painted(one, "INSTRUCTION", 'what is to be done, "make it snow"')
+    one.add_argument("--picture-guidance", type=float, default=1.5, metavar="W",
+                     help="how near to the picture; --guidance: how strong the instruction (default: 1.5)")  # fmt: skip
+    one = command("inpaint", "make a picture anew where a mask is white, by models that were trained for it")
+    add_painted(one, "PROMPT", "what it shall show")
+    one.add_argument("--mask", required=True, metavar="IMAGE", help="white where there is to be something new")
 
 
 def add_bench_options(one: Parser) -> None:
@@ -93,6 +108,14 @@ def add_bench_options(one: Parser) -> None:
     add_model_options(one)
 
 
+def add_painted(one: Parser, name: str, says: str) -> None:
+    one.add_argument("picture", metavar="IMAGE")
+    one.add_argument("prompt", metavar=name, help=says)
+    one.add_argument("--fit", choices=("crop", "stretch"), help="how the picture gets its size (default: crop)")
+    one.add_argument("--record", metavar="FILE", help="keep the run in this file (.safetensors), to be edited later")
+    add_run_options(one)
+
+
 def add_photograph(one: Parser) -> None:
     add = one.add_argument
     add("picture", metavar="IMAGE")
@@ -105,7 +128,8 @@ def add_photograph(one: Parser) -> None:
 
 def add_model_options(one: Parser) -> None:
     add = one.add_argument
-    add("--model", metavar="PATH", help="a folder in diffusers' layout or a .safetensors file (default: what ships)")
+    add("--model", metavar="PATH", help="a folder in diffusers' layout, a .safetensors file, or org/name on the "
+        "hub (default: the one that ships)")  # fmt: skip
     add("--config", metavar="FOLDER", help="for a single file: a folder of its family, with its small files")
     add("--vae", metavar="PATH", help="another VAE: a folder or a file")
     add("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge a LoRA; several times for several")

@@ -3,7 +3,7 @@ raises ValueError or OSError with one clear line before anything is written."""
 
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,28 @@ def invert(args: Namespace) -> None:
     image = run.image
     run.save(file)
     finish([(path, image, png.parameters(run, Method=args.method or "direct"))], [str(file)])
+
+
+def instruct(args: Namespace) -> None:
+    w = args.picture_guidance
+    paint(args, lambda model, how: model.instruct(args.picture, args.prompt, picture_guidance=w, **how), Guidance=w)
+
+
+def inpaint(args: Namespace) -> None:
+    paint(args, lambda model, how: model.inpaint(args.picture, args.mask, args.prompt, **how), Mask=args.mask)
+
+
+def paint(args: Namespace, by: Callable[[Model, dict[str, Any]], Trajectory], **said: Any) -> None:
+    """The picture that a model makes of a picture; said: what it is told besides."""
+    model, path = opened(args), named(stem(args, args.prompt))
+    record = [] if args.record is None else [run_file(args.record)]
+    png.check_writable([path, *record])
+    check_kept([args.picture, getattr(args, "mask", None)], [path])
+    run = by(model, {"fit": args.fit or "crop", **run_options(args)})
+    for file in record:
+        run.save(file)
+    more = {f"Picture {name.lower()}": value for name, value in said.items()}
+    finish([(path, run.image, png.parameters(run, Picture=args.picture, **more))], list(map(str, record)))
 
 
 def check_kept(read: Sequence[str | None], written: Sequence[Path]) -> None:

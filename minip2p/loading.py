@@ -52,10 +52,10 @@ def load(
                                    ("vae", others, lambda: VAE(vae_config), wide)):  # fmt: skip
         module = built(build, own.config_file(part))
         parts[part] = filled(module, *own.tensors(part), dtype=kind, device=device)
-    channels = unet_config.in_channels, unet_config.out_channels, vae_config.latent_channels
-    if len(set(channels)) > 1:
-        raise ValueError(f"{files.where}: the UNet reads {channels[0]} channels and predicts {channels[1]}, where the "
-                         f"VAE's latents have {channels[2]}: only models that agree are supported")  # fmt: skip
+    latents, read = vae_config.latent_channels, unet_config.in_channels
+    if unet_config.out_channels != latents or read - latents not in (0, latents, latents + 1):
+        raise ValueError(f"{files.where}: the UNet reads {read} channels and predicts {unet_config.out_channels}, where"
+                         f" the VAE's latents have {latents}; it may read a picture's besides, and a mask")  # fmt: skip
     return Model(text=text, sched=sched, guidance=guidance_of(files.where, sched, xl), **parts)
 
 

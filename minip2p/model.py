@@ -10,18 +10,18 @@ from torch import Tensor
 
 from minip2p.archive import opened, record
 from minip2p.attention import Attend, fused
-from minip2p.blend import Blend, Blending, own_mask
+from minip2p.beside import instructed, masked, photograph
+from minip2p.blend import Blend
+from minip2p.config import is_finite
 from minip2p.invert import chosen
 from minip2p.lora import Lora, Merged
-from minip2p.mask import over_sites
 from minip2p.parts import Parts
-from minip2p.picture import check_picture, fitted, read
 from minip2p.record import Keeps
-from minip2p.replay import Target, edit
-from minip2p.rule import EVERYWHERE, Where, plan_edit, span
+from minip2p.replay import aimed, edit
+from minip2p.rule import EVERYWHERE, Where, span
 from minip2p.saving import save
 from minip2p.sched import Schedule
-from minip2p.start import Start, begin, check_attend, latent_size
+from minip2p.start import Start, begin, check_attend
 from minip2p.text import Text
 from minip2p.trajectory import Trajectory, sample
 from minip2p.unet import UNet
@@ -114,15 +114,8 @@ class Model(Parts):
         prompts: list[Any] = list(target) if several else [target]
         if not prompts:
             raise ValueError("an edit needs a target prompt, and the list of targets is empty")
-        *_, rows, columns = (origin.latents if isinstance(origin, Trajectory) else origin.noise).shape
-        size, blend, read, targets = (rows, columns), Blend.of(blend), self.text.prompt(origin.prompt), []
-        inside = None if within is None else over_sites(own_mask(within), size, self.unet.sites)
-        for prompt in prompts:
-            new = self.text.prompt(prompt)
-            plan = plan_edit(read, new, origin.steps, cross=cross, self_=self_, self_pixels=self_pixels, kind=kind,
-                             reweight=reweight, where=where, within=inside, parity=parity)  # fmt: skip
-            begun = None if blend is None else Blending.begin(blend, read, new, origin.steps, size, self.unet.sites)
-            targets.append(Target(prompt, plan, begun))
+        targets = aimed(self, origin, prompts, Blend.of(blend), within, cross=cross, self_=self_, kind=kind,
+                        self_pixels=self_pixels, reweight=reweight, where=where, parity=parity)  # fmt: skip
         runs = edit(self, origin, targets, attend=attend, in_maps=explicit, progress=bar)
         return runs if several else runs[0]
 
@@ -167,14 +160,45 @@ class Model(Parts):
         (`Parts.polished`; 20 do much). Raises ValueError for what the model cannot take.
         """
         by = chosen(method, options)
-        if isinstance(picture, Tensor):
-            latent_size(self, check_picture(picture, size))
-        else:
-            sides = [side * self.vae.stride for side in latent_size(self, size)]
-            picture = fitted(read(picture) if isinstance(picture, str | Path) else picture, (sides[0], sides[1]), fit)
-        latents = self.encode(picture[None], polish)
+        latents = self.encode(photograph(self, picture, size, fit)[None], polish)
         start = self.start(prompt, steps=steps, guidance=guidance, negative=negative, latents=latents)
         return by(self, start, bar, **options)
+
+    def instruct(
+        self,
+        picture: str | Path | Image.Image | Tensor,
+        instruction: str,
+        *,
+        picture_guidance: float = 1.5,
+        size: tuple[int, int] | None = None,
+        fit: str = "crop",
+        **options: Any,
+    ) -> Trajectory:
+        """A picture made of a picture as it is told to, "make it snow": of models like InstructPix2Pix.
+
+        picture, size, fit: as for `invert`. picture_guidance: w_I, how near to it (`Parts.two_ways`); `guidance`, w_T,
+        is how strong the instruction is. options: `generate`'s. The run can be edited as any other: its prompt is the
+        instruction. Raises ValueError for another model, and what it cannot take.
+        """
+        if not is_finite(picture_guidance):
+            raise ValueError(f"picture_guidance must be a finite number, not {picture_guidance!r}")
+        beside = instructed(self, photograph(self, picture, size, fit), float(picture_guidance))
+        return sample(self, self.start(instruction, beside=beside, **options), bar)
+
+    def inpaint(
+        self,
+        picture: str | Path | Image.Image | Tensor,
+        mask: Any,
+        prompt: str,
+        *,
+        size: tuple[int, int] | None = None,
+        fit: str = "crop",
+        **options: Any,
+    ) -> Trajectory:
+        """A picture that is made anew where a mask is white, by models that were trained for it. The rest comes near to
+        the picture, as the VAE has it. mask: see `beside.masked`; all else as for `instruct`."""
+        beside = masked(self, photograph(self, picture, size, fit), mask, fit)
+        return sample(self, self.start(prompt, beside=beside, **options), bar)
 
     def record(
         self,

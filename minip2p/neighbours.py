@@ -69,7 +69,7 @@ class Guided:
 
         parts, words = run.parts, run.parts.text(run.prompt)
         t = parts.sched.steps(run.steps)[step].t
-        parts.predict(run.latents[step : step + 1].to(parts.device), t, words, words, 1.0, keep)
+        parts.predict(run.latents[step : step + 1].to(parts.device), t, words, words, 1.0, keep, beside=run.way.alone)
         return found
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:

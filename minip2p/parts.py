@@ -19,6 +19,20 @@ from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What a UNet reads beside the latents, where it was made to: channels, 1 c h w. guidance: w_I of InstructPix2Pix,
+    whose unconditional rows have zeros there; None where all rows have the same."""
+
+    channels: Tensor
+    guidance: float | None = None
+
+    def rows(self, count: int, empty: int = 0) -> Tensor:
+        """For so many rows, of which the first `empty` have zeros."""
+        full = self.channels.expand(count - empty, -1, -1, -1)
+        return torch.cat([torch.zeros_like(self.channels).expand(empty, -1, -1, -1), full])
+
+
 @dataclass(eq=False)
 class Parts:
     """What a run runs on. Latents and the schedule are float32 whatever the networks' dtype.
@@ -90,6 +104,12 @@ class Parts:
                     adam.step()
         return best
 
+    @property
+    def beside(self) -> int:
+        """How many channels the UNet reads beside the latents: none, a picture's (InstructPix2Pix), or those and a
+        mask (inpainting)."""
+        return self.unet.config.in_channels - self.vae.config.latent_channels
+
     def not_finite(self, what: str) -> ValueError:
         """The error to raise where a result is not finite: it names the first damaged weight, if there is one."""
         for name, part in {"unet": self.unet, "vae": self.vae, **self.text.encoders}.items():
@@ -108,33 +128,68 @@ class Parts:
         attend: Attend,
         alike: bool = False,
         proximal: float = 0.0,
+        beside: Beside | None = None,
     ) -> Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, eq. 6, as w = 1 + theirs):  ε_u + w prox(ε_c − ε_u).
 
         x: b c h w; embeddings: 1 n d or b n d, and b n d. `attend` acts on the conditional rows alone. Rows that
         would cancel are not run: the conditional ones at w = 0, the unconditional ones at w = 1; and where all of x is
         alike, as at the first step of several edits, one unconditional row serves all. proximal: see `shrunk`.
+        beside: see there; where it guides, see `two_ways`.
         """
         x, b = x.to(self.dtype), len(x)
-        if guidance == 1 and not proximal:
-            return self.counted(x, t, conditional, attend)
         n = 1 if alike else b
         without = unconditional.expand(n, -1, -1)
+        if beside is not None and beside.guidance is not None:
+            return self.two_ways(x, t, without, conditional, guidance, attend, beside)
+        if guidance == 1 and not proximal:
+            return self.counted(x, t, conditional, attend, beside=beside)
         if guidance == 0:
-            return self.counted(x[:n], t, without, fused).expand(b, -1, -1, -1)
-        both = self.counted(torch.cat([x[:n], x]), t, torch.cat([without, conditional]), beyond(n, attend))
+            return self.counted(x[:n], t, without, fused, beside=beside).expand(b, -1, -1, -1)
+        rows, texts = torch.cat([x[:n], x]), torch.cat([without, conditional])
+        both = self.counted(rows, t, texts, beyond(n, attend), beside=beside)
         eps_u, eps_c = both[:n], both[n:]
         return eps_u + guidance * shrunk(eps_c - eps_u, proximal)
 
-    def counted(self, x: Tensor, t: int, context: Tensor, attend: Attend, again: bool = False) -> Tensor:
+    def two_ways(
+        self, x: Tensor, t: int, without: Tensor, conditional: Tensor, w: float, attend: Attend, beside: Beside
+    ) -> Tensor:
+        """Guidance by a picture and by words (Brooks et al. 2022, eq. 3), c_I the picture and c_T the words:
+
+            ε(∅, ∅) + w_I (ε(c_I, ∅) − ε(∅, ∅)) + w_T (ε(c_I, c_T) − ε(c_I, ∅))
+
+        Rows whose factor is 0 are not run.
+        """
+        n, w_i = len(without), beside.guidance or 0.0
+        counts = n * (w_i != 1), n * (w_i != w), len(x) * (w != 0)  # of the three, in this order
+        rows = torch.cat([x[: counts[0]], x[: counts[1]], x[: counts[2]]])
+        texts = torch.cat([without[: counts[0]], without[: counts[1]], conditional[: counts[2]]])
+        made = self.counted(rows, t, texts, beyond(counts[0] + counts[1], attend), beside=beside, empty=counts[0])
+        factors = (1 - w_i, w_i - w, w)
+        found = [factor * eps for factor, eps in zip(factors, made.split(counts), strict=True) if len(eps)]
+        return sum(found, torch.zeros_like(x, dtype=made.dtype))
+
+    def counted(
+        self,
+        x: Tensor,
+        t: int,
+        context: Tensor,
+        attend: Attend,
+        again: bool = False,
+        beside: Beside | None = None,
+        empty: int = 0,
+    ) -> Tensor:
         """The UNet's prediction. Stable Diffusion XL is told of a picture that it was of this size and is whole: its
-        rows and columns, where it was cut, rows and columns again (Podell et al. 2023, section 2.2)."""
+        rows and columns, where it was cut, rows and columns again (Podell et al. 2023, section 2.2). empty: the first
+        so many rows have nothing beside them."""
         self.rows += len(x)
         words, pooled = self.text.parted(context)
         added = None
         if pooled is not None:
             size = [side * self.vae.stride for side in x.shape[-2:]]
             added = pooled, torch.tensor([[*size, 0, 0, *size]], device=x.device).expand(len(x), -1)
+        if beside is not None:
+            x = torch.cat([x, beside.rows(len(x), empty).to(x)], dim=1)
         return self.unet(x, t, words, attend, added, again).float()
 
 
@@ -149,11 +204,15 @@ def shrunk(difference: Tensor, proximal: float) -> Tensor:
     return difference - difference.clamp(-bound, bound)
 
 
-def rows_of(count: int, guidance: float, alike: bool = False, proximal: float = 0.0) -> int:
+def rows_of(
+    count: int, guidance: float, alike: bool = False, proximal: float = 0.0, beside: Beside | None = None
+) -> int:
     """How many rows `predict` runs for so many latents."""
+    n = 1 if alike else count
+    if beside is not None and beside.guidance is not None:
+        return n * ((beside.guidance != 1) + (beside.guidance != guidance)) + count * (guidance != 0)
     if guidance == 1 and not proximal:
         return count
-    n = 1 if alike else count
     return n if guidance == 0 else n + count
 
 

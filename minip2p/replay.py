@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import Attend, Site, at_step, fused
-from minip2p.blend import Blending
+from minip2p.blend import Blend, Blending, own_mask
 from minip2p.edit import QK, Wanted
 from minip2p.inject import Watch, injecting
-from minip2p.mask import add_heat
+from minip2p.mask import add_heat, over_sites
 from minip2p.parts import Parts, rows_of
 from minip2p.record import queries_of
-from minip2p.rule import Edit
+from minip2p.rule import Edit, plan_edit
 from minip2p.start import Start
 from minip2p.trajectory import Progress, Source, Trajectory, finite
 
@@ -39,6 +39,22 @@ class Target:
     @property
     def mask(self) -> Tensor | None:
         return None if self.blending is None else self.blending.last
+
+
+def aimed(
+    parts: Parts, origin: Trajectory | Start, prompts: Sequence[Any], blend: Blend | None, within: Any, **how: Any
+) -> list[Target]:
+    """A target for each prompt, all of one blend and one mask H W to stay within. how: as `plan_edit` takes it. Raises
+    ValueError for what is no edit of the origin."""
+    *_, rows, columns = (origin.latents if isinstance(origin, Trajectory) else origin.noise).shape
+    size, old, targets = (rows, columns), parts.text.prompt(origin.prompt), []
+    inside = None if within is None else over_sites(own_mask(within), size, parts.unet.sites)
+    for prompt in prompts:
+        new = parts.text.prompt(prompt)
+        plan = plan_edit(old, new, origin.steps, within=inside, **how)
+        begun = None if blend is None else Blending.begin(blend, old, new, origin.steps, size, parts.unet.sites)
+        targets.append(Target(prompt, plan, begun))
+    return targets
 
 
 def edit(
@@ -77,7 +93,7 @@ def edit(
             before = torch.cat([latents[row[0]][i] for row in some])
             conditional = torch.cat([texts[targets[row[0]].prompt] for row in some])
             eps = parts.predict(before, step.t, source.unconditional(i), conditional, origin.guidance, injected,
-                                i == origin.way.skip, origin.way.proximal)  # fmt: skip
+                                i == origin.way.skip, origin.way.proximal, origin.way.beside)  # fmt: skip
             after = finite(parts, parts.sched.step(before, eps, step, noise=origin.way.z(i)), i).split(1)
             for row, x in zip(some, after, strict=True):
                 for n in row:
@@ -100,11 +116,11 @@ class Plan:
 
     def cost(self, origin: Trajectory | Start, batch: int = 8) -> int:
         """The rows that the UNet will run."""
-        w, p, total = origin.guidance, origin.way.proximal, 0
+        w, p, beside, total = origin.guidance, origin.way.proximal, origin.way.beside, 0
         for i, rows in enumerate(self.rows):
             if i < self.read and not (isinstance(origin, Trajectory) and origin.knows(i, self.wanted[i])):
-                total += rows_of(1, w, proximal=p)
-            total += sum(rows_of(len(some), w, i == origin.way.skip, p) for some in batches(rows, batch))
+                total += rows_of(1, w, proximal=p, beside=beside)
+            total += sum(rows_of(len(some), w, i == origin.way.skip, p, beside) for some in batches(rows, batch))
         return total
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minip2p.attention import Attend, Store, fused
 from minip2p.config import is_finite, is_whole
-from minip2p.parts import Parts
+from minip2p.parts import Beside, Parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,13 +20,20 @@ class Way:
 
     unconditional: the embedding of each step, T n d, where it is not the negative prompt's (null-text inversion).
     noise: z of each step, T c h w; the steps are then DDPM's, and not DDIM's (edit-friendly inversion). skip: an edit
-    takes so many of the source's first steps as they are. proximal: of the guidance, see `parts.shrunk`.
+    takes so many of the source's first steps as they are. proximal: of the guidance, see `parts.shrunk`. beside: what
+    the UNet reads beside the latents, of models that were made to.
     """
 
     unconditional: Tensor | None = None
     noise: Tensor | None = None
     skip: int = 0
     proximal: float = 0.0
+    beside: Beside | None = None
+
+    @property
+    def alone(self) -> Beside | None:
+        """What stands beside the conditional row, where it is run alone."""
+        return None if self.beside is None else Beside(self.beside.channels)
 
     def z(self, step: int) -> Tensor | None:
         return None if self.noise is None else self.noise[step : step + 1]
@@ -64,6 +71,7 @@ def begin(
     negative: str = "",
     latents: Tensor | None = None,
     attend: Attend = fused,
+    beside: Beside | None = None,
 ) -> Start:
     """Checks what a run begins with. Raises ValueError with one line for what the model cannot take."""
     if not is_finite(guidance):
@@ -74,23 +82,28 @@ def begin(
     check_attend(attend)
     for text in (prompt, negative):
         parts.text.prompt(text)
+    if parts.beside != (0 if beside is None else beside.channels.shape[1]):
+        raise ValueError("this model makes a picture of a picture: use instruct, or where it has a mask, inpaint"
+                         if parts.beside else "this model reads no picture beside its latents")  # fmt: skip
+    own = None if beside is None else (beside.channels.shape[-2], beside.channels.shape[-1])
+    channels = parts.vae.config.latent_channels
     if latents is None:
-        noise = torch.randn(1, parts.unet.config.in_channels, *latent_size(parts, size),
-                            generator=torch.Generator().manual_seed(int(seed)))  # fmt: skip
-    elif (
-        not isinstance(latents, Tensor)
-        or latents.ndim != 4
-        or latents.shape[:2] != (1, parts.unet.config.in_channels)
-        or not latents.numel()
-    ):
-        raise ValueError(
-            f"latents must be 1 {parts.unet.config.in_channels} h w, not {tuple(getattr(latents, 'shape', ()))}"
-        )
-    elif not torch.isfinite(latents).all():
-        raise ValueError("latents must be finite; these have NaN or infinity in them")
+        shape = own or latent_size(parts, size)
+        noise = torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(int(seed)))
     else:
+        check_latents(latents, channels, own)
         noise = latents.float()
-    return Start(prompt, noise, steps, guidance, negative, seed if latents is None else None, attend)
+    drawn = seed if latents is None else None
+    return Start(prompt, noise, steps, guidance, negative, drawn, attend, Way(beside=beside))
+
+
+def check_latents(latents: Any, channels: int, size: tuple[int, int] | None) -> None:
+    """Raises ValueError for what are no latents of so many channels, rows and columns."""
+    whole = isinstance(latents, Tensor) and latents.ndim == 4 and latents.numel() > 0
+    if not whole or latents.shape[:2] != (1, channels) or (size is not None and latents.shape[2:] != size):
+        raise ValueError(f"latents must be 1 {channels} h w, not {tuple(getattr(latents, 'shape', ()))}")
+    if not torch.isfinite(latents).all():
+        raise ValueError("latents must be finite; these have NaN or infinity in them")
 
 
 def latent_size(parts: Parts, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from minip2p.record import Block, Record
 from minip2p.sched import Step
 from minip2p.start import Start, Way
 
-FORMAT = "minip2p run 2"  # of the file of a run
+FORMAT = "minip2p run 3"  # of the file of a run
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,9 @@ class Trajectory:
         context = parts.text(self.prompt)
         for i, step in enumerate(parts.sched.steps(self.steps)):
             attend = watching(heat, at_step(self.attend, i))
-            parts.predict(self.latents[i : i + 1].to(parts.device), step.t, context, context, 1.0, attend)
+            parts.predict(
+                self.latents[i : i + 1].to(parts.device), step.t, context, context, 1.0, attend, beside=self.way.alone
+            )
         return heat
 
     def save(self, file: str | Path) -> None:
@@ -191,7 +193,8 @@ class Source:
         if wanted is not None:
             attend = recording(found, wanted, attend)
         x, w, way = self.latents[i], self.origin.guidance, self.origin.way
-        eps = self.parts.predict(x, step.t, self.unconditional(i), self.conditional, w, attend, proximal=way.proximal)
+        eps = self.parts.predict(x, step.t, self.unconditional(i), self.conditional, w, attend, proximal=way.proximal,
+                                 beside=way.beside)  # fmt: skip
         if not known:
             self.latents.append(finite(self.parts, self.parts.sched.step(x, eps, step, noise=way.z(i)), i))
         return found
@@ -210,7 +213,8 @@ class Source:
 
 def along(way: Way) -> dict[str, Tensor]:
     """The tensors of a run's file that say how it goes through its steps."""
-    named = {"unconditional": way.unconditional, "noise": way.noise}
+    beside = None if way.beside is None else way.beside.channels
+    named = {"unconditional": way.unconditional, "noise": way.noise, "beside": beside}
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
@@ -221,4 +225,10 @@ def described(parts: Parts, run: Trajectory | Start) -> dict[str, str]:
     seed = "" if run.seed is None else str(run.seed)
     return {"format": FORMAT, "model": parts.fingerprint, "prompt": run.prompt, "negative": run.negative,
             "guidance": repr(float(run.guidance)), "seed": seed, "skip": str(run.way.skip),
-            "proximal": repr(float(run.way.proximal)), "along": " ".join(along(run.way))}  # fmt: skip
+            "proximal": repr(float(run.way.proximal)), "along": " ".join(along(run.way)),
+            "picture_guidance": picture_guidance(run.way)}  # fmt: skip
+
+
+def picture_guidance(way: Way) -> str:
+    """w_I, in a file's words."""
+    return "" if way.beside is None or way.beside.guidance is None else repr(float(way.beside.guidance))

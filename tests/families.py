@@ -27,6 +27,7 @@ XL = SD2 | dict(
 )  # fmt: skip
 FAMILIES = {
     "SD 1": (SD1, {}), "SD 2 base": (SD2, {}), "SD 2, v": (SD2, {"prediction_type": "v_prediction"}), "SDXL": (XL, {}),
+    "InstructPix2Pix": (SD1 | {"in_channels": 8}, {}), "inpainting": (SD1 | {"in_channels": 9}, {}),
     "SD Turbo": (SD2, {"timestep_spacing": "trailing"}), "SDXL Turbo": (XL, {"timestep_spacing": "trailing"}),
 }  # fmt: skip
 
@@ -64,7 +65,10 @@ def pipeline(family, seed=0):
     if "text_encoder_2" in found:
         made = diffusers.StableDiffusionXLPipeline(**found, add_watermarker=False)
     else:
-        made = diffusers.StableDiffusionPipeline(**found, safety_checker=None, feature_extractor=None,
+        kinds = {"InstructPix2Pix": diffusers.StableDiffusionInstructPix2PixPipeline,
+                 "inpainting": diffusers.StableDiffusionInpaintPipeline}  # fmt: skip
+        kind = kinds.get(family, diffusers.StableDiffusionPipeline)
+        made = kind(**found, safety_checker=None, feature_extractor=None,
                                                  requires_safety_checker=False)  # fmt: skip
     made.set_progress_bar_config(disable=True)
     return made

@@ -307,14 +307,14 @@ def test_load_names_what_else_is_wrong(folder, tmp_path_factory):
 
 
 def test_networks_must_agree_in_their_channels(folder, tmp_path):
-    """As an inpainting UNet, whole in itself, that reads more channels than the latents have."""
+    """As of a UNet, whole in itself, that reads more channels than a picture and a mask have beside the latents."""
     fields = json.loads((folder / "unet/config.json").read_text())
-    wider = UNet(UNetConfig.of(fields | {"in_channels": 9}))
-    change(folder / "unet/config.json", in_channels=9)
+    wider = UNet(UNetConfig.of(fields | {"in_channels": 10}))
+    change(folder / "unet/config.json", in_channels=10)
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
     weights.unlink()
     save_file(wider.state_dict(), weights)
-    with pytest.raises(ValueError, match="the UNet reads 9 channels and predicts 4, where the VAE's latents have 4"):
+    with pytest.raises(ValueError, match="the UNet reads 10 channels and predicts 4, where the VAE's latents have 4"):
         minip2p.load(folder)
 
 

@@ -1,10 +1,12 @@
 """Every Stable Diffusion, small and with random weights: its pipeline in diffusers, its layouts, and broken ones."""
 
+import contextlib
 import json
 import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from families import FAMILIES, pipeline, single
 from parity import check
 from PIL import Image
@@ -12,8 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import minip2p
 from minip2p import cli
+from minip2p.attention import fused
 from minip2p.config import UNetConfig, VAEConfig
+from minip2p.parts import Beside, rows_of
 from minip2p.single import Single
+from minip2p.trajectory import as_image
 
 PROMPT, STEPS = "a cat on the beach", 20
 
@@ -36,7 +41,10 @@ def same_models(a, b):
     return same(a.unet, b.unet) and same(a.vae, b.vae) and encoders
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+PAINTERS = ("InstructPix2Pix", "inpainting")
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PAINTERS])
 def test_a_familys_latents_after_20_steps_are_those_of_its_pipeline(family, name):
     pipe, folder, _ = family(name)
     model = minip2p.load(folder)
@@ -60,7 +68,8 @@ def test_an_empty_negative_prompt_is_nothing_to_stable_diffusion_xl(family):
 
 def test_guidance_is_the_familys_own(family):
     said = {name: minip2p.load(family(name)[1]).guidance for name in FAMILIES}
-    assert said == {"SD 1": 7.5, "SD 2 base": 7.5, "SD 2, v": 7.5, "SDXL": 5.0, "SD Turbo": 1.0, "SDXL Turbo": 1.0}
+    assert said == {"SD 1": 7.5, "SD 2 base": 7.5, "SD 2, v": 7.5, "SDXL": 5.0,
+                    "InstructPix2Pix": 7.5, "inpainting": 7.5, "SD Turbo": 1.0, "SDXL Turbo": 1.0}  # fmt: skip
 
 
 def test_at_guidance_0_a_distilled_model_runs_no_unconditional_rows(family):
@@ -109,6 +118,99 @@ def test_the_vae_of_stable_diffusion_xl_stays_float32_in_float16(family, tmp_pat
     file.write_text(json.dumps(json.loads(file.read_text()) | {"force_upcast": False}))
     assert minip2p.load(fixed, dtype=torch.float16).vae.dtype == torch.float16
     assert minip2p.load(family("SD 1")[1], dtype=torch.float16).vae.dtype == torch.float16
+
+
+def picture(seed=0):
+    """A smooth random one, 3 32 32 in [-1, 1]."""
+    g = torch.Generator().manual_seed(seed)
+    return F.interpolate(torch.rand(1, 3, 4, 4, generator=g) * 2 - 1, (32, 32), mode="bilinear")[0]
+
+
+@pytest.mark.parametrize("w_t, w_i", [(7.5, 1.5), (3.0, 1.0)])
+def test_instruct_pix2pix_is_its_pipeline(family, w_t, w_i):
+    """Guidance by the picture and by the words (Brooks et al. 2022, eq. 3)."""
+    pipe, folder, _ = family("InstructPix2Pix")
+    model, seen = minip2p.load(folder), picture()
+    run = model.instruct(seen, "make it snow", seed=1, steps=STEPS, guidance=w_t, picture_guidance=w_i, negative="fog")
+    with torch.no_grad():
+        theirs = pipe("make it snow", image=(seen[None] + 1) / 2, latents=run.latents[:1].clone(), guidance_scale=w_t,
+                      image_guidance_scale=w_i, negative_prompt="fog", num_inference_steps=STEPS,
+                      output_type="latent").images  # fmt: skip
+    check("InstructPix2Pix, float32", run.latents[-1:], theirs, 1e-3)  # 6e-6
+    assert run.picture.shape == (3, 32, 32)
+
+
+def test_two_way_guidance_by_hand_and_its_rows(family):
+    """Each row as it is alone; and none where its factor is 0."""
+    model = minip2p.load(family("InstructPix2Pix")[1])
+    x, channels = torch.randn(2, 4, 16, 16), torch.randn(1, 4, 16, 16)
+    empty, words = model.text(""), model.text(["a cat", "a dog"])
+    zeros, full = Beside(torch.zeros_like(channels)), Beside(channels)
+    eps_u = model.predict(x, 500, empty, words, 0.0, fused, beside=zeros)
+    eps_i = model.predict(x, 500, empty, words, 0.0, fused, beside=full)
+    eps_c = model.predict(x, 500, words, words, 1.0, fused, beside=full)
+    for w_t, w_i, rows in ((7.5, 1.5, 6), (7.5, 1.0, 4), (1.0, 1.0, 2), (1.5, 1.5, 4), (0.0, 1.5, 4), (0.0, 1.0, 2)):
+        before = model.rows
+        made = model.predict(x, 500, empty, words, w_t, fused, beside=Beside(channels, w_i))
+        want = eps_u + w_i * (eps_i - eps_u) + w_t * (eps_c - eps_i)
+        torch.testing.assert_close(made, want, atol=1e-4, rtol=1e-4)
+        assert model.rows - before == rows == rows_of(2, w_t, beside=Beside(channels, w_i)), (w_t, w_i)
+
+
+def test_inpainting_is_its_pipeline(family):
+    """The pipeline draws the masked picture's latents; here they are the mean, which it is given."""
+    pipe, folder, _ = family("inpainting")
+    model, seen, mask = minip2p.load(folder), picture(), torch.zeros(32, 32)
+    mask[8:24, 4:19] = 1
+    run = model.inpaint(seen, mask, PROMPT, seed=1, steps=STEPS)
+    beside = run.way.beside.channels
+    assert torch.equal(beside[0, 0], F.interpolate(mask[None, None], (16, 16), mode="nearest")[0, 0])
+    grey = torch.where(mask.bool(), 0.0, seen)
+    torch.testing.assert_close(beside[:, 1:], model.encode(grey[None]))
+    with torch.no_grad():
+        theirs = pipe(PROMPT, image=seen[None], mask_image=mask[None, None], masked_image_latents=beside[:, 1:].clone(),
+                      latents=run.latents[:1].clone(), num_inference_steps=STEPS, height=32, width=32,
+                      output_type="latent", strength=1.0).images  # fmt: skip
+    check("inpainting, float32", run.latents[-1:], theirs, 1e-3)
+
+
+@pytest.mark.parametrize("name", PAINTERS)
+def test_prompt_to_prompt_on_models_that_read_a_picture(family, tmp_path, name):
+    """A run is edited into itself, and into another; kept in a file with its picture; its words are found."""
+    model = minip2p.load(family(name)[1])
+    if name == "inpainting":
+        run = model.inpaint(picture(), torch.ones(32, 32), PROMPT, seed=1, steps=3)
+    else:
+        run = model.instruct(picture(), PROMPT, seed=1, steps=3)
+    itself, other = model.edit(run, [PROMPT, "a dog on the beach"], cross=1.0)
+    check(f"{name}, itself, float32", itself.latents, run.latents, 1e-4)
+    assert (other.latents[-1] - run.latents[-1]).abs().max() > 1e-3
+    run.save(tmp_path / "run.safetensors")
+    again = model.edit(model.open(tmp_path / "run.safetensors"), "a dog on the beach", cross=1.0)
+    torch.testing.assert_close(again.latents, other.latents, atol=1e-3, rtol=1e-4)
+    assert run.maps(["cat"]).shape == (1, 32, 32)
+    kept = model.record(run, file=tmp_path / "record.safetensors")
+    assert kept.way.beside is run.way.beside
+
+
+def test_a_model_is_asked_for_what_it_can(family):
+    plain, instruct, inpaint = (minip2p.load(family(name)[1]) for name in ("SD 1", *PAINTERS))
+    seen, mask = picture(), torch.ones(32, 32)
+    for wrong, says in (
+        (lambda: plain.instruct(seen, PROMPT), "this model follows no instructions: its UNet reads 0 channels"),
+        (lambda: plain.inpaint(seen, mask, PROMPT), "this model does not paint into a picture: its UNet reads 0"),
+        (lambda: inpaint.instruct(seen, PROMPT), "this model follows no instructions: its UNet reads 5 channels"),
+        (lambda: instruct.inpaint(seen, mask, PROMPT), "this model does not paint into a picture: its UNet reads 4"),
+        (lambda: instruct.generate(PROMPT), "this model makes a picture of a picture: use instruct"),
+        (lambda: inpaint.invert(seen, PROMPT), "this model makes a picture of a picture: use instruct"),
+        (lambda: inpaint.edit(PROMPT, "a dog"), "this model makes a picture of a picture: use instruct"),
+        (lambda: inpaint.inpaint(seen, mask * 0, PROMPT), "the mask is nowhere white"),
+        (lambda: inpaint.inpaint(seen, mask * 2, PROMPT), "lies between 0 and 1"),
+        (lambda: instruct.instruct(seen, PROMPT, picture_guidance=float("nan")), "picture_guidance must be a finite"),
+        (lambda: instruct.instruct(seen, PROMPT, latents=torch.zeros(1, 4, 8, 8)), "latents must be 1 4 h w"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            wrong()
 
 
 # Layouts
@@ -299,3 +401,50 @@ def test_the_command_line_takes_a_single_file_and_another_vae(family, tmp_path, 
     assert cli.main([*said, "--model", str(file)]) == 2
     error = capsys.readouterr().err
     assert "a single file has no tokenizer" in error and error.count("\n") == 1
+
+
+def test_the_command_line_instructs_and_paints(family, tmp_path, capsys):
+    """A picture, and a run that can be edited; by a model that cannot, one clear line."""
+    seen = as_image(picture())
+    seen.save(tmp_path / "a b.png")
+    mask = Image.new("RGBA", seen.size)
+    mask.paste((255, 255, 255, 255), (8, 8, 24, 24))
+    mask.save(tmp_path / "mask.png")
+    given = [str(tmp_path / "a b.png"), "make it snow", "--steps", "2", "-o", str(tmp_path / "out.png")]
+    models = {name: ["--model", str(family(name)[1])] for name in ("SD 1", *PAINTERS)}
+    run = ["--record", str(tmp_path / "run.safetensors")]
+    assert cli.main(["instruct", *given, *models["InstructPix2Pix"], *run, "--picture-guidance", "1.2"]) == 0
+    want = minip2p.load(family("InstructPix2Pix")[1]).instruct(seen, "make it snow", steps=2, picture_guidance=1.2)
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.tobytes() == want.image.tobytes()
+        assert "Picture guidance: 1.2" in made.text["parameters"] and "a b.png" in made.text["parameters"]
+    edit = ["edit", run[1], "make it rain", "-o", str(tmp_path / "edited.png")]
+    assert cli.main([*edit, *models["InstructPix2Pix"]]) == 0 and (tmp_path / "edited.png").exists()
+    painted = ["inpaint", *given, "--mask", str(tmp_path / "mask.png")]
+    assert cli.main([*painted, *models["inpainting"]]) == 0
+    white = torch.zeros(32, 32)
+    white[8:24, 8:24] = 1
+    want = minip2p.load(family("inpainting")[1]).inpaint(seen, white, "make it snow", steps=2)
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.tobytes() == want.image.tobytes()
+    capsys.readouterr()
+    wrong = (
+        (["instruct", *given, *models["SD 1"]], "this model follows no instructions"),
+        ([*painted, *models["SD 1"]], "this model does not paint into a picture"),
+        (["instruct", *given[:-1], given[0], *models["InstructPix2Pix"]], "is read, and would be overwritten"),
+        (
+            ["generate", PROMPT, *models["inpainting"], "-o", str(tmp_path / "no.png")],
+            "use instruct, or where it has a m",
+        ),
+        (
+            ["instruct", *given, *models["InstructPix2Pix"], "--picture-guidance", "nan"],
+            "picture_guidance must be a fin",
+        ),
+        (["inpaint", *given, *models["inpainting"]], "the following arguments are required: --mask"),
+    )
+    for arguments, says in wrong:
+        with contextlib.suppress(SystemExit):
+            assert cli.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert says in error and "Traceback" not in error, says
+    assert not (tmp_path / "no.png").exists()

