@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -19,11 +18,11 @@ class Folder:
     """The parts of a model in a folder. named: a part whose folder has another name. Raises FileNotFoundError where
     there is no folder."""
 
-    def __init__(self, root: Path, named: Mapping[str, str] = MappingProxyType({})):
+    def __init__(self, root: Path, named: Mapping[str, str] | None = None):
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; a model is a folder with unet/, vae/, text_encoder/, "
                                     "tokenizer/ and scheduler/, or a .safetensors file")  # fmt: skip
-        self.where, self.named = root, named
+        self.where, self.named = root, dict(named or {})
 
     def of(self, part: str) -> Path:
         return self.where / self.named.get(part, part)

@@ -234,7 +234,7 @@ def test_the_run_of_another_model_is_refused(model, recorded, tmp_path, change):
     if change == "schedule":
         other.sched = Schedule(replace(other.sched.config, beta_end=0.013))
     elif change != "dtype":
-        part = {"unet": other.unet, "vae": other.vae, "text": other.text.encoder}[change]
+        part = {"unet": other.unet, "vae": other.vae, "text": other.text.encoders["text_encoder"]}[change]
         next(iter(part.parameters())).data += 1
     with pytest.raises(ValueError, match="the run of another model"):
         other.open(tmp_path / "run.safetensors")
