@@ -105,7 +105,7 @@ def current_name(name: str) -> str:
 def check_names(path: Path, expected: Mapping[str, Any], found: Mapping[str, Tensor]) -> None:
     """Raises ValueError, one line, where names or shapes differ."""
     problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not a tensor of this model" for name in found if name not in expected]
+    problems += [f"{shown(name)} is not a tensor of this model" for name in found if name not in expected]
     problems += [
         f"{name} has shape {tuple(found[name].shape)} where the config says {tuple(expected[name].shape)}"
         for name in expected
@@ -114,3 +114,9 @@ def check_names(path: Path, expected: Mapping[str, Any], found: Mapping[str, Ten
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"{path}: {'; '.join(problems[:3])}{more}")
+
+
+def shown(name: str) -> str:
+    """A name from a file, which may have anything in it, as a part of one line."""
+    short = name if len(name) <= 200 else name[:200] + "…"
+    return short if short.isprintable() else repr(short)

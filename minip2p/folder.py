@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minip2p.checkpoint import read_tensors
+from minip2p.checkpoint import read_tensors, shown
 from minip2p.config import read_json
 
 STEMS = ("diffusion_pytorch_model", "model")  # of the networks', and of the text encoders' weights
@@ -81,8 +81,10 @@ def sharded(index: Path) -> dict[str, Tensor]:
         tensors = read_tensors(index.parent / name)
         for tensor in tensors:
             if names.get(tensor, name) != name or tensor in found:
-                raise ValueError(f"{index}: {tensor} is in {name}, and in {names[tensor]} by the index")
+                raise ValueError(
+                    f"{index}: {shown(tensor)} is in {name}, and in {shown(names.get(tensor, name))} by the index"
+                )
         found |= tensors
     if missing := [tensor for tensor in names if tensor not in found]:
-        raise ValueError(f"{index}: {missing[0]} is in none of its files")
+        raise ValueError(f"{index}: {shown(missing[0])} is in none of its files")
     return found

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minip2p.checkpoint import read_tensors
+from minip2p.checkpoint import read_tensors, shown
 from minip2p.config import is_finite
 from minip2p.names import of_unet
 from minip2p.parts import Parts
@@ -51,7 +51,7 @@ class Lora:
             end = next((end for end in ENDS if name.endswith(end)), None)
             layer = None if end is None else places.get(plain(name.removesuffix(end)))
             if end is None or layer is None:
-                raise ValueError(f"{file}: {name} is no low-rank change of a weight of this model")
+                raise ValueError(f"{file}: {shown(name)} is no low-rank change of a weight of this model")
             found[layer][ENDS[end]] = tensor
         if not found:
             raise ValueError(f"{file}: has no tensors in it")

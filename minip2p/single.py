@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minip2p.checkpoint import built, read_metadata, read_tensors
+from minip2p.checkpoint import built, read_metadata, read_tensors, shown
 from minip2p.config import UNetConfig, VAEConfig
 from minip2p.folder import PICKLED, Folder
 from minip2p.names import of_openclip, of_unet, of_vae, openclip_tensors, part_of
@@ -48,8 +48,8 @@ class Single:
         self.said = read_metadata(file)
         known = (UNET, VAE_PREFIX, *BARE, "cond_stage_model.", "conditioner.embedders.")
         if odd := [name for name in self.all if not name.startswith(known) and not IGNORED.match(name)]:
-            raise ValueError(f"{file}: {odd[0]} is of no model that is known here; such a file has {UNET}… in it, or a "
-                             "VAE's encoder.…")  # fmt: skip
+            raise ValueError(f"{file}: {shown(odd[0])} is of no model that is known here; such a file has {UNET}… "
+                             "in it, or a VAE's encoder.…")  # fmt: skip
 
     def has(self, part: str) -> bool:
         return any(map(self.there, self.prefixes(part)))
@@ -86,7 +86,7 @@ class Single:
             used[theirs], found[ours] = True, part_of(ours, theirs, self.all[theirs])
         odd = [name for name in self.all if self.belongs(name, part) and name not in used and not IGNORED.match(name)]
         if odd:
-            raise ValueError(f"{self.where}: {odd[0]} is not a tensor of this model")
+            raise ValueError(f"{self.where}: {shown(odd[0])} is not a tensor of this model")
         return found, self.where
 
     def belongs(self, name: str, part: str) -> bool:
