@@ -8,9 +8,10 @@ each time in a process of its own, in turn, with the files in the system's cache
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from common import alone, diffusers_pipeline, finish, options, peak_mb
+from common import alone, finish, options, peak_mb
 
 import minip2p
 
@@ -19,8 +20,8 @@ LATENTS = 8  # rows and columns
 
 def imported() -> None:
     """What both sides import is there before the clock runs."""
-    import diffusers  # noqa: F401
-    import transformers  # noqa: F401
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: F401
 
 
 def ours(folder: Path) -> tuple[float, float]:
@@ -34,9 +35,12 @@ def ours(folder: Path) -> tuple[float, float]:
 
 
 def theirs(folder: Path) -> tuple[float, float]:
+    """As people load it; with accelerate, if it is installed, which diffusers then loads by."""
+    from diffusers import StableDiffusionPipeline
+
     imported()
     began = time.perf_counter()
-    pipe = diffusers_pipeline(folder, torch.float32)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
     with torch.inference_mode():
         words = pipe.tokenizer("a cat", padding="max_length", max_length=77, return_tensors="pt").input_ids
         context = pipe.text_encoder(words).last_hidden_state

@@ -43,6 +43,7 @@ def main() -> None:
     DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
                   set_alpha_to_one=False, clip_sample=False).save_pretrained(folder / "scheduler")  # fmt: skip
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
+    shutil.copy(shipped("tiny") / "model_index.json", folder)
 
 
 if __name__ == "__main__":

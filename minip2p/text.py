@@ -69,7 +69,7 @@ class Tower:
         tensors = {name: t for name, t in self.tensors.items() if not name.endswith("position_ids")}
         try:
             config = transformers.CLIPTextConfig.from_dict(dict(self.config))
-            with torch.random.fork_rng(devices=[]):  # it draws weights first; the caller's random numbers stay theirs
+            with torch.device("meta"):  # else it would draw weights first, for longer than all else here takes
                 encoder = kind._from_config(config, dtype=self.dtype)
         except Exception as error:  # transformers' errors have no class in common
             where = self.files.config_file(self.part)
@@ -79,6 +79,10 @@ class Tower:
         tensors = {names.get(n.removeprefix("text_model."), n): t.to(self.dtype) for n, t in tensors.items()}
         check_names(self.file, encoder.state_dict(), tensors)
         encoder.load_state_dict(tensors, strict=True, assign=True)  # memory-mapped: no copy
+        for module in encoder.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if name == "position_ids":  # 0 … 76, which no file has today
+                    module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
         return encoder.eval().requires_grad_(False).to(self.device)
 
     def __call__(self, prompts: Sequence[str], skip: int = 0) -> tuple[Tensor, Tensor | None]:
