@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 START := $(shell date +%s)
 TIME = echo "make $@: $$(($$(date +%s) - $(START))) s"
 
-.PHONY: demo test lint
+.PHONY: demo test test-full lint
 
 demo: $(VENV)/core
 	$(BIN)/python -m minip2p.demo -o out
@@ -14,6 +14,11 @@ demo: $(VENV)/core
 
 test: lint
 	$(BIN)/python -m pytest
+	@$(TIME)
+
+# The official configurations at full size: 15 GB of memory, and some minutes.
+test-full: $(VENV)/dev
+	$(BIN)/python -m pytest -m full -s
 	@$(TIME)
 
 lint: $(VENV)/dev

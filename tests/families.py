@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from parity import SD15_VAE, SDXL_UNET, on_meta, share_weights
@@ -57,18 +58,22 @@ def parts(family, seed=0):
     return found | ({"tokenizer_2": tokenizer} if xl else {})
 
 
+def kind(family):
+    """The class of the family's pipeline in diffusers."""
+    others = {"InstructPix2Pix": diffusers.StableDiffusionInstructPix2PixPipeline,
+              "inpainting": diffusers.StableDiffusionInpaintPipeline}  # fmt: skip
+    xl = "addition_embed_type" in FAMILIES[family][0]
+    plain = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
+    return others.get(family, plain)
+
+
 def pipeline(family, seed=0):
     """The pipeline of diffusers with them."""
-    import diffusers
-
     found = parts(family, seed)
     if "text_encoder_2" in found:
-        made = diffusers.StableDiffusionXLPipeline(**found, add_watermarker=False)
+        made = kind(family)(**found, add_watermarker=False)
     else:
-        kinds = {"InstructPix2Pix": diffusers.StableDiffusionInstructPix2PixPipeline,
-                 "inpainting": diffusers.StableDiffusionInpaintPipeline}  # fmt: skip
-        kind = kinds.get(family, diffusers.StableDiffusionPipeline)
-        made = kind(**found, safety_checker=None, feature_extractor=None,
+        made = kind(family)(**found, safety_checker=None, feature_extractor=None,
                                                  requires_safety_checker=False)  # fmt: skip
     made.set_progress_bar_config(disable=True)
     return made
@@ -117,3 +122,21 @@ def single(folder, file, extra=()):
             found |= {name.replace(f"resblocks.{last}.", f"resblocks.{last + 1}."): t.clone()
                       for name, t in found.items() if f"{prefix}transformer.resblocks.{last}." in name}  # fmt: skip
     save_file(found | dict(extra), file)
+
+
+# Of each family, the official tensors in data/official; the distilled ones have those of what they were made of.
+OFFICIAL = {
+    "SD 1": "sd15", "SD 2 base": "sd21", "SD 2, v": "sd21", "SDXL": "sdxl", "InstructPix2Pix": "instruct",
+    "inpainting": "inpaint", "SD Turbo": "sd21", "SDXL Turbo": "sdxl",
+}  # fmt: skip
+
+
+def table():
+    """What loads, as the README has it: of each family that is tested, what it is tested against."""
+    lines = ["| family | predicts | default guidance | 20 steps as diffusers' | official names, sizes and numbers |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for name, (unet, scheduler) in FAMILIES.items():
+        predicts = {"epsilon": "noise", "v_prediction": "v"}[scheduler.get("prediction_type", "epsilon")]
+        guidance = 1 if scheduler.get("timestep_spacing") == "trailing" else 5 if "addition_embed_type" in unet else 7.5
+        lines.append(f"| {name} | {predicts} | {guidance} | `{kind(name).__name__}` | {OFFICIAL[name]} |")
+    return "\n".join(lines)

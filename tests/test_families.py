@@ -3,14 +3,16 @@
 import contextlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, pipeline, single
+from families import FAMILIES, OFFICIAL, pipeline, single, table
 from parity import check
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_official import UNETS
 
 import minip2p
 from minip2p import cli
@@ -64,6 +66,17 @@ def test_an_empty_negative_prompt_is_nothing_to_stable_diffusion_xl(family):
         theirs = pipe(PROMPT, latents=run.latents[:1].clone(), num_inference_steps=5, output_type="latent").images
     check("SDXL without a negative prompt, float32", run.latents[-1:], theirs, 1e-3)
     assert not model.text.negative("").any() and model.text("").any()
+
+
+def test_the_readmes_table_of_what_loads_is_of_what_is_tested(family):
+    """A row for each family of these tests, its pipeline and its guidance; and the official tensors by which it is
+    held in test_official.py and test_full.py."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert table() in readme, table()
+    assert set(OFFICIAL.values()) == UNETS.keys()
+    for name in FAMILIES:
+        assert f"| {name} |" in table() and f"| {minip2p.load(family(name)[1]).guidance:g} |" in table()
+        assert type(family(name)[0]).__name__ in table()
 
 
 def test_guidance_is_the_familys_own(family):
