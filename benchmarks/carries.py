@@ -76,6 +76,7 @@ TAUS = {f"τ {tau:g}": Carried(cross=tau, self_=tau) for tau in (0.0, 0.2, 0.4, 
 SHAPES = ("duck", "giraffe"), ("turtle", "giraffe"), ("penguin", "horse"), ("elephant", "duck"), ("camel", "penguin"), (
     "rabbit", "elephant"), ("car", "umbrella"), ("guitar", "truck"), ("tulip", "bicycle"), ("lamp", "car")  # fmt: skip
 PLACES = ("on the beach", "in a meadow", "on the street", "in the desert")
+COLUMNS = 7  # of a case's sheet: the source and all of TAUS in a row
 FIGURES = {"success": ("success %", 100, 1), "shape": ("kept shape, IoU", 1, 2),
            "structure": ("structure × 10³", 1e3, 1),
            "psnr": ("background, dB", 1, 1)}  # title, factor, digits  # fmt: skip
@@ -201,9 +202,8 @@ def main() -> None:
                     run = model.generate(source, seed=n, steps=given.steps)
                     views = {name: made(model, run, target, carried, 10_000 + n)
                              for name, carried in conditions.items()}  # fmt: skip
-                png.write([(folder / f"{n:03}.png", viz.grid(
-                    [(run.image, source), *((as_image(view), f"{target}: {name}") for name, view in views.items())],
-                    len(views) + 1, 128), target)])  # fmt: skip
+                panels = [(run.image, source), *((as_image(view), name) for name, view in views.items())]
+                png.write([(folder / f"{n:03}.png", viz.grid(panels, COLUMNS, 128), f"{source} -> {target}")])
                 row = {name: measured(judge, run.picture, view, old, new) for name, view in views.items()}
                 write_text(folder / f"{n:03}.json", json.dumps(row) + "\n")
             rows.append(kept(folder / f"{n:03}.json", conditions))
