@@ -71,7 +71,6 @@ METHODS: Mapping[str, Method | None] = MappingProxyType({
     "edit-friendly": Method("edit-friendly"),
     "direct+mask": Method("direct", masked=True),
     "direct+mask+polish": Method("direct", masked=True, polish=20),
-    "direct+mask+polish+loose": Method("direct", masked=True, polish=20, edit={"cross": 0.6, "self_": 0.6}),
     "direct+true-mask+polish": Method("direct", masked="truth", polish=20),
     "direct+separate": Method("direct", attend=separated),
     "direct+masactrl": Method("direct", attend=lambda run, case: MasaCtrl(run), edit=ALONE),
