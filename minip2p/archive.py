@@ -101,5 +101,7 @@ def way_of(tensors: dict[str, Tensor], said: Mapping[str, str]) -> Way:
     """The way of a run in a file, whose tensors it takes out of these."""
     channels, led = tensors.pop("beside", None), said["picture_guidance"]
     beside = None if channels is None else Beside(channels, float(led) if led else None)
+    if led and not math.isfinite(float(led)):
+        raise ValueError("its picture_guidance is not a number")
     return Way(tensors.pop("unconditional", None), tensors.pop("noise", None), int(said["skip"]),
                float(said["proximal"]), beside)  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minip2p.blend import own_mask
 from minip2p.parts import Beside, Parts
-from minip2p.picture import check_picture, fitted, read
+from minip2p.picture import check_picture, fitted, read, rgb
 from minip2p.start import latent_size
 
 
@@ -38,14 +38,14 @@ def instructed(parts: Parts, picture: Tensor, guidance: float) -> Beside:
 
 def masked(parts: Parts, picture: Tensor, mask: Any, fit: str) -> Beside:
     """For inpainting (Rombach et al. 2022, section 4.5): the mask, 1 where there is to be something new, and the
-    latents of the picture, grey there. mask: a file, an image of Pillow or H W in [0, 1], white or 1 for what is new.
-    Raises ValueError for another model, and for a mask that is nowhere."""
+    latents of the picture, grey there: their mean, where diffusers draws them. mask: a file, an image of Pillow or H W
+    in [0, 1], white or 1 for what is new. Raises ValueError for another model, and for a mask that is nowhere."""
     if parts.beside != 1 + parts.vae.config.latent_channels:
         raise ValueError(f"this model does not paint into a picture: its UNet reads {parts.beside} channels beside its "
                          f"latents, and not a mask and a picture's {parts.vae.config.latent_channels}")  # fmt: skip
     size = (picture.shape[1], picture.shape[2])
     if isinstance(mask, str | Path | Image.Image):
-        white = fitted(read(mask, "black") if isinstance(mask, str | Path) else mask, size, fit)
+        white = fitted(read(mask, "black") if isinstance(mask, str | Path) else rgb(mask, "black"), size, fit)
         mask = (white.mean(0) + 1) / 2
     new = F.interpolate(own_mask(mask)[None, None], size, mode="nearest") >= 0.5
     if not new.any():

@@ -16,13 +16,14 @@ from torch import Tensor
 from minip2p.attention import Site
 from minip2p.config import is_finite
 from minip2p.mask import HeatSum, check_spread, check_threshold, chosen_strides, columns, finest, mask_of
+from minip2p.picture import rgb
 from minip2p.words import Prompt
 
 
 def own_mask(mask: Any) -> Tensor:
     """A user's mask as H W in [0, 1]: from a PIL image (white may change), an array or a tensor. Raises ValueError."""
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"), dtype=np.float32) / 255
+        mask = np.asarray(rgb(mask, "black").convert("L"), dtype=np.float32) / 255
     if not isinstance(mask, np.ndarray | Tensor):
         raise ValueError(f"a blend's own mask is an image, an array or a tensor, not {type(mask).__name__}")
     out = torch.as_tensor(mask).float()

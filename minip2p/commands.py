@@ -13,7 +13,7 @@ from torch import Tensor
 from minip2p import png, viz
 from minip2p.align import kind_of, refine_alignment, report, swap_mapper
 from minip2p.blend import Blend
-from minip2p.measure import bench_edits, opened, sweep  # noqa: F401, commands as well
+from minip2p.measure import bench_edits, lora, opened, sweep  # noqa: F401, commands as well
 from minip2p.model import Model
 from minip2p.options import RUN, edit_options, invert_options, names_a_file, run_file, run_options, settings
 from minip2p.picture import fitted, pasted, read
@@ -25,6 +25,7 @@ def generate(args: Namespace) -> None:
     model, path = opened(args), named(stem(args, args.prompt))
     record = None if args.record is None else run_file(args.record)
     png.check_writable([path, *([record] if record else [])])
+    check_kept(weights(args), [record] if record else [])
     options = run_options(args)
     run = model.record(args.prompt, file=record, **options) if record else model.generate(args.prompt, **options)
     finish([(path, run.image, png.parameters(run))], [str(record)] if record else [])
@@ -91,7 +92,7 @@ def paint(args: Namespace, by: Callable[[Model, dict[str, Any]], Trajectory], **
     model, path = opened(args), named(stem(args, args.prompt))
     record = [] if args.record is None else [run_file(args.record)]
     png.check_writable([path, *record])
-    check_kept([args.picture, getattr(args, "mask", None)], [path])
+    check_kept([args.picture, getattr(args, "mask", None), *weights(args)], [path, *record])
     run = by(model, {"fit": args.fit or "crop", **run_options(args)})
     for file in record:
         run.save(file)
@@ -100,16 +101,21 @@ def paint(args: Namespace, by: Callable[[Model, dict[str, Any]], Trajectory], **
 
 
 def check_kept(read: Sequence[str | None], written: Sequence[Path]) -> None:
-    """Raises ValueError where a picture that is read would be overwritten."""
-    for path in written:
-        for picture in read:
-            if picture and path.exists() and os.path.exists(picture) and os.path.samefile(path, picture):
+    """Raises ValueError where a file that is read, or one in a folder that is, would be overwritten."""
+    for path in filter(os.path.exists, written):
+        for given in filter(os.path.exists, filter(None, read)):
+            if os.path.samefile(path, given) or Path(given).resolve() in path.resolve().parents:
                 raise ValueError(f"{path}: is read, and would be overwritten: choose another name by -o")
+
+
+def weights(args: Namespace) -> list[str | None]:
+    """The files and folders that a command reads weights from."""
+    return [args.model, args.vae, args.config, *(lora(given)[0] for given in args.lora)]
 
 
 def inverted(model: Model, args: Namespace, picture: str, paths: Sequence[Path]) -> Trajectory:
     """A photograph as a run, as the options say. Raises ValueError where a path to write is the photograph."""
-    check_kept([picture], paths)
+    check_kept([picture, *weights(args)], paths)
     return model.invert(picture, args.prompt, **invert_options(args), **run_options(args))
 
 

@@ -22,7 +22,7 @@ class Folder:
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; a model is a folder with unet/, vae/, text_encoder/, "
                                     "tokenizer/ and scheduler/, or a .safetensors file")  # fmt: skip
-        self.where, self.named = root, dict(named or {})
+        self.where, self.root, self.named = root, root, dict(named or {})
 
     def of(self, part: str) -> Path:
         return self.where / self.named.get(part, part)
@@ -31,6 +31,8 @@ class Folder:
         return self.of(part).is_dir()
 
     def config_file(self, part: str) -> Path:
+        if not part:
+            return self.where / "model_index.json"
         return self.of(part) / ("scheduler_config.json" if part == "scheduler" else "config.json")
 
     def config(self, part: str) -> dict[str, Any]:

@@ -26,7 +26,9 @@ def wanted(files: Iterable[str], weights: bool) -> list[str]:
         stem = f"{part}/{STEMS[part.startswith('text_encoder')]}"
         kind = next((kind for kind in KINDS if stem + kind in there), None)
         if kind is not None:
-            shard = re.escape(stem) + (r"\.fp16" if "fp16" in kind else "") + r"-\d+-of-\d+(\.fp16)?\.safetensors"
+            number = r"-\d+-of-\d+"  # a variant's name stands before it, or in former files behind
+            number = rf"(\.fp16{number}|{number}\.fp16)" if "fp16" in kind else number
+            shard = re.escape(stem) + number + r"\.safetensors"
             several = [name for name in there if kind.endswith(".json") and re.fullmatch(shard, name)]
             found += [stem + kind, *several]
     return found
@@ -40,22 +42,19 @@ def fetched(name: str, weights: bool = True) -> Path:
 
     try:
         files = wanted(hub.HfApi().list_repo_files(name), weights)
-        if not any(file.endswith(".json") for file in files):
-            raise ValueError(f"{name}: on the hub, but not a model in diffusers' layout")
-        return Path(hub.snapshot_download(name, allow_patterns=files))
     except HFValidationError as error:
         raise ValueError(f"{name}: no such folder, and no name on the hub ({line(error)})") from None
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403, 404):
-            raise ValueError(
-                f"{name}: no such folder, and the hub has no model of that name that you may read"
-            ) from None
-        return cached(name, error)
-    except ValueError:
-        raise
     except Exception as error:  # offline, or of a connection, whichever library makes it
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, HfHubHTTPError) and status in (401, 403, 404):
+            raise ValueError(f"{name}: no such folder, and no model of the hub that you may read") from None
         return cached(name, error)
+    if not any(file.endswith(".json") for file in files):
+        raise ValueError(f"{name}: on the hub, but not a model in diffusers' layout")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=files))
+    except Exception as error:
+        raise ValueError(f"{name}: the download broke off; tried again, it goes on ({line(error)})") from None
 
 
 def cached(name: str, error: Exception) -> Path:

@@ -7,7 +7,7 @@ import torch
 
 from minip2p.checkpoint import built, filled, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
-from minip2p.folder import Folder
+from minip2p.folder import STEMS, Folder
 from minip2p.hub import fetched, is_id
 from minip2p.model import Model
 from minip2p.sched import Schedule
@@ -15,6 +15,8 @@ from minip2p.single import Single
 from minip2p.text import Files, Text
 from minip2p.unet import UNet
 from minip2p.vae import VAE
+
+SCALES = ("scaling_factor", "shift_factor", "force_upcast")
 
 
 def load(
@@ -44,9 +46,14 @@ def load(
     if text.width != unet_config.cross_attention_dim or text.double != xl:
         raise ValueError(f"{files.where}: the text encoder is {text.width} wide, the UNet reads "
                          f"{unet_config.cross_attention_dim} of {1 + xl} encoders")  # fmt: skip
+    if xl and unet_config.projection_class_embeddings_input_dim != text.pooled + 6 * (
+        unet_config.addition_time_embed_dim or 0
+    ):
+        raise ValueError(f"{files.config_file('unet')}: projection_class_embeddings_input_dim is not the prompt's "
+                         f"{text.pooled} and six times addition_time_embed_dim")  # fmt: skip
     parts: dict[str, Any] = {}
     others = files if vae is None else opened(vae, None, "vae")
-    vae_config = VAEConfig.of(others.config("vae"), str(others.config_file("vae")))
+    vae_config = VAEConfig.of(scaled(others.config("vae"), files), str(others.config_file("vae")))
     wide = torch.float32 if xl and dtype == torch.float16 and vae_config.force_upcast else dtype
     for part, own, build, kind in (("unet", files, lambda: UNet(unet_config), dtype),
                                    ("vae", others, lambda: VAE(vae_config), wide)):  # fmt: skip
@@ -56,7 +63,13 @@ def load(
     if unet_config.out_channels != latents or read - latents not in (0, latents, latents + 1):
         raise ValueError(f"{files.where}: the UNet reads {read} channels and predicts {unet_config.out_channels}, where"
                          f" the VAE's latents have {latents}; it may read a picture's besides, and a mask")  # fmt: skip
-    return Model(text=text, sched=sched, guidance=guidance_of(files.where, sched, xl), **parts)
+    return Model(text=text, sched=sched, guidance=guidance_of(files.root, sched, xl), **parts)
+
+
+def scaled(vae: dict[str, Any], files: Files) -> dict[str, Any]:
+    """A VAE's configuration; of one that does not say how its latents are scaled, by the model's own."""
+    own = {} if "scaling_factor" in vae else files.config("vae")
+    return {name: own[name] for name in SCALES if name in own} | vae
 
 
 def opened(where: str | Path, config: str | Path | None, only: str | None = None) -> Files:
@@ -64,12 +77,14 @@ def opened(where: str | Path, config: str | Path | None, only: str | None = None
     where = fetched(where) if isinstance(where, str) and is_id(where) else Path(where)
     if config is not None:
         config = fetched(config, weights=False) if isinstance(config, str) and is_id(config) else Path(config)
+    if only and where.is_file() and where.name.startswith(STEMS[0]) and (where.parent / "config.json").is_file():
+        where = where.parent  # a part's own file, in diffusers' names
     if where.is_file():
         return Single(where, config)
     if config is not None:
         raise ValueError(f"{config}: a config is for a single file, and {where} is a folder, which has its own")
     if only and where.is_dir() and not (where / only).is_dir() and (where / "config.json").is_file():
-        return Folder(where.parent, {only: where.name})
+        return Folder(where.resolve().parent, {only: where.resolve().name})
     return Folder(where)
 
 

@@ -6,6 +6,7 @@ themselves back. Names are those of kohya's trainers and of diffusers and PEFT, 
 Axes: r the rank, o outputs, i inputs of a layer.
 """
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minip2p.checkpoint import read_tensors, shown
+from minip2p.checkpoint import read_metadata, read_tensors, shown
 from minip2p.config import is_finite
 from minip2p.names import of_unet
 from minip2p.parts import Parts
@@ -52,10 +53,18 @@ class Lora:
             layer = None if end is None else places.get(plain(name.removesuffix(end)))
             if end is None or layer is None:
                 raise ValueError(f"{file}: {shown(name)} is no low-rank change of a weight of this model")
+            if ENDS[end] in found[layer]:
+                raise ValueError(f"{file}: {shown(name)} is there under another name as well")
             found[layer][ENDS[end]] = tensor
         if not found:
             raise ValueError(f"{file}: has no tensors in it")
-        return cls(file, {layer: whole(file, layer, given, weight(parts, layer)) for layer, given in found.items()})
+        changes = {layer: whole(file, layer, given, weight(parts, layer)) for layer, given in found.items()}
+        said = adapters(file)
+        for layer, given in found.items():
+            if ALPHA not in given:
+                a, b, _ = changes[layer]
+                changes[layer] = a, b, scale_of(file, said, layer, a.shape[0])
+        return cls(file, changes)
 
     def delta(self, layer: Layer, like: Tensor) -> Tensor:
         """(α / r) B A in float32, in the weight's shape: of convolutions A has the kernel, or B A is one of a pixel."""
@@ -76,9 +85,37 @@ def whole(file: Path, layer: Layer, given: Mapping[str, Tensor], weight: Tensor)
     if not fits or b[0].numel() != rank or a[0].numel() * b.shape[0] != weight.numel():
         raise ValueError(f"{file}: {name} is {tuple(weight.shape)}, and its matrices are {tuple(b.shape)} and "
                          f"{tuple(a.shape)}")  # fmt: skip
-    if not all(torch.isfinite(one.float()).all() for one in given.values()):
+    if ALPHA in given and given[ALPHA].numel() != 1:
+        raise ValueError(f"{file}: the alpha of {name} is not one number")
+    if any(one.is_complex() or not torch.isfinite(one.float()).all() for one in given.values()):
         raise ValueError(f"{file}: what it has for {name} is not finite")
     return a, b, float(given[ALPHA]) / rank if ALPHA in given else 1.0
+
+
+def adapters(file: Path) -> dict[str, Any]:
+    """What PEFT wrote of its adapters into the file's metadata, as diffusers keeps it; nothing in other files."""
+    try:
+        said = json.loads(read_metadata(file).get("lora_adapter_metadata", "{}"))
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        raise ValueError(f"{file}: what its metadata say of the adapters is not JSON")
+    return said
+
+
+def scale_of(file: Path, said: Mapping[str, Any], layer: Layer, rank: int) -> float:
+    """α / r of a layer by PEFT's settings, or α / √r where they ask for it (Kalajdzievski 2023); else 1."""
+    part, name = layer[0], layer[1].removesuffix(".weight")
+    if said.get(f"{part}.use_dora"):
+        raise ValueError(f"{file}: is a DoRA, which is not the sum of two matrices")
+    alpha = said.get(f"{part}.lora_alpha")
+    for pattern, own in (said.get(f"{part}.alpha_pattern") or {}).items():
+        alpha = own if re.search(rf"(^|\.){pattern}$", name) else alpha
+    if alpha is None:
+        return 1.0
+    if not is_finite(alpha):
+        raise ValueError(f"{file}: the alpha of {part} is {alpha!r}, which is not a number")
+    return float(alpha) / (rank**0.5 if said.get(f"{part}.use_rslora") else rank)
 
 
 def plain(name: str) -> str:
@@ -115,7 +152,7 @@ def module_of(parts: Parts, part: str) -> Any:
     return parts.unet if part == "unet" else parts.text.encoders[part]
 
 
-def weight(parts: Parts, layer: Layer) -> Tensor:
+def weight(parts: Parts, layer: Layer) -> nn.Parameter:
     return module_of(parts, layer[0]).get_parameter(layer[1])
 
 
@@ -125,7 +162,7 @@ class Merged:
 
     parts: Parts
     loras: tuple[tuple[Lora, float], ...] = ()
-    own: Mapping[Layer, Tensor] = field(default_factory=dict)
+    own: Mapping[Layer, nn.Parameter] = field(default_factory=dict)
 
     def with_(self, lora: Lora, scale: float) -> "Merged":
         """One more, which is in force from now on. Raises ValueError for a scale that is no number."""
@@ -138,15 +175,16 @@ class Merged:
         """None of them: every weight is the tensor that it was."""
         return self.set((), self.own)
 
-    def set(self, loras: tuple[tuple[Lora, float], ...], own: Mapping[Layer, Tensor]) -> "Merged":
-        for layer, before in own.items():
-            made = before.float() if any(layer in lora.changes for lora, _ in loras) else before
-            for lora, scale in loras:
-                if layer in lora.changes:
-                    made = made + scale * lora.delta(layer, before)
-            part, name = layer
+    def set(self, loras: tuple[tuple[Lora, float], ...], own: Mapping[Layer, nn.Parameter]) -> "Merged":
+        made = {layer: self.made(layer, before, loras) for layer, before in own.items()}  # all, before any is in force
+        for (part, name), tensor in made.items():
             *path, leaf = name.split(".")
-            holder = module_of(self.parts, part).get_submodule(".".join(path))
-            holder.register_parameter(leaf, before if made is before else nn.Parameter(made.to(before.dtype), False))
+            module_of(self.parts, part).get_submodule(".".join(path)).register_parameter(leaf, tensor)
         self.parts.__dict__.pop("fingerprint", None)  # it was of other weights
         return Merged(self.parts, loras, own if loras else {})
+
+    @staticmethod
+    def made(layer: Layer, before: nn.Parameter, loras: tuple[tuple[Lora, float], ...]) -> nn.Parameter:
+        """A weight with these, summed in float32; with none, itself."""
+        changes = [scale * lora.delta(layer, before) for lora, scale in loras if layer in lora.changes]
+        return nn.Parameter(sum(changes, before.float()).to(before.dtype), False) if changes else before

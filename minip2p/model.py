@@ -241,7 +241,8 @@ class Model(Parts):
 
     def merge(self, file: str | Path, scale: float = 1.0) -> None:
         """Merges a LoRA file into the weights, at a scale (`minip2p.lora`): W + scale · (α / r) · B A. Several may
-        follow one another. Raises FileNotFoundError or ValueError, and changes nothing, where it does not fit."""
+        follow one another. Runs that were made before are of other weights: make them anew to edit them. Raises
+        FileNotFoundError or ValueError, and changes nothing, where it does not fit."""
         self.merged = self.merged.with_(Lora.read(Path(file), self), scale)
 
     def unmerge(self) -> None:

@@ -4,6 +4,7 @@ Ours are diffusers' and transformers'; each function takes one of them and says 
 file, behind the part's prefix. What a name is depends on the sizes in the config alone.
 """
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -32,6 +33,11 @@ OPENCLIP_LAYER: Names = MappingProxyType({
     "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 })  # fmt: skip
+# What may be ignored: averages of the weights, buffers that the schedule makes anew, positions, CLIP's temperature.
+IGNORED = re.compile(
+    r"model_ema\.|.*position_ids$|.*logit_scale$|(alphas_cumprod|betas|log_one_minus|sqrt_|posterior_|lvlb_weights|"
+    r"logvar|loss\.|denoiser\.|scale_factor|model\.(alphas|betas|sqrt|log|posterior)|global_step)"
+)
 
 
 def renamed(name: str, names: Names) -> str:

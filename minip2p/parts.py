@@ -164,7 +164,8 @@ class Parts:
         counts = n * (w_i != 1), n * (w_i != w), len(x) * (w != 0)  # of the three, in this order
         rows = torch.cat([x[: counts[0]], x[: counts[1]], x[: counts[2]]])
         texts = torch.cat([without[: counts[0]], without[: counts[1]], conditional[: counts[2]]])
-        made = self.counted(rows, t, texts, beyond(counts[0] + counts[1], attend), beside=beside, empty=counts[0])
+        attend = beyond(counts[0] + counts[1], attend) if counts[2] else fused  # no words, no attention to them
+        made = self.counted(rows, t, texts, attend, beside=beside, empty=counts[0])
         factors = (1 - w_i, w_i - w, w)
         found = [factor * eps for factor, eps in zip(factors, made.split(counts), strict=True) if len(eps)]
         return sum(found, torch.zeros_like(x, dtype=made.dtype))

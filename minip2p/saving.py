@@ -58,7 +58,9 @@ class Saved:
     def index(self) -> dict[str, Any]:
         """model_index.json: which class each part is of."""
         nothing, xl = [None, None], len(self.encoders) > 1
-        index: dict[str, Any] = {"_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"}
+        extra = self.unet.config.in_channels - self.vae.config.latent_channels  # a picture's, or a mask's as well
+        does = "" if not extra else "InstructPix2Pix" if extra == self.vae.config.latent_channels else "Inpaint"
+        index: dict[str, Any] = {"_class_name": f"StableDiffusion{'XL' if xl else ''}{does}Pipeline"}
         index |= {**VERSION, "feature_extractor": nothing}
         index |= {"image_encoder": nothing} if xl else {"requires_safety_checker": False, "safety_checker": nothing}
         index |= {"force_zeros_for_empty_prompt": self.zeros} if xl else {}

@@ -1,7 +1,7 @@
-"""A model in one .safetensors file, in the names of the original codes: what it is, is read off its keys and shapes.
+"""A model in one .safetensors file, in the names of the original codes.
 
-Such a file has neither configurations nor tokenizers. The former are derived here, as far as sizes tell; for the rest
-there is a folder in diffusers' layout of the same family, of which only its small files are read.
+Such a file has neither configurations nor tokenizers. The small files of a folder in diffusers' layout, of the same
+family, say what the model is; what the folder does not have is read off the file's keys and shapes, but for tokenizers.
 """
 
 import re
@@ -15,7 +15,7 @@ from torch import Tensor
 from minip2p.checkpoint import built, read_metadata, read_tensors, shown
 from minip2p.config import UNetConfig, VAEConfig
 from minip2p.folder import PICKLED, Folder
-from minip2p.names import of_openclip, of_unet, of_vae, openclip_tensors, part_of
+from minip2p.names import IGNORED, of_openclip, of_unet, of_vae, openclip_tensors, part_of
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
@@ -29,11 +29,7 @@ TRANSFORMERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 OPENCLIP: Mapping[str, str] = MappingProxyType(
     {"text_encoder": "cond_stage_model.model.", "text_encoder_2": "conditioner.embedders.1.model."}
 )
-# What may be ignored: averages of the weights, buffers that the schedule makes anew, positions, CLIP's temperature.
-IGNORED = re.compile(
-    r"model_ema\.|.*position_ids$|.*logit_scale$|(alphas_cumprod|betas|log_one_minus|sqrt_|posterior_|lvlb_weights|"
-    r"logvar|loss\.|denoiser\.|scale_factor|model\.(alphas|betas|sqrt|log|posterior)|global_step)"
-)
+PREDICTIONS: Mapping[str, str] = MappingProxyType({"epsilon": "epsilon", "v": "v_prediction"})  # in a file's metadata
 
 
 class Single:
@@ -43,6 +39,7 @@ class Single:
         if file.suffix in PICKLED:
             raise ValueError(f"{file}: is pickled, and so a program, which is never run here: get it as safetensors")
         self.where, self.folder = file, None if config is None else Folder(config)
+        self.root = file if config is None else config
         self.all = read_tensors(file)
         self.shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in self.all.items()}
         self.said = read_metadata(file)
@@ -56,18 +53,28 @@ class Single:
 
     def prefixes(self, part: str) -> tuple[str, ...]:
         """Where the file may have a part."""
-        own: Mapping[str, tuple[str, ...]] = {"unet": (UNET,), "vae": (VAE_PREFIX, *BARE)}
-        return own.get(part) or (*TRANSFORMERS.get(part, ()), *((OPENCLIP[part],) if part in OPENCLIP else ()))
+        networks = {"unet": (UNET,), "vae": (VAE_PREFIX, *BARE)}
+        return networks.get(part) or (*TRANSFORMERS.get(part, ()), *((OPENCLIP[part],) if part in OPENCLIP else ()))
 
     def config_file(self, part: str) -> Path:
-        """What to name where a configuration is wrong."""
-        return self.where if self.folder is None else self.folder.config_file(part)
+        """What to name where a configuration is wrong: the folder's file, or this one where it has none."""
+        given = self.where if self.folder is None else self.folder.config_file(part)
+        return given if given.is_file() else self.where
 
     def config(self, part: str) -> dict[str, Any]:
-        if self.folder is not None:
-            return self.folder.config(part)
+        """The folder's, or what is derived where it has none; how many channels a UNet reads, the file knows itself.
+        Raises ValueError where the two do not agree on what is predicted."""
+        if self.folder is not None and self.folder.config_file(part).is_file():
+            given = self.folder.config(part)
+            if part == "unet":
+                given = given | {"in_channels": self.size(f"{UNET}input_blocks.0.0.weight", 1)}
+            said = PREDICTIONS.get(self.said.get("modelspec.prediction_type", ""))
+            if part == "scheduler" and said and said != given.get("prediction_type", "epsilon"):
+                raise ValueError(f"{self.config_file(part)}: {self.where} says of itself that it predicts {said}, and "
+                                 "this does not")  # fmt: skip
+            return given
         made: Mapping[str, Callable[[], dict[str, Any]]] = {
-            "": self.index, "unet": self.unet_config, "vae": self.vae_config, "scheduler": self.scheduler_config,
+            "": dict, "unet": self.unet_config, "vae": self.vae_config, "scheduler": self.scheduler_config,
         }  # fmt: skip
         return made[part]() if part in made else self.text_config(part)
 
@@ -90,9 +97,8 @@ class Single:
         return found, self.where
 
     def belongs(self, name: str, part: str) -> bool:
-        if name.startswith(
-            OPENCLIP["text_encoder"]
-        ):  # Stable Diffusion 2 reads the last layer but one, and no projection
+        # Stable Diffusion 2 reads the last layer but one, and no projection.
+        if name.startswith(OPENCLIP["text_encoder"]):
             last = f"resblocks.{self.layers(OPENCLIP['text_encoder'])}."
             if last in name or name.endswith("text_projection"):
                 return False
@@ -106,8 +112,7 @@ class Single:
                     for name in built(lambda: UNet(unet), self.config_file(part)).state_dict()}  # fmt: skip
         if part == "vae":
             vae = VAEConfig.of(self.config("vae"), str(self.config_file("vae")))
-            prefix = VAE_PREFIX if self.there(VAE_PREFIX) else ""
-            return {name: prefix + of_vae(name, vae)
+            return {name: self.vae_prefix + of_vae(name, vae)
                     for name in built(lambda: VAE(vae), self.config_file(part)).state_dict()}  # fmt: skip
         prefix, _, open_clip = self.text_names(part)
         if open_clip:
@@ -130,15 +135,15 @@ class Single:
 
     def layers(self, prefix: str) -> int:
         """Of OpenCLIP those that are read: all but the last, where the file is Stable Diffusion 2's."""
-        there = self.count(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.")
-        return there - (prefix == OPENCLIP["text_encoder"])
+        return self.count(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.") - (prefix == OPENCLIP["text_encoder"])
+
+    @property
+    def vae_prefix(self) -> str:
+        return VAE_PREFIX if self.there(VAE_PREFIX) else ""
 
     @property
     def xl(self) -> bool:
         return UNET + "label_emb.0.0.weight" in self.all
-
-    def index(self) -> dict[str, Any]:
-        return {"force_zeros_for_empty_prompt": self.xl}
 
     def unet_config(self) -> dict[str, Any]:
         """Of the UNet: levels end with a resampler; heads are 8, or 64 wide where the projections are linear."""
@@ -155,8 +160,8 @@ class Single:
             "sample_size": 128 if self.xl else 96 if linear and self.prediction() == "v_prediction" else 64,
             "in_channels": self.size(f"{UNET}input_blocks.0.0.weight", 1),
             "out_channels": self.size(f"{UNET}out.2.weight"),
-            "down_block_types": [kind(self.depth(f"{UNET}input_blocks.{n}.1"), "DownBlock2D") for n in firsts],
-            "up_block_types": [kind(self.depth(block), "UpBlock2D") for block in up],
+            "down_block_types": [self.block(f"{UNET}input_blocks.{n}.1", "DownBlock2D") for n in firsts],
+            "up_block_types": [self.block(block, "UpBlock2D") for block in up],
             "block_out_channels": widths,
             "layers_per_block": layers,
             "cross_attention_dim": self.size(middle, 1),
@@ -171,21 +176,26 @@ class Single:
                      "projection_class_embeddings_input_dim": joined}  # fmt: skip
         return made
 
+    def block(self, block: str, plain: str) -> str:
+        return "CrossAttn" + plain if self.depth(block) else plain
+
     def depth(self, block: str) -> int:
         """How many transformer blocks stand in a block."""
         return self.count(re.escape(block) + r"\.transformer_blocks\.(\d+)\.")
 
     def vae_config(self) -> dict[str, Any]:
-        prefix = VAE_PREFIX if self.there(VAE_PREFIX) else ""
+        prefix = self.vae_prefix
         levels = self.count(re.escape(prefix) + r"encoder\.down\.(\d+)\.")
         widths = [self.size(f"{prefix}encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
-        return {
+        scale = (
+            {"scaling_factor": 0.13025 if self.xl else 0.18215} if self.there(UNET) else {}
+        )  # alone it does not tell
+        return scale | {
             "block_out_channels": widths,
             "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
             "layers_per_block": self.count(re.escape(prefix) + r"encoder\.down\.0\.block\.(\d+)\."),
             "latent_channels": self.size(f"{prefix}decoder.conv_in.weight", 1),
-            "scaling_factor": 0.13025 if self.xl else 0.18215,
             "use_quant_conv": f"{prefix}quant_conv.weight" in self.all,
             "use_post_quant_conv": f"{prefix}post_quant_conv.weight" in self.all,
         }
@@ -193,7 +203,7 @@ class Single:
     def prediction(self) -> str:
         """Of noise; of Stable Diffusion 2, of which there are both kinds, what the file's metadata say. Raises
         ValueError where they say nothing."""
-        said = {"epsilon": "epsilon", "v": "v_prediction"}.get(self.said.get("modelspec.prediction_type", ""))
+        said = PREDICTIONS.get(self.said.get("modelspec.prediction_type", ""))
         if said is None and self.there(OPENCLIP["text_encoder"]):
             raise ValueError(f"{self.where}: a Stable Diffusion 2 predicts noise or v, and the file does not say "
                              "which: give, as config, a folder that does")  # fmt: skip
@@ -238,8 +248,3 @@ class Single:
 
     def there(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.all)
-
-
-def kind(depth: int, plain: str) -> str:
-    """The type of a block, as UNetConfig has it."""
-    return "CrossAttn" + plain if depth else plain

@@ -26,6 +26,7 @@ class Files(Protocol):
     """Where the parts of a model are: see `folder.Folder`."""
 
     where: Path
+    root: Path  # where the model's own minip2p.json would be
 
     def has(self, part: str) -> bool: ...
     def config_file(self, part: str) -> Path: ...
@@ -41,8 +42,14 @@ class Tower:
         self.files, self.part, self.dtype, self.device = files, f"text_encoder{number}", dtype, device
         self.path, (self.tensors, self.file) = files.tokenizer(f"tokenizer{number}"), files.tensors(self.part)
         self.config: Mapping[str, Any] = files.config(self.part)
-        self.width: int = self.config.get("hidden_size", 512)
-        self.pooled: int = self.config.get("projection_dim", 512)
+        self.width, self.pooled = (self.whole(name) for name in ("hidden_size", "projection_dim"))
+
+    def whole(self, name: str) -> int:
+        """A size from the configuration. Raises ValueError for what is none."""
+        given = self.config.get(name, 512)
+        if not is_whole(given) or isinstance(given, bool) or given < 1:
+            raise ValueError(f"{self.files.config_file(self.part)}: {name} is {given!r}, and not a size")
+        return int(given)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -63,7 +70,7 @@ class Tower:
     def encoder(self) -> Any:
         import transformers
 
-        projects = "CLIPTextModelWithProjection" in (self.config.get("architectures") or ())
+        projects = self.config.get("architectures") == ["CLIPTextModelWithProjection"]
         kind: Any = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
         # Former files carry the buffer of positions 0 … 76, which is no weight.
         tensors = {name: t for name, t in self.tensors.items() if not name.endswith("position_ids")}
@@ -107,7 +114,8 @@ class Text:
         numbers = ("", "_2") if files.has("text_encoder_2") else ("",)
         self.towers = [Tower(files, number, dtype, device) for number in numbers]
         self.width, self.pooled = sum(tower.width for tower in self.towers), self.towers[-1].pooled
-        self.zeros = bool(files.config("").get("force_zeros_for_empty_prompt", False))
+        # As in diffusers, unless model_index.json says otherwise.
+        self.zeros = self.double and files.config("").get("force_zeros_for_empty_prompt", True) is not False
 
     @property
     def double(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DiffusionPipeline
 from families import FAMILIES, OFFICIAL, pipeline, single, table
 from parity import check
 from PIL import Image
@@ -17,8 +18,12 @@ from test_official import UNETS
 import minip2p
 from minip2p import cli
 from minip2p.attention import fused
+from minip2p.beside import masked
+from minip2p.blend import own_mask
 from minip2p.config import UNetConfig, VAEConfig
+from minip2p.neighbours import MasaCtrl
 from minip2p.parts import Beside, rows_of
+from minip2p.replay import aimed, edit, planned
 from minip2p.single import Single
 from minip2p.trajectory import as_image
 
@@ -55,6 +60,15 @@ def test_a_familys_latents_after_20_steps_are_those_of_its_pipeline(family, name
         theirs = pipe(PROMPT, latents=run.latents[:1].clone(), num_inference_steps=STEPS, output_type="latent",
                       negative_prompt=run.negative or None, guidance_scale=model.guidance).images  # fmt: skip
     check(f"{name}, float32", run.latents[-1:], theirs, 1e-3)  # 6e-6
+
+
+def test_stable_diffusion_xl_is_told_rows_and_columns(family):
+    pipe, folder, _ = family("SDXL")
+    run = minip2p.load(folder).generate(PROMPT, seed=2, steps=5, size=(32, 64), negative="fog")
+    with torch.no_grad():
+        theirs = pipe(PROMPT, latents=run.latents[:1].clone(), num_inference_steps=5, output_type="latent", height=32,
+                      width=64, negative_prompt="fog").images  # fmt: skip
+    check("SDXL, 32 x 64, float32", run.latents[-1:], theirs, 1e-3)
 
 
 def test_an_empty_negative_prompt_is_nothing_to_stable_diffusion_xl(family):
@@ -206,6 +220,77 @@ def test_prompt_to_prompt_on_models_that_read_a_picture(family, tmp_path, name):
     assert kept.way.beside is run.way.beside
 
 
+@pytest.mark.parametrize("w, w_i", [(0.0, 1.5), (0.0, 1.0), (7.5, 1.5), (3.0, 3.0), (1.0, 1.0)])
+def test_edits_of_an_instruction_cost_what_is_predicted(family, w, w_i):
+    """At w_T = 0 too, where no words are read; and the neighbours read the picture as well."""
+    model = minip2p.load(family("InstructPix2Pix")[1])
+    run = model.instruct(picture(), PROMPT, steps=3, guidance=w, picture_guidance=w_i)
+    targets = aimed(model, run, ["a dog on the beach", "a pig on the beach"], None, None, cross=0.5, self_=0.5)
+    before = model.rows
+    edit(model, run, targets)
+    assert model.rows - before == planned(model, run, targets).cost(run)
+    assert model.edit(run, "a dog on the beach", cross=0, self_=0, attend=MasaCtrl(run)).latents.isfinite().all()
+
+
+@pytest.mark.parametrize("odd", [{"hidden_size": None}, {"hidden_size": "64"}, {"architectures": 3}])
+def test_an_odd_text_encoder_is_one_clear_line(family, tmp_path, odd):
+    folder = copied(family("SDXL")[1], tmp_path / "odd")
+    file = folder / "text_encoder_2/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | odd))
+    with pytest.raises(ValueError) as error:
+        minip2p.load(folder).text("a cat")
+    assert "text_encoder_2" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_odd_size_of_what_sdxl_adds_is_one_clear_line(family, tmp_path):
+    folder = copied(family("SDXL")[1], tmp_path / "odd")
+    file = folder / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"addition_time_embed_dim": 16}))
+    with pytest.raises(ValueError, match="is not the prompt's 128 and six times addition_time_embed_dim"):
+        minip2p.load(folder)
+
+
+def test_an_empty_negative_prompt_is_nothing_where_nothing_else_is_said(family, tmp_path):
+    """diffusers' default; and no zeros where the folder says so."""
+    folder = copied(family("SDXL")[1], tmp_path / "other")
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text())
+    for said, zeros in ((None, True), (True, True), (False, False)):
+        file.write_text(json.dumps(index | {"force_zeros_for_empty_prompt": said} if said is not None else {
+            name: value for name, value in index.items() if name != "force_zeros_for_empty_prompt"}))  # fmt: skip
+        assert minip2p.load(folder).text.zeros == zeros
+    file.unlink()
+    assert minip2p.load(folder).text.zeros
+
+
+def test_a_mask_with_transparency_is_black_there_as_a_file_and_as_an_image(family, tmp_path):
+    model, ink = minip2p.load(family("inpainting")[1]), Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+    ink.paste((255, 255, 255, 255), (8, 8, 24, 24))
+    ink.save(tmp_path / "ink.png")
+    a, b = (masked(model, picture(), mask, "crop").channels for mask in (ink, tmp_path / "ink.png"))
+    assert torch.equal(a, b) and a[0, 0].sum() == 64
+    assert own_mask(ink).sum() == 256
+
+
+def test_weights_that_are_read_are_never_overwritten(family, tmp_path, capsys):
+    folder = copied(family("InstructPix2Pix")[1], tmp_path / "model")
+    as_image(picture()).save(tmp_path / "a.png")
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    before, out = weights.read_bytes(), ["--steps", "1", "-o", str(tmp_path / "out.png"), "--record", str(weights)]
+    assert cli.main(["instruct", str(tmp_path / "a.png"), "x", "--model", str(folder), *out]) == 2
+    assert "is read, and would be overwritten" in capsys.readouterr().err
+    _, plain, file = family("SD 1")
+    single_file = tmp_path / "a.safetensors"
+    shutil.copy(file, single_file)
+    given = ["--model", str(single_file), "--config", str(plain), "--steps", "1"]
+    for command in (["generate", PROMPT, "-o", str(tmp_path / "out.png"), "--record", str(single_file)],
+                    ["invert", str(tmp_path / "a.png"), PROMPT, "-o", str(single_file)]):  # fmt: skip
+        assert cli.main([*command, *given]) == 2
+        assert "is read, and would be overwritten" in capsys.readouterr().err
+    assert weights.read_bytes() == before and single_file.read_bytes() == file.read_bytes()
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_a_model_is_asked_for_what_it_can(family):
     plain, instruct, inpaint = (minip2p.load(family(name)[1]) for name in ("SD 1", *PAINTERS))
     seen, mask = picture(), torch.ones(32, 32)
@@ -270,6 +355,23 @@ def test_a_single_stable_diffusion_2_that_does_not_say_what_it_predicts_is_one_c
         Single(family("SD 2, v")[2], None).config("scheduler")
 
 
+def test_a_folder_with_tokenizers_alone_is_enough_and_what_it_says_counts(family, tmp_path):
+    """The rest is then read off the file; its metadata and the folder must not contradict each other; how many channels
+    the UNet reads, the file knows; and the folder's own guidance is taken."""
+    _, folder, file = family("SDXL")
+    for part in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(folder / part, tmp_path / "small" / part)
+    (tmp_path / "small/minip2p.json").write_text('{"guidance": 3.0}')
+    made = minip2p.load(file, config=tmp_path / "small")
+    assert same_models(made, minip2p.load(folder)) and made.guidance == 3.0 and made.text.zeros
+    base, v = family("SD 2 base")[1], family("SD 2, v")[2]
+    save_file(load_file(v), tmp_path / "v.safetensors", {"modelspec.prediction_type": "v"})
+    with pytest.raises(ValueError, match="says of itself that it predicts v_prediction, and this does not"):
+        minip2p.load(tmp_path / "v.safetensors", config=base)
+    painter = minip2p.load(family("inpainting")[2], config=family("SD 1")[1])
+    assert same(painter.unet, family("inpainting")[0].unet) and painter.beside == 5
+
+
 def test_a_single_file_needs_a_tokenizer(family):
     with pytest.raises(ValueError, match="a single file has no tokenizer: give, as config, a folder"):
         minip2p.load(family("SD 1")[2])
@@ -320,6 +422,17 @@ def test_a_vae_from_elsewhere(family, tmp_path):
         minip2p.load(folder, vae=tmp_path / "nowhere")
 
 
+def test_another_vae_that_does_not_say_its_scale_has_the_models_own(family, tmp_path):
+    """As one in a file alone; and a part's own file, in diffusers' names, has its config beside it."""
+    pipe, folder, file = family("SDXL")
+    alone = {name.removeprefix("first_stage_model."): t for name, t in load_file(file).items()
+             if name.startswith("first_stage_model.")}  # fmt: skip
+    save_file(alone, tmp_path / "vae.safetensors")
+    for where in (tmp_path / "vae.safetensors", folder / "vae/diffusion_pytorch_model.safetensors"):
+        model = minip2p.load(folder, vae=where)
+        assert model.vae.config.scaling_factor == 0.13025 and same(model.vae, pipe.vae)
+
+
 def test_16_bit_variants_and_sharded_weights(family, tmp_path):
     pipe, folder, _ = family("SDXL")
     pipe.save_pretrained(tmp_path / "half", variant="fp16")
@@ -367,6 +480,13 @@ def test_pickled_weights_are_named_and_not_read(family, tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x02")
     with pytest.raises(ValueError, match=r"model.ckpt: is pickled, and so a program, which is never run here"):
         minip2p.load(tmp_path / "model.ckpt", config=folder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_diffusers_knows_what_was_saved(family, tmp_path, name):
+    """By the class that the folder names."""
+    minip2p.load(family(name)[1]).save(tmp_path / "saved")
+    assert type(DiffusionPipeline.from_pretrained(tmp_path / "saved")) is type(family(name)[0])
 
 
 @pytest.mark.parametrize("name", ["SD 1", "SD 2, v", "SDXL Turbo"])

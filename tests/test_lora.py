@@ -1,11 +1,14 @@
 """LoRA files: what they are called, what they change, and that they leave without a trace."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import minip2p
 from minip2p import cli
+from minip2p.lora import Lora
 
 PROMPT = "a cat on the beach"
 LAYERS = {
@@ -189,3 +192,59 @@ def test_the_command_line_merges(family, tmp_path):
     model.save(tmp_path / "merged")  # and what is saved is merged
     again = minip2p.load(tmp_path / "merged")
     assert torch.equal(again.generate(PROMPT, steps=2).latents, model.generate(PROMPT, steps=2).latents)
+
+
+@pytest.mark.parametrize("said, factor", [
+    ({"unet.lora_alpha": 16, "unet.r": 2}, 8.0), ({"unet.lora_alpha": 16, "unet.use_rslora": True}, 16 / 2**0.5),
+    ({"unet.lora_alpha": 2, "unet.alpha_pattern": {"mid_block.attentions.0.proj_in": 6}}, 3.0), ({}, 1.0),
+    ({"text_encoder.lora_alpha": 16}, 1.0),
+])  # fmt: skip
+def test_pefts_alpha_is_in_the_metadata(family, tmp_path, said, factor):
+    """α / r, α / √r where it says so, of a layer its own."""
+    model, name = minip2p.load(family("SD 1")[1]), "mid_block.attentions.0.proj_in"
+    made = {name: drawn(model)[name]}
+    before = model.unet.get_parameter(name + ".weight").clone()
+    save_file(peft(made), tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(said)})
+    model.merge(tmp_path / "a.safetensors")
+    a, b = made[name]
+    want = before + factor * torch.einsum("or,r...->o...", b.flatten(1), a)
+    torch.testing.assert_close(model.unet.get_parameter(name + ".weight"), want, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("said, says", [
+    ('{"unet.use_dora": true}', "is a DoRA"), ("[", "is not JSON"), ("3", "is not JSON"),
+    ('{"unet.lora_alpha": "much"}', "is 'much', which is not a number"),
+])  # fmt: skip
+def test_metadata_that_cannot_be_honoured_are_one_clear_line(family, tmp_path, said, says):
+    model = minip2p.load(family("SD 1")[1])
+    save_file(peft(drawn(model)), tmp_path / "a.safetensors", {"lora_adapter_metadata": said})
+    with pytest.raises(ValueError, match=says):
+        model.merge(tmp_path / "a.safetensors")
+
+
+def test_a_layer_that_is_named_twice_and_an_alpha_of_two_numbers_are_refused(family, tmp_path):
+    model = minip2p.load(family("SD 1")[1])
+    made = drawn(model)
+    save_file(peft(made) | {name: t.clone() for name, t in kohya(made).items()}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="is there under another name as well"):
+        model.merge(tmp_path / "a.safetensors")
+    save_file(kohya(made, alpha=[1.0, 2.0]), tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match=r"b.safetensors: the alpha of .* is not one number"):
+        model.merge(tmp_path / "b.safetensors")
+
+
+def test_a_merge_that_fails_half_way_changes_nothing(family, tmp_path, monkeypatch):
+    model = minip2p.load(family("SD 1")[1])
+    save_file(peft(drawn(model)), tmp_path / "a.safetensors")
+    before, delta, calls = {name: t.clone() for name, t in state(model).items()}, Lora.delta, []
+
+    def fails(self, *given):
+        calls.append(given)
+        if len(calls) > 2:
+            raise RuntimeError("not enough memory")
+        return delta(self, *given)
+
+    monkeypatch.setattr(Lora, "delta", fails)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        model.merge(tmp_path / "a.safetensors")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
