@@ -187,6 +187,8 @@ def run(
     cases out to, which have the judge and no CLIP. Raises ValueError for a folder that holds another benchmark."""
     what = {"model": model.fingerprint, "steps": steps, "judge": judge is not None, "clip": clip and clip.name,
             "cases": [case.said for case in cases]}  # fmt: skip
+    if model.beside:
+        raise ValueError("this model makes a picture of a picture: photographs are not inverted by it, and not edited")
     for case in cases:  # whatever is wrong with pictures or rows is said before anything is run
         read(case.picture)
     claim(folder / "bench.json", folder / "rows", what, "the benchmark of other cases or another model")

@@ -25,6 +25,8 @@ examples:
   minip2p invert photo.jpg "a cat on the beach" -o photo.safetensors
   minip2p edit photo.safetensors "a tiger on the beach"
   minip2p edit photo.jpg --prompt "a cat on the beach" "a tiger on the beach"
+  minip2p instruct photo.jpg "make it snow" --model PATH
+  minip2p inpaint photo.jpg "a cat on the beach" --mask cat.png --model PATH
   minip2p maps "a cat on the beach" --seed 1 -o maps
   minip2p sweep grid.toml -o sweep
   minip2p bench-edits --count 20 --steps 20
@@ -130,8 +132,8 @@ def add_model_options(one: Parser) -> None:
     add = one.add_argument
     add("--model", metavar="PATH", help="a folder in diffusers' layout, a .safetensors file, or org/name on the "
         "hub (default: the one that ships)")  # fmt: skip
-    add("--config", metavar="FOLDER", help="for a single file: a folder of its family, with its small files")
-    add("--vae", metavar="PATH", help="another VAE: a folder or a file")
+    add("--config", metavar="PATH", help="for a single file: a folder of its family, or org/name, for its small files")
+    add("--vae", metavar="PATH", help="another VAE: a folder, a file, or org/name")
     add("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge a LoRA; several times for several")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")

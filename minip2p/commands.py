@@ -75,7 +75,7 @@ def invert(args: Namespace) -> None:
     run = inverted(model, args, args.picture, [file, path])
     image = run.image
     run.save(file)
-    finish([(path, image, png.parameters(run, Method=args.method or "direct"))], [str(file)])
+    finish([(path, image, png.parameters(run, Method=args.method or "direct", **fit(args)))], [str(file)])
 
 
 def instruct(args: Namespace) -> None:
@@ -96,8 +96,13 @@ def paint(args: Namespace, by: Callable[[Model, dict[str, Any]], Trajectory], **
     run = by(model, {"fit": args.fit or "crop", **run_options(args)})
     for file in record:
         run.save(file)
-    more = {f"Picture {name.lower()}": value for name, value in said.items()}
+    more = {f"Picture {name.lower()}": value for name, value in said.items()} | fit(args)
     finish([(path, run.image, png.parameters(run, Picture=args.picture, **more))], list(map(str, record)))
+
+
+def fit(args: Namespace) -> dict[str, str]:
+    """How a photograph got its size, for its PNG, where that was said."""
+    return {} if args.fit is None else {"Fit": args.fit}
 
 
 def check_kept(read: Sequence[str | None], written: Sequence[Path]) -> None:

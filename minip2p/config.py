@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin
 
+MOST_LAYERS = 100  # of a block; Stable Diffusion XL has ten. A damaged number would be built for minutes.
+
 
 @dataclass(frozen=True)
 class Config:
@@ -132,6 +134,8 @@ class UNetConfig(Config):
         sides = side if isinstance(side, tuple) else (side,)
         if not levels or min(*self.block_out_channels, *sides, self.layers_per_block, self.in_channels) < 1:
             raise ValueError("levels, channels, layers and sample size must be at least one")
+        if max(self.layers_per_block, *self.per_level(self.transformer_layers_per_block)) > MOST_LAYERS:
+            raise ValueError(f"there are more than {MOST_LAYERS} layers in a block")
         for name in ("down_block_types", "up_block_types", "attention_head_dim", "transformer_layers_per_block"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
@@ -174,6 +178,8 @@ class VAEConfig(Config):
         for types, known in ((self.down_block_types, "DownEncoderBlock2D"), (self.up_block_types, "UpDecoderBlock2D")):
             if set(types) != {known} or len(types) != len(self.block_out_channels):
                 raise ValueError(f"block types must be one {known} for each of the channels, not {types}")
+        if self.layers_per_block > MOST_LAYERS:
+            raise ValueError(f"there are more than {MOST_LAYERS} layers in a block")
         if self.scaling_factor == 0:
             raise ValueError("scaling_factor is 0: the latents would all be the same")
 

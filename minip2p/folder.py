@@ -10,7 +10,8 @@ from minip2p.checkpoint import read_tensors, shown
 from minip2p.config import read_json
 
 STEMS = ("diffusion_pytorch_model", "model")  # of the networks', and of the text encoders' weights
-KINDS = (".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".safetensors.index.fp16.json")
+VARIANTS = ("", ".fp16", ".bf16")  # in the order in which they are taken
+KINDS = tuple(kind for v in VARIANTS for kind in (f"{v}.safetensors", f".safetensors.index{v}.json"))
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -52,7 +53,7 @@ class Folder:
         return folder
 
     def weights_file(self, part: str) -> Path:
-        """The file of a part's weights, or the index of several: the plain one, or the variant fp16 where it is alone.
+        """The file of a part's weights, or the index of several: the plain one, or else a variant.
         Raises FileNotFoundError, ValueError where there are only weights that would have to be unpickled."""
         stem = STEMS[part.startswith("text_encoder")]
         found = [self.of(part) / (stem + kind) for kind in KINDS]

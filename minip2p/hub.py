@@ -7,28 +7,30 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from minip2p.folder import KINDS, STEMS
+from minip2p.folder import KINDS, STEMS, VARIANTS
 
 SMALL = re.compile(r"(model_index|minip2p)\.json|[^/]+/(config|scheduler_config)\.json|tokenizer(_2)?/[^/]+")
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = ("unet/", "vae/", "text_encoder/", "text_encoder_2/")
+SIGNS = ("model_index.json", "config.json")  # of a model, and of a part of one alone, as VAEs are
 
 
 def is_id(where: str) -> bool:
-    """Whether it may be a name on the hub: two parts, and no folder or file here."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", where) is not None and not Path(where).exists()
+    """Whether it may be a name on the hub: two parts, of which the first is no folder here."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", where) is not None and not Path(where).parent.exists()
 
 
 def wanted(files: Iterable[str], weights: bool) -> list[str]:
     """Those of a repository's files that a model is loaded from; without weights, the small ones."""
     there = list(files)
-    found = [name for name in there if SMALL.fullmatch(name)]
-    for part in PARTS if weights else ():
-        stem = f"{part}/{STEMS[part.startswith('text_encoder')]}"
+    alone = SIGNS[0] not in there and SIGNS[1] in there
+    found = [name for name in there if SMALL.fullmatch(name) or (alone and name == SIGNS[1])]
+    for part in (("",) if alone else PARTS) if weights else ():
+        stem = part + STEMS[part.startswith("text_encoder")]
         kind = next((kind for kind in KINDS if stem + kind in there), None)
         if kind is not None:
-            number = r"-\d+-of-\d+"  # a variant's name stands before it, or in former files behind
-            number = rf"(\.fp16{number}|{number}\.fp16)" if "fp16" in kind else number
-            shard = re.escape(stem) + number + r"\.safetensors"
+            number, variant = r"-\d+-of-\d+", re.escape(next(v for v in reversed(VARIANTS) if v in kind))
+            # A variant's name stands before it, or in former files behind.
+            shard = rf"{re.escape(stem)}({variant}{number}|{number}{variant})\.safetensors"
             several = [name for name in there if kind.endswith(".json") and re.fullmatch(shard, name)]
             found += [stem + kind, *several]
     return found
@@ -61,9 +63,10 @@ def cached(name: str, error: Exception) -> Path:
     """The folder of what the cache has of it, whole or not. Raises ValueError where that is nothing, by the error."""
     import huggingface_hub as hub
 
-    file = hub.try_to_load_from_cache(name, "model_index.json")
-    if isinstance(file, str):
-        return Path(file).parent
+    for sign in SIGNS:
+        file = hub.try_to_load_from_cache(name, sign)
+        if isinstance(file, str):
+            return Path(file).parent
     raise ValueError(f"{name}: no such folder, not in the hub's cache, and the hub cannot be reached ({line(error)})")
 
 

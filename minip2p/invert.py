@@ -94,6 +94,8 @@ def null_text(
 
         min over ∅_i of  ‖z*_{i+1} − z̄_{i+1}(z̄_i, ∅_i, words)‖²
 
+    (of Stable Diffusion XL ∅_i is its tokens and its row of the prompt as a whole).
+
     At most `inner` updates a step, at a rate that falls to its half over the run; it stops where the mean squared error
     is below stop + stop_more · i. The prediction that met the bar is the one that the step is made by (the published
     code updates once more and predicts anew), so that each step costs one conditional row and at most inner + 1

@@ -10,6 +10,7 @@ from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.folder import STEMS, Folder
 from minip2p.hub import fetched, is_id
 from minip2p.model import Model
+from minip2p.parts import Origin
 from minip2p.sched import Schedule
 from minip2p.single import Single
 from minip2p.text import Files, Text
@@ -52,18 +53,25 @@ def load(
         raise ValueError(f"{files.config_file('unet')}: projection_class_embeddings_input_dim is not the prompt's "
                          f"{text.pooled} and six times addition_time_embed_dim")  # fmt: skip
     parts: dict[str, Any] = {}
+    read: dict[str, Path] = {tower.part: tower.file for tower in text.towers}
     others = files if vae is None else opened(vae, None, "vae")
     vae_config = VAEConfig.of(scaled(others.config("vae"), files), str(others.config_file("vae")))
     wide = torch.float32 if xl and dtype == torch.float16 and vae_config.force_upcast else dtype
     for part, own, build, kind in (("unet", files, lambda: UNet(unet_config), dtype),
                                    ("vae", others, lambda: VAE(vae_config), wide)):  # fmt: skip
-        module = built(build, own.config_file(part))
-        parts[part] = filled(module, *own.tensors(part), dtype=kind, device=device)
-    latents, read = vae_config.latent_channels, unet_config.in_channels
-    if unet_config.out_channels != latents or read - latents not in (0, latents, latents + 1):
-        raise ValueError(f"{files.where}: the UNet reads {read} channels and predicts {unet_config.out_channels}, where"
-                         f" the VAE's latents have {latents}; it may read a picture's besides, and a mask")  # fmt: skip
-    return Model(text=text, sched=sched, guidance=guidance_of(files.root, sched, xl), **parts)
+        module, (tensors, read[part]) = built(build, own.config_file(part)), own.tensors(part)
+        parts[part] = filled(module, tensors, read[part], dtype=kind, device=device)
+    latents, reads = vae_config.latent_channels, unet_config.in_channels
+    if unet_config.out_channels != latents or reads - latents not in (0, latents, latents + 1):
+        raise ValueError(f"{files.where}: the UNet reads {reads} channels and predicts {unet_config.out_channels},"
+                         f" where the VAE's latents have {latents}; a picture's and a mask may be beside")  # fmt: skip
+    said = {"Model": called(where, files)} | ({} if vae is None else {"VAE": called(vae, others)})
+    return Model(text=text, sched=sched, guidance=guidance_of(files.root, sched, xl), made=Origin(read, said), **parts)
+
+
+def called(where: str | Path | None, files: Files) -> str:
+    """A model's or a VAE's name: the hub's, or its folder's or file's."""
+    return where if isinstance(where, str) and is_id(where) else files.where.name
 
 
 def scaled(vae: dict[str, Any], files: Files) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Low-rank adaptations (Hu et al. 2021): files that change a model's weights by W + s · (α / r) · B A.
 
-They are merged into the weights, so that nothing else has to know of them, and taken out again by putting the weights
-themselves back. Names are those of kohya's trainers and of diffusers and PEFT, old and new.
+They are merged into the weights of a twin of the model, so that nothing else has to know of them; the model itself
+stays what it was. Names are those of kohya's trainers and of diffusers and PEFT, old and new.
 
 Axes: r the rank, o outputs, i inputs of a layer.
 """
@@ -10,7 +10,8 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -156,35 +157,18 @@ def weight(parts: Parts, layer: Layer) -> nn.Parameter:
     return module_of(parts, layer[0]).get_parameter(layer[1])
 
 
-@dataclass
-class Merged:
-    """The adaptations that a model has, in order, and the weights without them, which are kept as they were."""
-
-    parts: Parts
-    loras: tuple[tuple[Lora, float], ...] = ()
-    own: Mapping[Layer, nn.Parameter] = field(default_factory=dict)
-
-    def with_(self, lora: Lora, scale: float) -> "Merged":
-        """One more, which is in force from now on. Raises ValueError for a scale that is no number."""
-        if not is_finite(scale):
-            raise ValueError(f"the scale of a LoRA is a number, not {scale!r}")
-        own = {layer: weight(self.parts, layer) for layer in lora.changes if layer not in self.own}
-        return self.set((*self.loras, (lora, float(scale))), {**self.own, **own})
-
-    def without(self) -> "Merged":
-        """None of them: every weight is the tensor that it was."""
-        return self.set((), self.own)
-
-    def set(self, loras: tuple[tuple[Lora, float], ...], own: Mapping[Layer, nn.Parameter]) -> "Merged":
-        made = {layer: self.made(layer, before, loras) for layer, before in own.items()}  # all, before any is in force
-        for (part, name), tensor in made.items():
-            *path, leaf = name.split(".")
-            module_of(self.parts, part).get_submodule(".".join(path)).register_parameter(leaf, tensor)
-        self.parts.__dict__.pop("fingerprint", None)  # it was of other weights
-        return Merged(self.parts, loras, own if loras else {})
-
-    @staticmethod
-    def made(layer: Layer, before: nn.Parameter, loras: tuple[tuple[Lora, float], ...]) -> nn.Parameter:
-        """A weight with these, summed in float32; with none, itself."""
-        changes = [scale * lora.delta(layer, before) for lora, scale in loras if layer in lora.changes]
-        return nn.Parameter(sum(changes, before.float()).to(before.dtype), False) if changes else before
+def merged(parts: Parts, lora: Lora, scale: float) -> dict[str, Any]:
+    """By part, a twin of each network that a LoRA changes, W + scale · (α / r) · B A in it, summed in float32; all
+    other weights are the network's own. Raises ValueError for a scale that is no number."""
+    if not is_finite(scale):
+        raise ValueError(f"the scale of a LoRA is a number, not {scale!r}")
+    twins: dict[str, Any] = {}
+    for layer in lora.changes:
+        part, name = layer
+        if part not in twins:
+            own = module_of(parts, part)
+            twins[part] = deepcopy(own, {id(tensor): tensor for tensor in (*own.parameters(), *own.buffers())})
+        before, (path, _, leaf) = weight(parts, layer), name.rpartition(".")
+        after = (before.float() + scale * lora.delta(layer, before)).to(before.dtype)
+        twins[part].get_submodule(path).register_parameter(leaf, nn.Parameter(after, requires_grad=False))
+    return twins

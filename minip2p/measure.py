@@ -30,7 +30,7 @@ def opened(args: Namespace) -> Model:
     model = load(args.model, dtype=getattr(torch, args.dtype), device=args.device, vae=args.vae, config=args.config)
     for given in args.lora:
         file, scale = lora(given)
-        model.merge(file, scale)
+        model = model.merged(file, scale)
     return model
 
 

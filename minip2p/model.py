@@ -1,6 +1,7 @@
 """The front: a model can `generate`, `edit` and `invert`."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,8 +15,8 @@ from minip2p.beside import instructed, masked, photograph
 from minip2p.blend import Blend
 from minip2p.config import is_finite
 from minip2p.invert import chosen
-from minip2p.lora import Lora, Merged
-from minip2p.parts import Parts
+from minip2p.lora import Lora, merged
+from minip2p.parts import Origin, Parts
 from minip2p.record import Keeps
 from minip2p.replay import aimed, edit
 from minip2p.rule import EVERYWHERE, Where, span
@@ -38,12 +39,15 @@ def bar(steps: Iterable[Any]) -> Iterable[Any]:
 class Model(Parts):
     """A loaded model. Its parts (`unet`, `vae`, `text`, `sched`) can be used on their own."""
 
-    def __init__(self, unet: UNet, vae: VAE, text: Text, sched: Schedule, guidance: float = 7.5):
-        super().__init__(unet, vae, text, sched)
-        self.guidance, self.merged = guidance, Merged(self)
+    def __init__(
+        self, unet: UNet, vae: VAE, text: Text, sched: Schedule, guidance: float = 7.5, made: Origin | None = None
+    ):
+        super().__init__(unet, vae, text, sched, made or Origin())
+        self.guidance = guidance
 
     def __repr__(self) -> str:
-        return f"Model({self.text.folder}, {self.dtype}, {self.device})"
+        said = ", ".join(self.made.said.values())
+        return f"Model({said}, {self.dtype}, {self.device})"
 
     def generate(
         self,
@@ -239,12 +243,12 @@ class Model(Parts):
         FileExistsError where there is something of that name."""
         save(self, Path(folder), self.guidance)
 
-    def merge(self, file: str | Path, scale: float = 1.0) -> None:
-        """Merges a LoRA file into the weights, at a scale (`minip2p.lora`): W + scale · (α / r) · B A. Several may
-        follow one another. Runs that were made before are of other weights: make them anew to edit them. Raises
-        FileNotFoundError or ValueError, and changes nothing, where it does not fit."""
-        self.merged = self.merged.with_(Lora.read(Path(file), self), scale)
-
-    def unmerge(self) -> None:
-        """Takes all LoRA files out again: the weights are what they were, to the bit."""
-        self.merged = self.merged.without()
+    def merged(self, file: str | Path, scale: float = 1.0) -> "Model":
+        """A model with a LoRA file in its weights (`minip2p.lora`), W + scale · (α / r) · B A, and all else shared with
+        this one, which stays what it is, as do its runs. Several may follow one another. Raises FileNotFoundError or
+        ValueError where the file does not fit."""
+        twins = merged(self, Lora.read(Path(file), self), scale)
+        loras = [*filter(None, [self.made.said.get("LoRA")]), f"{Path(file).name} at {scale:g}"]
+        made = replace(self.made, said={**self.made.said, "LoRA": ", ".join(loras)})
+        unet, text = twins.pop("unet", self.unet), self.text.having(twins)
+        return Model(unet, self.vae, text, self.sched, self.guidance, made)

@@ -71,7 +71,7 @@ def settings(args: Namespace) -> dict[str, str]:
     given = {"Cross": joined(by_word(args.cross)), "Self": args.self_, "Kind": args.kind,
                 "Reweight": joined(by_word(args.reweight)), "Blend": args.blend, "Threshold": args.threshold,
                 "Mask": args.mask, "Within": args.within, "Explicit": args.explicit, "Paste": args.paste,
-                "Polish": args.polish}  # fmt: skip
+                "Polish": args.polish, "Fit": args.fit}  # fmt: skip
     return {name: value for name, value in given.items() if value}
 
 

@@ -4,8 +4,10 @@ Axes: b batch, c h w latents, n tokens, d width of their embedding.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -33,6 +35,15 @@ class Beside:
         return torch.cat([torch.zeros_like(self.channels).expand(empty, -1, -1, -1), full])
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a model is from. files: of each network's weights, by its folder's name. said: what its pictures say of it
+    ("Model", "VAE", "LoRA")."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    said: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(eq=False)
 class Parts:
     """What a run runs on. Latents and the schedule are float32 whatever the networks' dtype.
@@ -44,6 +55,7 @@ class Parts:
     vae: VAE
     text: Text
     sched: Schedule
+    made: Origin = field(default_factory=Origin)
     rows: int = field(default=0, init=False)
 
     @property
@@ -56,9 +68,11 @@ class Parts:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells whether a file is of this model, in this dtype: from the schedule, and each weight's name, shape and
-        first numbers."""
-        return fingerprint((self.unet, self.vae, *self.text.encoders.values()), repr(self.sched.config))
+        """Tells whether a file is of this model, in this dtype: from the schedule, how the latents are scaled, and each
+        weight's name, shape and some of its numbers."""
+        vae = self.vae.config
+        said = repr((self.sched.config, vae.scaling_factor, vae.shift_factor))
+        return fingerprint((self.unet, self.vae, *self.text.encoders.values()), said)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents b c h w -> pictures in [-1, 1], b 3 H W. Raises ValueError where they are not finite."""
@@ -115,7 +129,9 @@ class Parts:
         for name, part in {"unet": self.unet, "vae": self.vae, **self.text.encoders}.items():
             for key, p in part.named_parameters():
                 if not torch.isfinite(p).all():
-                    return ValueError(f"{self.text.folder / name}: {key} is not finite: the weights are damaged")
+                    return ValueError(
+                        f"{self.made.files.get(name, name)}: {key} is not finite: the weights are damaged"
+                    )
         return ValueError(f"{what}; try --dtype float32 or less guidance")
 
     def predict(

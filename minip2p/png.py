@@ -25,13 +25,14 @@ def parameters(run: Trajectory, **more: Any) -> str:
         Negative prompt: what the picture should not show (where there is one)
         Steps: 50, Sampler: DDIM, CFG scale: 4.0, Seed: 1, Size: 128x96, Model: tiny, …
 
-    Size is width x height, as there. Of an edit, Source is the prompt it began from. more: further settings. A value
-    that has a comma, a colon, a quote or a line break in it is a JSON string.
+    Size is width x height, as there; a VAE or a LoRA besides stands after Model. Of an edit, Source is the prompt it
+    began from. more: further settings. A value that has a comma, a colon, a quote or a line break in it is a JSON
+    string.
     """
     stride = run.parts.vae.stride
     rows, columns = (side * stride for side in run.latents.shape[-2:])
     settings = {"Steps": run.steps, "Sampler": "DDIM", "CFG scale": run.guidance, "Seed": run.seed,
-                "Size": f"{columns}x{rows}", "Model": run.parts.text.folder.name}  # fmt: skip
+                "Size": f"{columns}x{rows}", **run.parts.made.said}  # fmt: skip
     if run.seed is None:  # it began from a photograph, or from latents that were given
         del settings["Seed"]
     if run.parts.dtype != torch.float32:  # other numbers, another picture

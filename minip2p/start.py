@@ -13,6 +13,8 @@ from minip2p.attention import Attend, Store, fused
 from minip2p.config import is_finite, is_whole
 from minip2p.parts import Beside, Parts
 
+MOST_PIXELS = 2**26  # 8192 x 8192: what a mistyped size asks for must not take all memory
+
 
 @dataclass(frozen=True, eq=False)
 class Way:
@@ -117,4 +119,6 @@ def latent_size(parts: Parts, size: tuple[int, int] | None) -> tuple[int, int]:
     sides = tuple(size) if isinstance(size, tuple | list) else ()
     if len(sides) != 2 or any(not is_whole(side) or side % stride or side < least for side in sides):
         raise ValueError(f"size must be two multiples of {stride} of at least {least} pixels, not {size}")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"a picture of {size[0]} x {size[1]} pixels is too large: {MOST_PIXELS} are the most")
     return size[0] // stride, size[1] // stride

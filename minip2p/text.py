@@ -1,10 +1,10 @@
-"""Tokenizers and text encoders, both by `transformers`, which is imported only when a prompt is first read.
+"""Tokenizers and text encoders, both by `transformers`, which is imported only when a model is loaded.
 
 Axes: b batch, n tokens, d width of the context that the UNet reads.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from copy import copy
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,58 +39,17 @@ class Tower:
     """A text encoder and its tokenizer: "text_encoder" and "tokenizer", or those whose names end in "_2"."""
 
     def __init__(self, files: Files, number: str, dtype: torch.dtype, device: torch.device | str):
-        self.files, self.part, self.dtype, self.device = files, f"text_encoder{number}", dtype, device
-        self.path, (self.tensors, self.file) = files.tokenizer(f"tokenizer{number}"), files.tensors(self.part)
-        self.config: Mapping[str, Any] = files.config(self.part)
-        self.width, self.pooled = (self.whole(name) for name in ("hidden_size", "projection_dim"))
-
-    def whole(self, name: str) -> int:
-        """A size from the configuration. Raises ValueError for what is none."""
-        given = self.config.get(name, 512)
-        if not is_whole(given) or isinstance(given, bool) or given < 1:
-            raise ValueError(f"{self.files.config_file(self.part)}: {name} is {given!r}, and not a size")
-        return int(given)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        from transformers import CLIPTokenizer
-
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(self.path, local_files_only=True)
-        except Exception as error:  # a broken vocabulary raises just this class
-            raise ValueError(f"{self.path}: cannot be read as a tokenizer ({_line(error)})") from None
-        size: Any = read_json(self.path / "tokenizer_config.json").get("model_max_length")
-        if not is_whole(size) or not 2 < size < 2**16:
-            raise ValueError(
-                f"{self.path / 'tokenizer_config.json'}: model_max_length is {size}, not a number of tokens"
-            )
-        return tokenizer
-
-    @cached_property
-    def encoder(self) -> Any:
-        import transformers
-
-        projects = self.config.get("architectures") == ["CLIPTextModelWithProjection"]
-        kind: Any = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
-        # Former files carry the buffer of positions 0 … 76, which is no weight.
-        tensors = {name: t for name, t in self.tensors.items() if not name.endswith("position_ids")}
-        try:
-            config = transformers.CLIPTextConfig.from_dict(dict(self.config))
-            with torch.device("meta"):  # else it would draw weights first, for longer than all else here takes
-                encoder = kind._from_config(config, dtype=self.dtype)
-        except Exception as error:  # transformers' errors have no class in common
-            where = self.files.config_file(self.part)
-            raise ValueError(f"{where}: cannot build the text encoder ({_line(error)})") from None
-        # transformers 4 puts "text_model." before every name and transformers 5 does not; files come in both forms.
-        names = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
-        tensors = {names.get(n.removeprefix("text_model."), n): t.to(self.dtype) for n, t in tensors.items()}
-        check_names(self.file, encoder.state_dict(), tensors)
-        encoder.load_state_dict(tensors, strict=True, assign=True)  # memory-mapped: no copy
-        for module in encoder.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                if name == "position_ids":  # 0 … 76, which no file has today
-                    module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
-        return encoder.eval().requires_grad_(False).to(self.device)
+        self.part, self.device, self.path = f"text_encoder{number}", device, files.tokenizer(f"tokenizer{number}")
+        config, where = files.config(self.part), files.config_file(self.part)
+        self.width, self.pooled = (whole(config, name, where) for name in ("hidden_size", "projection_dim"))
+        self.tokenizer = tokenizer_of(self.path)
+        tensors, self.file = files.tensors(self.part)
+        encoder = encoder_of(config, where, tensors, self.file, dtype)
+        self.length, most = self.tokenizer.model_max_length, encoder.config.max_position_embeddings
+        if self.length > most:
+            raise ValueError(f"{self.path / 'tokenizer_config.json'}: model_max_length is {self.length}, and the text "
+                             f"encoder takes {most} tokens")  # fmt: skip
+        self.encoder = encoder.to(device)
 
     def __call__(self, prompts: Sequence[str], skip: int = 0) -> tuple[Tensor, Tensor | None]:
         """The last hidden states, b n d, and the projection of the end token's where the encoder has one, b p. skip:
@@ -99,6 +58,56 @@ class Tower:
         said = self.encoder(input_ids=ids, output_hidden_states=skip > 0)
         hidden = said.hidden_states[-1 - skip] if skip else said.last_hidden_state
         return hidden, getattr(said, "text_embeds", None)
+
+
+def whole(config: Mapping[str, Any], name: str, where: Path) -> int:
+    """A size from a configuration. Raises ValueError for what is none."""
+    given = config.get(name, 512)
+    if not is_whole(given) or isinstance(given, bool) or given < 1:
+        raise ValueError(f"{where}: {name} is {given!r}, and not a size")
+    return int(given)
+
+
+def tokenizer_of(path: Path) -> Any:
+    """The tokenizer in a folder. Raises ValueError with one line for one that is broken."""
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # a broken vocabulary raises just this class
+        raise ValueError(f"{path}: cannot be read as a tokenizer ({_line(error)})") from None
+    size: Any = read_json(path / "tokenizer_config.json").get("model_max_length")
+    if not is_whole(size) or not 2 < size < 2**16:
+        raise ValueError(f"{path / 'tokenizer_config.json'}: model_max_length is {size}, not a number of tokens")
+    return tokenizer
+
+
+def encoder_of(
+    given: Mapping[str, Any], where: Path, tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype
+) -> Any:
+    """The text encoder of a configuration, which is from `where`, with the tensors of a file. Raises ValueError."""
+    import transformers
+
+    projects = given.get("architectures") == ["CLIPTextModelWithProjection"]
+    kind: Any = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
+    # Former files carry the buffer of positions 0 … 76, which is no weight.
+    tensors = {name: t for name, t in tensors.items() if not name.endswith("position_ids")}
+    try:
+        config = transformers.CLIPTextConfig.from_dict(dict(given))
+        with torch.device("meta"):  # else it would draw weights first, for longer than all else here takes
+            encoder = kind._from_config(config, dtype=dtype)
+    except Exception as error:  # transformers' errors have no class in common
+        raise ValueError(f"{where}: cannot build the text encoder ({_line(error)})") from None
+    # transformers 4 puts "text_model." before every name and transformers 5 does not; files come in both forms.
+    names = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
+    tensors = {names.get(n.removeprefix("text_model."), n): t.to(dtype) for n, t in tensors.items()}
+    check_names(file, encoder.state_dict(), tensors)
+    encoder.load_state_dict(tensors, strict=True, assign=True)  # memory-mapped: no copy
+    for module in encoder.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name == "position_ids":  # 0 … 76, which no file has today
+                module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
+    return encoder.eval().requires_grad_(False)
 
 
 class Text:
@@ -110,9 +119,11 @@ class Text:
     """
 
     def __init__(self, files: Files, *, dtype: torch.dtype, device: torch.device | str = "cpu"):
-        self.folder, self.device = files.where, device
-        numbers = ("", "_2") if files.has("text_encoder_2") else ("",)
+        self.folder, numbers = files.where, ("", "_2") if files.has("text_encoder_2") else ("",)
         self.towers = [Tower(files, number, dtype, device) for number in numbers]
+        if len({tower.length for tower in self.towers}) > 1:
+            raise ValueError(f"{files.where}: its tokenizers are of {' and '.join(str(t.length) for t in self.towers)} "
+                             "tokens, and what they say stands side by side")  # fmt: skip
         self.width, self.pooled = sum(tower.width for tower in self.towers), self.towers[-1].pooled
         # As in diffusers, unless model_index.json says otherwise.
         self.zeros = self.double and files.config("").get("force_zeros_for_empty_prompt", True) is not False
@@ -124,6 +135,14 @@ class Text:
     @property
     def tokenizer(self) -> Any:
         return self.towers[0].tokenizer
+
+    def having(self, encoders: Mapping[str, Any]) -> "Text":
+        """The same, but with these encoders, by the names of their folders, in the place of its own."""
+        twin = copy(self)
+        twin.towers = [copy(tower) for tower in self.towers]
+        for tower in twin.towers:
+            tower.encoder = encoders.get(tower.part, tower.encoder)
+        return twin
 
     @property
     def encoders(self) -> dict[str, Any]:

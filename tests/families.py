@@ -55,7 +55,8 @@ def parts(family, seed=0):
     for n, module in enumerate(found.values()):
         share_weights(module, seed=seed + n)
     found |= {"tokenizer": tokenizer, "scheduler": DDIMScheduler(**(SCHEDULER | scheduler))}
-    return found | ({"tokenizer_2": tokenizer} if xl else {})
+    second = CLIPTokenizer.from_pretrained(TOKENIZER, pad_token="!")  # as the official one fills up
+    return found | ({"tokenizer_2": second} if xl else {})
 
 
 def kind(family):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from minip2p.neighbours import MasaCtrl
 from minip2p.parts import Beside, rows_of
 from minip2p.replay import aimed, edit, planned
 from minip2p.single import Single
-from minip2p.trajectory import as_image
+from minip2p.trajectory import as_image, sample
 
 PROMPT, STEPS = "a cat on the beach", 20
 
@@ -108,7 +109,7 @@ def test_at_guidance_0_a_distilled_model_runs_no_unconditional_rows(family):
     assert torch.equal(run.latents, model.generate(PROMPT, steps=2, guidance=1).latents)
 
 
-@pytest.mark.parametrize("name", ["SD 2, v", "SDXL"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PAINTERS])
 def test_prompt_to_prompt_on_every_family(family, name):
     """A word is swapped; into itself it is itself; map space and value space agree; a photograph is met."""
     model = minip2p.load(family(name)[1])
@@ -126,6 +127,30 @@ def test_prompt_to_prompt_on_every_family(family, name):
     assert nulled.way.unconditional.shape == (2, *model.text("").shape[1:])
 
 
+def test_inversions_of_stable_diffusion_xl_have_its_negative_prompt_of_nothing(family):
+    """The embeddings that null-text begins with; and the noise of edit-friendly, which leads back by the same rows."""
+    model = minip2p.load(family("SDXL")[1])
+    seen = torch.rand(3, 32, 32) * 2 - 1
+    assert not model.invert(seen, PROMPT, steps=2, method="null-text", inner=0).way.unconditional.any()
+    run = model.invert(seen, PROMPT, steps=4, method="edit-friendly", skip=0)
+    start = model.start(PROMPT, latents=run.latents[:1], steps=4)
+    again = sample(model, replace(start, way=run.way))
+    check("SDXL, edit-friendly, float32", again.latents[:-1], run.latents[:-1], 1e-4)
+
+
+def test_two_tokenizers_of_two_lengths_are_one_clear_line(family, tmp_path):
+    folder = copied(family("SDXL")[1], tmp_path / "odd")
+    file = folder / "tokenizer_2/tokenizer_config.json"
+    for length, says in (
+        (40, "its tokenizers are of 77 and 40 tokens"),
+        (99, "model_max_length is 99, and the text en"),
+    ):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": length}))
+        with pytest.raises(ValueError, match=says) as error:
+            minip2p.load(folder)
+        assert "\n" not in str(error.value)
+
+
 def test_a_record_of_stable_diffusion_xl_is_kept_and_read(family, tmp_path):
     model = minip2p.load(family("SDXL")[1])
     kept = model.record(PROMPT, seed=1, steps=3, file=tmp_path / "run.safetensors")
@@ -140,6 +165,7 @@ def test_the_vae_of_stable_diffusion_xl_stays_float32_in_float16(family, tmp_pat
     model = minip2p.load(folder, dtype=torch.float16)
     assert (model.unet.conv_in.weight.dtype, model.vae.dtype) == (torch.float16, torch.float32)
     assert model.decode(torch.randn(1, 4, 16, 16)).isfinite().all()
+    assert model.invert(picture(), PROMPT, steps=1).picture.isfinite().all()
     fixed = copied(folder, tmp_path / "fixed")
     file = fixed / "vae/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"force_upcast": False}))
@@ -218,6 +244,8 @@ def test_prompt_to_prompt_on_models_that_read_a_picture(family, tmp_path, name):
     assert run.maps(["cat"]).shape == (1, 32, 32)
     kept = model.record(run, file=tmp_path / "record.safetensors")
     assert kept.way.beside is run.way.beside
+    mutual = model.edit(run, "a dog on the beach", cross=0, self_=0, attend=MasaCtrl(run))
+    assert mutual.latents.isfinite().all() and not torch.equal(mutual.latents, run.latents)
 
 
 @pytest.mark.parametrize("w, w_i", [(0.0, 1.5), (0.0, 1.0), (7.5, 1.5), (3.0, 3.0), (1.0, 1.0)])
@@ -270,6 +298,29 @@ def test_a_mask_with_transparency_is_black_there_as_a_file_and_as_an_image(famil
     a, b = (masked(model, picture(), mask, "crop").channels for mask in (ink, tmp_path / "ink.png"))
     assert torch.equal(a, b) and a[0, 0].sum() == 64
     assert own_mask(ink).sum() == 256
+
+
+def test_a_benchmark_of_a_model_that_reads_a_picture_is_one_clear_line(family, tmp_path, capsys):
+    said = ["bench-edits", "--model", str(family("inpainting")[1]), "--count", "1", "-o", str(tmp_path / "out")]
+    assert cli.main(said) == 2
+    assert "this model makes a picture of a picture" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_size_that_no_memory_holds_is_one_clear_line(family, tmp_path, capsys):
+    as_image(picture()).save(tmp_path / "a.png")
+    for command, name in ((["instruct", str(tmp_path / "a.png")], "InstructPix2Pix"), (["generate"], "SD 1")):
+        said = [
+            *command,
+            PROMPT,
+            "--model",
+            str(family(name)[1]),
+            "--size",
+            "1000000x1000000",
+            "-o",
+            str(tmp_path / "b"),
+        ]
+        assert cli.main(said) == 2
+        assert "is too large: 67108864 are the most" in capsys.readouterr().err
 
 
 def test_weights_that_are_read_are_never_overwritten(family, tmp_path, capsys):
@@ -435,9 +486,10 @@ def test_another_vae_that_does_not_say_its_scale_has_the_models_own(family, tmp_
 
 def test_16_bit_variants_and_sharded_weights(family, tmp_path):
     pipe, folder, _ = family("SDXL")
-    pipe.save_pretrained(tmp_path / "half", variant="fp16")
-    assert (tmp_path / "half/unet/diffusion_pytorch_model.fp16.safetensors").exists()
-    assert same_models(minip2p.load(tmp_path / "half"), minip2p.load(folder))
+    for variant in ("bf16", "fp16"):
+        pipe.save_pretrained(tmp_path / variant, variant=variant)
+        assert (tmp_path / variant / f"unet/diffusion_pytorch_model.{variant}.safetensors").exists()
+        assert same_models(minip2p.load(tmp_path / variant), minip2p.load(folder))
     pipe.save_pretrained(tmp_path / "shards", max_shard_size="1MB")
     assert (tmp_path / "shards/unet/diffusion_pytorch_model.safetensors.index.json").exists()
     assert same_models(minip2p.load(tmp_path / "shards"), minip2p.load(folder))
@@ -530,6 +582,7 @@ def test_the_command_line_takes_a_single_file_and_another_vae(family, tmp_path, 
     want = minip2p.load(folder).generate(PROMPT, steps=2, size=(32, 32)).image
     with Image.open(out) as made:
         assert made.tobytes() == want.tobytes()
+        assert f"Model: {file.name}, VAE: vae" in made.text["parameters"]
     capsys.readouterr()
     assert cli.main([*said, "--model", str(file)]) == 2
     error = capsys.readouterr().err

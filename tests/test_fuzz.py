@@ -15,7 +15,9 @@ from torch import nn
 import minip2p
 from minip2p import checkpoint
 from minip2p.checkpoint import load_module
+from minip2p.folder import sharded
 from minip2p.lora import Lora
+from minip2p.single import Single
 
 
 class Small(nn.Module):
@@ -174,6 +176,75 @@ def test_weights_that_are_no_numbers_are_named_by_the_first_picture(family, tmp_
     save_file(tensors, path)
     with pytest.raises(ValueError, match=r"mid_block.resnets.0.conv1.weight is not finite: the weights are damaged"):
         minip2p.load(folder).generate("a cat", steps=1)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=4), dropped=st.integers(0, 400),
+       renamed=st.text(max_size=12), odd=st.sampled_from(["", "bytes", "drop", "name", "shape"]))  # fmt: skip
+def test_a_damaged_single_file_is_its_own_weights_or_one_clear_line(family, tmp_path, changes, dropped, renamed, odd):
+    """What is derived from its keys and shapes, and then read by them."""
+    _, folder, file = family("SD 1")
+    tensors, path = dict(load_file(file)), Path(tmp_path) / "single.safetensors"
+    name = sorted(tensors)[dropped % len(tensors)]
+    if odd in ("drop", "name"):
+        gone = tensors.pop(name)
+        tensors |= {renamed: gone} if odd == "name" else {}
+    elif odd == "shape":
+        tensors[name] = tensors[name].flatten()[:3].clone()
+    save_file(tensors, path)
+    if odd == "bytes":
+        content = bytearray(path.read_bytes())
+        for where, byte in changes:
+            content[where % 40_000] = byte  # its header, and some of its numbers
+        path.write_bytes(content)
+    try:
+        found = Single(path, None)
+        made = {part: found.tensors(part)[0] for part in ("unet", "vae", "text_encoder")}
+    except (ValueError, FileNotFoundError) as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+    else:
+        want = {part: load_file(next((folder / part).glob("*.safetensors"))) for part in made}
+        assert all(len(made[part]) == len(want[part]) for part in made)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_index_is_the_whole_or_one_clear_line(tmp_path, data):
+    """Of two shards: names that lead elsewhere, are gone, or are none."""
+    shards = {"a.safetensors": {"x": torch.ones(2)}, "b.safetensors": {"y": torch.ones(3), "z": torch.ones(1)}}
+    for name, tensors in shards.items():
+        save_file(tensors, tmp_path / name)
+    index = {"weight_map": {tensor: name for name, tensors in shards.items() for tensor in tensors}}
+    odd = st.one_of(
+        st.text(max_size=12),
+        numbers,
+        st.sampled_from(
+            [
+                "../a.safetensors",
+                "/a.safetensors",
+                "a.safetensors",
+                "c.safetensors",
+                ".",
+                "",
+                "a.safetensors/",
+                "b.safetensors\0",
+            ]
+        ),
+        st.lists(st.integers(), max_size=2),
+    )
+    for _ in range(data.draw(st.integers(0, 2))):
+        index["weight_map"][data.draw(st.sampled_from(["x", "y", "z", "more"]))] = data.draw(odd)
+    content = json.dumps(index).encode()
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    path = tmp_path / "index.json"
+    path.write_bytes(content)
+    try:
+        found = sharded(path)
+    except (ValueError, FileNotFoundError) as error:
+        assert "\n" not in str(error) and str(tmp_path) in str(error)
+    else:
+        assert {name: t.shape[0] for name, t in found.items()} == {"x": 2, "y": 3, "z": 1}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

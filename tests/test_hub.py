@@ -92,14 +92,15 @@ def hub():
     server.server_close()
 
 
-def load(hub, home, name="org/tiny", more=None, code="m.text('a cat'); print(m.dtype, len(m.unet.sites))"):
-    """What a process of its own prints that loads a model by its name; or its error's class and line."""
+def load(hub, home, name="org/tiny", more=None, code="print(m.dtype, len(m.unet.sites))", by=""):
+    """What a process of its own prints that loads a model by its name, or as the argument `by` ("vae="); or its error's
+    class and line."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
            "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "5", **(more or {})}  # fmt: skip
     says = f"""
 import sys, minip2p
 try:
-    m = minip2p.load({name!r})
+    m = minip2p.load({by}{name!r})
     {code}
 except Exception as error:
     print(type(error).__name__, str(error))
@@ -156,16 +157,30 @@ def test_a_wrong_name_is_one_clear_line(hub, tmp_path, name, says):
     assert says in said and "\n" not in said
 
 
+def test_a_vae_alone(hub, tmp_path):
+    """As those that people swap in are on the hub: a configuration and weights, in no folder of a model."""
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        hub.files[name] = FILES[f"vae/{name}"]
+    hub.files = {name: path for name, path in hub.files.items() if "/" not in name and name != "model_index.json"}
+    hub.files["diffusion_pytorch_model.bin"] = FILES["vae/config.json"]
+    code = "print(m.made.said)"
+    said = load(hub, tmp_path, by="vae=", code=code)
+    assert said == "{'Model': 'tiny', 'VAE': 'org/tiny'}"
+    assert sorted(hub.downloads) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert load(hub, tmp_path, by="vae=", code=code, more={"HF_HUB_OFFLINE": "1"}) == said
+    assert "unet/config.json: no such file" in load(hub, tmp_path)
+
+
 def test_what_may_be_a_name_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "model").mkdir()
     assert is_id("org/name") and is_id("stable-diffusion-v1-5/stable-diffusion-v1-5")
-    assert not any(map(is_id, ("here/model", "name", "a/b/c", "/a/b", "a b/c", "")))
+    assert not any(map(is_id, ("here/model", "here/moddel", "name", "a/b/c", "/a/b", "a b/c", "")))
 
 
 def test_what_is_downloaded_of_a_repository():
-    """Of each part's weights the plain ones, else a shard's index with its shards, else the variant."""
+    """Of each part's weights the plain ones, else an index with its shards, else a variant."""
     plain = ["unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"]
     shards = ["vae/diffusion_pytorch_model.safetensors.index.json"]
     shards += [f"vae/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
@@ -174,8 +189,9 @@ def test_what_is_downloaded_of_a_repository():
     other = ["README.md", "unet/model.onnx", "safety_checker/model.safetensors", "v1-5.ckpt"]
     assert set(wanted([*plain, *shards, *half, *small, *other], True)) == {plain[0], *shards, *half, *small}
     assert wanted([*plain, *small], False) == small
-    index = "unet/diffusion_pytorch_model.safetensors.index.fp16.json"
-    for shard in ("unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
-                  "unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors"):  # fmt: skip
-        other = "unet/diffusion_pytorch_model-00001-of-00002.safetensors"
-        assert wanted([index, shard, other], True) == [index, shard]
+    other = "unet/diffusion_pytorch_model-00001-of-00002.safetensors"
+    for variant in ("fp16", "bf16"):
+        index = f"unet/diffusion_pytorch_model.safetensors.index.{variant}.json"
+        for shard in (f"unet/diffusion_pytorch_model.{variant}-00001-of-00002.safetensors",
+                      f"unet/diffusion_pytorch_model-00001-of-00002.{variant}.safetensors"):  # fmt: skip
+            assert wanted([index, shard, other], True) == [index, shard]

@@ -139,8 +139,8 @@ def test_reading_a_prompt_draws_no_random_number(folder):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_transformers_is_imported_when_a_prompt_is_first_read():
-    says = "import sys, minip2p; m = minip2p.load(); a = 'transformers' in sys.modules; m.text('a cat'); " \
+def test_transformers_is_imported_when_a_model_is_loaded():
+    says = "import sys, minip2p; a = 'transformers' in sys.modules; minip2p.load(); " \
            "print(a, 'transformers' in sys.modules)"  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", says], env=environment, capture_output=True, text=True, check=True)
