@@ -65,13 +65,15 @@ def load(
     if unet_config.out_channels != latents or reads - latents not in (0, latents, latents + 1):
         raise ValueError(f"{files.where}: the UNet reads {reads} channels and predicts {unet_config.out_channels},"
                          f" where the VAE's latents have {latents}; a picture's and a mask may be beside")  # fmt: skip
-    said = {"Model": called(where, files)} | ({} if vae is None else {"VAE": called(vae, others)})
+    said = {"Model": called(where)} | ({} if vae is None else {"VAE": called(vae)})
     return Model(text=text, sched=sched, guidance=guidance_of(files.root, sched, xl), made=Origin(read, said), **parts)
 
 
-def called(where: str | Path | None, files: Files) -> str:
+def called(where: str | Path | None) -> str:
     """A model's or a VAE's name: the hub's, or its folder's or file's."""
-    return where if isinstance(where, str) and is_id(where) else files.where.name
+    if where is None:
+        return "tiny"
+    return where if isinstance(where, str) and is_id(where) else Path(where).resolve().name
 
 
 def scaled(vae: dict[str, Any], files: Files) -> dict[str, Any]:

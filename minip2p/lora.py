@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from minip2p.checkpoint import read_metadata, read_tensors, shown
 from minip2p.config import is_finite
 from minip2p.names import of_unet
-from minip2p.parts import Parts
+from minip2p.parts import Origin, Parts
+from minip2p.text import Text
+from minip2p.unet import UNet
 
 # The ends of the names: of A (r i), of B (o r), and of the number α.
 DOWN, UP, ALPHA = "down", "up", "alpha"
@@ -157,9 +159,9 @@ def weight(parts: Parts, layer: Layer) -> nn.Parameter:
     return module_of(parts, layer[0]).get_parameter(layer[1])
 
 
-def merged(parts: Parts, lora: Lora, scale: float) -> dict[str, Any]:
-    """By part, a twin of each network that a LoRA changes, W + scale · (α / r) · B A in it, summed in float32; all
-    other weights are the network's own. Raises ValueError for a scale that is no number."""
+def merged(parts: Parts, lora: Lora, scale: float) -> tuple[UNet, Text, Origin]:
+    """The networks with W + scale · (α / r) · B A, summed in float32, in the weights that a LoRA changes: twins of the
+    model's own, with which they share all other weights. Raises ValueError for a scale that is no number."""
     if not is_finite(scale):
         raise ValueError(f"the scale of a LoRA is a number, not {scale!r}")
     twins: dict[str, Any] = {}
@@ -171,4 +173,6 @@ def merged(parts: Parts, lora: Lora, scale: float) -> dict[str, Any]:
         before, (path, _, leaf) = weight(parts, layer), name.rpartition(".")
         after = (before.float() + scale * lora.delta(layer, before)).to(before.dtype)
         twins[part].get_submodule(path).register_parameter(leaf, nn.Parameter(after, requires_grad=False))
-    return twins
+    said = [*filter(None, [parts.made.said.get("LoRA")]), f"{lora.file.name} at {scale:g}"]
+    made = replace(parts.made, said={**parts.made.said, "LoRA": ", ".join(said)})
+    return twins.pop("unet", parts.unet), parts.text.having(twins), made

@@ -1,7 +1,6 @@
 """The front: a model can `generate`, `edit` and `invert`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -46,8 +45,7 @@ class Model(Parts):
         self.guidance = guidance
 
     def __repr__(self) -> str:
-        said = ", ".join(self.made.said.values())
-        return f"Model({said}, {self.dtype}, {self.device})"
+        return f"Model({', '.join(self.made.said.values())}, {self.dtype}, {self.device})"
 
     def generate(
         self,
@@ -247,8 +245,5 @@ class Model(Parts):
         """A model with a LoRA file in its weights (`minip2p.lora`), W + scale · (α / r) · B A, and all else shared with
         this one, which stays what it is, as do its runs. Several may follow one another. Raises FileNotFoundError or
         ValueError where the file does not fit."""
-        twins = merged(self, Lora.read(Path(file), self), scale)
-        loras = [*filter(None, [self.made.said.get("LoRA")]), f"{Path(file).name} at {scale:g}"]
-        made = replace(self.made, said={**self.made.said, "LoRA": ", ".join(loras)})
-        unet, text = twins.pop("unet", self.unet), self.text.having(twins)
+        unet, text, made = merged(self, Lora.read(Path(file), self), scale)
         return Model(unet, self.vae, text, self.sched, self.guidance, made)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import minip2p
 from minip2p import Blend, cli, commands, demo, measure, options, png, viz
+from minip2p.parts import Origin
 from minip2p.trajectory import Trajectory
 
 ROOT = Path(__file__).parents[1]
@@ -357,7 +358,7 @@ MISTAKES = (
     (("generate", CAT, "--size", "8x8"), "size must be two multiples of 8"),
     (("generate", CAT, "--size", "128"), "--size is rows x columns"),
     (("generate", CAT, "--size", "-128x128"), "argument --size"),
-    (("generate", CAT, "--size", "8000000000x8000000000"), "not enough memory"),
+    (("generate", CAT, "--size", "8000000000x8000000000"), "is too large"),
     (("generate", CAT, "--seed", "99999999999999999999"), "seed must lie between"),
     (("generate", CAT, "--device", "abacus"), "device abacus: torch cannot use it"),
     (("generate", CAT, "--device", "cuda:99"), "device cuda:99: torch cannot use it"),
@@ -534,8 +535,7 @@ def test_parameters_can_be_read_back(value, tmp_path):
         class vae:
             stride = 8
 
-        class text:
-            folder = Path("models/sd")
+        made = Origin(said={"Model": "sd"})
 
     latents = torch.zeros(3, 4, 2, 3)
     source = SimpleNamespace(whole=SimpleNamespace(prompt=value))

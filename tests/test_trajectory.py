@@ -437,11 +437,14 @@ def test_the_defaults_of_an_edit_are_the_papers():
 def test_damaged_weights_are_named(model):
     damaged = copy.deepcopy(model)
     damaged.unet.conv_in.weight.data[0, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"unet: conv_in.weight is not finite: the weights are damaged"):
+    with pytest.raises(
+        ValueError,
+        match=r"unet/diffusion_pytorch_model.safetensors: conv_in.weight is not finite: the weights are damaged",
+    ):
         damaged.generate(SOURCE, steps=1)
     damaged = copy.deepcopy(model)
     damaged.vae.decoder.conv_in.weight.data[0, 0, 0, 0] = torch.inf
-    with pytest.raises(ValueError, match=r"vae: decoder.conv_in.weight is not finite: the weights are damaged"):
+    with pytest.raises(ValueError, match=r"vae/diffusion_pytorch_model.safetensors: decoder.conv_in.weight is not finite"):
         _ = damaged.generate(SOURCE, steps=1).image
 
 
