@@ -444,7 +444,7 @@ def test_damaged_weights_are_named(model):
         damaged.generate(SOURCE, steps=1)
     damaged = copy.deepcopy(model)
     damaged.vae.decoder.conv_in.weight.data[0, 0, 0, 0] = torch.inf
-    with pytest.raises(ValueError, match=r"vae/diffusion_pytorch_model.safetensors: decoder.conv_in.weight is not finite"):
+    with pytest.raises(ValueError, match=r"vae/.*.safetensors: decoder.conv_in.weight is not finite"):
         _ = damaged.generate(SOURCE, steps=1).image
 
 
