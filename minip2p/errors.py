@@ -3,12 +3,26 @@
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
+from typing import Any
+
+
+class Notice(UserWarning):
+    """What a user should know, though the work goes on: on the command line, one line."""
 
 
 def fail(message: str, status: int = 2) -> int:
     print(f"minip2p: error: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def noticed(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """In the place of `warnings.showwarning`, which shows a line of code as well."""
+    if issubclass(category, Notice):
+        print(f"minip2p: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *place[:2]), file=sys.stderr, end="")
 
 
 def flush() -> None:
@@ -24,7 +38,10 @@ def flush() -> None:
 def guarded(work: Callable[[], None]) -> int:
     """Does the work and returns the exit status; what the user can mend is one line on stderr and not a traceback."""
     try:
-        work()
+        with warnings.catch_warnings():
+            warnings.showwarning = noticed
+            warnings.simplefilter("once", Notice)
+            work()
         flush()
     except BrokenPipeError:  # whoever read the output has seen enough
         return 0

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from minip2p.attention import fused
 from minip2p.config import is_finite, is_whole
+from minip2p.errors import Notice
 from minip2p.null_text import NullText
 from minip2p.parts import Parts
 from minip2p.start import Start, Way
@@ -119,7 +120,7 @@ def null_text(
         kept.append(empty)
     if astray:
         warnings.warn(f"null-text inversion went astray at step {', '.join(map(str, astray))}; "
-                      "less guidance or a smaller rate may help", stacklevel=3)  # fmt: skip
+                      "less guidance or a smaller rate may help", Notice, stacklevel=3)  # fmt: skip
     return as_run(parts, replace(start, way=Way(torch.cat(kept).cpu())), torch.cat(made))
 
 

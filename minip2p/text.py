@@ -3,6 +3,7 @@
 Axes: b batch, n tokens, d width of the context that the UNet reads.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from minip2p.checkpoint import check_names
 from minip2p.config import is_whole, read_json
+from minip2p.errors import Notice
 from minip2p.words import Prompt
 
 
@@ -155,7 +157,11 @@ class Text:
             raise ValueError(f"a prompt must be text, not {type(text).__name__}")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"the prompt {text!r} has bytes in it that are not UTF-8 text")
-        return Prompt.of(text, self.tokenizer)
+        prompt = Prompt.of(text, self.tokenizer)
+        if unread := prompt.words[len(prompt.seen) :]:
+            warnings.warn(f"the prompt {text[:40]!r}… is read to the word before {unread[0].text!r}: the text encoder "
+                          f"takes {len(prompt.ids)} tokens", Notice, stacklevel=2)  # fmt: skip
+        return prompt
 
     def __call__(self, prompts: str | Sequence[str]) -> Tensor:
         """Prompts -> b n d (n: the tokenizer's length, 77), or b n+1 d of two encoders."""

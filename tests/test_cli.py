@@ -37,11 +37,12 @@ def run(*arguments):
 
 
 def refused(capsys, *arguments):
-    """What a command says that must fail: one line, and status 2."""
+    """What a command says that must fail: one line, but for notices before it, and status 2."""
     assert run(*arguments) == 2
     said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("minip2p: error: "), said
-    return said.err.removeprefix("minip2p: error: ").strip()
+    errors = [line for line in said.err.splitlines(True) if not line.startswith("minip2p: warning: ")]
+    assert said.out == "" and len(errors) == 1 and errors[0].startswith("minip2p: error: "), said
+    return errors[0].removeprefix("minip2p: error: ").strip()
 
 
 def settings(path):
@@ -85,6 +86,12 @@ def test_generate_writes_a_picture_that_can_be_made_again(tmp_path, capsys):
     assert run(*again) == 0
     assert Image.open(tmp_path / "folder" / "a-cat-on-the-beach-seed3.png").tobytes() == first
     assert Image.open(out).size == (128, 64)
+
+
+def test_a_prompt_that_is_cut_off_is_said_in_one_line(tmp_path, capsys):
+    assert cli.main(["generate", "a cat " * 60, "--steps", "1", "-o", str(tmp_path / "a.png")]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("minip2p: warning: the prompt 'a cat a cat") and said.count("\n") == 1, said
 
 
 def test_edit_writes_targets_source_strip_and_report(tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from minip2p.errors import Notice
 from minip2p.folder import Folder
 from minip2p.text import Text
 
@@ -52,11 +54,18 @@ def test_the_context_is_transformers_last_hidden_state(model):
     assert torch.equal(model.text(PROMPTS[0]), model.text(PROMPTS[:1]))
 
 
-def test_long_prompts_are_cut_to_77_tokens(model):
-    ids = model.text.prompt("cat " * 200).ids
+def test_long_prompts_are_cut_to_77_tokens_and_this_is_said(model):
+    with pytest.warns(Notice, match="is read to the word before 'dog': the text encoder takes 77 tokens"):
+        model.text.prompt("cat " * 75 + "dog dog")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.text.prompt("cat " * 75)
+    with pytest.warns(Notice):
+        ids = model.text.prompt("cat " * 200).ids
     assert len(ids) == 77 and ids == model.text.prompt("cat " * 75).ids
     assert ids[0] == model.text.tokenizer.bos_token_id and ids[-1] == model.text.tokenizer.eos_token_id
-    assert torch.equal(model.text("cat " * 200), model.text("cat " * 75))
+    with pytest.warns(Notice):
+        assert torch.equal(model.text("cat " * 200), model.text("cat " * 75))
     assert not torch.equal(model.text("cat " * 75), model.text("cat " * 74))
 
 
