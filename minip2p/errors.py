@@ -17,12 +17,19 @@ def fail(message: str, status: int = 2) -> int:
     return status
 
 
-def noticed(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """In the place of `warnings.showwarning`, which shows a line of code as well."""
-    if issubclass(category, Notice):
-        print(f"minip2p: warning: {' '.join(str(message).split())}", file=sys.stderr)
-    else:
-        print(warnings.formatwarning(message, category, *place[:2]), file=sys.stderr, end="")
+def notices() -> Callable[..., None]:
+    """For the place of `warnings.showwarning`, which shows a line of code as well: each notice in one line, once."""
+    seen = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        text = " ".join(str(message).split())
+        if not issubclass(category, Notice):
+            print(warnings.formatwarning(message, category, *place[:2]), file=sys.stderr, end="")
+        elif text not in seen:
+            seen.add(text)
+            print(f"minip2p: warning: {text}", file=sys.stderr)
+
+    return show
 
 
 def flush() -> None:
@@ -39,8 +46,7 @@ def guarded(work: Callable[[], None]) -> int:
     """Does the work and returns the exit status; what the user can mend is one line on stderr and not a traceback."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = noticed
-            warnings.simplefilter("once", Notice)
+            warnings.showwarning = notices()
             work()
         flush()
     except BrokenPipeError:  # whoever read the output has seen enough
