@@ -18,6 +18,10 @@ M = TypeVar("M", bound=nn.Module)
 FORMER_NAMES = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
 
 
+# What weights may be of; those of 8 bits are read into more.
+KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
 def shipped(name: str) -> Path:
     """The folder of weights that ship with minip2p: inside of the package, in a checkout by a link to `weights`; beside
     it where the system has no links."""
@@ -108,6 +112,11 @@ def check_names(path: Path, expected: Mapping[str, Any], found: Mapping[str, Ten
     """Raises ValueError, one line, where names or shapes differ."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{shown(name)} is not a tensor of this model" for name in found if name not in expected]
+    problems += [
+        f"{name} is of {str(tensor.dtype).removeprefix('torch.')}, which no weights are"
+        for name, tensor in found.items()
+        if name in expected and tensor.dtype not in KINDS
+    ]
     problems += [
         f"{name} has shape {tuple(found[name].shape)} where the config says {tuple(expected[name].shape)}"
         for name in expected

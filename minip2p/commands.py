@@ -110,7 +110,7 @@ def check_kept(read: Sequence[str | None], written: Sequence[Path]) -> None:
     for path in filter(os.path.exists, written):
         for given in filter(os.path.exists, filter(None, read)):
             if os.path.samefile(path, given) or Path(given).resolve() in path.resolve().parents:
-                raise ValueError(f"{path}: is read, and would be overwritten: choose another name by -o")
+                raise ValueError(f"{path}: is read, and would be overwritten: choose another name for what is written")
 
 
 def weights(args: Namespace) -> list[str | None]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin
 
-MOST_LAYERS = 100  # of a block; Stable Diffusion XL has ten. A damaged number would be built for minutes.
+# A damaged number would be built for minutes, or take all memory. Stable Diffusion XL has ten layers in a block, and
+# 128 latents a side.
+MOST_LAYERS, MOST_SIDE = 100, 1024
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,19 @@ def read_json(path: Path) -> dict[str, Any]:
         given = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; is {path.parent.parent} a diffusers model folder?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no text, no JSON, numbers without an end, too deep
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(given, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(given).__name__}")
     return given
+
+
+def size_in(given: Mapping[str, Any], name: str, default: int, where: Path) -> int:
+    """A size from a configuration of transformers'. Raises ValueError for what is none."""
+    size = given.get(name, default)
+    if not is_whole(size) or isinstance(size, bool) or not 1 <= size <= 2**20:
+        raise ValueError(f"{where}: {name} is {size!r}, and not a size")
+    return int(size)
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,7 @@ class UNetConfig(Config):
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
+    upcast_attention: bool | None = False  # in 16-bit runs; torch's kernels sum in float32 anyway
 
     only: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
@@ -125,8 +136,7 @@ class UNetConfig(Config):
             "time_embedding_type": "positional",
         }
     )
-    # upcast_attention asks for float32 in half-precision runs; addition_embed_type_num_heads belongs to other types.
-    ignored: ClassVar[tuple[str, ...]] = ("upcast_attention", "addition_embed_type_num_heads")
+    ignored: ClassVar[tuple[str, ...]] = ("addition_embed_type_num_heads",)  # of other types
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -134,8 +144,10 @@ class UNetConfig(Config):
         sides = side if isinstance(side, tuple) else (side,)
         if not levels or min(*self.block_out_channels, *sides, self.layers_per_block, self.in_channels) < 1:
             raise ValueError("levels, channels, layers and sample size must be at least one")
-        if max(self.layers_per_block, *self.per_level(self.transformer_layers_per_block)) > MOST_LAYERS:
-            raise ValueError(f"there are more than {MOST_LAYERS} layers in a block")
+        if max(levels, self.layers_per_block, *self.per_level(self.transformer_layers_per_block)) > MOST_LAYERS:
+            raise ValueError(f"there are more than {MOST_LAYERS} levels, or layers in a block")
+        if max(sides) > MOST_SIDE:
+            raise ValueError(f"sample_size is more than {MOST_SIDE} latents a side")
         for name in ("down_block_types", "up_block_types", "attention_head_dim", "transformer_layers_per_block"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
@@ -178,8 +190,8 @@ class VAEConfig(Config):
         for types, known in ((self.down_block_types, "DownEncoderBlock2D"), (self.up_block_types, "UpDecoderBlock2D")):
             if set(types) != {known} or len(types) != len(self.block_out_channels):
                 raise ValueError(f"block types must be one {known} for each of the channels, not {types}")
-        if self.layers_per_block > MOST_LAYERS:
-            raise ValueError(f"there are more than {MOST_LAYERS} layers in a block")
+        if max(len(self.block_out_channels), self.layers_per_block) > MOST_LAYERS:
+            raise ValueError(f"there are more than {MOST_LAYERS} levels, or layers in a block")
         if self.scaling_factor == 0:
             raise ValueError("scaling_factor is 0: the latents would all be the same")
 
@@ -209,7 +221,9 @@ class SchedulerConfig(Config):
         "interpolation_type", "use_karras_sigmas", "sigma_min", "sigma_max", "timestep_type",
         "final_sigmas_type", "use_exponential_sigmas", "use_beta_sigmas", "algorithm_type", "solver_order",
         "solver_type", "lower_order_final", "euler_at_final", "use_lu_lambdas", "lambda_min_clipped", "variance_type",
-        "use_flow_sigmas", "flow_shift",
+        "use_flow_sigmas", "flow_shift", "time_shift_type", "use_dynamic_shifting", "predict_x0", "solver_p",
+        "disable_corrector", "predictor_order", "corrector_order", "tau_func", "original_inference_steps",
+        "timestep_scaling",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -16,14 +16,14 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 class Folder:
-    """The parts of a model in a folder. named: a part whose folder has another name. Raises FileNotFoundError where
-    there is no folder."""
+    """The parts of a model in a folder. named: a part whose folder has another name. only: the file of weights to read.
+    Raises FileNotFoundError where there is no folder."""
 
-    def __init__(self, root: Path, named: Mapping[str, str] | None = None):
+    def __init__(self, root: Path, named: Mapping[str, str] | None = None, only: Path | None = None):
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; a model is a folder with unet/, vae/, text_encoder/, "
                                     "tokenizer/ and scheduler/, or a .safetensors file")  # fmt: skip
-        self.where, self.root, self.named = root, root, dict(named or {})
+        self.where, self.root, self.named, self.only = root, root, dict(named or {}), only
 
     def of(self, part: str) -> Path:
         return self.where / self.named.get(part, part)
@@ -55,6 +55,8 @@ class Folder:
     def weights_file(self, part: str) -> Path:
         """The file of a part's weights, or the index of several: the plain one, or else a variant.
         Raises FileNotFoundError, ValueError where there are only weights that would have to be unpickled."""
+        if self.only is not None:
+            return self.only
         stem = STEMS[part.startswith("text_encoder")]
         found = [self.of(part) / (stem + kind) for kind in KINDS]
         for file in found:

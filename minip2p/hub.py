@@ -4,7 +4,8 @@ Only what is read is downloaded: the small files, and of each part's weights the
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from minip2p.folder import KINDS, STEMS, VARIANTS
@@ -19,12 +20,12 @@ def is_id(where: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", where) is not None and not Path(where).parent.exists()
 
 
-def wanted(files: Iterable[str], weights: bool) -> list[str]:
-    """Those of a repository's files that a model is loaded from; without weights, the small ones."""
+def wanted(files: Iterable[str], parts: Collection[str]) -> list[str]:
+    """Those of a repository's files that a model is loaded from: the small ones, and the weights of these parts."""
     there = list(files)
     alone = SIGNS[0] not in there and SIGNS[1] in there
     found = [name for name in there if SMALL.fullmatch(name) or (alone and name == SIGNS[1])]
-    for part in (("",) if alone else PARTS) if weights else ():
+    for part in [""] if alone and parts else parts:
         stem = part + STEMS[part.startswith("text_encoder")]
         kind = next((kind for kind in KINDS if stem + kind in there), None)
         if kind is not None:
@@ -36,14 +37,15 @@ def wanted(files: Iterable[str], weights: bool) -> list[str]:
     return found
 
 
-def fetched(name: str, weights: bool = True) -> Path:
-    """The folder of a repository in the hub's cache, where it now is whole. Raises ValueError with one line where the
-    hub does not have it or cannot be reached, and the cache has it not either."""
+def fetched(name: str, parts: Collection[str] = PARTS) -> Path:
+    """The folder of a repository in the hub's cache, where these parts of it are now. Raises ValueError with one line
+    where the hub does not have it or cannot be reached, and the cache has it not either."""
     import huggingface_hub as hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        files = wanted(hub.HfApi().list_repo_files(name), weights)
+        with unsaid():
+            files = wanted(hub.HfApi().list_repo_files(name), parts)
     except HFValidationError as error:
         raise ValueError(f"{name}: no such folder, and no name on the hub ({line(error)})") from None
     except Exception as error:  # offline, or of a connection, whichever library makes it
@@ -57,6 +59,19 @@ def fetched(name: str, weights: bool = True) -> Path:
         return Path(hub.snapshot_download(name, allow_patterns=files))
     except Exception as error:
         raise ValueError(f"{name}: the download broke off; tried again, it goes on ({line(error)})") from None
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Without a line of the hub's own for each time that it tries again: in the end there is one of ours."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def cached(name: str, error: Exception) -> Path:

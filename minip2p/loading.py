@@ -1,5 +1,6 @@
 """From files of weights to a model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from minip2p.checkpoint import built, filled, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.folder import STEMS, Folder
-from minip2p.hub import fetched, is_id
+from minip2p.hub import PARTS, fetched, is_id
 from minip2p.model import Model
 from minip2p.parts import Origin
 from minip2p.sched import Schedule
@@ -17,6 +18,8 @@ from minip2p.text import Files, Text
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
+VAE_PART = "vae/"
+WITHOUT_VAE = tuple(part for part in PARTS if part != VAE_PART)
 SCALES = ("scaling_factor", "shift_factor", "force_upcast")
 
 
@@ -39,7 +42,7 @@ def load(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ValueError(f"dtype must be a torch dtype of floating-point numbers, not {dtype}")
     device = usable(device or "cpu")
-    files = opened(shipped("tiny") if where is None else where, config)
+    files = opened(shipped("tiny") if where is None else where, config, PARTS if vae is None else WITHOUT_VAE)
     unet_config = UNetConfig.of(files.config("unet"), str(files.config_file("unet")))
     sched = Schedule(SchedulerConfig.of(files.config("scheduler"), str(files.config_file("scheduler"))))
     text = Text(files, dtype=dtype, device=device)
@@ -54,7 +57,7 @@ def load(
                          f"{text.pooled} and six times addition_time_embed_dim")  # fmt: skip
     parts: dict[str, Any] = {}
     read: dict[str, Path] = {tower.part: tower.file for tower in text.towers}
-    others = files if vae is None else opened(vae, None, "vae")
+    others = files if vae is None else opened(vae, None, (VAE_PART,))
     vae_config = VAEConfig.of(scaled(others.config("vae"), files), str(others.config_file("vae")))
     wide = torch.float32 if xl and dtype == torch.float16 and vae_config.force_upcast else dtype
     for part, own, build, kind in (("unet", files, lambda: UNet(unet_config), dtype),
@@ -82,26 +85,28 @@ def scaled(vae: dict[str, Any], files: Files) -> dict[str, Any]:
     return {name: own[name] for name in SCALES if name in own} | vae
 
 
-def opened(where: str | Path, config: str | Path | None, only: str | None = None) -> Files:
-    """The files of a model. only: this part of it may stand alone in the folder."""
-    where = fetched(where) if isinstance(where, str) and is_id(where) else Path(where)
+def opened(where: str | Path, config: str | Path | None, parts: Sequence[str]) -> Files:
+    """The files of a model, of which these parts are read. If it is one, that may stand alone in the folder."""
+    alone = parts[0].strip("/") if len(parts) == 1 else None
+    where = fetched(where, parts) if isinstance(where, str) and is_id(where) else Path(where)
     if config is not None:
-        config = fetched(config, weights=False) if isinstance(config, str) and is_id(config) else Path(config)
-    if only and where.is_file() and where.name.startswith(STEMS[0]) and (where.parent / "config.json").is_file():
-        where = where.parent  # a part's own file, in diffusers' names
+        config = fetched(config, ()) if isinstance(config, str) and is_id(config) else Path(config)
+    if alone and where.is_file() and where.name.startswith(STEMS[0]) and (where.parent / "config.json").is_file():
+        folder = where.resolve().parent  # a part's own file, in diffusers' names
+        return Folder(folder.parent, {alone: folder.name}, where)
     if where.is_file():
         return Single(where, config)
     if config is not None:
         raise ValueError(f"{config}: a config is for a single file, and {where} is a folder, which has its own")
-    if only and where.is_dir() and not (where / only).is_dir() and (where / "config.json").is_file():
-        return Folder(where.resolve().parent, {only: where.resolve().name})
+    if alone and where.is_dir() and not (where / alone).is_dir() and (where / "config.json").is_file():
+        return Folder(where.resolve().parent, {alone: where.resolve().name})
     return Folder(where)
 
 
 def guidance_of(where: Path, sched: Schedule, xl: bool) -> float:
     """What a model wants where none is given: its own file's, beside model_index.json, which diffusers' layout has no
     place for; 1, and so no unconditional rows, of models that were distilled for few steps, which trailing time steps
-    give away; else the default of diffusers' pipelines."""
+    give away; else the default of diffusers' text-to-image pipelines."""
     if (where / "minip2p.json").exists():
         return OwnConfig.read(where / "minip2p.json").guidance
     if sched.config.timestep_spacing == "trailing":

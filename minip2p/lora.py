@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minip2p.checkpoint import read_metadata, read_tensors, shown
-from minip2p.config import is_finite
+from minip2p.checkpoint import KINDS, read_metadata, read_tensors, shown
+from minip2p.config import is_finite, read_json
 from minip2p.names import of_unet
 from minip2p.parts import Origin, Parts
 from minip2p.text import Text
@@ -90,13 +90,17 @@ def whole(file: Path, layer: Layer, given: Mapping[str, Tensor], weight: Tensor)
                          f"{tuple(a.shape)}")  # fmt: skip
     if ALPHA in given and given[ALPHA].numel() != 1:
         raise ValueError(f"{file}: the alpha of {name} is not one number")
-    if any(one.is_complex() or not torch.isfinite(one.float()).all() for one in given.values()):
-        raise ValueError(f"{file}: what it has for {name} is not finite")
+    if any(one.dtype not in KINDS or not torch.isfinite(one.float()).all() for one in given.values()):
+        raise ValueError(f"{file}: what it has for {name} is not finite, or no floating-point numbers")
     return a, b, float(given[ALPHA]) / rank if ALPHA in given else 1.0
 
 
 def adapters(file: Path) -> dict[str, Any]:
-    """What PEFT wrote of its adapters into the file's metadata, as diffusers keeps it; nothing in other files."""
+    """What PEFT says of its adapters: in the file's metadata, as diffusers keeps it; else in the adapter_config.json
+    that it saves beside its own adapter_model.safetensors. Nothing of other files."""
+    beside = file.parent / "adapter_config.json"
+    if file.name == "adapter_model.safetensors" and beside.is_file():
+        return read_json(beside)
     try:
         said = json.loads(read_metadata(file).get("lora_adapter_metadata", "{}"))
     except (ValueError, RecursionError):
@@ -109,16 +113,31 @@ def adapters(file: Path) -> dict[str, Any]:
 def scale_of(file: Path, said: Mapping[str, Any], layer: Layer, rank: int) -> float:
     """α / r of a layer by PEFT's settings, or α / √r where they ask for it (Kalajdzievski 2023); else 1."""
     part, name = layer[0], layer[1].removesuffix(".weight")
-    if said.get(f"{part}.use_dora"):
+
+    def setting(key: str) -> Any:  # the file of one adapter does not say of which part it is
+        return said.get(f"{part}.{key}", said.get(key))
+
+    if setting("use_dora"):
         raise ValueError(f"{file}: is a DoRA, which is not the sum of two matrices")
-    alpha = said.get(f"{part}.lora_alpha")
-    for pattern, own in (said.get(f"{part}.alpha_pattern") or {}).items():
-        alpha = own if re.search(rf"(^|\.){pattern}$", name) else alpha
+    patterns = setting("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ValueError(f"{file}: the alpha_pattern of {part} is {patterns!r}, and no mapping")
+    names = (name, f"text_model.{name}") if part != "unet" else (name,)  # as transformers 5, and as 4 has them
+    alpha = next((own for pattern, own in patterns.items() if any(matches(file, pattern, one) for one in names)),
+                 setting("lora_alpha"))  # fmt: skip
     if alpha is None:
         return 1.0
     if not is_finite(alpha):
         raise ValueError(f"{file}: the alpha of {part} is {alpha!r}, which is not a number")
-    return float(alpha) / (rank**0.5 if said.get(f"{part}.use_rslora") else rank)
+    return float(alpha) / (rank**0.5 if setting("use_rslora") else rank)
+
+
+def matches(file: Path, pattern: str, name: str) -> bool:
+    """As PEFT has it: the pattern is the name, or its end. Raises ValueError for what is no pattern."""
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", name) is not None
+    except re.error as error:
+        raise ValueError(f"{file}: {shown(pattern)} is no pattern of names ({error})") from None
 
 
 def plain(name: str) -> str:
@@ -172,6 +191,8 @@ def merged(parts: Parts, lora: Lora, scale: float) -> tuple[UNet, Text, Origin]:
             twins[part] = deepcopy(own, {id(tensor): tensor for tensor in (*own.parameters(), *own.buffers())})
         before, (path, _, leaf) = weight(parts, layer), name.rpartition(".")
         after = (before.float() + scale * lora.delta(layer, before)).to(before.dtype)
+        if not after.isfinite().all() and before.isfinite().all():
+            raise ValueError(f"{lora.file}: at a scale of {scale:g}, {part}'s {name} is too large for {before.dtype}")
         twins[part].get_submodule(path).register_parameter(leaf, nn.Parameter(after, requires_grad=False))
     said = [*filter(None, [parts.made.said.get("LoRA")]), f"{lora.file.name} at {scale:g}"]
     made = replace(parts.made, said={**parts.made.said, "LoRA": ", ".join(said)})

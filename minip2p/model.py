@@ -242,8 +242,7 @@ class Model(Parts):
         save(self, Path(folder), self.guidance)
 
     def merged(self, file: str | Path, scale: float = 1.0) -> "Model":
-        """A model with a LoRA file in its weights (`minip2p.lora`), W + scale · (α / r) · B A, and all else shared with
-        this one, which stays what it is, as do its runs. Several may follow one another. Raises FileNotFoundError or
-        ValueError where the file does not fit."""
+        """A model with a LoRA file in its weights, W + scale · (α / r) · B A (`minip2p.lora`). It shares all else with
+        this one, which stays what it is. Raises FileNotFoundError or ValueError where the file does not fit."""
         unet, text, made = merged(self, Lora.read(Path(file), self), scale)
         return Model(unet, self.vae, text, self.sched, self.guidance, made)

@@ -68,11 +68,22 @@ class Parts:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells whether a file is of this model, in this dtype: from the schedule, how the latents are scaled, and each
-        weight's name, shape and some of its numbers."""
-        vae = self.vae.config
-        said = repr((self.sched.config, vae.scaling_factor, vae.shift_factor))
-        return fingerprint((self.unet, self.vae, *self.text.encoders.values()), said)
+        """Tells whether a file is of this model, in this dtype: from each weight's name, shape and some of its numbers,
+        and what of the configurations makes other numbers of them."""
+        unet, vae, encoders = self.unet.config, self.vae.config, self.text.encoders.values()
+        said = [self.sched.config, unet.per_level(unet.attention_head_dim), unet.norm_num_groups, unet.norm_eps,
+                unet.flip_sin_to_cos, unet.freq_shift, vae.scaling_factor, vae.shift_factor, vae.norm_num_groups,
+                self.text.zeros]  # fmt: skip
+        said += [(one.hidden_act, one.num_attention_heads, one.layer_norm_eps, one.eos_token_id)
+                 for one in (encoder.config for encoder in encoders)]  # fmt: skip
+        return fingerprint((self.unet, self.vae, *encoders), repr(said))
+
+    def check_kept(self, file: Path) -> None:
+        """Raises ValueError where a file that is to be written is one that the model's weights are in."""
+        for own in self.made.files.values():
+            for one in own.parent.glob("*.safetensors") if own.suffix == ".json" else [own]:  # an index names several
+                if file.exists() and one.exists() and file.samefile(one):
+                    raise ValueError(f"{file}: the model's weights are in it: choose another name")
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents b c h w -> pictures in [-1, 1], b 3 H W. Raises ValueError where they are not finite."""

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from minip2p.checkpoint import built, read_metadata, read_tensors, shown
-from minip2p.config import UNetConfig, VAEConfig
+from minip2p.config import UNetConfig, VAEConfig, size_in
 from minip2p.folder import PICKLED, Folder
 from minip2p.names import IGNORED, of_openclip, of_unet, of_vae, openclip_tensors, part_of
 from minip2p.unet import UNet
@@ -29,6 +29,7 @@ TRANSFORMERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 OPENCLIP: Mapping[str, str] = MappingProxyType(
     {"text_encoder": "cond_stage_model.model.", "text_encoder_2": "conditioner.embedders.1.model."}
 )
+LAYERS: Mapping[int, int] = MappingProxyType({768: 12, 1024: 23, 1280: 32})  # of the official text encoders, by width
 PREDICTIONS: Mapping[str, str] = MappingProxyType({"epsilon": "epsilon", "v": "v_prediction"})  # in a file's metadata
 
 
@@ -42,7 +43,8 @@ class Single:
         self.root = file if config is None else config
         self.all = read_tensors(file)
         self.shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in self.all.items()}
-        self.said = read_metadata(file)
+        self.said, self.xl = read_metadata(file), UNET + "label_emb.0.0.weight" in self.all
+        self.vae_prefix = VAE_PREFIX if self.there(VAE_PREFIX) else ""
         known = (UNET, VAE_PREFIX, *BARE, "cond_stage_model.", "conditioner.embedders.")
         if odd := [name for name in self.all if not name.startswith(known) and not IGNORED.match(name)]:
             raise ValueError(f"{file}: {shown(odd[0])} is of no model that is known here; such a file has {UNET}… "
@@ -97,12 +99,11 @@ class Single:
         return found, self.where
 
     def belongs(self, name: str, part: str) -> bool:
-        # Stable Diffusion 2 reads the last layer but one, and no projection.
-        if name.startswith(OPENCLIP["text_encoder"]):
-            last = f"resblocks.{self.layers(OPENCLIP['text_encoder'])}."
-            if last in name or name.endswith("text_projection"):
-                return False
-        return name.startswith(self.prefixes(part))
+        # Stable Diffusion 2 does not read the last layer, and no projection.
+        if layer := re.match(re.escape(OPENCLIP["text_encoder"]) + r"transformer\.resblocks\.(\d{1,3})\.", name):
+            return part == "text_encoder" and int(layer[1]) < self.layers(part)
+        unread = name == OPENCLIP["text_encoder"] + "text_projection"
+        return name.startswith(self.prefixes(part)) and not unread
 
     def names(self, part: str) -> dict[str, str]:
         """Our names of a part's tensors -> the file's."""
@@ -116,7 +117,7 @@ class Single:
                     for name in built(lambda: VAE(vae), self.config_file(part)).state_dict()}  # fmt: skip
         prefix, _, open_clip = self.text_names(part)
         if open_clip:
-            ours = openclip_tensors(self.layers(prefix), part == "text_encoder_2")
+            ours = openclip_tensors(self.layers(part), part == "text_encoder_2")
             return {name: prefix + of_openclip(name) for name in ours}
         return {name.removeprefix(prefix).removeprefix("text_model."): name for name in self.all
                 if name.startswith(prefix) and not IGNORED.match(name)}  # fmt: skip
@@ -133,21 +134,20 @@ class Single:
         """How many different numbers stand in the place of a pattern's group."""
         return len({match[1] for name in self.all if (match := re.match(pattern, name))})
 
-    def layers(self, prefix: str) -> int:
-        """Of OpenCLIP those that are read: all but the last, where the file is Stable Diffusion 2's."""
-        return self.count(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.") - (prefix == OPENCLIP["text_encoder"])
-
-    @property
-    def vae_prefix(self) -> str:
-        return VAE_PREFIX if self.there(VAE_PREFIX) else ""
-
-    @property
-    def xl(self) -> bool:
-        return UNET + "label_emb.0.0.weight" in self.all
+    def layers(self, part: str) -> int:
+        """How many layers of a text encoder are read: as the folder says; of the official ones, which are known by
+        their width, so many, and fewer are too few; of others all that are there, but Stable Diffusion 2's last."""
+        if self.folder is not None and self.folder.config_file(part).is_file():
+            return size_in(self.folder.config(part), "num_hidden_layers", 12, self.config_file(part))
+        prefix, first, open_clip = self.text_names(part)
+        pattern = r"transformer\.resblocks" if open_clip else r"(?:text_model\.)?encoder\.layers"
+        there = self.count(re.escape(prefix) + pattern + r"\.(\d+)\.")
+        return LAYERS.get(self.size(f"{first}token_embedding.weight", 1),
+                          there - (open_clip and part == "text_encoder"))  # fmt: skip
 
     def unet_config(self) -> dict[str, Any]:
         """Of the UNet: levels end with a resampler; heads are 8, or 64 wide where the projections are linear."""
-        blocks = 1 + max(int(name.split(".")[3]) for name in self.all if name.startswith(UNET + "input_blocks."))
+        blocks = self.count(re.escape(UNET) + r"input_blocks\.(\d+)\.")
         ends = [n for n in range(blocks) if f"{UNET}input_blocks.{n}.0.op.weight" in self.all]
         layers = (ends[0] if ends else blocks) - 1
         firsts = [1, *(end + 1 for end in ends)]
@@ -186,11 +186,13 @@ class Single:
     def vae_config(self) -> dict[str, Any]:
         prefix = self.vae_prefix
         levels = self.count(re.escape(prefix) + r"encoder\.down\.(\d+)\.")
+        if not levels:
+            raise ValueError(
+                f"{self.where}: no VAE in the original names; in diffusers', a config.json stands beside it"
+            )
         widths = [self.size(f"{prefix}encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
-        scale = (
-            {"scaling_factor": 0.13025 if self.xl else 0.18215} if self.there(UNET) else {}
-        )  # alone it does not tell
-        return scale | {
+        scale = {"scaling_factor": 0.13025 if self.xl else 0.18215}
+        return (scale if self.there(UNET) else {}) | {  # alone it does not tell
             "block_out_channels": widths,
             "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
@@ -217,21 +219,19 @@ class Single:
         """Of a text encoder, whose heads are 64 wide."""
         prefix, first, open_clip = self.text_names(part)
         words, width = (self.size(f"{first}token_embedding.weight", axis) for axis in (0, 1))
-        made = {"hidden_size": width, "vocab_size": words, "num_attention_heads": width // 64,
-                "eos_token_id": words - 1, "bos_token_id": words - 2}  # fmt: skip
+        made = {"hidden_size": width, "num_attention_heads": width // 64, "num_hidden_layers": self.layers(part),
+                "vocab_size": words, "bos_token_id": words - 2, "eos_token_id": words - 1}  # fmt: skip
         if open_clip:
             second = part == "text_encoder_2"
             return made | {
                 "architectures": ["CLIPTextModelWithProjection" if second else "CLIPTextModel"],
-                "num_hidden_layers": self.layers(prefix),
                 "intermediate_size": self.size(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"),
                 "max_position_embeddings": self.size(f"{prefix}positional_embedding"),
-                "projection_dim": self.size(f"{prefix}text_projection", 1),
+                "projection_dim": self.size(f"{prefix}text_projection", 1) if second else width,
                 "hidden_act": "gelu",
             }
         inner = first.removesuffix("embeddings.")
         return made | {
-            "num_hidden_layers": self.count(re.escape(inner) + r"encoder\.layers\.(\d+)\."),
             "intermediate_size": self.size(f"{inner}encoder.layers.0.mlp.fc1.weight"),
             "max_position_embeddings": self.size(f"{first}position_embedding.weight"),
             "projection_dim": width,

@@ -1,4 +1,4 @@
-"""Tokenizers and text encoders, both by `transformers`, which is imported only when a model is loaded.
+"""Tokenizers and text encoders, both by `transformers`: prompts into what the UNet reads.
 
 Axes: b batch, n tokens, d width of the context that the UNet reads.
 """
@@ -13,15 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minip2p.checkpoint import check_names
-from minip2p.config import is_whole, read_json
+from minip2p.config import size_in
+from minip2p.encoder import encoder_of, tokenizer_of
 from minip2p.errors import Notice
 from minip2p.words import Prompt
-
-
-def _line(error: Exception) -> str:
-    """What an error of transformers says, which may be a paragraph, as one line."""
-    return " ".join(str(error).split())
 
 
 class Files(Protocol):
@@ -43,7 +38,7 @@ class Tower:
     def __init__(self, files: Files, number: str, dtype: torch.dtype, device: torch.device | str):
         self.part, self.device, self.path = f"text_encoder{number}", device, files.tokenizer(f"tokenizer{number}")
         config, where = files.config(self.part), files.config_file(self.part)
-        self.width, self.pooled = (whole(config, name, where) for name in ("hidden_size", "projection_dim"))
+        self.width, self.pooled = (size_in(config, name, 512, where) for name in ("hidden_size", "projection_dim"))
         self.tokenizer = tokenizer_of(self.path)
         tensors, self.file = files.tensors(self.part)
         encoder = encoder_of(config, where, tensors, self.file, dtype)
@@ -51,6 +46,9 @@ class Tower:
         if self.length > most:
             raise ValueError(f"{self.path / 'tokenizer_config.json'}: model_max_length is {self.length}, and the text "
                              f"encoder takes {most} tokens")  # fmt: skip
+        if len(self.tokenizer) > encoder.config.vocab_size:
+            raise ValueError(f"{self.path}: has {len(self.tokenizer)} tokens, and the text encoder "
+                             f"{encoder.config.vocab_size}")  # fmt: skip
         self.encoder = encoder.to(device)
 
     def __call__(self, prompts: Sequence[str], skip: int = 0) -> tuple[Tensor, Tensor | None]:
@@ -60,56 +58,6 @@ class Tower:
         said = self.encoder(input_ids=ids, output_hidden_states=skip > 0)
         hidden = said.hidden_states[-1 - skip] if skip else said.last_hidden_state
         return hidden, getattr(said, "text_embeds", None)
-
-
-def whole(config: Mapping[str, Any], name: str, where: Path) -> int:
-    """A size from a configuration. Raises ValueError for what is none."""
-    given = config.get(name, 512)
-    if not is_whole(given) or isinstance(given, bool) or given < 1:
-        raise ValueError(f"{where}: {name} is {given!r}, and not a size")
-    return int(given)
-
-
-def tokenizer_of(path: Path) -> Any:
-    """The tokenizer in a folder. Raises ValueError with one line for one that is broken."""
-    from transformers import CLIPTokenizer
-
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # a broken vocabulary raises just this class
-        raise ValueError(f"{path}: cannot be read as a tokenizer ({_line(error)})") from None
-    size: Any = read_json(path / "tokenizer_config.json").get("model_max_length")
-    if not is_whole(size) or not 2 < size < 2**16:
-        raise ValueError(f"{path / 'tokenizer_config.json'}: model_max_length is {size}, not a number of tokens")
-    return tokenizer
-
-
-def encoder_of(
-    given: Mapping[str, Any], where: Path, tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype
-) -> Any:
-    """The text encoder of a configuration, which is from `where`, with the tensors of a file. Raises ValueError."""
-    import transformers
-
-    projects = given.get("architectures") == ["CLIPTextModelWithProjection"]
-    kind: Any = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
-    # Former files carry the buffer of positions 0 … 76, which is no weight.
-    tensors = {name: t for name, t in tensors.items() if not name.endswith("position_ids")}
-    try:
-        config = transformers.CLIPTextConfig.from_dict(dict(given))
-        with torch.device("meta"):  # else it would draw weights first, for longer than all else here takes
-            encoder = kind._from_config(config, dtype=dtype)
-    except Exception as error:  # transformers' errors have no class in common
-        raise ValueError(f"{where}: cannot build the text encoder ({_line(error)})") from None
-    # transformers 4 puts "text_model." before every name and transformers 5 does not; files come in both forms.
-    names = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
-    tensors = {names.get(n.removeprefix("text_model."), n): t.to(dtype) for n, t in tensors.items()}
-    check_names(file, encoder.state_dict(), tensors)
-    encoder.load_state_dict(tensors, strict=True, assign=True)  # memory-mapped: no copy
-    for module in encoder.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name == "position_ids":  # 0 … 76, which no file has today
-                module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
-    return encoder.eval().requires_grad_(False)
 
 
 class Text:

@@ -116,6 +116,7 @@ class Trajectory:
     def save(self, file: str | Path) -> None:
         """Writes the run, and its record if it has one, into one safetensors file; not an edit's source or mask. Raises
         ValueError for a run whose attention is a function of one's own, which no file can hold."""
+        self.parts.check_kept(Path(file))
         tensors = {"latents": self.latents} | along(self.way)
         tensors |= {} if self.record is None else dict(self.record.tensors)
         shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}

@@ -212,6 +212,9 @@ def test_defaults_are_diffusers():
     (SchedulerConfig, {"thresholding": True}, "thresholding = True is not supported"),
     (SchedulerConfig, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True is not supported"),
     (SchedulerConfig, {"trained_betas": [0.1]}, "trained_betas = .* is not supported, only None is"),
+    (UNetConfig, {"layers_per_block": 10**6}, "there are more than 100 levels, or layers in a block"),
+    (VAEConfig, {"layers_per_block": 10**6}, "there are more than 100 levels, or layers in a block"),
+    (UNetConfig, {"sample_size": 10**5}, "sample_size is more than 1024 latents a side"),
     (SchedulerConfig, {"prediction_type": "sample"}, "'sample' is not one of epsilon, v_prediction"),
     (SchedulerConfig, {"beta_schedule": "squaredcos_cap_v2"}, "is not one of linear, scaled_linear"),
     (SchedulerConfig, {"timestep_spacing": "random"}, "is not one of leading, trailing, linspace"),
@@ -225,7 +228,10 @@ def test_a_field_that_cannot_be_honoured_is_an_error(tmp_path, of, given, says):
 
 def test_a_field_that_changes_nothing_is_no_error():
     for of, given in (
-        (UNetConfig, {"upcast_attention": True, "_any": 3, "num_class_embeds": None, "only_cross_attention": False}),
+        (
+            UNetConfig,
+            {"addition_embed_type_num_heads": 64, "_any": 3, "num_class_embeds": None},
+        ),
         (VAEConfig, {"sample_size": 512, "force_upcast": True, "latents_mean": None}),
         (SchedulerConfig, {"clip_sample_range": 1.0, "final_sigmas_type": "zero", "skip_prk_steps": True}),
     ):
@@ -237,7 +243,8 @@ def test_json_that_is_none_is_one_clear_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_json(path)
     for content, says in ((b"", "cannot be read as JSON"), (b"{", "cannot be read as JSON"), (b"[1]", "found list"),
-                          (b"\xff\xfe", "cannot be read as JSON")):  # fmt: skip
+                          (b"\xff\xfe", "cannot be read as JSON"), (b"[" * 200_000, "cannot be read as JSON"),
+                          (b'{"a": ' + b"1" * 6000 + b"}", "cannot be read as JSON")):  # fmt: skip
         path.write_bytes(content)
         with pytest.raises(ValueError, match=says) as error:
             read_json(path)

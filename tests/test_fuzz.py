@@ -85,7 +85,9 @@ def test_headers_that_lie(file, data):
     lie = data.draw(st.sampled_from(["dtype", "shape", "data_offsets", "name", "drop", "length", "entry", "metadata"]))
     length = None
     if lie == "dtype":
-        header[name]["dtype"] = data.draw(st.sampled_from(["F16", "F64", "I8", "BOOL", "F8_E4M3", "X", "", 3, None]))
+        header[name]["dtype"] = data.draw(
+            st.sampled_from(["F16", "F64", "I8", "I32", "U32", "BOOL", "F8_E4M3", "F4", "X", "", 3, None])
+        )
     elif lie == "shape":
         header[name]["shape"] = data.draw(st.one_of(st.lists(numbers, max_size=5), st.text(max_size=3)))
     elif lie == "data_offsets":

@@ -12,9 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from families import single
 
 from minip2p.checkpoint import shipped
-from minip2p.hub import is_id, wanted
+from minip2p.hub import PARTS, is_id, wanted
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -52,6 +53,8 @@ class Answer(BaseHTTPRequestHandler):
         path = self.path.split("?")[0].strip("/")
         if path.startswith("api/"):
             self.server.asked.append((self.command, path))
+            if path.startswith("api/models/org/private"):
+                return self.send(b"{}", 403, X_Error_Code="GatedRepo")
             if not re.match(r"api/models/org/tiny($|/)", path):
                 body = json.dumps({"error": "Repository not found"}).encode()
                 self.send(body, 404, X_Error_Code="RepoNotFound", Content_Type="application/json")
@@ -105,6 +108,7 @@ try:
 except Exception as error:
     print(type(error).__name__, str(error))
 """
+    home.mkdir(exist_ok=True)
     done = subprocess.run([sys.executable, "-c", says], env=env, capture_output=True, text=True, timeout=120, cwd=home)
     return done.stdout.strip()
 
@@ -150,11 +154,29 @@ def test_a_repository_without_a_file_is_one_clear_line(hub, tmp_path):
 
 @pytest.mark.parametrize("name, says", [
     ("org/other", "org/other: no such folder, and no model of the hub that you may read"),
+    ("org/private", "org/private: no such folder, and no model of the hub that you may read"),
     ("org/..", "org/..: no such folder"), ("org/a--b", "org/a--b: no such folder"),
 ])  # fmt: skip
 def test_a_wrong_name_is_one_clear_line(hub, tmp_path, name, says):
     said = load(hub, tmp_path, name)
     assert says in said and "\n" not in said
+
+
+def test_only_what_is_read_is_downloaded(hub, tmp_path):
+    """Of a model whose VAE is wanted, that; of one that is to have another, all but that; of a config, no weights."""
+
+    def weights():
+        return {name.split("/")[0] for name in hub.downloads if name.endswith(".safetensors")}
+
+    code = "print(m.made.said)"
+    assert load(hub, tmp_path / "a", by="vae=", code=code).endswith("'VAE': 'org/tiny'}") and weights() == {"vae"}
+    hub.asked.clear()
+    load(hub, tmp_path / "b", by=f"vae={str(shipped('tiny') / 'vae')!r}, where=", code=code)
+    assert weights() == {"unet", "text_encoder"}
+    hub.asked.clear()
+    single(shipped("tiny"), tmp_path / "single.safetensors")
+    said = load(hub, tmp_path / "c", by=f"where={str(tmp_path / 'single.safetensors')!r}, config=", code=code)
+    assert said == "{'Model': 'single.safetensors'}" and not weights() and "tokenizer/vocab.json" in hub.downloads
 
 
 def test_a_vae_alone(hub, tmp_path):
@@ -191,11 +213,12 @@ def test_what_is_downloaded_of_a_repository():
     half = ["text_encoder/model.fp16.safetensors"]
     small = ["model_index.json", "unet/config.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json"]
     other = ["README.md", "unet/model.onnx", "safety_checker/model.safetensors", "v1-5.ckpt"]
-    assert set(wanted([*plain, *shards, *half, *small, *other], True)) == {plain[0], *shards, *half, *small}
-    assert wanted([*plain, *small], False) == small
+    assert set(wanted([*plain, *shards, *half, *small, *other], PARTS)) == {plain[0], *shards, *half, *small}
+    assert set(wanted([*plain, *shards, *half, *small, *other], ["vae/"])) == {*shards, *small}
+    assert wanted([*plain, *small], ()) == small
     other = "unet/diffusion_pytorch_model-00001-of-00002.safetensors"
     for variant in ("fp16", "bf16"):
         index = f"unet/diffusion_pytorch_model.safetensors.index.{variant}.json"
         for shard in (f"unet/diffusion_pytorch_model.{variant}-00001-of-00002.safetensors",
                       f"unet/diffusion_pytorch_model-00001-of-00002.{variant}.safetensors"):  # fmt: skip
-            assert wanted([index, shard, other], True) == [index, shard]
+            assert wanted([index, shard, other], PARTS) == [index, shard]

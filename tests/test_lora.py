@@ -214,6 +214,10 @@ def test_the_command_line_merges(family, tmp_path):
     ({"unet.lora_alpha": 16, "unet.r": 2}, 8.0), ({"unet.lora_alpha": 16, "unet.use_rslora": True}, 16 / 2**0.5),
     ({"unet.lora_alpha": 2, "unet.alpha_pattern": {"mid_block.attentions.0.proj_in": 6}}, 3.0), ({}, 1.0),
     ({"text_encoder.lora_alpha": 16}, 1.0),
+    # The first pattern that is the name or its end, dots and all, as in PEFT.
+    ({"unet.alpha_pattern": {"attentions.0.proj_in": 6, "proj_in": 10}, "unet.lora_alpha": 4}, 3.0),
+    ({"unet.alpha_pattern": {"oj_in": 6, "mid|to_k": 8, "mid_block": 8}, "unet.lora_alpha": 4}, 2.0),
+    ({"unet.alpha_pattern": {"to_k|proj_(in|out)": 6}}, 3.0),
 ])  # fmt: skip
 def test_pefts_alpha_is_in_the_metadata(family, tmp_path, said, factor):
     """α / r, α / √r where it says so, of a layer its own."""
@@ -230,6 +234,7 @@ def test_pefts_alpha_is_in_the_metadata(family, tmp_path, said, factor):
 @pytest.mark.parametrize("said, says", [
     ('{"unet.use_dora": true}', "is a DoRA"), ("[", "is not JSON"), ("3", "is not JSON"),
     ('{"unet.lora_alpha": "much"}', "is 'much', which is not a number"),
+    ('{"unet.alpha_pattern": {"(": 4}}', "is no pattern of names"), ('{"unet.alpha_pattern": ["x"]}', "and no mapping"),
 ])  # fmt: skip
 def test_metadata_that_cannot_be_honoured_are_one_clear_line(family, tmp_path, said, says):
     model = minip2p.load(family("SD 1")[1])
@@ -247,3 +252,44 @@ def test_a_layer_that_is_named_twice_and_an_alpha_of_two_numbers_are_refused(fam
     save_file(kohya(made, alpha=[1.0, 2.0]), tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"b.safetensors: the alpha of .* is not one number"):
         model.merged(tmp_path / "b.safetensors")
+
+
+def test_pefts_own_file_has_its_alpha_beside_it(family, tmp_path):
+    """As `PeftModel.save_pretrained` writes an adapter; a text encoder's patterns have transformers 4's names."""
+    model, name = minip2p.load(family("SD 1")[1]), "mid_block.attentions.0.proj_in"
+    for layer, inner, said in ((name, "", {"lora_alpha": 16, "r": 2}),
+                               (TEXT, "text_encoder.", {"lora_alpha": 1, "alpha_pattern": {TEXT: 16}})):  # fmt: skip
+        a, b = drawn(model)[layer]
+        stem = f"{inner}base_model.model.{layer}"
+        save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, tmp_path / "adapter_model.safetensors")
+        (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+        after = state(model.merged(tmp_path / "adapter_model.safetensors"))
+        want = expected(state(model), {layer: (a, b)}, 8.0)
+        for key, tensor in after.items():
+            torch.testing.assert_close(tensor, want[key], atol=1e-6, rtol=1e-6)
+
+
+def test_a_twin_keeps_what_the_model_is(family, tmp_path):
+    """Its guidance, its buffers, and that no weight asks for a gradient."""
+    model = minip2p.load(family("SDXL Turbo")[1])
+    a, b = torch.randn(2, 128) * 0.1, torch.randn(128, 2) * 0.1
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    stem = f"diffusion_model.{name}"  # without unet. before it
+    save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, tmp_path / "a.safetensors")
+    styled = model.merged(tmp_path / "a.safetensors")
+    assert styled.guidance == 1.0 and styled.text.zeros and not styled.unet.training
+    assert not any(p.requires_grad for p in styled.unet.parameters())
+    changed = styled.unet.get_parameter(stem.removeprefix("diffusion_model.") + ".weight")
+    torch.testing.assert_close(
+        changed, model.unet.get_parameter(stem.removeprefix("diffusion_model.") + ".weight") + b @ a
+    )
+    save_file({f"{stem.removeprefix('diffusion_model.')}.lora_{x}.weight": t for x, t in (("A", a), ("B", b))},
+              tmp_path / "b.safetensors")  # fmt: skip
+    assert model.merged(tmp_path / "b.safetensors").fingerprint == styled.fingerprint
+
+
+def test_what_overflows_is_the_adaptations_fault(family, tmp_path):
+    model = minip2p.load(family("SD 1")[1], dtype=torch.float16)
+    save_file(peft(drawn(model)), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a.safetensors: at a scale of 1e\+07, .* is too large for torch.float16"):
+        model.merged(tmp_path / "a.safetensors", 1e7)

@@ -66,7 +66,7 @@ def test_a_single_files_tensors_are_the_official_ones(family, hollow):
     found = Single(file, None)
     unet = UNetConfig.of(UNETS[family])
     ours = UNetConfig.of(found.config("unet"))
-    for name in UNetConfig.__dataclass_fields__:
+    for name in UNetConfig.__dataclass_fields__.keys() - {"upcast_attention"}:  # which no key tells
         a, b = (one.per_level(getattr(one, name)) if name in ("attention_head_dim", "transformer_layers_per_block")
                 else getattr(one, name) for one in (ours, unet))  # fmt: skip
         assert a == b, name
