@@ -45,7 +45,7 @@ def record(
     shapes |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in along(origin.way).items()}
     said = {} if file is None else described(parts, origin)
     if file is not None:
-        parts.check_kept(file)
+        parts.made.check_kept(file)
     with nullcontext() if file is None else whole(file) as partial:
         block = Block(shapes | kept, said, partial)
         made = Record({name: block.tensors[name] for name in kept}, queries_of(parts.unet, latent))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,22 @@ FORMER_NAMES = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_at
 
 # What weights may be of; those of 8 bits are read into more.
 KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model is from. files: of each network's weights, by its folder's name. said: what its pictures say of it
+    ("Model", "VAE", "LoRA")."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    said: Mapping[str, str] = field(default_factory=dict)
+
+    def check_kept(self, file: Path) -> None:
+        """Raises ValueError where a file that is to be written is one that the weights are in."""
+        for own in self.files.values():
+            for one in own.parent.glob("*.safetensors") if own.suffix == ".json" else [own]:  # an index names several
+                if file.exists() and one.exists() and file.samefile(one):
+                    raise ValueError(f"{file}: the model's weights are in it: choose another name")
 
 
 def shipped(name: str) -> Path:

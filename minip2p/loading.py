@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
-from minip2p.checkpoint import built, filled, shipped
+from minip2p.checkpoint import Origin, built, filled, shipped
 from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.folder import STEMS, Folder
 from minip2p.hub import PARTS, fetched, is_id
 from minip2p.model import Model
-from minip2p.parts import Origin
 from minip2p.sched import Schedule
 from minip2p.single import Single
 from minip2p.text import Files, Text

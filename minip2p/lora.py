@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minip2p.checkpoint import KINDS, read_metadata, read_tensors, shown
+from minip2p.checkpoint import KINDS, Origin, read_metadata, read_tensors, shown
 from minip2p.config import is_finite, read_json
 from minip2p.names import of_unet
-from minip2p.parts import Origin, Parts
+from minip2p.parts import Parts
 from minip2p.text import Text
 from minip2p.unet import UNet
 

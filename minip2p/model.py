@@ -12,10 +12,11 @@ from minip2p.archive import opened, record
 from minip2p.attention import Attend, fused
 from minip2p.beside import instructed, masked, photograph
 from minip2p.blend import Blend
+from minip2p.checkpoint import Origin
 from minip2p.config import is_finite
 from minip2p.invert import chosen
 from minip2p.lora import Lora, merged
-from minip2p.parts import Origin, Parts
+from minip2p.parts import Parts
 from minip2p.record import Keeps
 from minip2p.replay import aimed, edit
 from minip2p.rule import EVERYWHERE, Where, span
@@ -237,8 +238,7 @@ class Model(Parts):
         return opened(self, Path(file))
 
     def save(self, folder: str | Path) -> None:
-        """Writes the model as a folder in diffusers' layout, in its own dtype, whole or not at all. Raises
-        FileExistsError where there is something of that name."""
+        """Writes a folder in diffusers' layout, in the model's dtype, or nothing. Raises FileExistsError."""
         save(self, Path(folder), self.guidance)
 
     def merged(self, file: str | Path, scale: float = 1.0) -> "Model":

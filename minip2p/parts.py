@@ -4,16 +4,14 @@ Axes: b batch, c h w latents, n tokens, d width of their embedding.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minip2p.attention import Attend, Site, fused
-from minip2p.checkpoint import fingerprint
+from minip2p.checkpoint import Origin, fingerprint
 from minip2p.config import is_whole
 from minip2p.sched import Schedule
 from minip2p.text import Text
@@ -33,15 +31,6 @@ class Beside:
         """For so many rows, of which the first `empty` have zeros."""
         full = self.channels.expand(count - empty, -1, -1, -1)
         return torch.cat([torch.zeros_like(self.channels).expand(empty, -1, -1, -1), full])
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model is from. files: of each network's weights, by its folder's name. said: what its pictures say of it
-    ("Model", "VAE", "LoRA")."""
-
-    files: Mapping[str, Path] = field(default_factory=dict)
-    said: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -77,13 +66,6 @@ class Parts:
         said += [(one.hidden_act, one.num_attention_heads, one.layer_norm_eps, one.eos_token_id)
                  for one in (encoder.config for encoder in encoders)]  # fmt: skip
         return fingerprint((self.unet, self.vae, *encoders), repr(said))
-
-    def check_kept(self, file: Path) -> None:
-        """Raises ValueError where a file that is to be written is one that the model's weights are in."""
-        for own in self.made.files.values():
-            for one in own.parent.glob("*.safetensors") if own.suffix == ".json" else [own]:  # an index names several
-                if file.exists() and one.exists() and file.samefile(one):
-                    raise ValueError(f"{file}: the model's weights are in it: choose another name")
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents b c h w -> pictures in [-1, 1], b 3 H W. Raises ValueError where they are not finite."""

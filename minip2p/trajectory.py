@@ -116,13 +116,12 @@ class Trajectory:
     def save(self, file: str | Path) -> None:
         """Writes the run, and its record if it has one, into one safetensors file; not an edit's source or mask. Raises
         ValueError for a run whose attention is a function of one's own, which no file can hold."""
-        self.parts.check_kept(Path(file))
+        self.parts.made.check_kept(Path(file))
         tensors = {"latents": self.latents} | along(self.way)
         tensors |= {} if self.record is None else dict(self.record.tensors)
         shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        said = described(self.parts, self)
         with whole(Path(file)) as partial:
-            block = Block(shapes, said, partial)
+            block = Block(shapes, described(self.parts, self), partial)
             for name, tensor in tensors.items():
                 block.tensors[name].copy_(tensor)
 

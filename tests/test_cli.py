@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import minip2p
 from minip2p import Blend, cli, commands, demo, measure, options, png, viz
-from minip2p.parts import Origin
+from minip2p.checkpoint import Origin
 from minip2p.trajectory import Trajectory
 
 ROOT = Path(__file__).parents[1]
