@@ -54,7 +54,8 @@ class Answer(BaseHTTPRequestHandler):
         if path.startswith("api/"):
             self.server.asked.append((self.command, path))
             if path.startswith("api/models/org/private"):
-                return self.send(b"{}", 403, X_Error_Code="GatedRepo")
+                self.send(b"{}", 403, X_Error_Code="GatedRepo")
+                return self.wfile.write(b"{}")
             if not re.match(r"api/models/org/tiny($|/)", path):
                 body = json.dumps({"error": "Repository not found"}).encode()
                 self.send(body, 404, X_Error_Code="RepoNotFound", Content_Type="application/json")
