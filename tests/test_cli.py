@@ -176,7 +176,7 @@ def test_a_picture_that_is_read_is_never_overwritten(command, tmp_path, capsys):
         said = refused(capsys, "edit", photo, TIGER, "--prompt", CAT, "--steps", 1, "-o", photo)
     else:
         said = refused(capsys, "edit", CAT, TIGER, command, photo, "--steps", 1, "-o", photo)
-    assert said == f"{photo}: is read, and would be overwritten: choose another name by -o"
+    assert said == f"{photo}: is read, and would be overwritten: choose another name for what is written"
     assert photo.read_bytes() == (ROOT / RENDER).read_bytes() and list(tmp_path.iterdir()) == [photo]
 
 

@@ -548,12 +548,13 @@ def test_a_tokenizer_with_more_tokens_than_the_encoder_has_is_one_clear_line(fam
         minip2p.load(folder)
 
 
-SCHEDULERS = [name for name in (
+SCHEDULERS = (
     "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "DPMSolverMultistep",
     "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "KDPM2Discrete", "LCM", "TCD", "SASolver",
-)]  # fmt: skip
+)  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers' own, as it makes them
 @pytest.mark.parametrize("kind", SCHEDULERS)
 def test_a_scheduler_of_another_kind_keeps_its_betas_offset_and_prediction(family, tmp_path, kind):
     folder = copied(family("SD 2, v")[1], tmp_path / "other")

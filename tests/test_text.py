@@ -41,6 +41,7 @@ def text(folder, dtype=torch.float32):
     return Text(Folder(folder), dtype=dtype)
 
 
+@pytest.mark.filterwarnings("ignore::minip2p.errors.Notice")  # of the long one
 def test_the_context_is_transformers_last_hidden_state(model):
     theirs = CLIPTextModel.from_pretrained(model.text.folder / "text_encoder")
     assert theirs.dtype == torch.float32  # the folder says so: the file holds float16
