@@ -91,7 +91,7 @@ def opened(where: str | Path, config: str | Path | None, parts: Sequence[str]) -
     if config is not None:
         config = fetched(config, ()) if isinstance(config, str) and is_id(config) else Path(config)
     if alone and where.is_file() and where.name.startswith(STEMS[0]) and (where.parent / "config.json").is_file():
-        folder = where.resolve().parent  # a part's own file, in diffusers' names
+        folder = where.parent.resolve()  # a part's own file, in diffusers' names; the hub's cache has links to files
         return Folder(folder.parent, {alone: folder.name}, where)
     if where.is_file():
         return Single(where, config)

@@ -93,15 +93,17 @@ class Single:
             if theirs not in self.all:
                 raise ValueError(f"{self.where}: {theirs} is missing")
             used[theirs], found[ours] = True, part_of(ours, theirs, self.all[theirs])
-        odd = [name for name in self.all if self.belongs(name, part) and name not in used and not IGNORED.match(name)]
+        layers = self.layers(part) if part == "text_encoder" else 0
+        odd = [name for name in self.all
+               if self.belongs(name, part, layers) and name not in used and not IGNORED.match(name)]  # fmt: skip
         if odd:
             raise ValueError(f"{self.where}: {shown(odd[0])} is not a tensor of this model")
         return found, self.where
 
-    def belongs(self, name: str, part: str) -> bool:
+    def belongs(self, name: str, part: str, layers: int) -> bool:
         # Stable Diffusion 2 does not read the last layer, and no projection.
         if layer := re.match(re.escape(OPENCLIP["text_encoder"]) + r"transformer\.resblocks\.(\d{1,3})\.", name):
-            return part == "text_encoder" and int(layer[1]) < self.layers(part)
+            return part == "text_encoder" and int(layer[1]) < layers
         unread = name == OPENCLIP["text_encoder"] + "text_projection"
         return name.startswith(self.prefixes(part)) and not unread
 
@@ -188,7 +190,7 @@ class Single:
         levels = self.count(re.escape(prefix) + r"encoder\.down\.(\d+)\.")
         if not levels:
             raise ValueError(
-                f"{self.where}: no VAE in the original names; in diffusers', a config.json stands beside it"
+                f"{self.where}: no VAE in the original names; those of diffusers have a config.json beside"
             )
         widths = [self.size(f"{prefix}encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
         scale = {"scaling_factor": 0.13025 if self.xl else 0.18215}

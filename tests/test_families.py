@@ -517,8 +517,13 @@ def test_a_vaes_own_file_is_the_one_that_is_named(family, tmp_path):
     save_file(other, folder / "vae/diffusion_pytorch_model.non_ema.safetensors")
     model = minip2p.load(folder, vae=folder / "vae/diffusion_pytorch_model.non_ema.safetensors")
     assert torch.equal(model.vae.state_dict()["decoder.conv_in.bias"], other["decoder.conv_in.bias"])
+    linked = tmp_path / "linked/vae"  # as in the hub's cache
+    linked.mkdir(parents=True)
+    for name in ("config.json", plain.name):
+        (linked / name).symlink_to(folder / "vae" / name)
+    assert same(minip2p.load(folder, vae=linked / plain.name).vae, minip2p.load(folder).vae)
     shutil.copy(plain, tmp_path / "vae.safetensors")
-    with pytest.raises(ValueError, match="no VAE in the original names; in diffusers', a config.json stands beside it"):
+    with pytest.raises(ValueError, match="no VAE in the original names; those of diffusers have a config.json beside"):
         minip2p.load(folder, vae=tmp_path / "vae.safetensors")
 
 
