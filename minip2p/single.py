@@ -94,9 +94,8 @@ class Single:
                 raise ValueError(f"{self.where}: {theirs} is missing")
             used[theirs], found[ours] = True, part_of(ours, theirs, self.all[theirs])
         layers = self.layers(part) if part == "text_encoder" else 0
-        odd = [name for name in self.all
-               if self.belongs(name, part, layers) and name not in used and not IGNORED.match(name)]  # fmt: skip
-        if odd:
+        left = [name for name in self.all if name not in used and not IGNORED.match(name)]
+        if odd := [name for name in left if self.belongs(name, part, layers)]:
             raise ValueError(f"{self.where}: {shown(odd[0])} is not a tensor of this model")
         return found, self.where
 
@@ -189,9 +188,7 @@ class Single:
         prefix = self.vae_prefix
         levels = self.count(re.escape(prefix) + r"encoder\.down\.(\d+)\.")
         if not levels:
-            raise ValueError(
-                f"{self.where}: no VAE in the original names; those of diffusers have a config.json beside"
-            )
+            raise ValueError(f"{self.where}: no VAE in the original names; that of diffusers has a config.json beside")
         widths = [self.size(f"{prefix}encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
         scale = {"scaling_factor": 0.13025 if self.xl else 0.18215}
         return (scale if self.there(UNET) else {}) | {  # alone it does not tell

@@ -523,7 +523,7 @@ def test_a_vaes_own_file_is_the_one_that_is_named(family, tmp_path):
         (linked / name).symlink_to(folder / "vae" / name)
     assert same(minip2p.load(folder, vae=linked / plain.name).vae, minip2p.load(folder).vae)
     shutil.copy(plain, tmp_path / "vae.safetensors")
-    with pytest.raises(ValueError, match="no VAE in the original names; those of diffusers have a config.json beside"):
+    with pytest.raises(ValueError, match="no VAE in the original names; that of diffusers has a config.json beside"):
         minip2p.load(folder, vae=tmp_path / "vae.safetensors")
 
 
