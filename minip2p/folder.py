@@ -81,7 +81,7 @@ def sharded(index: Path) -> dict[str, Tensor]:
         raise ValueError(f"{index}: has no weight_map, which says in which file each tensor is")
     found: dict[str, Tensor] = {}
     for name in sorted(set(names.values())):
-        if Path(name).name != name or "\\" in name:
+        if Path(name).name != name or "\\" in name or not name.isprintable():
             raise ValueError(f"{index}: names the file {name!r}, which is not beside it")
         tensors = read_tensors(index.parent / name)
         for tensor in tensors:
