@@ -117,11 +117,11 @@ class Trajectory:
         """Writes the run, and its record if it has one, into one safetensors file; not an edit's source or mask. Raises
         ValueError for a run whose attention is a function of one's own, which no file can hold."""
         self.parts.made.check_kept(Path(file))
-        tensors = {"latents": self.latents} | along(self.way)
+        tensors, said = {"latents": self.latents} | along(self.way), described(self.parts, self)
         tensors |= {} if self.record is None else dict(self.record.tensors)
         shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         with whole(Path(file)) as partial:
-            block = Block(shapes, described(self.parts, self), partial)
+            block = Block(shapes, said, partial)
             for name, tensor in tensors.items():
                 block.tensors[name].copy_(tensor)
 
