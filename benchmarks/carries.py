@@ -21,19 +21,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import minip2p
-from minip2p import png, viz
-from minip2p.attention import Site, fused
-from minip2p.edit import QK
-from minip2p.errors import guarded
-from minip2p.files import claim, write_text
-from minip2p.inject import injecting, recording
+from minip2p.attention.contract import QK, Site, fused
+from minip2p.attention.store import record_qk
+from minip2p.errors import run_guarded
+from minip2p.evaluation.tiny_cases import swap_cases
+from minip2p.io import png, viz
+from minip2p.io.files import claim_results_folder, write_text
+from minip2p.io.images import to_pil
 from minip2p.layers import ResnetBlock
-from minip2p.metrics import interval, iou, psnr, structure
-from minip2p.model import Model
-from minip2p.rule import plan_edit
-from minip2p.tiny.cases import swap_cases
+from minip2p.metrics.image import interval, iou, psnr, structure
+from minip2p.p2p.controller import controlled_attention
+from minip2p.p2p.edit_plan import plan_edit
+from minip2p.pipeline import Pipeline
+from minip2p.sampling.trajectory import Trajectory
 from minip2p.tiny.judge import Judge
-from minip2p.trajectory import Trajectory, as_image
 
 TAU = 0.8  # as the card of the model recommends
 
@@ -73,13 +74,26 @@ CONDITIONS: Mapping[str, Carried] = {
     "three fifths of the steps": Carried(begin=0.6),
 }
 TAUS = {f"τ {tau:g}": Carried(cross=tau, self_=tau) for tau in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}
-SHAPES = ("duck", "giraffe"), ("turtle", "giraffe"), ("penguin", "horse"), ("elephant", "duck"), ("camel", "penguin"), (
-    "rabbit", "elephant"), ("car", "umbrella"), ("guitar", "truck"), ("tulip", "bicycle"), ("lamp", "car")  # fmt: skip
+SHAPES = (
+    ("duck", "giraffe"),
+    ("turtle", "giraffe"),
+    ("penguin", "horse"),
+    ("elephant", "duck"),
+    ("camel", "penguin"),
+    ("rabbit", "elephant"),
+    ("car", "umbrella"),
+    ("guitar", "truck"),
+    ("tulip", "bicycle"),
+    ("lamp", "car"),
+)
 PLACES = ("on the beach", "in a meadow", "on the street", "in the desert")
 COLUMNS = 7  # of a case's sheet: the source and all of TAUS in a row
-FIGURES = {"success": ("success %", 100, 1), "shape": ("kept shape, IoU", 1, 2),
-           "structure": ("structure × 10³", 1e3, 1),
-           "psnr": ("background, dB", 1, 1)}  # title, factor, digits  # fmt: skip
+FIGURES = {
+    "success": ("success %", 100, 1),
+    "shape": ("kept shape, IoU", 1, 2),
+    "structure": ("structure × 10³", 1e3, 1),
+    "psnr": ("background, dB", 1, 1),
+}  # title, factor, digits
 
 
 @dataclass(eq=False)
@@ -106,7 +120,7 @@ class Exchanged(nn.Module):
         return self.shelf.kept.pop(0)
 
 
-def exchanging(model: Model, levels: tuple[int, ...], shelf: Shelf) -> Model:
+def exchanging(model: Pipeline, levels: tuple[int, ...], shelf: Shelf) -> Pipeline:
     """The model with a UNet of its own, in which the residual blocks of these levels of the decoder are `Exchanged`."""
     other = replace(model, unet=copy.deepcopy(model.unet))
     for level in levels:
@@ -116,23 +130,24 @@ def exchanging(model: Model, levels: tuple[int, ...], shelf: Shelf) -> Model:
     return other
 
 
-def made(model: Model, run: Trajectory, target: str, carried: Carried, seed: int) -> Tensor:
+def made(model: Pipeline, run: Trajectory, target: str, carried: Carried, seed: int) -> Tensor:
     """The target's picture, 3 H W: DDIM by hand, with what is carried taken from the run. seed: of other noise."""
     shelf = Shelf()
     parts = exchanging(model, carried.features, shelf) if carried.features else model
     steps, w = model.sched.steps(run.steps), run.guidance
     empty, old, new = model.text(""), model.text(run.prompt), model.text(target)
-    plan = plan_edit(model.text.prompt(run.prompt), model.text.prompt(target), run.steps, cross=carried.cross,
-                     self_=carried.self_)  # fmt: skip
+    plan = plan_edit(
+        model.text.prompt(run.prompt), model.text.prompt(target), run.steps, cross=carried.cross, self_=carried.self_
+    )
     begin = int(carried.begin * run.steps)
     x = run.latents[begin : begin + 1] if carried.seed else model.start(target, seed=seed, steps=run.steps).noise
     for i, step in enumerate(steps[begin:], begin):
         found: dict[Site, QK] = {}
         source, features = run.latents[i : i + 1], bool(carried.features) and i < TAU * run.steps
         shelf.keeps, shelf.kept = True, []
-        parts.predict(source, step.t, empty, old, w, recording(found, lambda site, queries: True))
+        parts.predict(source, step.t, empty, old, w, record_qk(found, lambda site, queries: True))
         shelf.keeps = not features
-        attend = injecting(found, [plan.at(i)])
+        attend = controlled_attention(found, [plan.at(i)])
         if carried.unconditional:
             eps_u = model.predict(source, step.t, empty, empty, 0.0, fused)
             eps = eps_u + w * (parts.predict(x, step.t, new, new, 1.0, attend) - eps_u)
@@ -147,9 +162,12 @@ def measured(judge: Judge, before: Tensor, after: Tensor, old: str, new: str) ->
     verdict = judge(torch.stack([before, after]))
     success = float(verdict.present(1)[1] == {new})
     shapes = verdict.masks(old)[0] > 0.5, verdict.masks(new)[1] > 0.5
-    return {"success": success, "shape": iou(*shapes) if success else None,
-            "structure": structure(judge.features(before), judge.features(after)),
-            "psnr": psnr(before, after, ~(verdict.thing > 0.5).any(0))}  # fmt: skip
+    return {
+        "success": success,
+        "shape": iou(*shapes) if success else None,
+        "structure": structure(judge.features(before), judge.features(after)),
+        "psnr": psnr(before, after, ~(verdict.thing > 0.5).any(0)),
+    }
 
 
 def table(rows: list[dict[str, dict[str, float | None]]], names: list[str]) -> dict[str, float | None]:
@@ -192,7 +210,7 @@ def main() -> None:
     given = parser.parse_args()
     model, judge, figures = minip2p.load(), Judge.load(), {}
     what = {"model": model.fingerprint, "conditions": [repr(CONDITIONS), repr(TAUS)]}
-    claim(given.out / "carries.json", given.out / f"swap-{given.steps}", what, "another model's cases")
+    claim_results_folder(given.out / "carries.json", given.out / f"swap-{given.steps}", what, "another model's cases")
     for kind, cases, conditions in (("swap", swaps(given.count), CONDITIONS), ("shape", shapes(given.count), TAUS)):
         rows = []
         for n, (source, target, old, new) in enumerate(tqdm(cases, disable=None, leave=False, unit="case")):
@@ -200,10 +218,11 @@ def main() -> None:
             if not (folder / f"{n:03}.json").exists():
                 with torch.inference_mode():
                     run = model.generate(source, seed=n, steps=given.steps)
-                    views = {name: made(model, run, target, carried, 10_000 + n)
-                             for name, carried in conditions.items()}  # fmt: skip
-                panels = [(run.image, source), *((as_image(view), name) for name, view in views.items())]
-                png.write([(folder / f"{n:03}.png", viz.grid(panels, COLUMNS, 128), f"{source} -> {target}")])
+                    views = {
+                        name: made(model, run, target, carried, 10_000 + n) for name, carried in conditions.items()
+                    }
+                panels = [(run.image, source), *((to_pil(view), name) for name, view in views.items())]
+                png.write_pngs([(folder / f"{n:03}.png", viz.grid(panels, COLUMNS, 128), f"{source} -> {target}")])
                 row = {name: measured(judge, run.picture, view, old, new) for name, view in views.items()}
                 write_text(folder / f"{n:03}.json", json.dumps(row) + "\n")
             rows.append(kept(folder / f"{n:03}.json", conditions))
@@ -212,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(guarded(main))
+    raise SystemExit(run_guarded(main))

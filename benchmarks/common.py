@@ -13,14 +13,16 @@ from typing import Any
 import torch
 
 import minip2p
-from minip2p.checkpoint import shipped
+from minip2p.io.files import shipped_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def options(does: str, steps: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=does)
-    parser.add_argument("--model", type=Path, default=shipped("tiny"), help="a folder (default: the model that ships)")
+    parser.add_argument(
+        "--model", type=Path, default=shipped_weights("tiny"), help="a folder (default: the model that ships)"
+    )
     parser.add_argument("--steps", type=int, default=steps, help=f"(default {steps})")
     parser.add_argument("--rounds", type=int, default=2, help="each side runs so often, in turn; the least counts")
     return parser
@@ -83,7 +85,7 @@ def in_turn(rounds: int, **sides: Callable[[], Any]) -> dict[str, float]:
     return {name: min(times) for name, times in took.items()}
 
 
-def pixels_of(model: minip2p.Model) -> int:
+def pixels_of(model: minip2p.Pipeline) -> int:
     """The sides of the pictures that a model was trained on."""
     side = model.unet.config.sample_size
     assert isinstance(side, int)
@@ -108,7 +110,7 @@ def peak(dtype: torch.dtype, size: int = 4096) -> float:
     return 2 * size**3 / in_turn(8, once=lambda: a @ b)["once"] / 1e12
 
 
-def flops(model: minip2p.Model, rows: int, size: int) -> float:
+def flops(model: minip2p.Pipeline, rows: int, size: int) -> float:
     """Of a call of the UNet on latents of so many rows and columns."""
     from torch.utils.flop_counter import FlopCounterMode
 

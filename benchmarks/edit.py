@@ -16,10 +16,12 @@ from common import alone, finish, in_turn, options, peak_mb, pixels_of, prompt2p
 from torch import Tensor
 
 import minip2p
-from minip2p.model import Model
-from minip2p.replay import Target, edit, planned
-from minip2p.rule import plan_edit
-from minip2p.trajectory import Source
+from minip2p.p2p.batching import plan_batches
+from minip2p.p2p.edit_plan import plan_edit
+from minip2p.p2p.editing import run_edits
+from minip2p.p2p.targets import EditTarget
+from minip2p.pipeline import Pipeline
+from minip2p.sampling.trajectory import SourceRun
 
 SOURCE = "a cat on the beach"
 EIGHT = [f"a {animal} on the beach" for animal in ("dog", "tiger", "lion", "horse", "cow", "pig", "sheep", "duck")]
@@ -40,7 +42,7 @@ class Size:
         return torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def ours(model: Model, size: Size, *targets: str) -> Source:
+def ours(model: Pipeline, size: Size, *targets: str) -> SourceRun:
     """The pictures of the targets. Returns the source, as far as it was read; the peer makes its picture too."""
     runs = model.edit(
         SOURCE, list(targets), cross=CROSS, self_=SELF, latents=size.noise, steps=size.steps, guidance=7.5
@@ -50,7 +52,7 @@ def ours(model: Model, size: Size, *targets: str) -> Source:
     return runs[0].begun
 
 
-def rest_of_source(model: Model, size: Size) -> float:
+def rest_of_source(model: Pipeline, size: Size) -> float:
     """Seconds that the source's picture takes after an edit that did not ask for it."""
     source = ours(model, size, EIGHT[0])
     return in_turn(1, rest=lambda: source.whole.image)["rest"]
@@ -58,20 +60,26 @@ def rest_of_source(model: Model, size: Size) -> float:
 
 def theirs(peer: Any, size: Size, *targets: str) -> None:
     prompts, settings = [SOURCE, *targets], {"n_cross_replace": CROSS, "n_self_replace": SELF}
-    peer(prompts, height=size.pixels, width=size.pixels, latents=size.noise.expand(len(prompts), -1, -1, -1),
-         guidance_scale=7.5, num_inference_steps=size.steps,
-         cross_attention_kwargs={"edit_type": "replace", **settings})  # fmt: skip
+    peer(
+        prompts,
+        height=size.pixels,
+        width=size.pixels,
+        latents=size.noise.expand(len(prompts), -1, -1, -1),
+        guidance_scale=7.5,
+        num_inference_steps=size.steps,
+        cross_attention_kwargs={"edit_type": "replace", **settings},
+    )
 
 
-def grid(model: Model, size: Size) -> None:
+def grid(model: Pipeline, size: Size) -> None:
     """5 × 5 values of τ. The rows that are counted must be those that the plan says."""
     old, new = (model.text.prompt(text) for text in (SOURCE, EIGHT[0]))
     plans = [plan_edit(old, new, size.steps, cross=a, self_=b) for a, b in itertools.product(TAUS, TAUS)]
-    cells = [Target(EIGHT[0], plan) for plan in plans]
+    cells = [EditTarget(EIGHT[0], plan) for plan in plans]
     origin = model.start(SOURCE, latents=size.noise, steps=size.steps, guidance=7.5)
     before = model.rows
-    _ = [run.image for run in edit(model, origin, cells)]
-    counted, predicted = model.rows - before, planned(model, origin, cells).cost(origin)
+    _ = [run.image for run in run_edits(model, origin, cells)]
+    counted, predicted = model.rows - before, plan_batches(model, origin, cells).cost(origin)
     assert counted == predicted, (counted, predicted)
     print(f"a grid of 5 x 5: {counted} rows counted and predicted, 25 runs of the peer take {25 * 4 * size.steps}")
 

@@ -13,19 +13,20 @@ import torch.nn.functional as F
 from common import alone, diffusers_pipeline, finish, in_turn, options, peak_mb, pixels_of
 
 import minip2p
-from minip2p.model import Model
+from minip2p.pipeline import Pipeline
 
 PROMPT, GUIDANCE = "a cat on the beach", 7.5
 
 
-def picture(model: Model) -> torch.Tensor:
+def picture(model: Pipeline) -> torch.Tensor:
     side = pixels_of(model)
     return torch.rand(3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def ours(model: Model, steps: int, inner: int) -> torch.Tensor:
-    run = model.invert(picture(model), PROMPT, method="null-text", steps=steps, guidance=GUIDANCE, inner=inner, stop=0,
-                       stop_more=0)  # fmt: skip
+def ours(model: Pipeline, steps: int, inner: int) -> torch.Tensor:
+    run = model.invert(
+        picture(model), PROMPT, method="null-text", steps=steps, guidance=GUIDANCE, inner=inner, stop=0, stop_more=0
+    )
     return run.latents[-1:]
 
 
@@ -87,8 +88,10 @@ def main() -> None:
     )
     apart = float((made["ours"] - made["theirs"]).abs().max())
     ratio, memory = took["theirs"] / took["ours"], alone(peak_of_one, given.model)
-    print(f"{given.steps} steps of {given.inner} updates: published {took['theirs']:.1f} s, "
-          f"minip2p {took['ours']:.1f} s: {ratio:.2f} times as fast; last latents {apart:.1e} apart")  # fmt: skip
+    print(
+        f"{given.steps} steps of {given.inner} updates: published {took['theirs']:.1f} s, "
+        f"minip2p {took['ours']:.1f} s: {ratio:.2f} times as fast; last latents {apart:.1e} apart"
+    )
     print(f"memory of an inversion in a process of its own: {memory:.2f} GB")
     finish({"null_text": ratio, "null_text_peak_gb": memory, "apart": apart})
 

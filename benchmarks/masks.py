@@ -16,13 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import minip2p
-from minip2p import png, viz
-from minip2p.errors import guarded
-from minip2p.mask import mask_of
-from minip2p.metrics import interval, iou
-from minip2p.picture import fitted, read
-from minip2p.piebench import read_cases
-from minip2p.trajectory import Trajectory
+from minip2p.attention.masks import heatmap_to_mask
+from minip2p.errors import run_guarded
+from minip2p.evaluation.pie_bench import read_cases
+from minip2p.io import png, viz
+from minip2p.io.images import fit_image, read_image
+from minip2p.metrics.image import interval, iou
+from minip2p.sampling.trajectory import Trajectory
 
 KINDS = ("object", "colour", "remove", "two")  # one thing is edited, and its mask is the true one
 SHOWN = 6  # pictures
@@ -31,16 +31,18 @@ Masked = Callable[[Trajectory, list[str], tuple[int, int]], Tensor]
 
 def recipe(stride: int) -> Masked:
     """The published steps on the maps of a stride: max-pool, nearest pixel, .3 of the maximum."""
-    return lambda run, words, size: mask_of(run.heat(list(words), (stride,)).total.sum(0), size, 0.3)
+    return lambda run, words, size: heatmap_to_mask(run.heat(list(words), (stride,)).total.sum(0), size, 0.3)
 
 
-MASKS: Mapping[str, Masked] = MappingProxyType({
-    "recipe at stride 2": recipe(2),
-    "recipe at stride 1": recipe(1),
-    "stride 1, smooth, .4": lambda run, words, size: run.where(words, threshold=0.4, strides=(1,)),
-    "stride 1, smooth, Otsu": lambda run, words, size: run.where(words, strides=(1,)),
-    "… spread once": lambda run, words, size: run.where(words, strides=(1,), spread=1),
-})  # fmt: skip
+MASKS: Mapping[str, Masked] = MappingProxyType(
+    {
+        "recipe at stride 2": recipe(2),
+        "recipe at stride 1": recipe(1),
+        "stride 1, smooth, .4": lambda run, words, size: run.where(words, threshold=0.4, strides=(1,)),
+        "stride 1, smooth, Otsu": lambda run, words, size: run.where(words, strides=(1,)),
+        "… spread once": lambda run, words, size: run.where(words, strides=(1,), spread=1),
+    }
+)
 
 
 def main() -> None:
@@ -55,26 +57,29 @@ def main() -> None:
     found: dict[str, list[float]] = {name: [] for name in MASKS}
     columns = []
     for case in tqdm(cases, disable=None, leave=False, unit="picture"):
-        picture = read(case.picture)
+        picture = read_image(case.picture)
         size = (picture.height, picture.width)
-        run = model.invert(fitted(picture, size), case.source, steps=given.steps)
+        run = model.invert(fit_image(picture, size), case.source, steps=given.steps)
         true, words = case.mask(size), list(case.blend["source"])
         made = {name: mask(run, words, size) for name, mask in MASKS.items()}
         for name, mask in made.items():
             found[name].append(iou(mask, true))
         panels = [(picture, case.source), (viz.mask_picture(true, picture.size), f"{words[0]}: the true mask")]
-        columns.append(panels + [(viz.mask_picture(mask, picture.size), f"{name}: {iou(mask, true):.2f}")
-                                 for name, mask in made.items()])  # fmt: skip
+        columns.append(
+            panels
+            + [(viz.mask_picture(mask, picture.size), f"{name}: {iou(mask, true):.2f}") for name, mask in made.items()]
+        )
     print("| mask | IoU |\n|---|---|")
     for name, values in found.items():
         mean, half = interval(values)
         print(f"| {name} | {mean:.3f} ± {half:.3f} |")
-    sheet = viz.grid([panel for row in zip(*columns[:SHOWN], strict=True) for panel in row],
-                     min(SHOWN, len(cases)), 128)  # fmt: skip
-    png.write([(given.out, sheet, "masks of words beside the truth")])
+    sheet = viz.grid(
+        [panel for row in zip(*columns[:SHOWN], strict=True) for panel in row], min(SHOWN, len(cases)), 128
+    )
+    png.write_pngs([(given.out, sheet, "masks of words beside the truth")])
     print(given.out)
     finish({"pictures": len(cases), **{name: interval(values)[0] for name, values in found.items()}})
 
 
 if __name__ == "__main__":
-    raise SystemExit(guarded(main))
+    raise SystemExit(run_guarded(main))

@@ -17,28 +17,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 import minip2p
-from minip2p.attention import fused
-from minip2p.errors import guarded
-from minip2p.files import claim, write_text
-from minip2p.metrics import interval, psnr, ssim, structure
-from minip2p.model import Model
-from minip2p.picture import fitted, read
-from minip2p.piebench import Case, read_cases
-from minip2p.start import Start
+from minip2p.attention.contract import fused
+from minip2p.errors import run_guarded
+from minip2p.evaluation.pie_bench import Case, read_cases
+from minip2p.io.files import claim_results_folder, write_text
+from minip2p.io.images import fit_image, read_image
+from minip2p.metrics.image import interval, psnr, ssim, structure
+from minip2p.pipeline import Pipeline
+from minip2p.sampling.settings import RunSettings
+from minip2p.sampling.trajectory import Trajectory, sample
 from minip2p.tiny.judge import Judge
-from minip2p.trajectory import Trajectory, sample
 
 METHODS = ("vae", "ddim", "edit-friendly", "negative-prompt", "null-text", "direct")
 FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "structure": "structure × 10³"}
 
 
-def made_again(model: Model, run: Trajectory) -> Tensor:
+def made_again(model: Pipeline, run: Trajectory) -> Tensor:
     """The last latents, 1 c h w, from the run's noise and what it carries to its edits."""
-    start = Start(run.prompt, run.latents[:1], run.steps, run.guidance, run.negative, way=run.way)
+    start = RunSettings(run.prompt, run.latents[:1], run.steps, run.guidance, run.negative, way=run.way)
     return sample(model, start).latents[-1:]
 
 
-def by_offsets(model: Model, run: Trajectory) -> Tensor:
+def by_offsets(model: Pipeline, run: Trajectory) -> Tensor:
     """The last latents, 1 c h w, by direct inversion's offsets (Ju et al. 2023, algorithm 1), where z* is the run's:
 
     o_i = z*_{i+1} − DDIM(z*_i),   z_{i+1} = DDIM(z_i) + o_i
@@ -57,11 +57,11 @@ def by_offsets(model: Model, run: Trajectory) -> Tensor:
     return x
 
 
-def measured(model: Model, judge: Judge, case: Case, guidance: float, steps: int) -> dict[str, dict[str, float]]:
+def measured(model: Pipeline, judge: Judge, case: Case, guidance: float, steps: int) -> dict[str, dict[str, float]]:
     """The figures of one photograph by each method, against the photograph itself."""
     side = model.unet.config.sample_size
     assert isinstance(side, int)
-    before = fitted(read(case.picture), (side * model.vae.stride,) * 2, "stretch")
+    before = fit_image(read_image(case.picture), (side * model.vae.stride,) * 2, "stretch")
     found = {}
     for method in METHODS:
         if method == "vae":
@@ -84,7 +84,7 @@ def main() -> None:
     model, judge = minip2p.load(), Judge.load()
     cases, figures = read_cases()[: given.count], {}
     what = {"model": model.fingerprint, "methods": METHODS}
-    claim(
+    claim_results_folder(
         given.out / "reconstruct.json",
         given.out / f"{given.steps}-{model.guidance:g}",
         what,
@@ -110,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(guarded(main))
+    raise SystemExit(run_guarded(main))

@@ -14,13 +14,13 @@ from edit import CROSS, EIGHT, SELF, SOURCE, Size
 from matplotlib.figure import Figure
 
 import minip2p
-from minip2p.model import Model
+from minip2p.pipeline import Pipeline
 
 SIXTEEN = [*EIGHT, *(text.replace("beach", "street") for text in EIGHT)]
 Row = dict[str, Any]
 
 
-def edits(model: Model, size: Size) -> list[Row]:
+def edits(model: Pipeline, size: Size) -> list[Row]:
     """K edits of one source, their pictures and the source's decoded."""
     rows = []
     for k in (1, 2, 4, 8, 16):
@@ -32,13 +32,20 @@ def edits(model: Model, size: Size) -> list[Row]:
                 _ = done.image
 
         seconds = in_turn(1, ours=run)["ours"]
-        rows.append({"edits": k, "seconds": seconds, "seconds an edit": seconds / k, "rows": model.rows - before,
-                     "rows an edit": (model.rows - before) / k})  # fmt: skip
+        rows.append(
+            {
+                "edits": k,
+                "seconds": seconds,
+                "seconds an edit": seconds / k,
+                "rows": model.rows - before,
+                "rows an edit": (model.rows - before) / k,
+            }
+        )
     return rows
 
 
 @torch.no_grad()
-def sizes(models: dict[str, Model], pixels: Sequence[int]) -> list[Row]:
+def sizes(models: dict[str, Pipeline], pixels: Sequence[int]) -> list[Row]:
     """A call of the UNet on two rows, as a step with guidance makes it."""
     rows, most = [], {name: peak(model.dtype) for name, model in models.items()}
     for side in pixels:

@@ -2,6 +2,6 @@
 
 import sys
 
-from minip2p.cli import main
+from minip2p.cli.main import main
 
 sys.exit(main())

@@ -3,17 +3,18 @@
 Field names and defaults are those of diffusers' config.json, so that a folder explains itself.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin
 
+from minip2p.io.files import read_json
+from minip2p.validation import is_finite, is_integer
+
 # A damaged number would be built for minutes, or take all memory. Stable Diffusion XL has ten layers in a block, and
 # 128 latents a side.
-MOST_LAYERS, MOST_SIDE = 100, 1024
+MAX_LAYERS, MAX_SIDE = 100, 1024
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Config:
                 raise ValueError(f"{where}: {name} = {value!r} is not a field that minip2p knows")
         values = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in known}
         for field in fields(cls):
-            if field.name in values and not _fits(values[field.name], field.type):
+            if field.name in values and not matches_annotation(values[field.name], field.type):
                 kind = getattr(field.type, "__name__", field.type)
                 raise ValueError(f"{where}: {field.name} = {values[field.name]!r} is not of type {kind}")
         try:
@@ -53,46 +54,26 @@ class Config:
         return cls.of(read_json(path), str(path))
 
 
-def _fits(value: Any, annotation: Any) -> bool:
+def matches_annotation(value: Any, annotation: Any) -> bool:
     """Whether a value is what a field's annotation says; an int is a float too."""
     if isinstance(annotation, UnionType):
-        return any(_fits(value, part) for part in get_args(annotation))
+        return any(matches_annotation(value, part) for part in get_args(annotation))
     if get_origin(annotation) is tuple:
         item, length = get_args(annotation)[0], get_args(annotation)
-        return (isinstance(value, tuple) and (length[-1] is Ellipsis or len(value) == len(length))
-                and all(_fits(one, item) for one in value))  # fmt: skip
+        return (
+            isinstance(value, tuple)
+            and (length[-1] is Ellipsis or len(value) == len(length))
+            and all(matches_annotation(one, item) for one in value)
+        )
     if annotation is float:
         return is_finite(value)
     return isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))
 
 
-def is_whole(given: Any) -> bool:
-    """Whether it is a whole number, Python's or numpy's."""
-    return isinstance(given, Integral)
-
-
-def is_finite(given: Any) -> bool:
-    """Whether it is a number, and neither infinite (in float32, which we compute in) nor NaN."""
-    return isinstance(given, Real) and bool(abs(given) < 2.0**128)  # type: ignore[operator]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or one clear line about what is wrong with it."""
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; is {path.parent.parent} a diffusers model folder?") from None
-    except (OSError, ValueError, RecursionError) as error:  # no text, no JSON, numbers without an end, too deep
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(given, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(given).__name__}")
-    return given
-
-
-def size_in(given: Mapping[str, Any], name: str, default: int, where: Path) -> int:
+def config_size(given: Mapping[str, Any], name: str, default: int, where: Path) -> int:
     """A size from a configuration of transformers'. Raises ValueError for what is none."""
     size = given.get(name, default)
-    if not is_whole(size) or isinstance(size, bool) or not 1 <= size <= 2**20:
+    if not is_integer(size) or isinstance(size, bool) or not 1 <= size <= 2**20:
         raise ValueError(f"{where}: {name} is {size!r}, and not a size")
     return int(size)
 
@@ -144,10 +125,10 @@ class UNetConfig(Config):
         sides = side if isinstance(side, tuple) else (side,)
         if not levels or min(*self.block_out_channels, *sides, self.layers_per_block, self.in_channels) < 1:
             raise ValueError("levels, channels, layers and sample size must be at least one")
-        if max(levels, self.layers_per_block, *self.per_level(self.transformer_layers_per_block)) > MOST_LAYERS:
-            raise ValueError(f"there are more than {MOST_LAYERS} levels, or layers in a block")
-        if max(sides) > MOST_SIDE:
-            raise ValueError(f"sample_size is more than {MOST_SIDE} latents a side")
+        if max(levels, self.layers_per_block, *self.per_level(self.transformer_layers_per_block)) > MAX_LAYERS:
+            raise ValueError(f"there are more than {MAX_LAYERS} levels, or layers in a block")
+        if max(sides) > MAX_SIDE:
+            raise ValueError(f"sample_size is more than {MAX_SIDE} latents a side")
         for name in ("down_block_types", "up_block_types", "attention_head_dim", "transformer_layers_per_block"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
@@ -190,8 +171,8 @@ class VAEConfig(Config):
         for types, known in ((self.down_block_types, "DownEncoderBlock2D"), (self.up_block_types, "UpDecoderBlock2D")):
             if set(types) != {known} or len(types) != len(self.block_out_channels):
                 raise ValueError(f"block types must be one {known} for each of the channels, not {types}")
-        if max(len(self.block_out_channels), self.layers_per_block) > MOST_LAYERS:
-            raise ValueError(f"there are more than {MOST_LAYERS} levels, or layers in a block")
+        if max(len(self.block_out_channels), self.layers_per_block) > MAX_LAYERS:
+            raise ValueError(f"there are more than {MAX_LAYERS} levels, or layers in a block")
         if self.scaling_factor == 0:
             raise ValueError("scaling_factor is 0: the latents would all be the same")
 
@@ -217,14 +198,39 @@ class SchedulerConfig(Config):
     )
     # Settings of options that are off, or of other samplers than DDIM.
     ignored: ClassVar[tuple[str, ...]] = (
-        "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps",
-        "interpolation_type", "use_karras_sigmas", "sigma_min", "sigma_max", "timestep_type",
-        "final_sigmas_type", "use_exponential_sigmas", "use_beta_sigmas", "algorithm_type", "solver_order",
-        "solver_type", "lower_order_final", "euler_at_final", "use_lu_lambdas", "lambda_min_clipped", "variance_type",
-        "use_flow_sigmas", "flow_shift", "time_shift_type", "use_dynamic_shifting", "predict_x0", "solver_p",
-        "disable_corrector", "predictor_order", "corrector_order", "tau_func", "original_inference_steps",
+        "clip_sample_range",
+        "dynamic_thresholding_ratio",
+        "sample_max_value",
+        "skip_prk_steps",
+        "interpolation_type",
+        "use_karras_sigmas",
+        "sigma_min",
+        "sigma_max",
+        "timestep_type",
+        "final_sigmas_type",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "algorithm_type",
+        "solver_order",
+        "solver_type",
+        "lower_order_final",
+        "euler_at_final",
+        "use_lu_lambdas",
+        "lambda_min_clipped",
+        "variance_type",
+        "use_flow_sigmas",
+        "flow_shift",
+        "time_shift_type",
+        "use_dynamic_shifting",
+        "predict_x0",
+        "solver_p",
+        "disable_corrector",
+        "predictor_order",
+        "corrector_order",
+        "tau_func",
+        "original_inference_steps",
         "timestep_scaling",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -241,7 +247,7 @@ class SchedulerConfig(Config):
 
 
 @dataclass(frozen=True)
-class OwnConfig(Config):
+class SamplingDefaults(Config):
     """minip2p.json, beside model_index.json: what a model wants of its sampling. The file may be missing."""
 
     guidance: float = 7.5

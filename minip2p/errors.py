@@ -17,7 +17,7 @@ def fail(message: str, status: int = 2) -> int:
     return status
 
 
-def notices() -> Callable[..., None]:
+def notice_printer() -> Callable[..., None]:
     """For the place of `warnings.showwarning`, which shows a line of code as well: each notice in one line, once."""
     seen = set()
 
@@ -32,7 +32,7 @@ def notices() -> Callable[..., None]:
     return show
 
 
-def flush() -> None:
+def flush_stdout() -> None:
     """Flushes stdout. Where it cannot be written it is pointed nowhere, so that it fails no second time at the end."""
     try:
         sys.stdout.flush()
@@ -42,13 +42,13 @@ def flush() -> None:
         raise
 
 
-def guarded(work: Callable[[], None]) -> int:
+def run_guarded(work: Callable[[], None]) -> int:
     """Does the work and returns the exit status; what the user can mend is one line on stderr and not a traceback."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = notices()
+            warnings.showwarning = notice_printer()
             work()
-        flush()
+        flush_stdout()
     except BrokenPipeError:  # whoever read the output has seen enough
         return 0
     except KeyboardInterrupt:

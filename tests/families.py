@@ -8,35 +8,69 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from parity import SD15_VAE, SDXL_UNET, on_meta, share_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from minip2p.checkpoint import shipped
+from minip2p.io.files import shipped_weights
 
-TOKENIZER = shipped("tiny") / "tokenizer"
-SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False,
-                 set_alpha_to_one=False)  # fmt: skip
-SMALL_VAE = SD15_VAE | dict(block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2, sample_size=32,
-                            up_block_types=["UpDecoderBlock2D"] * 2)  # fmt: skip
+TOKENIZER = shipped_weights("tiny") / "tokenizer"
+SCHEDULER = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    steps_offset=1,
+    clip_sample=False,
+    set_alpha_to_one=False,
+)
+SMALL_VAE = SD15_VAE | dict(
+    block_out_channels=[32, 64],
+    down_block_types=["DownEncoderBlock2D"] * 2,
+    sample_size=32,
+    up_block_types=["UpDecoderBlock2D"] * 2,
+)
 SD1 = dict(
-    sample_size=16, block_out_channels=[32, 64], layers_per_block=2, cross_attention_dim=64, attention_head_dim=8,
-    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-)  # fmt: skip
+    sample_size=16,
+    block_out_channels=[32, 64],
+    layers_per_block=2,
+    cross_attention_dim=64,
+    attention_head_dim=8,
+    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+    up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+)
 SD2 = SD1 | dict(block_out_channels=[64, 128], attention_head_dim=[1, 2], use_linear_projection=True)
 XL = SD2 | dict(
-    block_out_channels=[64, 64, 128], attention_head_dim=[1, 1, 2], cross_attention_dim=64 + 128,
-    down_block_types=SDXL_UNET["down_block_types"], up_block_types=SDXL_UNET["up_block_types"],
-    transformer_layers_per_block=[1, 2, 3], addition_embed_type="text_time", addition_time_embed_dim=8,
+    block_out_channels=[64, 64, 128],
+    attention_head_dim=[1, 1, 2],
+    cross_attention_dim=64 + 128,
+    down_block_types=SDXL_UNET["down_block_types"],
+    up_block_types=SDXL_UNET["up_block_types"],
+    transformer_layers_per_block=[1, 2, 3],
+    addition_embed_type="text_time",
+    addition_time_embed_dim=8,
     projection_class_embeddings_input_dim=6 * 8 + 128,
-)  # fmt: skip
+)
 FAMILIES = {
-    "SD 1": (SD1, {}), "SD 2 base": (SD2, {}), "SD 2, v": (SD2, {"prediction_type": "v_prediction"}), "SDXL": (XL, {}),
-    "InstructPix2Pix": (SD1 | {"in_channels": 8}, {}), "inpainting": (SD1 | {"in_channels": 9}, {}),
-    "SD Turbo": (SD2, {"timestep_spacing": "trailing"}), "SDXL Turbo": (XL, {"timestep_spacing": "trailing"}),
-}  # fmt: skip
+    "SD 1": (SD1, {}),
+    "SD 2 base": (SD2, {}),
+    "SD 2, v": (SD2, {"prediction_type": "v_prediction"}),
+    "SDXL": (XL, {}),
+    "InstructPix2Pix": (SD1 | {"in_channels": 8}, {}),
+    "inpainting": (SD1 | {"in_channels": 9}, {}),
+    "SD Turbo": (SD2, {"timestep_spacing": "trailing"}),
+    "SDXL Turbo": (XL, {"timestep_spacing": "trailing"}),
+}
 
 
 def text_config(act, words, width=64):
-    return CLIPTextConfig(vocab_size=words, hidden_size=width, intermediate_size=128, num_hidden_layers=3,
-                          num_attention_heads=width // 64, max_position_embeddings=77, hidden_act=act,
-                          projection_dim=width, bos_token_id=words - 2, eos_token_id=words - 1)  # fmt: skip
+    return CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=width // 64,
+        max_position_embeddings=77,
+        hidden_act=act,
+        projection_dim=width,
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
+    )
 
 
 def parts(family, seed=0):
@@ -61,8 +95,10 @@ def parts(family, seed=0):
 
 def kind(family):
     """The class of the family's pipeline in diffusers."""
-    others = {"InstructPix2Pix": diffusers.StableDiffusionInstructPix2PixPipeline,
-              "inpainting": diffusers.StableDiffusionInpaintPipeline}  # fmt: skip
+    others = {
+        "InstructPix2Pix": diffusers.StableDiffusionInstructPix2PixPipeline,
+        "inpainting": diffusers.StableDiffusionInpaintPipeline,
+    }
     xl = "addition_embed_type" in FAMILIES[family][0]
     plain = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
     return others.get(family, plain)
@@ -74,8 +110,7 @@ def pipeline(family, seed=0):
     if "text_encoder_2" in found:
         made = kind(family)(**found, add_watermarker=False)
     else:
-        made = kind(family)(**found, safety_checker=None, feature_extractor=None,
-                                                 requires_safety_checker=False)  # fmt: skip
+        made = kind(family)(**found, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -85,17 +120,22 @@ def single(folder, file, extra=()):
     layer there, which Stable Diffusion 2 does not read. extra: of what else old files have."""
     from safetensors.torch import load_file, save_file
 
+    from minip2p.checkpoints.key_maps import compvis_unet_key as of_unet
+    from minip2p.checkpoints.key_maps import compvis_vae_key as of_vae
+    from minip2p.checkpoints.key_maps import openclip_key as of_openclip
     from minip2p.config import UNetConfig, VAEConfig
-    from minip2p.names import of_openclip, of_unet, of_vae
 
     def own(part, stem="model"):
         return load_file(folder / part / f"{stem}.safetensors")
 
-    unet, vae = (of.of(json.loads((folder / part / "config.json").read_text()))
-                 for part, of in (("unet", UNetConfig), ("vae", VAEConfig)))  # fmt: skip
+    unet, vae = (
+        of.of(json.loads((folder / part / "config.json").read_text()))
+        for part, of in (("unet", UNetConfig), ("vae", VAEConfig))
+    )
     xl, open_clip = (folder / "text_encoder_2").exists(), unet.use_linear_projection
-    found = {"model.diffusion_model." + of_unet(name, unet): t
-             for name, t in own("unet", "diffusion_pytorch_model").items()}  # fmt: skip
+    found = {
+        "model.diffusion_model." + of_unet(name, unet): t for name, t in own("unet", "diffusion_pytorch_model").items()
+    }
     for name, t in own("vae", "diffusion_pytorch_model").items():
         matrix = "mid_block.attentions.0.to_" in name and name.endswith("weight")
         found["first_stage_model." + of_vae(name, vae)] = t[:, :, None, None].clone() if matrix else t
@@ -120,22 +160,33 @@ def single(folder, file, extra=()):
         found[prefix + "logit_scale"] = torch.tensor(4.6)
         if not xl:  # the last layer, and its number is the next one's
             last = max(int(name.split(".")[4]) for name in found if ".resblocks." in name and name.startswith(prefix))
-            found |= {name.replace(f"resblocks.{last}.", f"resblocks.{last + 1}."): t.clone()
-                      for name, t in found.items() if f"{prefix}transformer.resblocks.{last}." in name}  # fmt: skip
+            found |= {
+                name.replace(f"resblocks.{last}.", f"resblocks.{last + 1}."): t.clone()
+                for name, t in found.items()
+                if f"{prefix}transformer.resblocks.{last}." in name
+            }
     save_file(found | dict(extra), file)
 
 
 # Of each family, the official tensors in data/official; the distilled ones have those of what they were made of.
 OFFICIAL = {
-    "SD 1": "sd15", "SD 2 base": "sd21", "SD 2, v": "sd21", "SDXL": "sdxl", "InstructPix2Pix": "instruct",
-    "inpainting": "inpaint", "SD Turbo": "sd21", "SDXL Turbo": "sdxl",
-}  # fmt: skip
+    "SD 1": "sd15",
+    "SD 2 base": "sd21",
+    "SD 2, v": "sd21",
+    "SDXL": "sdxl",
+    "InstructPix2Pix": "instruct",
+    "inpainting": "inpaint",
+    "SD Turbo": "sd21",
+    "SDXL Turbo": "sdxl",
+}
 
 
 def table():
     """What loads, as the README has it: of each family that is tested, what it is tested against."""
-    lines = ["| family | predicts | default guidance | 20 steps as diffusers' | official names, sizes and numbers |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| family | predicts | default guidance | 20 steps as diffusers' | official names, sizes and numbers |",
+        "|---|---|---|---|---|",
+    ]
     for name, (unet, scheduler) in FAMILIES.items():
         predicts = {"epsilon": "noise", "v_prediction": "v"}[scheduler.get("prediction_type", "epsilon")]
         guidance = 1 if scheduler.get("timestep_spacing") == "trailing" else 5 if "addition_embed_type" in unet else 7.5

@@ -7,29 +7,62 @@ import numpy as np
 import torch
 
 SD15_UNET = dict(
-    act_fn="silu", attention_head_dim=8, block_out_channels=[320, 640, 1280, 1280], center_input_sample=False,
-    cross_attention_dim=768, down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], downsample_padding=1,
-    flip_sin_to_cos=True, freq_shift=0, in_channels=4, layers_per_block=2, mid_block_scale_factor=1, norm_eps=1e-5,
-    norm_num_groups=32, out_channels=4, sample_size=64, up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-)  # fmt: skip
+    act_fn="silu",
+    attention_head_dim=8,
+    block_out_channels=[320, 640, 1280, 1280],
+    center_input_sample=False,
+    cross_attention_dim=768,
+    down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    downsample_padding=1,
+    flip_sin_to_cos=True,
+    freq_shift=0,
+    in_channels=4,
+    layers_per_block=2,
+    mid_block_scale_factor=1,
+    norm_eps=1e-5,
+    norm_num_groups=32,
+    out_channels=4,
+    sample_size=64,
+    up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+)
 SD21_UNET = SD15_UNET | dict(
-    attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, dual_cross_attention=False, num_class_embeds=None,
-    only_cross_attention=False, sample_size=96, upcast_attention=True, use_linear_projection=True,
-)  # fmt: skip
+    attention_head_dim=[5, 10, 20, 20],
+    cross_attention_dim=1024,
+    dual_cross_attention=False,
+    num_class_embeds=None,
+    only_cross_attention=False,
+    sample_size=96,
+    upcast_attention=True,
+    use_linear_projection=True,
+)
 SDXL_UNET = SD21_UNET | dict(
-    addition_embed_type="text_time", addition_embed_type_num_heads=64, addition_time_embed_dim=256,
-    attention_head_dim=[5, 10, 20], block_out_channels=[320, 640, 1280], cross_attention_dim=2048,
+    addition_embed_type="text_time",
+    addition_embed_type_num_heads=64,
+    addition_time_embed_dim=256,
+    attention_head_dim=[5, 10, 20],
+    block_out_channels=[320, 640, 1280],
+    cross_attention_dim=2048,
     down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    mid_block_only_cross_attention=None, mid_block_type="UNetMidBlock2DCrossAttn",
-    projection_class_embeddings_input_dim=2816, sample_size=128,
-    transformer_layers_per_block=[1, 2, 10], upcast_attention=None,
+    mid_block_only_cross_attention=None,
+    mid_block_type="UNetMidBlock2DCrossAttn",
+    projection_class_embeddings_input_dim=2816,
+    sample_size=128,
+    transformer_layers_per_block=[1, 2, 10],
+    upcast_attention=None,
     up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-)  # fmt: skip
+)
 SD15_VAE = dict(
-    act_fn="silu", block_out_channels=[128, 256, 512, 512], down_block_types=["DownEncoderBlock2D"] * 4, in_channels=3,
-    latent_channels=4, layers_per_block=2, norm_num_groups=32, out_channels=3, sample_size=512,
+    act_fn="silu",
+    block_out_channels=[128, 256, 512, 512],
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    in_channels=3,
+    latent_channels=4,
+    layers_per_block=2,
+    norm_num_groups=32,
+    out_channels=3,
+    sample_size=512,
     up_block_types=["UpDecoderBlock2D"] * 4,
-)  # fmt: skip
+)
 
 
 def on_meta(build, *args, **kwargs):

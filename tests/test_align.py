@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from minip2p.align import kind_of, refine_alignment, report, swap_mapper
-from minip2p.words import Prompt
+from minip2p.p2p.alignment import alignment_table, infer_kind, refine_alignment, swap_mapper
+from minip2p.text.prompt import Prompt
 
 ROOT, DATA = Path(__file__).parents[1], Path(__file__).parent / "data"
 TOKENIZER = CLIPTokenizer.from_pretrained(ROOT / "weights" / "tiny" / "tokenizer")
@@ -259,12 +259,12 @@ def test_prompts_that_cannot_be_swapped():
     ],
 )
 def test_the_kind_of_edit_is_told_from_the_prompts(source, target, kind):
-    assert kind_of(prompt(source), prompt(target)) == kind
+    assert infer_kind(prompt(source), prompt(target)) == kind
 
 
 def test_the_report_of_a_swap():
     source, target = prompt("a giraffes cat"), prompt("a zookeeper dog")
-    assert report(source, target, swap_mapper(source, target)).splitlines() == [
+    assert alignment_table(source, target, swap_mapper(source, target)).splitlines() == [
         "source    share  target",
         "a          1.00  a",
         "giraffes   1.00  zookeeper",
@@ -274,7 +274,7 @@ def test_the_report_of_a_swap():
 
 def test_the_report_of_a_refinement():
     source, target = prompt("a red cat"), prompt("a cat, running")
-    assert report(source, target, *refine_alignment(source, target)).splitlines() == [
+    assert alignment_table(source, target, *refine_alignment(source, target)).splitlines() == [
         "source     share  target",
         "a           1.00  a",
         "cat         1.00  cat",

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minip2p.attention import Site, Store, at_step, attention_map, chain, explicit, fused
+from minip2p.attention.contract import Site, at_step, attention_map, chain, explicit, fused
+from minip2p.attention.store import AttentionStore
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
@@ -91,7 +92,7 @@ def test_explicit_shows_the_map_with_its_site_and_applies_what_comes_back():
 
 
 def test_attention_changes_no_input_and_keeps_the_gradient():
-    for attend in (fused, explicit(), explicit(chain(Store(), lambda probs, site: probs * 2))):
+    for attend in (fused, explicit(), explicit(chain(AttentionStore(), lambda probs, site: probs * 2))):
         inputs = [x.requires_grad_() for x in qkv()]
         before = [x.detach().clone() for x in inputs]
         grads = torch.autograd.grad(attend(*inputs, SITE).square().sum(), inputs)
@@ -119,7 +120,7 @@ def test_chain_applies_its_functions_in_order():
 
 
 def test_a_store_before_an_edit_keeps_the_map_as_it_was_and_after_it_as_it_became():
-    (q, k, v), before, after = qkv(), Store(), Store()
+    (q, k, v), before, after = qkv(), AttentionStore(), AttentionStore()
     attend = explicit(chain(before, lambda probs, site: probs.roll(1, -1), after))
     attend(q, k, v, SITE)
     torch.testing.assert_close(before.maps[SITE], attention_map(q, k))
@@ -139,7 +140,7 @@ def test_at_step_asks_for_the_function_of_the_step_and_takes_any_other_as_it_is(
 
 
 def test_a_store_changes_nothing_and_keeps_the_mean_over_its_steps():
-    store = Store()
+    store = AttentionStore()
     for step, value in enumerate((1, 2, 6)):
         given = probs(value)
         assert store.at(step)(given, SITE) is given
@@ -149,7 +150,7 @@ def test_a_store_changes_nothing_and_keeps_the_mean_over_its_steps():
 
 
 def test_a_store_of_each_keeps_every_step_by_its_number():
-    store = Store(each=True)
+    store = AttentionStore(each=True)
     for step in (5, 0, 2):  # sorted by number, not by the order of calls
         store.at(step)(probs(step), SITE)
     assert store.maps[SITE].shape == (3, 1, 2, 3, 4)
@@ -158,7 +159,7 @@ def test_a_store_of_each_keeps_every_step_by_its_number():
 
 @pytest.mark.parametrize("each", [False, True])
 def test_a_store_does_not_keep_a_step_again_when_a_run_is_replayed(each):
-    store = Store(each=each)
+    store = AttentionStore(each=each)
     for factor in (1, 100):
         for step in (0, 1):
             store.at(step)(probs(factor * (step + 1)), SITE)
@@ -166,37 +167,37 @@ def test_a_store_does_not_keep_a_step_again_when_a_run_is_replayed(each):
 
 
 def test_a_store_keeps_the_sites_and_steps_that_it_was_asked_for():
-    store = Store(sites=lambda site: site.cross, steps=range(1, 3), each=True)
+    store = AttentionStore(sites=lambda site: site.cross, steps=range(1, 3), each=True)
     for step in range(4):
         for site in (SITE, OTHER):
             store.at(step)(probs(step), site)
     assert list(store.maps) == [SITE] and store.maps[SITE][:, 0, 0, 0, 0].tolist() == [1, 2]
-    mean = Store(steps=(1, 3))
+    mean = AttentionStore(steps=(1, 3))
     for step in range(4):
         mean.at(step)(probs(step), SITE)
     assert torch.equal(mean.maps[SITE], probs(2))
 
 
 def test_outside_of_a_run_every_call_is_a_step():
-    every, third = Store(), Store(steps=(2,))
+    every, third = AttentionStore(), AttentionStore(steps=(2,))
     for value in (1, 2, 6):
         chain(every, third)(probs(value), SITE)
     assert torch.equal(every.maps[SITE], probs(3)) and torch.equal(third.maps[SITE], probs(6))
 
 
 def test_a_store_says_before_at_every_step_and_is_empty_at_first():
-    assert Store(before=True).at(3).before and not Store().at(3).before
-    assert Store().maps == Store(each=True).maps == {}
+    assert AttentionStore(before=True).at(3).before and not AttentionStore().at(3).before
+    assert AttentionStore().maps == AttentionStore(each=True).maps == {}
 
 
 def test_kept_maps_are_detached_float32_copies():
     for each in (False, True):
-        store, given = Store(each=each), probs(1).requires_grad_() * 1
+        store, given = AttentionStore(each=each), probs(1).requires_grad_() * 1
         store.at(0)(given, SITE)
         given.data.add_(5)
         kept = store.maps[SITE]
         assert not kept.requires_grad and kept.dtype == torch.float32 and kept.max() == 1
-        store = Store(each=each)
+        store = AttentionStore(each=each)
         store.at(0)(probs(1).half(), SITE)
         assert store.maps[SITE].dtype == torch.float32
 
@@ -204,7 +205,7 @@ def test_kept_maps_are_detached_float32_copies():
 def test_a_run_fills_a_store_at_its_conditional_rows(model):
     """Two steps at two sites, guided: the store sees the conditional row alone, and the run is not changed by it."""
     wanted = [site for site in model.unet.sites if site.cross][:2]
-    store = Store(sites=wanted.__contains__, each=True)
+    store = AttentionStore(sites=wanted.__contains__, each=True)
     settings = dict(seed=1, steps=2, size=(64, 96), guidance=3.0)
     run = model.generate("a red cat", attend=explicit(store), **settings)
     heads = model.unet.config.per_level(model.unet.config.attention_head_dim)
@@ -216,7 +217,7 @@ def test_a_run_fills_a_store_at_its_conditional_rows(model):
     plain = model.generate("a red cat", attend=explicit(), **settings)
     assert torch.equal(run.latents, plain.latents)
     # What was kept at step 0 is what the conditional rows alone would show.
-    alone, step = Store(sites=wanted.__contains__), model.sched.steps(2)[0]
+    alone, step = AttentionStore(sites=wanted.__contains__), model.sched.steps(2)[0]
     with torch.no_grad():
         model.unet(run.latents[:1], step.t, model.text("a red cat"), explicit(alone.at(0)))
     for site in wanted:

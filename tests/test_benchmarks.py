@@ -14,8 +14,14 @@ ROOT = Path(__file__).parents[1]
 def said(folder, script, *options):
     """The JSON of a benchmark's last line, run beside the checkout."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / script, *options], cwd=folder, env=env,
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / script, *options],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -16,16 +16,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minip2p
-from minip2p.checkpoint import FORMER_NAMES, current_name, load_module
-from minip2p.config import OwnConfig, SchedulerConfig, UNetConfig, VAEConfig, read_json
+from minip2p.checkpoints.strict import LEGACY_VAE_KEYS, load_module, upgrade_key
+from minip2p.config import SamplingDefaults, SchedulerConfig, UNetConfig, VAEConfig
+from minip2p.io.files import read_json
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 SD15_SCHEDULER = dict(
-    _class_name="PNDMScheduler", _diffusers_version="0.6.0", beta_end=0.012, beta_schedule="scaled_linear",
-    beta_start=0.00085, clip_sample=False, num_train_timesteps=1000, set_alpha_to_one=False, skip_prk_steps=True,
-    steps_offset=1, trained_betas=None,
-)  # fmt: skip
+    _class_name="PNDMScheduler",
+    _diffusers_version="0.6.0",
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    clip_sample=False,
+    num_train_timesteps=1000,
+    set_alpha_to_one=False,
+    skip_prk_steps=True,
+    steps_offset=1,
+    trained_betas=None,
+)
 
 
 class Small(nn.Module):
@@ -54,13 +63,17 @@ def header(lies):
 # Weights, strictly
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda t: t.pop("conv.weight"), "conv.weight is missing"),
-    (lambda t: t.update({"extra.bias": torch.ones(3)}), "extra.bias is not a tensor of this model"),
-    (lambda t: t.update({"conv.bias": torch.ones(4)}), r"conv.bias has shape \(4,\) where the config says \(3,\)"),
-    (lambda t: t.update({"conv.weight": torch.ones(3, 2)}), r"shape \(3, 2\) where the config says \(3, 2, 1, 1\)"),
-    (lambda t: t.clear(), "conv.weight is missing; .*; and 3 more"),
-], ids=["missing", "unknown", "mis-shaped", "of less axes", "none"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda t: t.pop("conv.weight"), "conv.weight is missing"),
+        (lambda t: t.update({"extra.bias": torch.ones(3)}), "extra.bias is not a tensor of this model"),
+        (lambda t: t.update({"conv.bias": torch.ones(4)}), r"conv.bias has shape \(4,\) where the config says \(3,\)"),
+        (lambda t: t.update({"conv.weight": torch.ones(3, 2)}), r"shape \(3, 2\) where the config says \(3, 2, 1, 1\)"),
+        (lambda t: t.clear(), "conv.weight is missing; .*; and 3 more"),
+    ],
+    ids=["missing", "unknown", "mis-shaped", "of less axes", "none"],
+)
 def test_names_and_shapes_must_match_both_ways(tmp_path, change, says):
     held = tensors()
     change(held)
@@ -70,16 +83,43 @@ def test_names_and_shapes_must_match_both_ways(tmp_path, change, says):
     assert str(error.value).startswith(f"{tmp_path / 'weights'}: ") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"\0", b"\0" * 8, b"\xff" * 64, pickle.dumps({"conv.weight": [1.0]}), b"<!doctype html><p>404", b'{"a": 1}',
-    struct.pack("<Q", 2**40), struct.pack("<Q", 99) + b"{}", struct.pack("<Q", 2) + b"[]",
-    header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}),
-    header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 16]}}),
-    header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}),
-    header({"a": {"dtype": "F99", "shape": [4], "data_offsets": [0, 16]}}),
-    header({"a": {"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}}),
-], ids=["empty", "one byte", "zeros", "ones", "a pickle", "a web page", "json", "a huge header", "a cut header",
-        "a list", "past the end", "too few bytes", "bytes left over", "an unknown type", "backwards"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0",
+        b"\0" * 8,
+        b"\xff" * 64,
+        pickle.dumps({"conv.weight": [1.0]}),
+        b"<!doctype html><p>404",
+        b'{"a": 1}',
+        struct.pack("<Q", 2**40),
+        struct.pack("<Q", 99) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}),
+        header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 16]}}),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}),
+        header({"a": {"dtype": "F99", "shape": [4], "data_offsets": [0, 16]}}),
+        header({"a": {"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}}),
+    ],
+    ids=[
+        "empty",
+        "one byte",
+        "zeros",
+        "ones",
+        "a pickle",
+        "a web page",
+        "json",
+        "a huge header",
+        "a cut header",
+        "a list",
+        "past the end",
+        "too few bytes",
+        "bytes left over",
+        "an unknown type",
+        "backwards",
+    ],
+)
 def test_what_is_not_safetensors_is_one_clear_line(tmp_path, content):
     (tmp_path / "weights").write_bytes(content)
     with pytest.raises(ValueError, match="not a whole safetensors file") as error:
@@ -108,7 +148,7 @@ def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path, monkeypatch):
         raise PermissionError("Permission denied")
 
     save_file(tensors(), tmp_path / "weights")
-    monkeypatch.setattr("minip2p.checkpoint.safe_open", refuse)
+    monkeypatch.setattr("minip2p.checkpoints.strict.safe_open", refuse)
     with pytest.raises(ValueError, match=r"weights: not a whole safetensors file \(Permission denied\)"):
         load_small(tmp_path / "weights")
 
@@ -139,8 +179,11 @@ def test_weights_of_the_dtype_asked_for_stay_in_the_files_own_memory(tmp_path):
 
     def mapped(module):
         """For each parameter, whether its address lies in a mapping of the file."""
-        spans = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()
-                 if line.endswith(str(tmp_path / "weights"))]  # fmt: skip
+        spans = [
+            line.split()[0].split("-")
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if line.endswith(str(tmp_path / "weights"))
+        ]
         spans = [(int(low, 16), int(high, 16)) for low, high in spans]
         return [any(low <= p.data_ptr() < high for low, high in spans) for p in module.parameters()]
 
@@ -162,17 +205,17 @@ def test_the_vaes_four_former_names_are_accepted(tmp_path):
 
     def former(name):
         if "attentions" in name:
-            for old, new in FORMER_NAMES:
+            for old, new in LEGACY_VAE_KEYS:
                 name = name.replace(f".{new}.", f".{old}.")
         return name
 
     old = {former(name): t for name, t in held.items()}
     renamed = set(old) - set(held)
-    assert len(renamed) == 2 * 4 * 2 and {name.split(".")[-2] for name in renamed} == {n for n, _ in FORMER_NAMES}
+    assert len(renamed) == 2 * 4 * 2 and {name.split(".")[-2] for name in renamed} == {n for n, _ in LEGACY_VAE_KEYS}
     save_file(old, tmp_path / "weights")
     vae = load_module(lambda: VAE(config), tmp_path / "weights", dtype=torch.float32)
     assert all(torch.equal(p, held[name]) for name, p in vae.state_dict().items())
-    assert current_name("encoder.key.weight") == "encoder.key.weight"  # a former name only within an attention
+    assert upgrade_key("encoder.key.weight") == "encoder.key.weight"  # a former name only within an attention
 
 
 # Configurations
@@ -200,25 +243,28 @@ def test_defaults_are_diffusers():
         assert set(asdict(ours())) <= set(default.config)
 
 
-@pytest.mark.parametrize("of, given, says", [
-    (UNetConfig, {"frobnicate": 3}, "frobnicate = 3 is not a field that minip2p knows"),
-    (UNetConfig, {"class_embed_type": "timestep"}, "class_embed_type = 'timestep' is not a field"),
-    (UNetConfig, {"act_fn": "gelu"}, "act_fn = 'gelu' is not supported, only 'silu' is"),
-    (UNetConfig, {"mid_block_type": None}, "mid_block_type = None is not supported"),
-    (UNetConfig, {"resnet_time_scale_shift": "scale_shift"}, "only 'default' is"),
-    (VAEConfig, {"mid_block_add_attention": False}, "mid_block_add_attention = False is not supported"),
-    (VAEConfig, {"latents_std": [1, 2, 3, 4]}, "latents_std = .* is not a field"),
-    (SchedulerConfig, {"clip_sample": True}, "clip_sample = True is not supported, only False is"),
-    (SchedulerConfig, {"thresholding": True}, "thresholding = True is not supported"),
-    (SchedulerConfig, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True is not supported"),
-    (SchedulerConfig, {"trained_betas": [0.1]}, "trained_betas = .* is not supported, only None is"),
-    (UNetConfig, {"layers_per_block": 10**6}, "there are more than 100 levels, or layers in a block"),
-    (VAEConfig, {"layers_per_block": 10**6}, "there are more than 100 levels, or layers in a block"),
-    (UNetConfig, {"sample_size": 10**5}, "sample_size is more than 1024 latents a side"),
-    (SchedulerConfig, {"prediction_type": "sample"}, "'sample' is not one of epsilon, v_prediction"),
-    (SchedulerConfig, {"beta_schedule": "squaredcos_cap_v2"}, "is not one of linear, scaled_linear"),
-    (SchedulerConfig, {"timestep_spacing": "random"}, "is not one of leading, trailing, linspace"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "of, given, says",
+    [
+        (UNetConfig, {"frobnicate": 3}, "frobnicate = 3 is not a field that minip2p knows"),
+        (UNetConfig, {"class_embed_type": "timestep"}, "class_embed_type = 'timestep' is not a field"),
+        (UNetConfig, {"act_fn": "gelu"}, "act_fn = 'gelu' is not supported, only 'silu' is"),
+        (UNetConfig, {"mid_block_type": None}, "mid_block_type = None is not supported"),
+        (UNetConfig, {"resnet_time_scale_shift": "scale_shift"}, "only 'default' is"),
+        (VAEConfig, {"mid_block_add_attention": False}, "mid_block_add_attention = False is not supported"),
+        (VAEConfig, {"latents_std": [1, 2, 3, 4]}, "latents_std = .* is not a field"),
+        (SchedulerConfig, {"clip_sample": True}, "clip_sample = True is not supported, only False is"),
+        (SchedulerConfig, {"thresholding": True}, "thresholding = True is not supported"),
+        (SchedulerConfig, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True is not supported"),
+        (SchedulerConfig, {"trained_betas": [0.1]}, "trained_betas = .* is not supported, only None is"),
+        (UNetConfig, {"layers_per_block": 10**6}, "there are more than 100 levels, or layers in a block"),
+        (VAEConfig, {"layers_per_block": 10**6}, "there are more than 100 levels, or layers in a block"),
+        (UNetConfig, {"sample_size": 10**5}, "sample_size is more than 1024 latents a side"),
+        (SchedulerConfig, {"prediction_type": "sample"}, "'sample' is not one of epsilon, v_prediction"),
+        (SchedulerConfig, {"beta_schedule": "squaredcos_cap_v2"}, "is not one of linear, scaled_linear"),
+        (SchedulerConfig, {"timestep_spacing": "random"}, "is not one of leading, trailing, linspace"),
+    ],
+)
 def test_a_field_that_cannot_be_honoured_is_an_error(tmp_path, of, given, says):
     (tmp_path / "config.json").write_text(json.dumps(given))
     with pytest.raises(ValueError, match=says) as error:
@@ -242,9 +288,14 @@ def test_json_that_is_none_is_one_clear_line(tmp_path):
     path = tmp_path / "config.json"
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_json(path)
-    for content, says in ((b"", "cannot be read as JSON"), (b"{", "cannot be read as JSON"), (b"[1]", "found list"),
-                          (b"\xff\xfe", "cannot be read as JSON"), (b"[" * 200_000, "cannot be read as JSON"),
-                          (b'{"a": ' + b"1" * 6000 + b"}", "cannot be read as JSON")):  # fmt: skip
+    for content, says in (
+        (b"", "cannot be read as JSON"),
+        (b"{", "cannot be read as JSON"),
+        (b"[1]", "found list"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"[" * 200_000, "cannot be read as JSON"),
+        (b'{"a": ' + b"1" * 6000 + b"}", "cannot be read as JSON"),
+    ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=says) as error:
             read_json(path)
@@ -353,30 +404,41 @@ def test_diffusers_pipeline_opens_our_folder_and_ends_where_we_do(model, steps, 
     assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
     prompt, negative = "a watercolor of a red cat on the beach", "a dog" if steps == 20 else ""
     noise = torch.randn(1, 4, size[0] // 8, size[1] // 8, generator=torch.Generator().manual_seed(1))
-    theirs = pipe(prompt, negative_prompt=negative, height=size[0], width=size[1], num_inference_steps=steps,
-                  guidance_scale=model.guidance, latents=noise.clone(), output_type="latent").images  # fmt: skip
+    theirs = pipe(
+        prompt,
+        negative_prompt=negative,
+        height=size[0],
+        width=size[1],
+        num_inference_steps=steps,
+        guidance_scale=model.guidance,
+        latents=noise.clone(),
+        output_type="latent",
+    ).images
     run = model.generate(prompt, negative=negative, steps=steps, latents=noise)
     check(f"after {steps} steps at {size}", run.latents[-1:], theirs, 1e-3)
     assert (theirs - noise).std() > 0.1
 
 
-@pytest.mark.parametrize("of, given", [
-    (UNetConfig, {"block_out_channels": ["a", "b", "c", "d"]}),
-    (UNetConfig, {"block_out_channels": [], "down_block_types": [], "up_block_types": []}),
-    (UNetConfig, {"sample_size": [16]}),
-    (UNetConfig, {"sample_size": 0}),
-    (UNetConfig, {"sample_size": -4}),
-    (UNetConfig, {"layers_per_block": True}),
-    (UNetConfig, {"frobnicate": 0}),
-    (VAEConfig, {"down_block_types": [[1]]}),
-    (VAEConfig, {"scaling_factor": 0}),
-    (SchedulerConfig, {"beta_start": -1.0}),
-    (SchedulerConfig, {"beta_end": 5.0}),
-    (SchedulerConfig, {"steps_offset": -3}),
-    (SchedulerConfig, {"steps_offset": 500}),
-    (SchedulerConfig, {"num_train_timesteps": 0}),
-    (OwnConfig, {"guidance": float("inf")}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "of, given",
+    [
+        (UNetConfig, {"block_out_channels": ["a", "b", "c", "d"]}),
+        (UNetConfig, {"block_out_channels": [], "down_block_types": [], "up_block_types": []}),
+        (UNetConfig, {"sample_size": [16]}),
+        (UNetConfig, {"sample_size": 0}),
+        (UNetConfig, {"sample_size": -4}),
+        (UNetConfig, {"layers_per_block": True}),
+        (UNetConfig, {"frobnicate": 0}),
+        (VAEConfig, {"down_block_types": [[1]]}),
+        (VAEConfig, {"scaling_factor": 0}),
+        (SchedulerConfig, {"beta_start": -1.0}),
+        (SchedulerConfig, {"beta_end": 5.0}),
+        (SchedulerConfig, {"steps_offset": -3}),
+        (SchedulerConfig, {"steps_offset": 500}),
+        (SchedulerConfig, {"num_train_timesteps": 0}),
+        (SamplingDefaults, {"guidance": float("inf")}),
+    ],
+)
 def test_values_that_make_no_sense_are_refused_with_the_file_named(of, given):
     with pytest.raises(ValueError, match="^file.json: "):
         of.of(given, "file.json")

@@ -17,9 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import minip2p
-from minip2p import Blend, cli, commands, demo, measure, options, png, viz
-from minip2p.checkpoint import Origin
-from minip2p.trajectory import Trajectory
+from minip2p import LocalBlend
+from minip2p.checkpoints.origin import CheckpointOrigin
+from minip2p.cli import commands, demo, experiments, main, options
+from minip2p.io import png, viz
+from minip2p.sampling import metadata
+from minip2p.sampling.trajectory import Trajectory
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "weights" / "tiny"
@@ -31,7 +34,7 @@ RENDER = "tests/data/renders/00.png"
 def run(*arguments):
     """The exit status of a command."""
     try:
-        return cli.main([str(one) for one in arguments])
+        return main.main([str(one) for one in arguments])
     except SystemExit as end:
         return end.code
 
@@ -71,8 +74,22 @@ def model_folder(folder, *changed):
 
 def test_generate_writes_a_picture_that_can_be_made_again(tmp_path, capsys):
     out = tmp_path / "deep" / "v1.5.png"
-    said = ["generate", "a cat, on the beach", "--negative", "fog: thick", "--steps", 2, "--seed", 3, "--guidance", 2.5,
-            "--size", "64x128", "-o", out]  # fmt: skip
+    said = [
+        "generate",
+        "a cat, on the beach",
+        "--negative",
+        "fog: thick",
+        "--steps",
+        2,
+        "--seed",
+        3,
+        "--guidance",
+        2.5,
+        "--size",
+        "64x128",
+        "-o",
+        out,
+    ]
     assert run(*said) == 0
     assert capsys.readouterr().out == f"{out}\n"
     prompt, negative, pairs = settings(out)
@@ -81,23 +98,54 @@ def test_generate_writes_a_picture_that_can_be_made_again(tmp_path, capsys):
     assert pairs == made_with
     columns, rows = map(int, pairs["Size"].split("x"))
     first = Image.open(out).tobytes()
-    again = ["generate", prompt, "--negative", negative, "--steps", pairs["Steps"], "--guidance", pairs["CFG scale"],
-             "--seed", pairs["Seed"], "--size", f"{rows}x{columns}", "-o", tmp_path / "folder"]  # fmt: skip
+    again = [
+        "generate",
+        prompt,
+        "--negative",
+        negative,
+        "--steps",
+        pairs["Steps"],
+        "--guidance",
+        pairs["CFG scale"],
+        "--seed",
+        pairs["Seed"],
+        "--size",
+        f"{rows}x{columns}",
+        "-o",
+        tmp_path / "folder",
+    ]
     assert run(*again) == 0
     assert Image.open(tmp_path / "folder" / "a-cat-on-the-beach-seed3.png").tobytes() == first
     assert Image.open(out).size == (128, 64)
 
 
 def test_a_prompt_that_is_cut_off_is_said_in_one_line(tmp_path, capsys):
-    assert cli.main(["generate", "a cat " * 60, "--steps", "1", "-o", str(tmp_path / "a.png")]) == 0
+    assert main.main(["generate", "a cat " * 60, "--steps", "1", "-o", str(tmp_path / "a.png")]) == 0
     said = capsys.readouterr().err
     assert said.startswith("minip2p: warning: the prompt 'a cat a cat") and said.count("\n") == 1, said
 
 
 def test_edit_writes_targets_source_strip_and_report(tmp_path, capsys):
     targets = [TIGER, "a cat on the beach in the fog"]
-    status = run("edit", CAT, *targets, "--steps", 2, "--cross", ".6", "--cross", "beach=.2:.4", "--self", ".3",
-                 "--reweight", "beach=-1.5", "--blend", "beach", "-o", tmp_path)  # fmt: skip
+    status = run(
+        "edit",
+        CAT,
+        *targets,
+        "--steps",
+        2,
+        "--cross",
+        ".6",
+        "--cross",
+        "beach=.2:.4",
+        "--self",
+        ".3",
+        "--reweight",
+        "beach=-1.5",
+        "--blend",
+        "beach",
+        "-o",
+        tmp_path,
+    )
     assert status == 0
     names = [f"a-tiger-on-the-beach-seed0-{end}.png" for end in ("1", "2", "source", "strip")]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -108,7 +156,7 @@ def test_edit_writes_targets_source_strip_and_report(tmp_path, capsys):
         prompt, _, pairs = settings(tmp_path / name)
         assert prompt == target
         assert pairs["Source"] == CAT and pairs["Cross"] == ".6, beach=.2:.4" and pairs["Self"] == ".3"
-        assert pairs["Reweight"] == "beach=-1.5" and pairs["Blend"] == "beach" and pairs["Kind"] == "auto"
+        assert pairs["Reweight"] == "beach=-1.5" and pairs["LocalBlend"] == "beach" and pairs["Kind"] == "auto"
     assert settings(tmp_path / names[2])[0] == CAT
     with Image.open(tmp_path / names[3]) as strip:
         assert strip.width > 4 * 256 and strip.height > 2 * 256
@@ -120,8 +168,12 @@ def test_a_recorded_run_is_edited_in_another_process_to_the_same_bytes(tmp_path,
     assert run("generate", CAT, *options, "--record", file, "-o", tmp_path / "one.png") == 0
     assert capsys.readouterr().out == f"{file}\n{tmp_path / 'one.png'}\n"
     assert run("edit", CAT, TIGER, *options, "-o", tmp_path / "streamed") == 0
-    done = subprocess.run([sys.executable, "-m", "minip2p", "edit", file, TIGER, "-o", tmp_path / "filed"],
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "minip2p", "edit", file, TIGER, "-o", tmp_path / "filed"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert f"{CAT} -> {TIGER}" in done.stdout
     names = [f"a-tiger-on-the-beach-seed3{end}.png" for end in ("", "-source", "-strip")]
     assert sorted(path.name for path in (tmp_path / "filed").iterdir()) == sorted(names)
@@ -182,11 +234,13 @@ def test_a_picture_that_is_read_is_never_overwritten(command, tmp_path, capsys):
 
 def test_the_panel_without_p2p_goes_the_runs_own_way(model):
     run = model.invert(ROOT / RENDER, CAT, method="edit-friendly", steps=4)
-    plain = commands.plain(model, run, CAT)
+    plain = commands.without_p2p(model, run, CAT)
     assert (plain.latents[:-1] - run.latents[:-1]).abs().max() < 1e-3
     generated = model.generate(CAT, seed=3, steps=2, size=(64, 64))
     expected = model.generate(TIGER, seed=3, steps=2, size=(64, 64))
-    torch.testing.assert_close(commands.plain(model, generated, TIGER).latents, expected.latents, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        commands.without_p2p(model, generated, TIGER).latents, expected.latents, rtol=0, atol=1e-4
+    )
 
 
 def test_maps_writes_an_overlay_a_word_and_a_strip(tmp_path, capsys):
@@ -205,8 +259,17 @@ def pixels(path):
 def test_every_option_of_an_edit_reaches_it(tmp_path):
     """Against the library, with no option at its default; and each of them changes the picture (a blend where its mask
     leaves something out, which is another test's)."""
-    given = {"--cross": ".5", "--self": ".9", "--kind": "refine", "--reweight": "tiger=-2", "--blend": "cat:tiger",
-             "--steps": "4", "--guidance": "3", "--negative": "fog", "--size": "64x96"}  # fmt: skip
+    given = {
+        "--cross": ".5",
+        "--self": ".9",
+        "--kind": "refine",
+        "--reweight": "tiger=-2",
+        "--blend": "cat:tiger",
+        "--steps": "4",
+        "--guidance": "3",
+        "--negative": "fog",
+        "--size": "64x96",
+    }
     words = [word for pair in given.items() for word in pair]
     assert run("edit", CAT, TIGER, *words, "--seed", 5, "--explicit", "-o", tmp_path / "all.png") == 0
     model = minip2p.load()
@@ -220,7 +283,9 @@ def test_every_option_of_an_edit_reaches_it(tmp_path):
 
 def test_the_explicit_execution_is_asked_for(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("minip2p.model.Model.edit", lambda *_, explicit, **__: asked.append(explicit) or sys.exit(7))
+    monkeypatch.setattr(
+        "minip2p.pipeline.Pipeline.edit", lambda *_, explicit, **__: asked.append(explicit) or sys.exit(7)
+    )
     for option in ([], ["--explicit"]):
         assert run("edit", CAT, TIGER, *option, "-o", tmp_path) == 7
     assert asked == [False, True]
@@ -228,7 +293,7 @@ def test_the_explicit_execution_is_asked_for(tmp_path, monkeypatch):
 
 def test_model_dtype_and_device_reach_load(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(measure, "load", lambda *where, **how: asked.append((where, how)) or sys.exit(7))
+    monkeypatch.setattr(experiments, "load", lambda *where, **how: asked.append((where, how)) or sys.exit(7))
     assert run("generate", CAT, "--dtype", "bfloat16", "--device", "cpu:0", "--model", "m", "-o", tmp_path) == 7
     assert asked == [(("m",), {"dtype": torch.bfloat16, "device": "cpu:0", "vae": None, "config": None})]
 
@@ -243,7 +308,7 @@ def test_each_overlay_shows_its_own_word(tmp_path):
 
 def test_the_demo_writes_five_pictures_and_a_sheet_and_says_what_to_look_at(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "STEPS", 1)
-    demo.demo(tmp_path)
+    demo.write_demo(tmp_path)
     *said, time_taken = capsys.readouterr().out.splitlines()
     names = ["1-swap.png", "2-phrase.png", "3-style.png", "4-reweight.png", "5-maps.png", "demo.png"]
     assert [line.split("  ")[0] for line in said] == [str(tmp_path / name) for name in names]
@@ -251,24 +316,32 @@ def test_the_demo_writes_five_pictures_and_a_sheet_and_says_what_to_look_at(tmp_
     assert all(len(line.split("  ")[1]) > 5 for line in said) and re.search(r"\d+ s$", time_taken)
 
 
-@pytest.mark.parametrize("given, is_read_as", [
-    ([".8"], {"default_": 0.8}),
-    ([".8", "cat=.4", "red car=.2:.6", ".5"], {"default_": 0.5, "cat": 0.4, "red car": (0.2, 0.6)}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, is_read_as",
+    [
+        ([".8"], {"default_": 0.8}),
+        ([".8", "cat=.4", "red car=.2:.6", ".5"], {"default_": 0.5, "cat": 0.4, "red car": (0.2, 0.6)}),
+    ],
+)
 def test_shares_of_the_run(given, is_read_as):
-    args = cli.parser().parse_args(["edit", CAT, TIGER, *(x for one in given for x in ("--cross", one))])
+    args = main.parser().parse_args(["edit", CAT, TIGER, *(x for one in given for x in ("--cross", one))])
     assert options.edit_options(args)["cross"] == is_read_as
 
 
-@pytest.mark.parametrize("given, is_read_as", [
-    ([], None), (["--blend", "cat"], Blend("cat", "cat")), (["--blend", "cat:tiger"], Blend("cat", "tiger")),
-    (["--blend", "cat", "--threshold", "otsu"], Blend("cat", "cat", threshold="otsu")),
-    (["--blend", "cat", "--threshold", ".2:.5"], Blend("cat", "cat", threshold=(0.2, 0.5))),
-    (["--blend", "cat", "--threshold", "85%"], Blend("cat", "cat", threshold="85%")),
-    (["--blend", "cat", "--threshold", "0.4"], Blend("cat", "cat", threshold=0.4)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, is_read_as",
+    [
+        ([], None),
+        (["--blend", "cat"], LocalBlend("cat", "cat")),
+        (["--blend", "cat:tiger"], LocalBlend("cat", "tiger")),
+        (["--blend", "cat", "--threshold", "otsu"], LocalBlend("cat", "cat", threshold="otsu")),
+        (["--blend", "cat", "--threshold", ".2:.5"], LocalBlend("cat", "cat", threshold=(0.2, 0.5))),
+        (["--blend", "cat", "--threshold", "85%"], LocalBlend("cat", "cat", threshold="85%")),
+        (["--blend", "cat", "--threshold", "0.4"], LocalBlend("cat", "cat", threshold=0.4)),
+    ],
+)
 def test_blend_words(given, is_read_as):
-    assert options.edit_options(cli.parser().parse_args(["edit", CAT, TIGER, *given]))["blend"] == is_read_as
+    assert options.edit_options(main.parser().parse_args(["edit", CAT, TIGER, *given]))["blend"] == is_read_as
 
 
 def test_masks_are_read_in_the_size_and_shape_of_the_edit(tmp_path):
@@ -281,7 +354,7 @@ def test_masks_are_read_in_the_size_and_shape_of_the_edit(tmp_path):
     right = torch.zeros(64, 64)
     right[:, 32:] = 1
     model, made = minip2p.load(), {"steps": 4, "size": (64, 64)}
-    both = {"blend": Blend(mask=right), "within": right}
+    both = {"blend": LocalBlend(mask=right), "within": right}
     assert pixels(tmp_path / "all.png") == model.edit(CAT, TIGER, **both, **made).image.tobytes()
     for name in both:
         other = {key: value for key, value in both.items() if key != name}
@@ -492,7 +565,7 @@ def test_a_broken_model_is_one_line_that_names_the_file(file, change, says, tmp_
 def test_an_output_that_cannot_be_written_is_found_before_the_run(out, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
-    monkeypatch.setattr("minip2p.model.Model.generate", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr("minip2p.pipeline.Pipeline.generate", lambda *_, **__: pytest.fail("it ran"))
     refused(capsys, "generate", CAT, "-o", tmp_path / out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 
@@ -507,7 +580,7 @@ def test_pictures_are_written_all_or_none(tmp_path):
             raise OSError(28, "No space left on device", str(path))
 
     with pytest.raises(OSError):
-        png.write([(tmp_path / "a.png", picture, ""), (blocked, Unsaved(), "")])
+        png.write_pngs([(tmp_path / "a.png", picture, ""), (blocked, Unsaved(), "")])
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_text() == "as it was"
 
@@ -516,7 +589,7 @@ def test_ctrl_c_is_one_line_and_status_130(tmp_path, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minip2p.model.Model.generate", interrupted)
+    monkeypatch.setattr("minip2p.pipeline.Pipeline.generate", interrupted)
     assert run("generate", CAT, "-o", tmp_path / "out") == 130
     assert capsys.readouterr().err == "minip2p: interrupted\n"
     assert not list(tmp_path.iterdir())
@@ -542,22 +615,31 @@ def test_parameters_can_be_read_back(value, tmp_path):
         class vae:
             stride = 8
 
-        made = Origin(said={"Model": "sd"})
+        made = CheckpointOrigin(said={"Model": "sd"})
 
     latents = torch.zeros(3, 4, 2, 3)
     source = SimpleNamespace(whole=SimpleNamespace(prompt=value))
     edited = Trajectory(Parts, "猫 on a mat", latents, 7.5, "ugly", 5, begun=source)
-    png.write([(tmp_path / "x.png", Image.new("RGB", (8, 8)), png.parameters(edited, Blend=value))])
+    png.write_pngs([(tmp_path / "x.png", Image.new("RGB", (8, 8)), metadata.parameters(edited, Blend=value))])
     prompt, negative, pairs = settings(tmp_path / "x.png")
     assert (prompt, negative) == ("猫 on a mat", "ugly")
-    assert pairs == {"Steps": "2", "Sampler": "DDIM", "CFG scale": "7.5", "Seed": "5", "Size": "24x16", "Model": "sd",
-                     "Dtype": "bfloat16", "Source": value, "Blend": value}  # fmt: skip
+    assert pairs == {
+        "Steps": "2",
+        "Sampler": "DDIM",
+        "CFG scale": "7.5",
+        "Seed": "5",
+        "Size": "24x16",
+        "Model": "sd",
+        "Dtype": "bfloat16",
+        "Source": value,
+        "LocalBlend": value,
+    }
 
 
 def test_names_of_files_are_tame():
-    assert png.file_name("A cat, on/the ../beach?") == "a-cat-on-the-beach"
-    assert png.file_name("?!") == "picture"
-    assert len(png.file_name("word " * 100)) <= 40
+    assert png.slug("A cat, on/the ../beach?") == "a-cat-on-the-beach"
+    assert png.slug("?!") == "picture"
+    assert len(png.slug("word " * 100)) <= 40
 
 
 # --- quick to start
@@ -571,12 +653,14 @@ def in_a_new_python(code):
 
 
 def test_help_comes_without_torch_in_under_a_second():
-    code = ("import sys; from minip2p import cli\ntry: cli.main([{}])\nexcept SystemExit as end: print(end.code)\n"
-            "print(sorted({{'torch', 'numpy', 'PIL', 'transformers', 'tqdm'}} & set(sys.modules)))")  # fmt: skip
+    code = (
+        "import sys; from minip2p import cli\ntry: cli.main([{}])\nexcept SystemExit as end: print(end.code)\n"
+        "print(sorted({{'torch', 'numpy', 'PIL', 'transformers', 'tqdm'}} & set(sys.modules)))"
+    )
     for arguments in ("'--help'", "'edit', '--help'"):
         said, seconds = in_a_new_python(code.format(arguments))
         assert "usage: minip2p" in said and said.endswith("0\n[]\n")
-    assert min(seconds, *(in_a_new_python("import minip2p.cli")[1] for _ in range(3))) < 1
+    assert min(seconds, *(in_a_new_python("import minip2p.cli.main")[1] for _ in range(3))) < 1
 
 
 def test_import_comes_without_torch_in_under_two_seconds():
@@ -614,6 +698,7 @@ def test_output_that_cannot_be_written_is_one_line():
 
 def test_the_package_is_found_from_the_folder_that_holds_the_checkout():
     """Where the checkout is called minip2p too, its folder must not stand for the package."""
-    done = subprocess.run([sys.executable, "-c", "import minip2p; print(minip2p.load())"], cwd=ROOT.parent,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", "import minip2p; print(minip2p.load())"], cwd=ROOT.parent, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.startswith("Model("), done.stderr

@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from minip2p.checkpoint import shipped
-from minip2p.clip import Clip
+from minip2p.io.files import shipped_weights
+from minip2p.metrics.clip_score import ClipScore
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +19,13 @@ def folder(tmp_path_factory):
     """A small CLIP of random weights, with the tokenizer that ships."""
     path = tmp_path_factory.mktemp("clip")
     small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    tokenizer = CLIPTokenizer.from_pretrained(shipped("tiny") / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(shipped_weights("tiny") / "tokenizer")
     text = small | dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=0, pad_token_id=1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        CLIPModel(CLIPConfig(text_config=text, vision_config=small | dict(image_size=32, patch_size=8),
-                             projection_dim=16)).save_pretrained(path)  # fmt: skip
+        CLIPModel(
+            CLIPConfig(text_config=text, vision_config=small | dict(image_size=32, patch_size=8), projection_dim=16)
+        ).save_pretrained(path)
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, tokenizer).save_pretrained(path)
     return path
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 
 def test_clip_is_the_cosine_that_transformers_gives(folder):
     """Its logits are cosines times exp(logit_scale). Float32, 1e-4 of 100."""
-    clip, rng = Clip(folder), np.random.default_rng(0)
+    clip, rng = ClipScore(folder), np.random.default_rng(0)
     pixels = rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)
     picture = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
     prompts = ["a cat on the beach", "a red car", "a sheep in the forest at night", "a lamp"]
@@ -45,23 +46,26 @@ def test_clip_is_the_cosine_that_transformers_gives(folder):
 
 
 def test_the_score_reads_the_edited_picture_inside_of_the_mask(folder):
-    clip, mask = Clip(folder), torch.zeros(32, 32, dtype=torch.bool)
+    clip, mask = ClipScore(folder), torch.zeros(32, 32, dtype=torch.bool)
     before, after = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     mask[8:20, 4:30] = True
     black = after.clone()
     black[:, ~mask] = -1
     found = clip.score(before, after, "a cat", "a dog", mask)
-    assert found == {"clip": clip(after, "a dog"), "clip_inside": clip(black, "a dog"),
-                     "clip_before": clip(before, "a dog")}  # fmt: skip
+    assert found == {
+        "clip": clip(after, "a dog"),
+        "clip_inside": clip(black, "a dog"),
+        "clip_before": clip(before, "a dog"),
+    }
     assert math.isnan(clip.score(before, after, "a cat", "a dog", None)["clip_inside"])
 
 
 def test_what_is_no_clip_is_one_clear_line(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no CLIP; its folder has model.safetensors"):
-        Clip(tmp_path)
+        ClipScore(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read as a CLIP") as caught:
-        Clip(tmp_path)
+        ClipScore(tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
@@ -71,8 +75,8 @@ def test_a_clip_that_is_not_whole_is_refused_and_another_has_another_name(folder
     tensors = load_file(folder / "model.safetensors")
     tensors["text_projection.weight"] += 1
     save_file(tensors, tmp_path / "other" / "model.safetensors", {"format": "pt"})
-    assert Clip(tmp_path / "other").name != Clip(folder).name == Clip(folder).name
+    assert ClipScore(tmp_path / "other").name != ClipScore(folder).name == ClipScore(folder).name
     del tensors["text_projection.weight"]
     save_file(tensors, tmp_path / "other" / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="text_projection.weight is missing"):
-        Clip(tmp_path / "other")
+        ClipScore(tmp_path / "other")

@@ -3,22 +3,29 @@
 import math
 from itertools import pairwise, product
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import DDIMInverseScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import check
 
 from minip2p.config import SchedulerConfig
-from minip2p.sched import Schedule, ddim_step, noise_and_picture
+from minip2p.sched import DDIMScheduler, ddim_step, split_prediction
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
-SD15 = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1,
-            set_alpha_to_one=False)  # fmt: skip
+SD15 = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    steps_offset=1,
+    set_alpha_to_one=False,
+)
 SETTINGS = {
     "SD 1.5": SD15,
     "no offset, to one": SD15 | dict(steps_offset=0, set_alpha_to_one=True),
@@ -31,7 +38,7 @@ NUMBERS = st.floats(-5, 5)
 
 
 def schedule(**changes):
-    return Schedule(SchedulerConfig.of(SD15 | changes))
+    return DDIMScheduler(SchedulerConfig.of(SD15 | changes))
 
 
 SCHEDULE = schedule()
@@ -60,11 +67,11 @@ def test_a_step_is_diffusers_both_ways(named, spacing, steps):
     given = SETTINGS[named] | dict(timestep_spacing=spacing)
     worst = 0.0
     for kind in KINDS:
-        forward = DDIMScheduler(**given, prediction_type=kind)
+        forward = diffusers.DDIMScheduler(**given, prediction_type=kind)
         inverse = DDIMInverseScheduler(**given, prediction_type=kind)
         forward.set_timesteps(steps)
         inverse.set_timesteps(steps)
-        ours = Schedule(SchedulerConfig.of(dict(forward.config)))
+        ours = DDIMScheduler(SchedulerConfig.of(dict(forward.config)))
         assert ours.times(steps) == forward.timesteps.tolist() == inverse.timesteps.tolist()[::-1]
         some = ours.steps(steps)[:: 1 + steps // 100] + ours.steps(steps)[-1:]
         x, predictions = numbers(steps, len(some))
@@ -82,7 +89,7 @@ def test_a_step_is_diffusers_both_ways(named, spacing, steps):
 
 @pytest.mark.parametrize("steps", [1, 4, 7, 50, 333, 1000])
 def test_linspace_times_are_diffusers(steps):
-    theirs = DDIMScheduler(**SD15, timestep_spacing="linspace")
+    theirs = diffusers.DDIMScheduler(**SD15, timestep_spacing="linspace")
     theirs.set_timesteps(steps)
     assert schedule(timestep_spacing="linspace").times(steps) == theirs.timesteps.tolist()
 
@@ -148,10 +155,10 @@ def test_trailing_steps_lead_t_over_n_down_as_in_diffusers():
 def test_ddim_step_is_eq_12_by_hand():
     """ᾱ = .64, x = 1, ε = .5: x_0 = (1 − .6 · .5) / .8 = .875; at ᾱ' = .36: .6 · .875 + .8 · .5 = .925."""
     x, half = torch.tensor(1.0), torch.tensor(0.5)
-    assert noise_and_picture(x, half, 0.64, "epsilon")[1].item() == pytest.approx(0.875)
+    assert split_prediction(x, half, 0.64, "epsilon")[1].item() == pytest.approx(0.875)
     assert ddim_step(x, half, 0.64, 0.36).item() == pytest.approx(0.925)
     # v = .5: ε = .8 · .5 + .6 · 1 = 1, x_0 = .8 · 1 − .6 · .5 = .5; at ᾱ' = .36: .6 · .5 + .8 · 1 = 1.1.
-    assert [y.item() for y in noise_and_picture(x, half, 0.64, "v_prediction")] == pytest.approx([1.0, 0.5])
+    assert [y.item() for y in split_prediction(x, half, 0.64, "v_prediction")] == pytest.approx([1.0, 0.5])
     assert ddim_step(x, half, 0.64, 0.36, "v_prediction").item() == pytest.approx(1.1)
 
 
@@ -160,7 +167,7 @@ def test_v_is_sqrt_abar_eps_minus_sqrt_one_minus_abar_x0(eps, x0, abar):
     signal, noise = math.sqrt(abar), math.sqrt(1 - abar)
     x, v = signal * x0 + noise * eps, signal * eps - noise * x0
     for prediction, kind in ((eps, "epsilon"), (v, "v_prediction")):
-        found = noise_and_picture(torch.tensor(x).double(), torch.tensor(prediction).double(), abar, kind)
+        found = split_prediction(torch.tensor(x).double(), torch.tensor(prediction).double(), abar, kind)
         assert [y.item() for y in found] == pytest.approx([eps, x0], abs=2e-5)  # the inputs are rounded to float32
 
 
@@ -170,10 +177,11 @@ def test_ddim_step_undoes_itself(x, eps, abar, abar_next):
     there = ddim_step(x, eps, abar, abar_next)
     assert ddim_step(there, eps, abar_next, abar).item() == pytest.approx(x.item(), abs=1e-9)
     assert ddim_step(x, eps, abar, abar).item() == pytest.approx(x.item(), abs=1e-9)
-    assert noise_and_picture(there, eps, abar_next, "epsilon")[1].item() == pytest.approx(
-        noise_and_picture(x, eps, abar, "epsilon")[1].item(), abs=1e-9)  # fmt: skip
+    assert split_prediction(there, eps, abar_next, "epsilon")[1].item() == pytest.approx(
+        split_prediction(x, eps, abar, "epsilon")[1].item(), abs=1e-9
+    )
     # The same ε as v is another v at the other end.
-    _, x0 = noise_and_picture(x, eps, abar, "epsilon")
+    _, x0 = split_prediction(x, eps, abar, "epsilon")
     v, v_next = (a**0.5 * eps - (1 - a) ** 0.5 * x0 for a in (abar, abar_next))
     assert ddim_step(x, v, abar, abar_next, "v_prediction").item() == pytest.approx(there.item(), abs=1e-9)
     assert ddim_step(there, v_next, abar_next, abar, "v_prediction").item() == pytest.approx(x.item(), abs=1e-9)
@@ -201,7 +209,7 @@ def test_add_noise_is_ho_eq_4(t, x0, eps):
 
 def test_add_noise_takes_a_time_for_each_row():
     x0, noise = numbers(0, 1)[0].expand(2, -1, -1, -1), numbers(1, 1)[0].expand(2, -1, -1, -1)
-    theirs = DDIMScheduler(**SD15).add_noise(x0, noise, torch.tensor([0, 999]))
+    theirs = diffusers.DDIMScheduler(**SD15).add_noise(x0, noise, torch.tensor([0, 999]))
     check("add_noise", schedule().add_noise(x0, noise, torch.tensor([0, 999])), theirs, 1e-6)
 
 

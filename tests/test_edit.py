@@ -10,14 +10,16 @@ from parity import SD15_UNET, on_meta, share_weights
 from torch import diag, ones
 from transformers import CLIPTokenizer
 
-from minip2p.align import kind_of, refine_alignment, swap_mapper
-from minip2p.attention import Site, Store, attention_map, chain, explicit, fused
+from minip2p.attention.contract import Site, SiteFilter, attention_map, chain, explicit, fused
+from minip2p.attention.store import AttentionStore, record_qk
 from minip2p.config import UNetConfig
-from minip2p.edit import KEEP, NONE, dense, refine, swap
-from minip2p.inject import injecting, recording
-from minip2p.rule import Rule, Where, Within, equalizer, plan_edit, schedule
+from minip2p.p2p.algebra import IDENTITY, INJECT, dense, refine_edit, swap_edit
+from minip2p.p2p.alignment import infer_kind, refine_alignment, swap_mapper
+from minip2p.p2p.controller import controlled_attention
+from minip2p.p2p.edit_plan import Region, StepEdit, plan_edit
+from minip2p.p2p.schedules import cross_replace_alpha, equalizer
+from minip2p.text.prompt import Prompt
 from minip2p.unet import UNet
-from minip2p.words import Prompt
 
 TOKENIZER = CLIPTokenizer.from_pretrained(Path(__file__).parents[1] / "weights" / "tiny" / "tokenizer")
 CROSS, SELF = Site("up", 0, True, 1), Site("up", 0, False, 1)
@@ -38,13 +40,13 @@ TABLE = {  # the design's: (R, S), from M, (P, κ), c and α
     "self injection": lambda M, P, kept, c, alpha: (EYE, 0 * EYE),
 }
 COMPOSED = {  # the same by composition: inner pair, re-weighted, scheduled last
-    "none": lambda M, P, kept, c, alpha: NONE,
-    "swap": lambda M, P, kept, c, alpha: swap(M).scheduled(alpha),
-    "refine": lambda M, P, kept, c, alpha: refine(P, kept).scheduled(alpha),
-    "re-weight": lambda M, P, kept, c, alpha: KEEP.reweighted(c).scheduled(alpha),
-    "swap + re-weight": lambda M, P, kept, c, alpha: swap(M).reweighted(c).scheduled(alpha),
-    "refine + re-weight": lambda M, P, kept, c, alpha: refine(P, kept).reweighted(c).scheduled(alpha),
-    "self injection": lambda M, P, kept, c, alpha: KEEP,
+    "none": lambda M, P, kept, c, alpha: IDENTITY,
+    "swap": lambda M, P, kept, c, alpha: swap_edit(M).scheduled(alpha),
+    "refine": lambda M, P, kept, c, alpha: refine_edit(P, kept).scheduled(alpha),
+    "re-weight": lambda M, P, kept, c, alpha: INJECT.reweighted(c).scheduled(alpha),
+    "swap + re-weight": lambda M, P, kept, c, alpha: swap_edit(M).reweighted(c).scheduled(alpha),
+    "refine + re-weight": lambda M, P, kept, c, alpha: refine_edit(P, kept).reweighted(c).scheduled(alpha),
+    "self injection": lambda M, P, kept, c, alpha: INJECT,
 }
 every_row = pytest.mark.parametrize("row", TABLE)
 
@@ -72,8 +74,12 @@ def terms(draw):
     source, target = draw(pairs())
     g = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     alpha = torch.rand(77, generator=g)
-    return (swap_mapper(source, target), *refine_alignment(source, target), 3 * torch.randn(77, generator=g),
-            alpha.round() if draw(st.booleans()) else alpha)  # fmt: skip
+    return (
+        swap_mapper(source, target),
+        *refine_alignment(source, target),
+        3 * torch.randn(77, generator=g),
+        alpha.round() if draw(st.booleans()) else alpha,
+    )
 
 
 def qkv(seed, rows=1, keys=77, queries=6):
@@ -127,15 +133,21 @@ def test_inputs_are_unchanged(row, terms, seed):
     edit = COMPOSED[row](*given[:5])
     edit.on_maps(*given[10:])
     for maps in (True, False):
-        injecting({CROSS: (given[5], given[6])}, [Rule(edit, False, 0)], in_maps=maps)(*given[7:10], CROSS)
+        controlled_attention({CROSS: (given[5], given[6])}, [StepEdit(edit, False, 0)], in_maps=maps)(
+            *given[7:10], CROSS
+        )
     assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
 
 
 READS = {  # which of q_s k_s q_e k_e v c α the row's attention depends on
-    "none": "q_e k_e v", "swap": "q_s k_s q_e k_e v α", "refine": "q_s k_s q_e k_e v α",
-    "re-weight": "q_s k_s q_e k_e v c α", "swap + re-weight": "q_s k_s q_e k_e v c α",
-    "refine + re-weight": "q_s k_s q_e k_e v c α", "self injection": "q_s k_s v",
-}  # fmt: skip
+    "none": "q_e k_e v",
+    "swap": "q_s k_s q_e k_e v α",
+    "refine": "q_s k_s q_e k_e v α",
+    "re-weight": "q_s k_s q_e k_e v c α",
+    "swap + re-weight": "q_s k_s q_e k_e v c α",
+    "refine + re-weight": "q_s k_s q_e k_e v c α",
+    "self injection": "q_s k_s v",
+}
 
 
 @every_row
@@ -162,7 +174,7 @@ def test_gradients_are_finite_and_agree_through_q_k_v_c_and_alpha(row, alpha, so
 
 def test_the_gradient_of_c_is_there_where_c_is_still_one():
     c = ones(77).requires_grad_()
-    in_values(KEEP.reweighted(c).scheduled(ones(77)), *qkv(0)).square().sum().backward()
+    in_values(INJECT.reweighted(c).scheduled(ones(77)), *qkv(0)).square().sum().backward()
     assert c.grad is not None and c.grad.any()
 
 
@@ -172,18 +184,18 @@ def test_the_gradient_of_c_is_there_where_c_is_still_one():
 def test_none_leaves_the_target_to_the_bit():
     q_s, k_s, q, k, v = qkv(0)
     own = attention_map(q, k)
-    assert torch.equal(NONE.on_maps(attention_map(q_s, k_s), own), own)
-    assert torch.equal(in_values(NONE, q_s, k_s, q, k, v), fused(q, k, v)) and not NONE.changes
-    for pair in (swap(EYE.roll(1, 1)), refine(EYE, ones(77)), KEEP.reweighted(3 * ones(77))):
+    assert torch.equal(IDENTITY.on_maps(attention_map(q_s, k_s), own), own)
+    assert torch.equal(in_values(IDENTITY, q_s, k_s, q, k, v), fused(q, k, v)) and not IDENTITY.changes
+    for pair in (swap_edit(EYE.roll(1, 1)), refine_edit(EYE, ones(77)), INJECT.reweighted(3 * ones(77))):
         outside = pair.scheduled(torch.zeros(77))
         assert not outside.changes and outside.R == 0 and outside.S == 1
 
 
 def test_keep_is_the_sources_map_to_the_bit():
     q_s, k_s, q, k, v = qkv(0)
-    assert torch.equal(KEEP.on_maps(attention_map(q_s, k_s), attention_map(q, k)), attention_map(q_s, k_s))
-    assert torch.equal(in_values(KEEP, q_s, k_s, q, k, v), fused(q_s, k_s, v))
-    for pair in (swap(EYE), refine(EYE, ones(77)), KEEP.reweighted(ones(77))):
+    assert torch.equal(INJECT.on_maps(attention_map(q_s, k_s), attention_map(q, k)), attention_map(q_s, k_s))
+    assert torch.equal(in_values(INJECT, q_s, k_s, q, k, v), fused(q_s, k_s, v))
+    for pair in (swap_edit(EYE), refine_edit(EYE, ones(77)), INJECT.reweighted(ones(77))):
         inside = pair.scheduled(ones(77))
         assert inside.R == 1 and inside.S == 0
 
@@ -196,7 +208,7 @@ def test_a_swap_conserves_attention_but_for_padding_pushed_past_the_end(pair, al
     anything in (0, 2)."""
     source, target = pair
     A_s, A_e = (attention_map(*qkv(seed)[n : n + 2]) for n in (0, 2))
-    made = swap(swap_mapper(source, target)).scheduled(torch.full((77,), alpha)).on_maps(A_s, A_e)
+    made = swap_edit(swap_mapper(source, target)).scheduled(torch.full((77,), alpha)).on_maps(A_s, A_e)
     lost = A_s[..., 77 - max(target.end - source.end, 0) :].sum(-1)
     agree(made.sum(-1), 1 - alpha * lost)
 
@@ -206,7 +218,7 @@ def test_a_swap_conserves_attention_but_for_padding_pushed_past_the_end(pair, al
 def test_each_column_lies_between_the_sources_and_the_targets_own(terms, seed):
     M, P, kept, _, alpha = terms
     A_s, A_e = (attention_map(*qkv(seed)[n : n + 2]) for n in (0, 2))
-    for edit, taken in ((swap(M), A_s @ M), (refine(P, kept), A_s @ P * kept + A_e * (1 - kept))):
+    for edit, taken in ((swap_edit(M), A_s @ M), (refine_edit(P, kept), A_s @ P * kept + A_e * (1 - kept))):
         made = edit.scheduled(alpha).on_maps(A_s, A_e)
         assert (made >= torch.minimum(taken, A_e) - 1e-6).all() and (made <= torch.maximum(taken, A_e) + 1e-6).all()
         agree(made, alpha * taken + (1 - alpha) * A_e)
@@ -216,8 +228,8 @@ def test_refine_and_reweight_do_not_conserve_attention():
     P, kept = refine_alignment(prompt("a cat"), prompt("a red cat"))
     A_s, A_e = torch.full((1, 1, 1, 77), 1 / 77), torch.zeros(1, 1, 1, 77)
     A_e[..., 2] = 1  # all of the target's attention is on the new word
-    agree(refine(P, kept).on_maps(A_s, A_e).sum(), torch.tensor(1 + 76 / 77))
-    agree(KEEP.reweighted(2 * ones(77)).on_maps(A_s, A_e).sum(), torch.tensor(2.0))
+    agree(refine_edit(P, kept).on_maps(A_s, A_e).sum(), torch.tensor(1 + 76 / 77))
+    agree(INJECT.reweighted(2 * ones(77)).on_maps(A_s, A_e).sum(), torch.tensor(2.0))
 
 
 # From prompts to edits
@@ -236,8 +248,8 @@ def test_a_plan_is_the_tables_row_at_every_step(data, pair, self_, kind):
     plan = plan_edit(source, target, steps, cross=cross, self_=self_, self_pixels=pixels, kind=kind, reweight=reweight)
 
     M, (P, kept) = swap_mapper(source, target), refine_alignment(source, target)
-    c, alpha = equalizer(reweight, target), schedule(cross, target, steps)
-    row = f"{kind_of(source, target) if kind == 'auto' else kind} + re-weight"
+    c, alpha = equalizer(reweight, target), cross_replace_alpha(cross, target, steps)
+    row = f"{infer_kind(source, target) if kind == 'auto' else kind} + re-weight"
     start, end = self_ if isinstance(self_, tuple) else (0, self_)
     for step in range(steps):
         rule = plan.at(step)
@@ -245,7 +257,7 @@ def test_a_plan_is_the_tables_row_at_every_step(data, pair, self_, kind):
         for ours, literal in zip(matrices(rule.of(CROSS, 99)), (R, S), strict=True):
             torch.testing.assert_close(ours, literal)
         injected = int(steps * start) <= step < int(steps * end)
-        assert rule.of(SELF, pixels) is (KEEP if injected else NONE) and rule.of(SELF, pixels + 1) is NONE
+        assert rule.of(SELF, pixels) is (INJECT if injected else IDENTITY) and rule.of(SELF, pixels + 1) is IDENTITY
 
 
 def test_equal_prompts_are_re_weighted_alone():
@@ -259,23 +271,32 @@ def test_parity_takes_the_published_mappers_defects_included():
     for pair, kind in ((swapped, "swap"), (refined, "refine")):
         source, target = map(prompt, pair)
         ours, theirs = (plan_edit(source, target, 1, cross=1.0, kind=kind, parity=parity) for parity in (False, True))
-        mapper = swap_mapper(source, target, parity=True) if kind == "swap" else refine_alignment(
-            source, target, parity=True)[0]  # fmt: skip
+        mapper = (
+            swap_mapper(source, target, parity=True)
+            if kind == "swap"
+            else refine_alignment(source, target, parity=True)[0]
+        )
         assert torch.equal(matrices(theirs.words)[0], mapper) and not torch.equal(matrices(ours.words)[0], mapper)
 
 
-@pytest.mark.parametrize("options, says", [
-    (dict(kind="swap"), "a swap needs as many words in the target as in the source, which have 4 and 2"),
-    (dict(kind="replace"), "kind must be auto, swap or refine, not 'replace'"),
-    (dict(cross={"dog": 0.5}), "'dog' is not in the prompt 'a big red cat'"),
-    (dict(cross=1.5), "0 <= start <= end <= 1"), (dict(cross={"red": float("nan")}), "0 <= start <= end <= 1"),
-    (dict(self_=(0.5, 0.2)), "0 <= start <= end <= 1"), (dict(self_=float("inf")), "0 <= start <= end <= 1"),
-    (dict(cross=(0.1, 0.3, 0.2)), "0 <= start <= end <= 1"), (dict(cross="all"), "not 'all'"),
-    (dict(self_={"red": 0.5}), "0 <= start <= end <= 1 of a run, not {'red': 0.5}"),
-    (dict(reweight={"dog": 2}), "'dog' is not in the prompt"),
-    (dict(reweight={"red": float("inf")}), "the weight of 'red' is inf, which is not a finite number"),
-    (dict(reweight={"red": float("nan")}), "the weight of 'red' is nan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (dict(kind="swap"), "a swap needs as many words in the target as in the source, which have 4 and 2"),
+        (dict(kind="replace"), "kind must be auto, swap or refine, not 'replace'"),
+        (dict(cross={"dog": 0.5}), "'dog' is not in the prompt 'a big red cat'"),
+        (dict(cross=1.5), "0 <= start <= end <= 1"),
+        (dict(cross={"red": float("nan")}), "0 <= start <= end <= 1"),
+        (dict(self_=(0.5, 0.2)), "0 <= start <= end <= 1"),
+        (dict(self_=float("inf")), "0 <= start <= end <= 1"),
+        (dict(cross=(0.1, 0.3, 0.2)), "0 <= start <= end <= 1"),
+        (dict(cross="all"), "not 'all'"),
+        (dict(self_={"red": 0.5}), "0 <= start <= end <= 1 of a run, not {'red': 0.5}"),
+        (dict(reweight={"dog": 2}), "'dog' is not in the prompt"),
+        (dict(reweight={"red": float("inf")}), "the weight of 'red' is inf, which is not a finite number"),
+        (dict(reweight={"red": float("nan")}), "the weight of 'red' is nan"),
+    ],
+)
 def test_bad_edits_are_named_in_one_line(options, says):
     with pytest.raises(ValueError) as error:
         plan_edit(prompt("a cat"), prompt("a big red cat"), 10, **options)
@@ -285,16 +306,21 @@ def test_bad_edits_are_named_in_one_line(options, says):
 # `injecting`: a rule for each target of a batch
 
 
-@given(st.lists(st.tuples(st.sampled_from(sorted(set(TABLE) - {"self injection"})), st.booleans()), min_size=1,
-                max_size=4), terms(), st.integers(0, 99))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(set(TABLE) - {"self injection"})), st.booleans()), min_size=1, max_size=4
+    ),
+    terms(),
+    st.integers(0, 99),
+)
 @FEW
 def test_each_target_of_a_batch_gets_its_own_edit_in_both_executions(chosen, terms, seed):
-    rules = [Rule(COMPOSED[row](*terms), inject_self, 6) for row, inject_self in chosen]
+    rules = [StepEdit(COMPOSED[row](*terms), inject_self, 6) for row, inject_self in chosen]
     for site, keys in ((CROSS, 77), (SELF, 6)):
         q_s, k_s, q, k, v = qkv(seed, len(rules), keys)
         found, eye = {site: (q_s, k_s)}, torch.eye(keys)
         for maps in (True, False):
-            made = injecting(found, rules, in_maps=maps)(q, k, v, site)
+            made = controlled_attention(found, rules, in_maps=maps)(q, k, v, site)
             for n, (row, inject_self) in enumerate(chosen):
                 A_s, A_e = attention_map(q_s, k_s)[0], attention_map(q, k)[n]
                 R, S = TABLE[row](*terms) if site.cross else (inject_self * eye, (not inject_self) * eye)
@@ -304,9 +330,9 @@ def test_each_target_of_a_batch_gets_its_own_edit_in_both_executions(chosen, ter
 
 def test_stores_see_the_maps_before_and_after_the_edit():
     q_s, k_s, q, k, v = qkv(0, rows=2)
-    rules = [Rule(swap(EYE.roll(1, 1)), False, 0), Rule(NONE, False, 0)]
-    before, after = Store(before=True), Store()
-    made = injecting({CROSS: (q_s, k_s)}, rules, explicit(chain(after, before)))(q, k, v, CROSS)
+    rules = [StepEdit(swap_edit(EYE.roll(1, 1)), False, 0), StepEdit(IDENTITY, False, 0)]
+    before, after = AttentionStore(before=True), AttentionStore()
+    made = controlled_attention({CROSS: (q_s, k_s)}, rules, explicit(chain(after, before)))(q, k, v, CROSS)
     own = attention_map(q, k)
     agree(before.maps[CROSS], own)
     agree(after.maps[CROSS], torch.cat([attention_map(q_s, k_s).roll(1, -1), own[1:]]))
@@ -331,14 +357,18 @@ def test_explicit_and_fused_agree_at_every_site_of_a_unet(request, model, name, 
     g = torch.Generator().manual_seed(0)
     source, target = prompt("a cat on grass"), prompt("a lighthouse on grass")
     context = model.text([source.text, target.text]) if name == "tiny" else torch.randn(2, 77, 16, generator=g)
-    terms = [swap_mapper(source, target), *refine_alignment(source, target), equalizer({"grass": 4}, target),
-             schedule({"default_": 1.0, "a": 0.0}, target, 1)[0]]  # fmt: skip
-    rules = [Rule(COMPOSED[row](*terms), inject_self, 16 * 16) for row in COMPOSED for inject_self in (False, True)]
+    terms = [
+        swap_mapper(source, target),
+        *refine_alignment(source, target),
+        equalizer({"grass": 4}, target),
+        cross_replace_alpha({"default_": 1.0, "a": 0.0}, target, 1)[0],
+    ]
+    rules = [StepEdit(COMPOSED[row](*terms), inject_self, 16 * 16) for row in COMPOSED for inject_self in (False, True)]
     x = torch.randn(1 + len(rules), unet.config.in_channels, 16, 16, generator=g)
 
     found, errors, effects = {}, {}, {}
-    unet(x[:1], 500, context[:1], recording(found, lambda site, queries: True))
-    by_maps, by_values = (injecting(found, rules, in_maps=maps) for maps in (True, False))
+    unet(x[:1], 500, context[:1], record_qk(found, lambda site, queries: True))
+    by_maps, by_values = (controlled_attention(found, rules, in_maps=maps) for maps in (True, False))
 
     def both(q, k, v, site):
         one, other = by_maps(q, k, v, site), by_values(q, k, v, site)
@@ -359,19 +389,19 @@ def test_explicit_and_fused_agree_at_every_site_of_a_unet(request, model, name, 
 def test_gradients_reach_the_targets_latents_through_a_unet(narrow):
     g = torch.Generator().manual_seed(0)
     x, context, found = torch.randn(2, 4, 16, 16, generator=g), torch.randn(2, 77, 16, generator=g), {}
-    narrow(x[:1], 500, context[:1], recording(found, lambda site, queries: True))
+    narrow(x[:1], 500, context[:1], record_qk(found, lambda site, queries: True))
     for maps in (True, False):
         target = x[1:].clone().requires_grad_()
-        rule = Rule(refine(EYE, ones(77).index_fill(0, torch.tensor([3]), 0)).scheduled(ones(77)), True, 64)
-        narrow(target, 500, context[1:], injecting(found, [rule], in_maps=maps)).square().sum().backward()
+        rule = StepEdit(refine_edit(EYE, ones(77).index_fill(0, torch.tensor([3]), 0)).scheduled(ones(77)), True, 64)
+        narrow(target, 500, context[1:], controlled_attention(found, [rule], in_maps=maps)).square().sum().backward()
         assert torch.isfinite(target.grad).all() and target.grad.any()
 
 
 def test_self_injection_stops_at_self_pixels(narrow):
     g = torch.Generator().manual_seed(0)
     x, context, found, changed = torch.randn(2, 4, 16, 16, generator=g), torch.randn(2, 77, 16, generator=g), {}, []
-    narrow(x[:1], 500, context[:1], recording(found, lambda site, queries: queries <= 64))
-    inject = injecting(found, [Rule(NONE, True, 64)])
+    narrow(x[:1], 500, context[:1], record_qk(found, lambda site, queries: queries <= 64))
+    inject = controlled_attention(found, [StepEdit(IDENTITY, True, 64)])
 
     def watch(q, k, v, site):
         out = inject(q, k, v, site)
@@ -389,8 +419,10 @@ def test_parity_reaches_the_words_of_weights_and_schedules():
     plain = plan_edit(one, other, 4)
     for options in ({"reweight": {"cat": 3.0}}, {"cross": {"default_": 0.8, "cat": 0.0}}):
         theirs, ours = (plan_edit(one, other, 4, parity=parity, **options) for parity in (True, False))
-        same = [torch.equal(dense(made.at(0).cross.R, made.alpha[0]), dense(plain.at(0).cross.R, plain.alpha[0]))
-                for made in (theirs, ours)]  # fmt: skip
+        same = [
+            torch.equal(dense(made.at(0).cross.R, made.alpha[0]), dense(plain.at(0).cross.R, plain.alpha[0]))
+            for made in (theirs, ours)
+        ]
         assert same == [True, False]
     assert equalizer({1: 3.0}, one, parity=True).tolist()[2:4] == [3.0, 3.0]  # "cat,": two tokens
     with pytest.raises(ValueError, match="a word or its index"):
@@ -406,26 +438,35 @@ def test_a_weight_of_zero_takes_a_word_out():
 
 def test_stores_in_chains_of_chains_see_their_side_of_the_edit():
     q_s, k_s, q, k, v = qkv(0)
-    before, after = Store(before=True), Store()
+    before, after = AttentionStore(before=True), AttentionStore()
     attend = explicit(chain(chain(before), chain(after)))
-    injecting({CROSS: (q_s, k_s)}, [Rule(KEEP, False, 0)], attend)(q, k, v, CROSS)
+    controlled_attention({CROSS: (q_s, k_s)}, [StepEdit(INJECT, False, 0)], attend)(q, k, v, CROSS)
     torch.testing.assert_close(before.maps[CROSS], attention_map(q, k))
     torch.testing.assert_close(after.maps[CROSS], attention_map(q_s, k_s))
 
 
 # Where an edit reaches
 
-SITES = [Site(place, index, cross, stride) for place, index, stride in (("down", 0, 1), ("down", 1, 2), ("mid", 0, 4))
-         for cross in (True, False)]  # fmt: skip
+SITES = [
+    Site(place, index, cross, stride)
+    for place, index, stride in (("down", 0, 1), ("down", 1, 2), ("mid", 0, 4))
+    for cross in (True, False)
+]
 
 
-@pytest.mark.parametrize("where, reached", [
-    (Where(), {0, 1, 2}), (Where(places=("down",)), {0, 1}), (Where(strides=(2, 4)), {1, 2}),
-    (Where(indices=(0,)), {0, 2}), (Where(places=("mid", "down"), strides=(1, 2), indices=(1,)), {1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "where, reached",
+    [
+        (SiteFilter(), {0, 1, 2}),
+        (SiteFilter(places=("down",)), {0, 1}),
+        (SiteFilter(strides=(2, 4)), {1, 2}),
+        (SiteFilter(indices=(0,)), {0, 2}),
+        (SiteFilter(places=("mid", "down"), strides=(1, 2), indices=(1,)), {1}),
+    ],
+)
 def test_an_edit_reaches_the_sites_that_it_is_told(where, reached):
-    rule = Rule(KEEP, True, 99, where)
-    assert [rule.of(site, 9) is KEEP for site in SITES] == [n // 2 in reached for n in range(len(SITES))]
+    rule = StepEdit(INJECT, True, 99, where)
+    assert [rule.of(site, 9) is INJECT for site in SITES] == [n // 2 in reached for n in range(len(SITES))]
 
 
 @pytest.mark.parametrize("in_maps", [True, False])
@@ -434,8 +475,8 @@ def test_an_edit_reaches_the_heads_that_it_is_told(in_maps, site):
     """In these heads the edited attention, in the others the target's own."""
     draw = torch.Generator().manual_seed(0)
     q, k, v, q_s, k_s = (torch.randn(1, 4, 6, 8, generator=draw) for _ in range(5))
-    rules = [Rule(swap(torch.eye(6)), True, 99, Where(heads=heads)) for heads in (None, (0, 2))]
-    every, some = (injecting({site: (q_s, k_s)}, [rule], in_maps=in_maps)(q, k, v, site) for rule in rules)
+    rules = [StepEdit(swap_edit(torch.eye(6)), True, 99, SiteFilter(heads=heads)) for heads in (None, (0, 2))]
+    every, some = (controlled_attention({site: (q_s, k_s)}, [rule], in_maps=in_maps)(q, k, v, site) for rule in rules)
     own = fused(q, k, v)
     torch.testing.assert_close(some[:, [0, 2]], every[:, [0, 2]])
     torch.testing.assert_close(some[:, [1, 3]], own[:, [1, 3]])
@@ -450,8 +491,8 @@ def test_inside_a_mask_the_edit_outside_the_source(site, in_maps):
     draw = torch.Generator().manual_seed(0)
     q, k, v, q_s, k_s = (torch.randn(1, 4, 6, 8, generator=draw) for _ in range(5))
     m, R = torch.tensor([0, 0, 1, 1, 0.25, 1.0]), torch.eye(6).roll(1, 1)
-    rule = Rule(swap(R).scheduled(ones(6) * 0.5), 0.25, 99, within=Within({1: m}, swap(R)))
-    made = injecting({site: (q_s, k_s)}, [rule], in_maps=in_maps)(q, k, v, site)
+    rule = StepEdit(swap_edit(R).scheduled(ones(6) * 0.5), 0.25, 99, within=Region({1: m}, swap_edit(R)))
+    made = controlled_attention({site: (q_s, k_s)}, [rule], in_maps=in_maps)(q, k, v, site)
     A_s, A_e = attention_map(q_s, k_s), attention_map(q, k)
     edit = A_s @ R * 0.5 + A_e * 0.5 if site.cross else A_s * 0.25 + A_e * 0.75
     outside = A_s @ R if site.cross else A_s
@@ -460,29 +501,38 @@ def test_inside_a_mask_the_edit_outside_the_source(site, in_maps):
 
 
 def test_a_rule_within_a_mask_keeps_to_its_sites():
-    m = Within({1: ones(6)}, KEEP)
-    assert Rule(KEEP, 1, 5, within=m).of(SELF, 6) is NONE and Rule(KEEP, 1, 6, within=m).of(SELF, 6).reads
-    assert Rule(KEEP, 1, 99, Where(places=("down",)), m).of(CROSS, 6) is NONE
+    m = Region({1: ones(6)}, INJECT)
+    assert (
+        StepEdit(INJECT, 1, 5, within=m).of(SELF, 6) is IDENTITY and StepEdit(INJECT, 1, 6, within=m).of(SELF, 6).reads
+    )
+    assert StepEdit(INJECT, 1, 99, SiteFilter(places=("down",)), m).of(CROSS, 6) is IDENTITY
 
 
 def test_rules_that_do_the_same_have_the_same_key():
-    half, other = Within({1: ones(6) / 2}, KEEP), Within({1: ones(6)}, KEEP)
-    assert Rule(NONE, 0, 9, within=half).key == Rule(NONE, 0, 9, within=Within({1: ones(6) / 2}, KEEP)).key
-    keys = [Rule(NONE, 0, 9, within=w).key for w in (None, half, other, Within({1: ones(6)}, swap(EYE)))]
-    assert len({str(key) for key in keys}) == 4 and Rule(NONE, 0.5, 9).key != Rule(NONE, 1, 9).key
-    far = Where(strides=(4,))
-    assert Rule(NONE, False, 64, far).key == Rule(NONE, False, 9).key  # nothing is done anywhere
-    assert Rule(KEEP, False, 64).key == Rule(KEEP, False, 9).key != Rule(KEEP, False, 9, far).key
-    assert Rule(NONE, True, 64).key != Rule(NONE, True, 9).key
-    assert Rule(swap(torch.eye(3)), False, 9).key == Rule(swap(torch.eye(3)), False, 9).key
-    assert Rule(swap(torch.eye(3)), False, 9).key != Rule(swap(torch.ones(3, 3)), False, 9).key
+    half, other = Region({1: ones(6) / 2}, INJECT), Region({1: ones(6)}, INJECT)
+    assert (
+        StepEdit(IDENTITY, 0, 9, within=half).key
+        == StepEdit(IDENTITY, 0, 9, within=Region({1: ones(6) / 2}, INJECT)).key
+    )
+    keys = [StepEdit(IDENTITY, 0, 9, within=w).key for w in (None, half, other, Region({1: ones(6)}, swap_edit(EYE)))]
+    assert len({str(key) for key in keys}) == 4 and StepEdit(IDENTITY, 0.5, 9).key != StepEdit(IDENTITY, 1, 9).key
+    far = SiteFilter(strides=(4,))
+    assert StepEdit(IDENTITY, False, 64, far).key == StepEdit(IDENTITY, False, 9).key  # nothing is done anywhere
+    assert StepEdit(INJECT, False, 64).key == StepEdit(INJECT, False, 9).key != StepEdit(INJECT, False, 9, far).key
+    assert StepEdit(IDENTITY, True, 64).key != StepEdit(IDENTITY, True, 9).key
+    assert StepEdit(swap_edit(torch.eye(3)), False, 9).key == StepEdit(swap_edit(torch.eye(3)), False, 9).key
+    assert StepEdit(swap_edit(torch.eye(3)), False, 9).key != StepEdit(swap_edit(torch.ones(3, 3)), False, 9).key
 
 
-@pytest.mark.parametrize("where, says", [
-    (Where(places=("left",)), "places must be some of ['down', 'mid'], as a tuple, not ('left',)"),
-    (Where(strides=()), "strides must be"), (Where(indices=[0]), "indices must be"),
-    (Where(heads=(8,)), "heads must be"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "where, says",
+    [
+        (SiteFilter(places=("left",)), "places must be some of ['down', 'mid'], as a tuple, not ('left',)"),
+        (SiteFilter(strides=()), "strides must be"),
+        (SiteFilter(indices=[0]), "indices must be"),
+        (SiteFilter(heads=(8,)), "heads must be"),
+    ],
+)
 def test_sites_and_heads_that_are_not_there_are_named(where, says):
     with pytest.raises(ValueError) as error:
         where.check({site: 4 if site.place == "down" else 8 for site in SITES})

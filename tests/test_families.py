@@ -18,16 +18,18 @@ from safetensors.torch import load_file, save_file
 from test_official import UNETS
 
 import minip2p
-from minip2p import cli
-from minip2p.attention import fused
-from minip2p.beside import masked
-from minip2p.blend import own_mask
+from minip2p.attention.contract import fused
+from minip2p.baselines import MasaCtrl
+from minip2p.checkpoints.components import ImageConditioning, unet_rows
+from minip2p.checkpoints.single_file import LAYERS, SingleFile
+from minip2p.cli import main
 from minip2p.config import UNetConfig, VAEConfig
-from minip2p.neighbours import MasaCtrl
-from minip2p.parts import Beside, rows_of
-from minip2p.replay import aimed, edit, planned
-from minip2p.single import LAYERS, Single
-from minip2p.trajectory import as_image, sample
+from minip2p.io.images import read_mask, to_pil
+from minip2p.p2p.batching import plan_batches
+from minip2p.p2p.editing import run_edits
+from minip2p.p2p.targets import make_targets
+from minip2p.sampling.conditioning import inpainting_conditioning
+from minip2p.sampling.trajectory import sample
 
 PROMPT, STEPS = "a cat on the beach", 20
 
@@ -46,7 +48,8 @@ def same(ours, theirs, beside=()):
 
 def same_models(a, b):
     encoders = a.text.encoders.keys() == b.text.encoders.keys() and all(
-        same(one, b.text.encoders[name]) for name, one in a.text.encoders.items())  # fmt: skip
+        same(one, b.text.encoders[name]) for name, one in a.text.encoders.items()
+    )
     return same(a.unet, b.unet) and same(a.vae, b.vae) and encoders
 
 
@@ -59,8 +62,14 @@ def test_a_familys_latents_after_20_steps_are_those_of_its_pipeline(family, name
     model = minip2p.load(folder)
     run = model.generate(PROMPT, seed=1, steps=STEPS, negative="fog" if "Turbo" not in name else "")
     with torch.no_grad():
-        theirs = pipe(PROMPT, latents=run.latents[:1].clone(), num_inference_steps=STEPS, output_type="latent",
-                      negative_prompt=run.negative or None, guidance_scale=model.guidance).images  # fmt: skip
+        theirs = pipe(
+            PROMPT,
+            latents=run.latents[:1].clone(),
+            num_inference_steps=STEPS,
+            output_type="latent",
+            negative_prompt=run.negative or None,
+            guidance_scale=model.guidance,
+        ).images
     check(f"{name}, float32", run.latents[-1:], theirs, 1e-3)  # 6e-6
 
 
@@ -68,8 +77,15 @@ def test_stable_diffusion_xl_is_told_rows_and_columns(family):
     pipe, folder, _ = family("SDXL")
     run = minip2p.load(folder).generate(PROMPT, seed=2, steps=5, size=(32, 64), negative="fog")
     with torch.no_grad():
-        theirs = pipe(PROMPT, latents=run.latents[:1].clone(), num_inference_steps=5, output_type="latent", height=32,
-                      width=64, negative_prompt="fog").images  # fmt: skip
+        theirs = pipe(
+            PROMPT,
+            latents=run.latents[:1].clone(),
+            num_inference_steps=5,
+            output_type="latent",
+            height=32,
+            width=64,
+            negative_prompt="fog",
+        ).images
     check("SDXL, 32 x 64, float32", run.latents[-1:], theirs, 1e-3)
 
 
@@ -97,8 +113,16 @@ def test_the_readmes_table_of_what_loads_is_of_what_is_tested(family):
 
 def test_guidance_is_the_familys_own(family):
     said = {name: minip2p.load(family(name)[1]).guidance for name in FAMILIES}
-    assert said == {"SD 1": 7.5, "SD 2 base": 7.5, "SD 2, v": 7.5, "SDXL": 5.0,
-                    "InstructPix2Pix": 7.5, "inpainting": 7.5, "SD Turbo": 1.0, "SDXL Turbo": 1.0}  # fmt: skip
+    assert said == {
+        "SD 1": 7.5,
+        "SD 2 base": 7.5,
+        "SD 2, v": 7.5,
+        "SDXL": 5.0,
+        "InstructPix2Pix": 7.5,
+        "inpainting": 7.5,
+        "SD Turbo": 1.0,
+        "SDXL Turbo": 1.0,
+    }
 
 
 def test_at_guidance_0_a_distilled_model_runs_no_unconditional_rows(family):
@@ -116,8 +140,10 @@ def test_prompt_to_prompt_on_every_family(family, name):
     model = minip2p.load(family(name)[1])
     run = model.generate(PROMPT, seed=1, steps=4)
     swap = {"cross": 1.0, "self_": 0.5}
-    edited, plain, mapped = (model.edit(run, "a dog on the beach", **how)
-                             for how in (swap, {"cross": 0, "self_": 0}, {**swap, "explicit": True}))  # fmt: skip
+    edited, plain, mapped = (
+        model.edit(run, "a dog on the beach", **how)
+        for how in (swap, {"cross": 0, "self_": 0}, {**swap, "explicit": True})
+    )
     assert (edited.latents[-1] - plain.latents[-1]).abs().max() > 1e-3
     check(f"{name}, in maps, float32", mapped.latents, edited.latents, 1e-4)
     itself = model.edit(run, PROMPT, **swap)
@@ -187,9 +213,16 @@ def test_instruct_pix2pix_is_its_pipeline(family, w_t, w_i):
     model, seen = minip2p.load(folder), picture()
     run = model.instruct(seen, "make it snow", seed=1, steps=STEPS, guidance=w_t, picture_guidance=w_i, negative="fog")
     with torch.no_grad():
-        theirs = pipe("make it snow", image=(seen[None] + 1) / 2, latents=run.latents[:1].clone(), guidance_scale=w_t,
-                      image_guidance_scale=w_i, negative_prompt="fog", num_inference_steps=STEPS,
-                      output_type="latent").images  # fmt: skip
+        theirs = pipe(
+            "make it snow",
+            image=(seen[None] + 1) / 2,
+            latents=run.latents[:1].clone(),
+            guidance_scale=w_t,
+            image_guidance_scale=w_i,
+            negative_prompt="fog",
+            num_inference_steps=STEPS,
+            output_type="latent",
+        ).images
     check("InstructPix2Pix, float32", run.latents[-1:], theirs, 1e-3)  # 6e-6
     assert run.picture.shape == (3, 32, 32)
 
@@ -199,16 +232,16 @@ def test_two_way_guidance_by_hand_and_its_rows(family):
     model = minip2p.load(family("InstructPix2Pix")[1])
     x, channels = torch.randn(2, 4, 16, 16), torch.randn(1, 4, 16, 16)
     empty, words = model.text(""), model.text(["a cat", "a dog"])
-    zeros, full = Beside(torch.zeros_like(channels)), Beside(channels)
+    zeros, full = ImageConditioning(torch.zeros_like(channels)), ImageConditioning(channels)
     eps_u = model.predict(x, 500, empty, words, 0.0, fused, beside=zeros)
     eps_i = model.predict(x, 500, empty, words, 0.0, fused, beside=full)
     eps_c = model.predict(x, 500, words, words, 1.0, fused, beside=full)
     for w_t, w_i, rows in ((7.5, 1.5, 6), (7.5, 1.0, 4), (1.0, 1.0, 2), (1.5, 1.5, 4), (0.0, 1.5, 4), (0.0, 1.0, 2)):
         before = model.rows
-        made = model.predict(x, 500, empty, words, w_t, fused, beside=Beside(channels, w_i))
+        made = model.predict(x, 500, empty, words, w_t, fused, beside=ImageConditioning(channels, w_i))
         want = eps_u + w_i * (eps_i - eps_u) + w_t * (eps_c - eps_i)
         torch.testing.assert_close(made, want, atol=1e-4, rtol=1e-4)
-        assert model.rows - before == rows == rows_of(2, w_t, beside=Beside(channels, w_i)), (w_t, w_i)
+        assert model.rows - before == rows == unet_rows(2, w_t, beside=ImageConditioning(channels, w_i)), (w_t, w_i)
 
 
 def test_inpainting_is_its_pipeline(family):
@@ -222,9 +255,18 @@ def test_inpainting_is_its_pipeline(family):
     grey = torch.where(mask.bool(), 0.0, seen)
     torch.testing.assert_close(beside[:, 1:], model.encode(grey[None]))
     with torch.no_grad():
-        theirs = pipe(PROMPT, image=seen[None], mask_image=mask[None, None], masked_image_latents=beside[:, 1:].clone(),
-                      latents=run.latents[:1].clone(), num_inference_steps=STEPS, height=32, width=32,
-                      output_type="latent", strength=1.0).images  # fmt: skip
+        theirs = pipe(
+            PROMPT,
+            image=seen[None],
+            mask_image=mask[None, None],
+            masked_image_latents=beside[:, 1:].clone(),
+            latents=run.latents[:1].clone(),
+            num_inference_steps=STEPS,
+            height=32,
+            width=32,
+            output_type="latent",
+            strength=1.0,
+        ).images
     check("inpainting, float32", run.latents[-1:], theirs, 1e-3)
 
 
@@ -254,15 +296,23 @@ def test_edits_of_an_instruction_cost_what_is_predicted(family, w, w_i):
     """At w_T = 0 too, where no words are read; and the neighbours read the picture as well."""
     model = minip2p.load(family("InstructPix2Pix")[1])
     run = model.instruct(picture(), PROMPT, steps=3, guidance=w, picture_guidance=w_i)
-    targets = aimed(model, run, ["a dog on the beach", "a pig on the beach"], None, None, cross=0.5, self_=0.5)
+    targets = make_targets(model, run, ["a dog on the beach", "a pig on the beach"], None, None, cross=0.5, self_=0.5)
     before = model.rows
-    edit(model, run, targets)
-    assert model.rows - before == planned(model, run, targets).cost(run)
+    run_edits(model, run, targets)
+    assert model.rows - before == plan_batches(model, run, targets).cost(run)
     assert model.edit(run, "a dog on the beach", cross=0, self_=0, attend=MasaCtrl(run)).latents.isfinite().all()
 
 
-@pytest.mark.parametrize("odd", [{"hidden_size": None}, {"hidden_size": "64"}, {"architectures": 3},
-                                 {"eos_token_id": None}, {"num_hidden_layers": 10**5}])  # fmt: skip
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"hidden_size": None},
+        {"hidden_size": "64"},
+        {"architectures": 3},
+        {"eos_token_id": None},
+        {"num_hidden_layers": 10**5},
+    ],
+)
 def test_an_odd_text_encoder_is_one_clear_line(family, tmp_path, odd):
     folder = copied(family("SDXL")[1], tmp_path / "odd")
     file = folder / "text_encoder_2/config.json"
@@ -294,8 +344,13 @@ def test_an_empty_negative_prompt_is_nothing_where_nothing_else_is_said(family, 
     file = folder / "model_index.json"
     index = json.loads(file.read_text())
     for said, zeros in ((None, True), (True, True), (False, False)):
-        file.write_text(json.dumps(index | {"force_zeros_for_empty_prompt": said} if said is not None else {
-            name: value for name, value in index.items() if name != "force_zeros_for_empty_prompt"}))  # fmt: skip
+        file.write_text(
+            json.dumps(
+                index | {"force_zeros_for_empty_prompt": said}
+                if said is not None
+                else {name: value for name, value in index.items() if name != "force_zeros_for_empty_prompt"}
+            )
+        )
         assert minip2p.load(folder).text.zeros == zeros
     file.unlink()
     assert minip2p.load(folder).text.zeros
@@ -305,19 +360,19 @@ def test_a_mask_with_transparency_is_black_there_as_a_file_and_as_an_image(famil
     model, ink = minip2p.load(family("inpainting")[1]), Image.new("RGBA", (32, 32), (255, 255, 255, 0))
     ink.paste((255, 255, 255, 255), (8, 8, 24, 24))
     ink.save(tmp_path / "ink.png")
-    a, b = (masked(model, picture(), mask, "crop").channels for mask in (ink, tmp_path / "ink.png"))
+    a, b = (inpainting_conditioning(model, picture(), mask, "crop").channels for mask in (ink, tmp_path / "ink.png"))
     assert torch.equal(a, b) and a[0, 0].sum() == 64
-    assert own_mask(ink).sum() == 256
+    assert read_mask(ink).sum() == 256
 
 
 def test_a_benchmark_of_a_model_that_reads_a_picture_is_one_clear_line(family, tmp_path, capsys):
     said = ["bench-edits", "--model", str(family("inpainting")[1]), "--count", "1", "-o", str(tmp_path / "out")]
-    assert cli.main(said) == 2
+    assert main.main(said) == 2
     assert "this model makes a picture of a picture" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_size_that_no_memory_holds_is_one_clear_line(family, tmp_path, capsys):
-    as_image(picture()).save(tmp_path / "a.png")
+    to_pil(picture()).save(tmp_path / "a.png")
     for command, name in ((["instruct", str(tmp_path / "a.png")], "InstructPix2Pix"), (["generate"], "SD 1")):
         said = [
             *command,
@@ -329,16 +384,16 @@ def test_a_size_that_no_memory_holds_is_one_clear_line(family, tmp_path, capsys)
             "-o",
             str(tmp_path / "b"),
         ]
-        assert cli.main(said) == 2
+        assert main.main(said) == 2
         assert "is too large: 67108864 are the most" in capsys.readouterr().err
 
 
 def test_weights_that_are_read_are_never_overwritten(family, tmp_path, capsys):
     folder = copied(family("InstructPix2Pix")[1], tmp_path / "model")
-    as_image(picture()).save(tmp_path / "a.png")
+    to_pil(picture()).save(tmp_path / "a.png")
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
     before, out = weights.read_bytes(), ["--steps", "1", "-o", str(tmp_path / "out.png"), "--record", str(weights)]
-    assert cli.main(["instruct", str(tmp_path / "a.png"), "x", "--model", str(folder), *out]) == 2
+    assert main.main(["instruct", str(tmp_path / "a.png"), "x", "--model", str(folder), *out]) == 2
     assert "is read, and would be overwritten" in capsys.readouterr().err
     _, plain, file = family("SD 1")
     single_file = tmp_path / "a.safetensors"
@@ -354,9 +409,11 @@ def test_weights_that_are_read_are_never_overwritten(family, tmp_path, capsys):
     with pytest.raises(ValueError, match="the model's weights are in it"):
         model.generate(PROMPT, steps=1).save(elsewhere)
     assert elsewhere.read_bytes() == before_link
-    for command in (["generate", PROMPT, "-o", str(tmp_path / "out.png"), "--record", str(single_file)],
-                    ["invert", str(tmp_path / "a.png"), PROMPT, "-o", str(single_file)]):  # fmt: skip
-        assert cli.main([*command, *given]) == 2
+    for command in (
+        ["generate", PROMPT, "-o", str(tmp_path / "out.png"), "--record", str(single_file)],
+        ["invert", str(tmp_path / "a.png"), PROMPT, "-o", str(single_file)],
+    ):
+        assert main.main([*command, *given]) == 2
         assert "is read, and would be overwritten" in capsys.readouterr().err
     assert weights.read_bytes() == before and single_file.read_bytes() == file.read_bytes()
     assert not (tmp_path / "out.png").exists()
@@ -396,21 +453,30 @@ def test_a_single_file_is_the_folder_to_the_bit_here_and_in_diffusers(family, na
         assert same(encoder, getattr(theirs, part), ["position_ids"])
 
 
-@pytest.mark.parametrize("name, said", [
-    ("SD 1", {}), ("SDXL", {}), ("SD 2 base", {"modelspec.prediction_type": "epsilon"}),
-    ("SD 2, v", {"modelspec.prediction_type": "v"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("SD 1", {}),
+        ("SDXL", {}),
+        ("SD 2 base", {"modelspec.prediction_type": "epsilon"}),
+        ("SD 2, v", {"modelspec.prediction_type": "v"}),
+    ],
+)
 def test_what_a_single_file_is_is_read_off_its_keys_and_shapes(family, tmp_path, name, said):
     """All that a folder's configs say, but for the size of a small model's pictures."""
     _, folder, file = family(name)
     save_file(load_file(file), tmp_path / "a.safetensors", said)
-    found = Single(tmp_path / "a.safetensors", None)
+    found = SingleFile(tmp_path / "a.safetensors", None)
     for part, of in (("unet", UNetConfig), ("vae", VAEConfig)):
         theirs = of.of(json.loads((folder / part / "config.json").read_text()))
         ours = of.of(found.config(part))
         for key in of.__dataclass_fields__.keys() - {"sample_size", "upcast_attention"}:
-            values = [one.per_level(getattr(one, key)) if key in ("attention_head_dim", "transformer_layers_per_block")
-                      else getattr(one, key) for one in (ours, theirs)]  # fmt: skip
+            values = [
+                one.per_level(getattr(one, key))
+                if key in ("attention_head_dim", "transformer_layers_per_block")
+                else getattr(one, key)
+                for one in (ours, theirs)
+            ]
             assert values[0] == values[1], key
     theirs = json.loads((folder / "scheduler/scheduler_config.json").read_text())
     assert {key: theirs[key] for key in found.config("scheduler")} == found.config("scheduler")
@@ -418,12 +484,13 @@ def test_what_a_single_file_is_is_read_off_its_keys_and_shapes(family, tmp_path,
         theirs = json.loads((folder / part / "config.json").read_text())
         ours = found.config(part)
         assert {key: theirs[key] for key in ours if key != "architectures"} == {
-            key: value for key, value in ours.items() if key != "architectures"}  # fmt: skip
+            key: value for key, value in ours.items() if key != "architectures"
+        }
 
 
 def test_a_single_stable_diffusion_2_that_does_not_say_what_it_predicts_is_one_clear_line(family):
     with pytest.raises(ValueError, match="predicts noise or v, and the file does not say which: give, as config, a f"):
-        Single(family("SD 2, v")[2], None).config("scheduler")
+        SingleFile(family("SD 2, v")[2], None).config("scheduler")
 
 
 def test_a_folder_with_tokenizers_alone_is_enough_and_what_it_says_counts(family, tmp_path):
@@ -451,11 +518,16 @@ def test_a_single_file_needs_a_tokenizer(family):
 
 
 OLD = {
-    "model_ema.decay": torch.ones(()), "model_ema.diffusion_modelinput_blocks00weight": torch.ones(3),
-    "betas": torch.ones(4), "alphas_cumprod": torch.ones(4), "sqrt_alphas_cumprod": torch.ones(4),
-    "posterior_variance": torch.ones(4), "log_one_minus_alphas_cumprod": torch.ones(4), "logvar": torch.ones(4),
+    "model_ema.decay": torch.ones(()),
+    "model_ema.diffusion_modelinput_blocks00weight": torch.ones(3),
+    "betas": torch.ones(4),
+    "alphas_cumprod": torch.ones(4),
+    "sqrt_alphas_cumprod": torch.ones(4),
+    "posterior_variance": torch.ones(4),
+    "log_one_minus_alphas_cumprod": torch.ones(4),
+    "logvar": torch.ones(4),
     "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
-}  # fmt: skip
+}
 
 
 def test_what_old_files_have_besides_is_ignored_and_nothing_else(family, tmp_path):
@@ -463,8 +535,12 @@ def test_what_old_files_have_besides_is_ignored_and_nothing_else(family, tmp_pat
     tensors = load_file(file)
     save_file(tensors | OLD, tmp_path / "old.safetensors")
     assert same_models(minip2p.load(tmp_path / "old.safetensors", config=folder), minip2p.load(folder))
-    for odd in ("model.diffusion_model.extra.weight", "first_stage_model.extra.weight", "lora_unet_a.alpha",
-                "cond_stage_model.transformer.text_model.extra.weight"):  # fmt: skip
+    for odd in (
+        "model.diffusion_model.extra.weight",
+        "first_stage_model.extra.weight",
+        "lora_unet_a.alpha",
+        "cond_stage_model.transformer.text_model.extra.weight",
+    ):
         save_file(tensors | {odd: torch.ones(1)}, tmp_path / "odd.safetensors")
         with pytest.raises(ValueError, match="extra.weight|lora_unet_a.alpha is of no model") as error:
             minip2p.load(tmp_path / "odd.safetensors", config=folder).text("a cat")
@@ -481,8 +557,11 @@ def test_a_vae_from_elsewhere(family, tmp_path):
     other = pipeline("SD 1", seed=50)
     other.save_pretrained(tmp_path / "other")
     single(tmp_path / "other", tmp_path / "other.safetensors")
-    alone = {name.removeprefix("first_stage_model."): t for name, t in load_file(tmp_path / "other.safetensors").items()
-             if name.startswith("first_stage_model.")}  # fmt: skip
+    alone = {
+        name.removeprefix("first_stage_model."): t
+        for name, t in load_file(tmp_path / "other.safetensors").items()
+        if name.startswith("first_stage_model.")
+    }
     save_file(alone, tmp_path / "alone.safetensors")
     want = minip2p.load(tmp_path / "other").vae
     for where in ("other", "other/vae", "other.safetensors", "alone.safetensors"):
@@ -496,8 +575,11 @@ def test_a_vae_from_elsewhere(family, tmp_path):
 def test_another_vae_that_does_not_say_its_scale_has_the_models_own(family, tmp_path):
     """As one in a file alone; and a part's own file, in diffusers' names, has its config beside it."""
     pipe, folder, file = family("SDXL")
-    alone = {name.removeprefix("first_stage_model."): t for name, t in load_file(file).items()
-             if name.startswith("first_stage_model.")}  # fmt: skip
+    alone = {
+        name.removeprefix("first_stage_model."): t
+        for name, t in load_file(file).items()
+        if name.startswith("first_stage_model.")
+    }
     save_file(alone, tmp_path / "vae.safetensors")
     for where in (tmp_path / "vae.safetensors", folder / "vae/diffusion_pytorch_model.safetensors"):
         model = minip2p.load(folder, vae=where)
@@ -554,9 +636,21 @@ def test_a_tokenizer_with_more_tokens_than_the_encoder_has_is_one_clear_line(fam
 
 
 SCHEDULERS = (
-    "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "DPMSolverMultistep",
-    "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "KDPM2Discrete", "LCM", "TCD", "SASolver",
-)  # fmt: skip
+    "DDPM",
+    "PNDM",
+    "LMSDiscrete",
+    "EulerDiscrete",
+    "EulerAncestralDiscrete",
+    "HeunDiscrete",
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "DEISMultistep",
+    "UniPCMultistep",
+    "KDPM2Discrete",
+    "LCM",
+    "TCD",
+    "SASolver",
+)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers' own, as it makes them
@@ -574,9 +668,14 @@ def test_a_scheduler_of_another_kind_keeps_its_betas_offset_and_prediction(famil
         assert made.steps_offset == 1
 
 
-@pytest.mark.parametrize("change", [
-    ("unet", {"attention_head_dim": 4}), ("text_encoder", {"hidden_act": "gelu"}), ("vae", {"scaling_factor": 0.2}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("unet", {"attention_head_dim": 4}),
+        ("text_encoder", {"hidden_act": "gelu"}),
+        ("vae", {"scaling_factor": 0.2}),
+    ],
+)
 def test_a_run_of_a_model_with_other_configurations_is_refused(family, tmp_path, change):
     """Whose weights are the same."""
     folder = copied(family("SD 1")[1], tmp_path / "other")
@@ -601,15 +700,21 @@ def test_16_bit_variants_and_sharded_weights(family, tmp_path):
     assert same_models(minip2p.load(tmp_path / "both"), minip2p.load(folder))
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda index, file: index["weight_map"].update({"conv_in.bias": "../../other.safetensors"}), "not beside it"),
-    (lambda index, file: index["weight_map"].update({"conv_in.bias": "nowhere.safetensors"}), "by the index"),
-    (lambda index, file: index.update(weight_map={"conv_in.bias": "nowhere.safetensors"}), "nowhere.safetensors: no s"),
-    (lambda index, file: index["weight_map"].update({"more.bias": file}), "more.bias is in none of its files"),
-    (lambda index, file: index["weight_map"].pop("conv_in.bias"), None),  # it is there, and that is enough
-    (lambda index, file: index.pop("weight_map"), "has no weight_map"),
-    (lambda index, file: index.update(weight_map={"a": 3}), "has no weight_map"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda index, file: index["weight_map"].update({"conv_in.bias": "../../other.safetensors"}), "not beside it"),
+        (lambda index, file: index["weight_map"].update({"conv_in.bias": "nowhere.safetensors"}), "by the index"),
+        (
+            lambda index, file: index.update(weight_map={"conv_in.bias": "nowhere.safetensors"}),
+            "nowhere.safetensors: no s",
+        ),
+        (lambda index, file: index["weight_map"].update({"more.bias": file}), "more.bias is in none of its files"),
+        (lambda index, file: index["weight_map"].pop("conv_in.bias"), None),  # it is there, and that is enough
+        (lambda index, file: index.pop("weight_map"), "has no weight_map"),
+        (lambda index, file: index.update(weight_map={"a": 3}), "has no weight_map"),
+    ],
+)
 def test_an_index_is_read_strictly(family, tmp_path, change, says):
     pipe, folder, _ = family("SD 1")
     pipe.unet.save_pretrained(tmp_path / "unet", max_shard_size="1MB")
@@ -682,20 +787,20 @@ def test_the_command_line_takes_a_single_file_and_another_vae(family, tmp_path, 
     _, folder, file = family("SD 1")
     out = tmp_path / "a.png"
     said = ["generate", PROMPT, "--steps", "2", "--size", "32x32", "-o", str(out)]
-    assert cli.main([*said, "--model", str(file), "--config", str(folder), "--vae", str(folder / "vae")]) == 0
+    assert main.main([*said, "--model", str(file), "--config", str(folder), "--vae", str(folder / "vae")]) == 0
     want = minip2p.load(folder).generate(PROMPT, steps=2, size=(32, 32)).image
     with Image.open(out) as made:
         assert made.tobytes() == want.tobytes()
         assert f"Model: {file.name}, VAE: vae" in made.text["parameters"]
     capsys.readouterr()
-    assert cli.main([*said, "--model", str(file)]) == 2
+    assert main.main([*said, "--model", str(file)]) == 2
     error = capsys.readouterr().err
     assert "a single file has no tokenizer" in error and error.count("\n") == 1
 
 
 def test_the_command_line_instructs_and_paints(family, tmp_path, capsys):
     """A picture, and a run that can be edited; by a model that cannot, one clear line."""
-    seen = as_image(picture())
+    seen = to_pil(picture())
     seen.save(tmp_path / "a b.png")
     mask = Image.new("RGBA", seen.size)
     mask.paste((255, 255, 255, 255), (8, 8, 24, 24))
@@ -703,15 +808,15 @@ def test_the_command_line_instructs_and_paints(family, tmp_path, capsys):
     given = [str(tmp_path / "a b.png"), "make it snow", "--steps", "2", "-o", str(tmp_path / "out.png")]
     models = {name: ["--model", str(family(name)[1])] for name in ("SD 1", *PAINTERS)}
     run = ["--record", str(tmp_path / "run.safetensors")]
-    assert cli.main(["instruct", *given, *models["InstructPix2Pix"], *run, "--picture-guidance", "1.2"]) == 0
+    assert main.main(["instruct", *given, *models["InstructPix2Pix"], *run, "--picture-guidance", "1.2"]) == 0
     want = minip2p.load(family("InstructPix2Pix")[1]).instruct(seen, "make it snow", steps=2, picture_guidance=1.2)
     with Image.open(tmp_path / "out.png") as made:
         assert made.tobytes() == want.image.tobytes()
         assert "Picture guidance: 1.2" in made.text["parameters"] and "a b.png" in made.text["parameters"]
     edit = ["edit", run[1], "make it rain", "-o", str(tmp_path / "edited.png")]
-    assert cli.main([*edit, *models["InstructPix2Pix"]]) == 0 and (tmp_path / "edited.png").exists()
+    assert main.main([*edit, *models["InstructPix2Pix"]]) == 0 and (tmp_path / "edited.png").exists()
     painted = ["inpaint", *given, "--mask", str(tmp_path / "mask.png")]
-    assert cli.main([*painted, *models["inpainting"]]) == 0
+    assert main.main([*painted, *models["inpainting"]]) == 0
     white = torch.zeros(32, 32)
     white[8:24, 8:24] = 1
     want = minip2p.load(family("inpainting")[1]).inpaint(seen, white, "make it snow", steps=2)
@@ -734,7 +839,7 @@ def test_the_command_line_instructs_and_paints(family, tmp_path, capsys):
     )
     for arguments, says in wrong:
         with contextlib.suppress(SystemExit):
-            assert cli.main(arguments) == 2
+            assert main.main(arguments) == 2
         error = capsys.readouterr().err
         assert says in error and "Traceback" not in error, says
     assert not (tmp_path / "no.png").exists()

@@ -12,19 +12,31 @@ from parity import SD15_VAE, check, on_meta, share_weights
 from test_official import UNETS
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from minip2p.checkpoints.diffusers_folder import DiffusersFolder
 from minip2p.config import UNetConfig, VAEConfig
-from minip2p.folder import Folder
-from minip2p.text import Text
+from minip2p.text.encoder import TextEncoder
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 pytestmark = pytest.mark.full
 PROMPTS = ["a cat on the beach", "a photo of a red car in the fog"]
 CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768)
-CLIP_H = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu",
-              projection_dim=512)  # fmt: skip
-CLIP_G = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, hidden_act="gelu",
-              projection_dim=1280)  # fmt: skip
+CLIP_H = dict(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,
+    num_attention_heads=16,
+    hidden_act="gelu",
+    projection_dim=512,
+)
+CLIP_G = dict(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    hidden_act="gelu",
+    projection_dim=1280,
+)
 
 
 @pytest.mark.parametrize("family", UNETS)
@@ -62,9 +74,14 @@ def encoder(kind, config, words, seed):
     return made
 
 
-@pytest.mark.parametrize("family, first, second", [
-    ("SD 1", CLIP_L, None), ("SD 2", CLIP_H, None), ("SDXL", CLIP_L, CLIP_G),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, first, second",
+    [
+        ("SD 1", CLIP_L, None),
+        ("SD 2", CLIP_H, None),
+        ("SDXL", CLIP_L, CLIP_G),
+    ],
+)
 @torch.no_grad()
 def test_the_text_embedding_at_full_size_is_the_pipelines(tmp_path, family, first, second):
     """From files that transformers wrote; of diffusers' encode_prompt. The vocabulary is the small model's."""
@@ -75,14 +92,21 @@ def test_the_text_embedding_at_full_size_is_the_pipelines(tmp_path, family, firs
         parts |= {"text_encoder_2": encoder(CLIPTextModelWithProjection, second, len(tokenizer), 2)}
     for name, part in parts.items():
         part.save_pretrained(tmp_path / name)
-    text = Text(Folder(tmp_path), dtype=torch.float32)
+    text = TextEncoder(DiffusersFolder(tmp_path), dtype=torch.float32)
     words, pooled = text.parted(text(PROMPTS))
     if second:
         pipe = StableDiffusionXLPipeline(**parts, unet=None, vae=None, scheduler=None, add_watermarker=False)
         expected, _, whole, _ = pipe.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=False)
         check(f"{family}, the prompts as a whole, float32", pooled, whole, 1e-4)
     else:
-        pipe = StableDiffusionPipeline(**parts, unet=None, vae=None, scheduler=None, safety_checker=None,
-                                       feature_extractor=None, requires_safety_checker=False)  # fmt: skip
+        pipe = StableDiffusionPipeline(
+            **parts,
+            unet=None,
+            vae=None,
+            scheduler=None,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
         expected, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
     check(f"{family}, text, float32", words, expected, 1e-4)

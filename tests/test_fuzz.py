@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minip2p
-from minip2p import checkpoint
-from minip2p.checkpoint import load_module
-from minip2p.folder import sharded
-from minip2p.lora import Lora
+from minip2p.checkpoints import strict
+from minip2p.checkpoints.diffusers_folder import read_shards
+from minip2p.checkpoints.lora import Lora
+from minip2p.checkpoints.strict import load_module
 
 
 class Small(nn.Module):
@@ -64,8 +64,11 @@ numbers = st.one_of(
 
 
 @MANY
-@given(changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=6),
-       cut=st.one_of(st.none(), st.integers(0, 600)), more=st.binary(max_size=9))  # fmt: skip
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=6),
+    cut=st.one_of(st.none(), st.integers(0, 600)),
+    more=st.binary(max_size=9),
+)
 def test_bytes_that_are_changed_cut_off_or_added(file, tmp_path_factory, changes, cut, more):
     whole = bytearray(file.read_bytes())
     for where, byte in changes:
@@ -110,17 +113,36 @@ def test_headers_that_lie(file, data):
         assert all(torch.equal(tensor, want[key]) for key, tensor in made.state_dict().items())
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"\0", b"\0" * 8, b"\0" * 100, struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 2**62) + b"{}",
-    built(b"[" * 200_000, b""), built(b'{"a":' * 50_000, b""), built(b"\xff\xfe", b""), b"\x80\x02}q\x00.",
-    b"PK\x03\x04",
-    built(b'{"conv.bias":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},'
-          b'"conv.bias":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}', b"\0" * 12),
-    built({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]},
-           "b": {"dtype": "F32", "shape": [3], "data_offsets": [4, 16]}}, b"\0" * 16),
-    built({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, b"\0" * 16),
-    built({"a": {"dtype": "F32", "shape": [3], "data_offsets": [2**70, 2**70 + 12]}}, b"\0" * 16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0",
+        b"\0" * 8,
+        b"\0" * 100,
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 2**62) + b"{}",
+        built(b"[" * 200_000, b""),
+        built(b'{"a":' * 50_000, b""),
+        built(b"\xff\xfe", b""),
+        b"\x80\x02}q\x00.",
+        b"PK\x03\x04",
+        built(
+            b'{"conv.bias":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},'
+            b'"conv.bias":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}',
+            b"\0" * 12,
+        ),
+        built(
+            {
+                "a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]},
+                "b": {"dtype": "F32", "shape": [3], "data_offsets": [4, 16]},
+            },
+            b"\0" * 16,
+        ),
+        built({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, b"\0" * 16),
+        built({"a": {"dtype": "F32", "shape": [3], "data_offsets": [2**70, 2**70 + 12]}}, b"\0" * 16),
+    ],
+)
 def test_files_that_are_none(file, content):
     """Empty, deep, a pickle and an archive; names twice; tensors that overlap, or lie far beyond the file."""
     assert outcome(file.with_name("none.safetensors"), content) is None
@@ -161,7 +183,7 @@ def test_a_file_that_may_not_be_read_is_one_clear_line(file, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    monkeypatch.setattr(strict, "safe_open", refuse)
     with pytest.raises(ValueError, match=r"weights.safetensors: .*Permission denied"):
         load_module(Small, file, dtype=torch.float32)
 
@@ -180,8 +202,12 @@ def test_weights_that_are_no_numbers_are_named_by_the_first_picture(family, tmp_
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=4), dropped=st.integers(0, 400),
-       renamed=st.text(max_size=12), odd=st.sampled_from(["", "bytes", "drop", "name", "shape"]))  # fmt: skip
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=4),
+    dropped=st.integers(0, 400),
+    renamed=st.text(max_size=12),
+    odd=st.sampled_from(["", "bytes", "drop", "name", "shape"]),
+)
 def test_a_damaged_single_file_is_its_own_weights_or_one_clear_line(family, tmp_path, changes, dropped, renamed, odd):
     """What is derived from its keys and shapes, and then read by them."""
     _, folder, file = family("SD 1")
@@ -244,7 +270,7 @@ def test_a_damaged_index_is_the_whole_or_one_clear_line(tmp_path, data):
     path = tmp_path / "index.json"
     path.write_bytes(content)
     try:
-        found = sharded(path)
+        found = read_shards(path)
     except (ValueError, FileNotFoundError) as error:
         assert "\n" not in str(error) and str(tmp_path) in str(error)
     else:

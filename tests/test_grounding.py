@@ -7,11 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from minip2p.attention import Site, explicit
-from minip2p.tiny.export import tokenizer
-from minip2p.tiny.grounding import SHARE, SLOTS, Kept, aims, grounding_loss, regions, said
+from minip2p.attention.contract import Site, explicit
+from minip2p.text.prompt import Prompt
+from minip2p.tiny.export import load_tokenizer
+from minip2p.tiny.grounding import (
+    ATTENTION_SHARE,
+    SLOTS,
+    MapKeeper,
+    grounding_loss,
+    regions,
+    slot_tokens,
+    target_attention,
+)
 from minip2p.tiny.scenes import Scene, Thing
-from minip2p.words import Prompt
 
 CROSS = Site("up", 0, True, 1)
 CAT, CAR = Thing("cat", None, 40, 100, 60, False), Thing("car", "red", 90, 100, 60, False)
@@ -20,12 +28,12 @@ SCENE = Scene((CAT, CAR), "sea", "photo", "snow", 0.7, 60.0, "", 0)
 
 @pytest.fixture(scope="module")
 def read():
-    words = tokenizer()
+    words = load_tokenizer()
     return lambda text: Prompt.of(text, words)
 
 
 def test_kept_maps_are_the_maps_with_their_graph():
-    kept = Kept()
+    kept = MapKeeper()
     q, k = torch.randn(1, 2, 4, 3, requires_grad=True), torch.randn(1, 2, 5, 3)
     explicit(kept)(q, k, k, CROSS)
     explicit(kept)(q, q, q, replace(CROSS, cross=False))
@@ -71,23 +79,25 @@ def test_flowers_grow_below_the_horizon_and_an_empty_slot_is_empty():
 )
 def test_said_finds_the_tokens_of_what_the_caption_names(read, caption, expected):
     prompt = read(caption)
-    assert said(SCENE, prompt) == [() if words is None else prompt.find(words) for words in expected]
+    assert slot_tokens(SCENE, prompt) == [() if words is None else prompt.find(words) for words in expected]
 
 
 def test_snow_on_the_ground_and_falling_snow_are_told_apart(read):
     """No scene has both (see draw_scene), so every "snow" is the one or the other."""
-    assert said(SCENE, read("a cat in falling snow"))[2:] == [(), (5,)]
-    assert said(replace(SCENE, background="snow", attribute=None), read("a cat in the snow"))[2:] == [(5,), ()]
+    assert slot_tokens(SCENE, read("a cat in falling snow"))[2:] == [(), (5,)]
+    assert slot_tokens(replace(SCENE, background="snow", attribute=None), read("a cat in the snow"))[2:] == [(5,), ()]
 
 
 def test_aims_share_a_slot_among_its_tokens():
     cover = torch.zeros(2, SLOTS, 2, 2)
     cover[0, 1, 0, 0], cover[1, 0] = 1.0, 0.5
-    aim, told = aims([[(), (2, 3), (), ()], [(1,), (), (), ()]], cover, 5)
+    aim, told = target_attention([[(), (2, 3), (), ()], [(1,), (), (), ()]], cover, 5)
     assert aim.shape == (2, 5, 2, 2)
     assert told.tolist() == [[False, False, True, True, False], [False, True, False, False, False]]
-    assert aim[0, 2].tolist() == aim[0, 3].tolist() == [[SHARE / 2, 0], [0, 0]]
-    assert (aim[1, 1] == SHARE / 2).all() and aim.sum() == pytest.approx(SHARE + 4 * SHARE / 2)
+    assert aim[0, 2].tolist() == aim[0, 3].tolist() == [[ATTENTION_SHARE / 2, 0], [0, 0]]
+    assert (aim[1, 1] == ATTENTION_SHARE / 2).all() and aim.sum() == pytest.approx(
+        ATTENTION_SHARE + 4 * ATTENTION_SHARE / 2
+    )
 
 
 def maps_of(aim):
@@ -100,7 +110,7 @@ def maps_of(aim):
 def test_grounding_loss_is_zero_at_the_aim_and_only_there():
     cover = torch.zeros(1, SLOTS, 4, 4)
     cover[0, 0, :2], cover[0, 2, 2:] = 1.0, 1.0
-    aim, told = aims([[(1,), (), (2, 3), ()]], cover, 5)
+    aim, told = target_attention([[(1,), (), (2, 3), ()]], cover, 5)
     at_aim = {CROSS: maps_of(aim), Site("down", 1, True, 2): maps_of(torch.nn.functional.avg_pool2d(aim, 2))}
     assert grounding_loss(at_aim, aim, told) == pytest.approx(0, abs=1e-6)
     flipped = {site: probs.flip(2) for site, probs in at_aim.items()}
@@ -118,7 +128,7 @@ def test_grounding_loss_is_the_kl_divergence_by_hand():
 
 def test_words_that_are_not_told_are_free_and_nothing_told_is_no_loss():
     probs = torch.rand(1, 2, 4, 3).softmax(-1).requires_grad_()
-    aim, told = aims([[(1,), (), (), ()]], torch.ones(1, SLOTS, 2, 2), 3)
+    aim, told = target_attention([[(1,), (), (), ()]], torch.ones(1, SLOTS, 2, 2), 3)
     grounding_loss({CROSS: probs}, aim, told).backward()
     assert probs.grad[..., 1].all() and not probs.grad[..., [0, 2]].any()
-    assert grounding_loss({CROSS: probs}, *aims([[()] * SLOTS], torch.ones(1, SLOTS, 2, 2), 3)) == 0
+    assert grounding_loss({CROSS: probs}, *target_attention([[()] * SLOTS], torch.ones(1, SLOTS, 2, 2), 3)) == 0

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from minip2p.cli import parser
-from minip2p.grid import Grid
+from minip2p.cli.main import parser
+from minip2p.sweeps.grid import Grid
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minip2p"
@@ -157,8 +157,12 @@ def test_every_module_has_a_floor():
 
 def test_arrows_run_one_way(trees):
     height = {name: n for n, floor in enumerate(FLOORS) for name in floor}
-    wrong = [f"{named(path)} imports {used}" for path, tree in trees.items() for used in own_parts(tree)
-             if used != part(path) and height[used] >= height[part(path)]]  # fmt: skip
+    wrong = [
+        f"{named(path)} imports {used}"
+        for path, tree in trees.items()
+        for used in own_parts(tree)
+        if used != part(path) and height[used] >= height[part(path)]
+    ]
     assert not wrong
 
 
@@ -168,8 +172,12 @@ def test_the_package_itself_imports_nothing_of_its_own_until_asked(trees):
 
 def test_third_parties_are_few(trees):
     for around in (False, True):
-        used = {module.split(".")[0] for path, tree in trees.items() if around or part(path) not in AROUND
-                for module, _ in imports(tree)}  # fmt: skip
+        used = {
+            module.split(".")[0]
+            for path, tree in trees.items()
+            if around or part(path) not in AROUND
+            for module, _ in imports(tree)
+        }
         assert used - set(sys.stdlib_module_names) - {"minip2p"} == (
             THIRD_PARTY | EXTRAS if around else THIRD_PARTY - {"transformers"}  # by encoder.py alone
         )
@@ -180,11 +188,23 @@ def test_nothing_is_patched_and_nothing_is_remembered(trees):
     assert not found
 
 
-@pytest.mark.parametrize("bad", [
-    "m.register_forward_hook(f)", "m.forward = f", "m.a.forward: F = f", "setattr(m, 'forward', f)",
-    "cache = {}", "seen: list = []", "x = [i for i in y]", "d = collections.defaultdict(int)", "_D = dict(a=1)",
-    "def f():\n    global x", "@functools.cache\ndef f(): ...", "@lru_cache(maxsize=1)\ndef f(): ...",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "m.register_forward_hook(f)",
+        "m.forward = f",
+        "m.a.forward: F = f",
+        "setattr(m, 'forward', f)",
+        "cache = {}",
+        "seen: list = []",
+        "x = [i for i in y]",
+        "d = collections.defaultdict(int)",
+        "_D = dict(a=1)",
+        "def f():\n    global x",
+        "@functools.cache\ndef f(): ...",
+        "@lru_cache(maxsize=1)\ndef f(): ...",
+    ],
+)
 def test_the_rules_catch_what_they_forbid(bad):
     tree = ast.parse(bad)
     assert [*patches(tree), *state(tree)]
@@ -204,10 +224,19 @@ def test_the_core_can_be_read_in_an_evening():
 
 
 def test_files_and_functions_stay_short(trees):
-    long = [f"{named(path)}: {lines} lines" for path in FILES if part(path) != "tiny"
-            if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 250]  # fmt: skip
-    long += [f"{named(path)}: {node.name}: {lines} lines" for path, tree in trees.items() for node in ast.walk(tree)
-             if isinstance(node, ast.FunctionDef) if (lines := length(node)) > 40]  # fmt: skip
+    long = [
+        f"{named(path)}: {lines} lines"
+        for path in FILES
+        if part(path) != "tiny"
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 250
+    ]
+    long += [
+        f"{named(path)}: {node.name}: {lines} lines"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        if (lines := length(node)) > 40
+    ]
     assert not long
 
 

@@ -14,12 +14,16 @@ from pathlib import Path
 import pytest
 from families import single
 
-from minip2p.checkpoint import shipped
-from minip2p.hub import PARTS, is_id, wanted
+from minip2p.checkpoints.hub import PARTS, files_to_download, is_repo_id
+from minip2p.io.files import shipped_weights
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FILES = {str(path.relative_to(shipped("tiny"))): path for path in shipped("tiny").rglob("*") if path.is_file()}
+FILES = {
+    str(path.relative_to(shipped_weights("tiny"))): path
+    for path in shipped_weights("tiny").rglob("*")
+    if path.is_file()
+}
 
 
 class Hub(ThreadingHTTPServer):
@@ -60,11 +64,20 @@ class Answer(BaseHTTPRequestHandler):
                 body = json.dumps({"error": "Repository not found"}).encode()
                 self.send(body, 404, X_Error_Code="RepoNotFound", Content_Type="application/json")
                 return self.wfile.write(body)
-            said = {"id": "org/tiny", "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0,
-                    "siblings": [{"rfilename": name} for name in self.server.files]}  # fmt: skip
+            said = {
+                "id": "org/tiny",
+                "sha": COMMIT,
+                "private": False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "siblings": [{"rfilename": name} for name in self.server.files],
+            }
             if "/tree/" in path:
-                said = [{"type": "file", "path": name, "size": file.stat().st_size, "oid": "0" * 40}
-                        for name, file in self.server.files.items()]  # fmt: skip
+                said = [
+                    {"type": "file", "path": name, "size": file.stat().st_size, "oid": "0" * 40}
+                    for name, file in self.server.files.items()
+                ]
             body = json.dumps(said).encode()
             self.send(body, Content_Type="application/json")
             return self.wfile.write(body)
@@ -99,8 +112,15 @@ def hub():
 def load(hub, home, name="org/tiny", more=None, code="print(m.dtype, len(m.unet.sites))", by=""):
     """What a process of its own prints that loads a model by its name, or as the argument `by` ("vae="); or its error's
     class and line."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
-           "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "5", **(more or {})}  # fmt: skip
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+        **(more or {}),
+    }
     says = f"""
 import sys, minip2p
 try:
@@ -115,9 +135,12 @@ except Exception as error:
 
 
 def test_a_model_is_downloaded_once_and_then_taken_from_the_cache_and_offline(hub, tmp_path):
-    hub.files |= {"unet/diffusion_pytorch_model.fp16.safetensors": FILES["vae/config.json"],
-                  "unet/diffusion_pytorch_model.bin": FILES["vae/config.json"],
-                  "README.md": FILES["vae/config.json"], "big.ckpt": FILES["vae/config.json"]}  # fmt: skip
+    hub.files |= {
+        "unet/diffusion_pytorch_model.fp16.safetensors": FILES["vae/config.json"],
+        "unet/diffusion_pytorch_model.bin": FILES["vae/config.json"],
+        "README.md": FILES["vae/config.json"],
+        "big.ckpt": FILES["vae/config.json"],
+    }
     first = load(hub, tmp_path)
     assert first == "torch.float32 14", first
     assert sorted(hub.downloads) == sorted(FILES)  # and none of the others
@@ -153,11 +176,15 @@ def test_a_repository_without_a_file_is_one_clear_line(hub, tmp_path):
     assert said.startswith("FileNotFoundError") and "diffusion_pytorch_model.safetensors: no such file" in said
 
 
-@pytest.mark.parametrize("name, says", [
-    ("org/other", "org/other: no such folder, and no model of the hub that you may read"),
-    ("org/private", "org/private: no such folder, and no model of the hub that you may read"),
-    ("org/..", "org/..: no such folder"), ("org/a--b", "org/a--b: no such folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("org/other", "org/other: no such folder, and no model of the hub that you may read"),
+        ("org/private", "org/private: no such folder, and no model of the hub that you may read"),
+        ("org/..", "org/..: no such folder"),
+        ("org/a--b", "org/a--b: no such folder"),
+    ],
+)
 def test_a_wrong_name_is_one_clear_line(hub, tmp_path, name, says):
     said = load(hub, tmp_path, name)
     assert says in said and "\n" not in said
@@ -172,10 +199,10 @@ def test_only_what_is_read_is_downloaded(hub, tmp_path):
     code = "print(m.made.said)"
     assert load(hub, tmp_path / "a", by="vae=", code=code).endswith("'VAE': 'org/tiny'}") and weights() == {"vae"}
     hub.asked.clear()
-    load(hub, tmp_path / "b", by=f"vae={str(shipped('tiny') / 'vae')!r}, where=", code=code)
+    load(hub, tmp_path / "b", by=f"vae={str(shipped_weights('tiny') / 'vae')!r}, where=", code=code)
     assert weights() == {"unet", "text_encoder"}
     hub.asked.clear()
-    single(shipped("tiny"), tmp_path / "single.safetensors")
+    single(shipped_weights("tiny"), tmp_path / "single.safetensors")
     said = load(hub, tmp_path / "c", by=f"where={str(tmp_path / 'single.safetensors')!r}, config=", code=code)
     assert said == "{'Model': 'single.safetensors'}" and not weights() and "tokenizer/vocab.json" in hub.downloads
 
@@ -202,8 +229,8 @@ def test_what_may_be_a_name_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "model").mkdir()
-    assert is_id("org/name") and is_id("stable-diffusion-v1-5/stable-diffusion-v1-5")
-    assert not any(map(is_id, ("here/model", "here/moddel", "name", "a/b/c", "/a/b", "a b/c", "")))
+    assert is_repo_id("org/name") and is_repo_id("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    assert not any(map(is_repo_id, ("here/model", "here/moddel", "name", "a/b/c", "/a/b", "a b/c", "")))
 
 
 def test_what_is_downloaded_of_a_repository():
@@ -214,12 +241,14 @@ def test_what_is_downloaded_of_a_repository():
     half = ["text_encoder/model.fp16.safetensors"]
     small = ["model_index.json", "unet/config.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json"]
     other = ["README.md", "unet/model.onnx", "safety_checker/model.safetensors", "v1-5.ckpt"]
-    assert set(wanted([*plain, *shards, *half, *small, *other], PARTS)) == {plain[0], *shards, *half, *small}
-    assert set(wanted([*plain, *shards, *half, *small, *other], ["vae/"])) == {*shards, *small}
-    assert wanted([*plain, *small], ()) == small
+    assert set(files_to_download([*plain, *shards, *half, *small, *other], PARTS)) == {plain[0], *shards, *half, *small}
+    assert set(files_to_download([*plain, *shards, *half, *small, *other], ["vae/"])) == {*shards, *small}
+    assert files_to_download([*plain, *small], ()) == small
     other = "unet/diffusion_pytorch_model-00001-of-00002.safetensors"
     for variant in ("fp16", "bf16"):
         index = f"unet/diffusion_pytorch_model.safetensors.index.{variant}.json"
-        for shard in (f"unet/diffusion_pytorch_model.{variant}-00001-of-00002.safetensors",
-                      f"unet/diffusion_pytorch_model-00001-of-00002.{variant}.safetensors"):  # fmt: skip
-            assert wanted([index, shard, other], PARTS) == [index, shard]
+        for shard in (
+            f"unet/diffusion_pytorch_model.{variant}-00001-of-00002.safetensors",
+            f"unet/diffusion_pytorch_model-00001-of-00002.{variant}.safetensors",
+        ):
+            assert files_to_download([index, shard, other], PARTS) == [index, shard]

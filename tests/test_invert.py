@@ -4,27 +4,31 @@ import math
 import warnings
 from dataclasses import replace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import DDIMInverseScheduler
 from PIL import Image
 
 import minip2p
-from minip2p.attention import fused
-from minip2p.blend import Blend, Blending
-from minip2p.checkpoint import shipped
-from minip2p.invert import METHODS, pivots
-from minip2p.metrics import psnr
-from minip2p.null_text import NullText
-from minip2p.parts import shrunk
-from minip2p.picture import fitted, read
-from minip2p.replay import Target, edit, planned
-from minip2p.rule import plan_edit
-from minip2p.sched import Schedule
-from minip2p.sched.ddim import ddpm_sigma
-from minip2p.start import Way
-from minip2p.trajectory import sample
+from minip2p.attention.contract import fused
+from minip2p.checkpoints.components import soft_threshold
+from minip2p.inversion.ddim import ddim_inversion
+from minip2p.inversion.methods import METHODS
+from minip2p.inversion.null_text import NullTextStep
+from minip2p.io.files import shipped_weights
+from minip2p.io.images import fit_image, read_image
+from minip2p.metrics.image import psnr
+from minip2p.p2p.batching import plan_batches
+from minip2p.p2p.edit_plan import plan_edit
+from minip2p.p2p.editing import run_edits
+from minip2p.p2p.local_blend import LocalBlend, LocalBlendState
+from minip2p.p2p.targets import EditTarget
+from minip2p.sampling.conditioning import Conditioning
+from minip2p.sampling.trajectory import sample
+from minip2p.sched import DDIMScheduler
+from minip2p.sched.ddim import ddpm_std
 
 PROMPT, STEPS, SIZE = "a cat on the beach", 4, (64, 72)
 RENDER, CAPTION = "tests/data/renders/00.png", "on the street, a blue umbrella and a red lamp"
@@ -45,8 +49,9 @@ def photograph(model, steps):
 
 def rolled(model, run):
     """The run from its first latents with nothing but what it carries."""
-    begin = model.start(run.prompt, latents=run.latents[:1], steps=run.steps, guidance=run.guidance,
-                        negative=run.negative)  # fmt: skip
+    begin = model.start(
+        run.prompt, latents=run.latents[:1], steps=run.steps, guidance=run.guidance, negative=run.negative
+    )
     return sample(model, replace(begin, way=run.way))
 
 
@@ -57,16 +62,17 @@ def distance(a, b):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_ddim_inversion_is_that_of_diffusers(model, start, kind):
     """diffusers' DDIMInverseScheduler on our UNet's predictions. Float32, 1e-4 of latents of size 1 after 4 steps."""
-    other = minip2p.Model(model.unet, model.vae, model.text,
-                          Schedule(replace(model.sched.config, prediction_type=kind)))  # fmt: skip
-    config = DDIMScheduler.from_pretrained(shipped("tiny") / "scheduler").config
+    other = minip2p.Pipeline(
+        model.unet, model.vae, model.text, DDIMScheduler(replace(model.sched.config, prediction_type=kind))
+    )
+    config = diffusers.DDIMScheduler.from_pretrained(shipped_weights("tiny") / "scheduler").config
     theirs = DDIMInverseScheduler.from_config(config, prediction_type=kind)
     theirs.set_timesteps(STEPS)
     x, words = start.noise, model.text(PROMPT)
     for step, t in zip(reversed(other.sched.steps(STEPS)), theirs.timesteps, strict=True):
         with torch.no_grad():
             x = theirs.step(model.unet(x, step.t, words), t, x).prev_sample
-    found = pivots(other, start)
+    found = ddim_inversion(other, start)
     assert torch.equal(found[-1:], start.noise) and len(found) == STEPS + 1
     print(f"DDIM inversion, {kind}: {distance(found[:1], x):.1e} from diffusers")
     assert distance(found[:1], x) < 1e-4
@@ -83,7 +89,7 @@ def test_at_guidance_1_sampling_undoes_inversion(model, start):
 
 def test_direct_inversion_meets_the_picture_to_the_bit(model, start):
     run = METHODS["direct"](model, start)
-    assert torch.equal(run.latents[-1:], start.noise) and torch.equal(run.latents, pivots(model, start))
+    assert torch.equal(run.latents[-1:], start.noise) and torch.equal(run.latents, ddim_inversion(model, start))
     edited = model.edit(run, "a dog on the beach", blend="beach")
     assert torch.equal(edited.source.latents, run.latents)
 
@@ -112,10 +118,10 @@ def test_negative_prompt_inversion_goes_by_the_condition_alone(model, start):
 def test_the_proximal_map_by_hand():
     """λ is the median of |x|: 2, 2.5 and 3 for four, five and six numbers… here of 1 2 3 4 5: 3."""
     x = torch.tensor([1.0, -2, 3, -4, 5]).reshape(1, 1, 1, 5)
-    assert shrunk(x, 0.5).flatten().tolist() == [0, 0, 0, -1, 2]
+    assert soft_threshold(x, 0.5).flatten().tolist() == [0, 0, 0, -1, 2]
     both = torch.cat([x, 10 * x])  # each row by its own quantile
-    assert shrunk(both, 0.5)[1].flatten().tolist() == [0, 0, 0, -10, 20]
-    assert shrunk(x, 0.0) is x
+    assert soft_threshold(both, 0.5)[1].flatten().tolist() == [0, 0, 0, -10, 20]
+    assert soft_threshold(x, 0.0) is x
 
 
 def test_proximal_guidance_reaches_the_edit(model, start):
@@ -131,9 +137,9 @@ def test_proximal_guidance_reaches_the_edit(model, start):
 
 def null_text_as_published(model, start, inner):
     """Mokady et al. 2022, algorithm 1, as their code has it, without stopping early: diffusers' scheduler, Adam."""
-    sched = DDIMScheduler.from_pretrained(shipped("tiny") / "scheduler")
+    sched = diffusers.DDIMScheduler.from_pretrained(shipped_weights("tiny") / "scheduler")
     sched.set_timesteps(start.steps)
-    ideal, words, empty = pivots(model, start), model.text(PROMPT), model.text("")
+    ideal, words, empty = ddim_inversion(model, start), model.text(PROMPT), model.text("")
     x, found = ideal[:1], []
     for i, t in enumerate(sched.timesteps):
         empty = empty.clone().detach().requires_grad_()
@@ -160,8 +166,10 @@ def test_null_text_inversion_is_the_published_one(model, start):
     """The embeddings and the last latents, without stopping early, 2 updates. Float32, 1e-4."""
     run = METHODS["null-text"](model, start, inner=2, stop=0, stop_more=0)
     embeddings, last = null_text_as_published(model, start, 2)
-    print(f"null-text: embeddings {distance(run.way.unconditional, embeddings):.1e}, "
-          f"latents {distance(run.latents[-1:], last):.1e} from the published")  # fmt: skip
+    print(
+        f"null-text: embeddings {distance(run.way.unconditional, embeddings):.1e}, "
+        f"latents {distance(run.latents[-1:], last):.1e} from the published"
+    )
     assert distance(run.way.unconditional, embeddings) < 1e-4 and distance(run.latents[-1:], last) < 1e-4
 
 
@@ -199,9 +207,9 @@ def test_null_text_inversion_that_goes_astray_says_where_and_keeps_its_best(mode
 
 
 def test_a_step_of_null_text_inversion_returns_what_it_found(model, start):
-    ideal, step = pivots(model, start), model.sched.steps(STEPS)[0]
+    ideal, step = ddim_inversion(model, start), model.sched.steps(STEPS)[0]
     eps = model.predict(ideal[:1], step.t, model.text(PROMPT), model.text(PROMPT), 1.0, fused)
-    fit = NullText(model, ideal[:1], step, eps, ideal[1:2], 4.0)
+    fit = NullTextStep(model, ideal[:1], step, eps, ideal[1:2], 4.0)
     given = model.text("")
     empty, x, worse = fit(given, 3, 0.01, 0.0)
     assert not worse and torch.equal(given, model.text("")) and not torch.equal(empty, given)
@@ -227,7 +235,7 @@ def test_null_text_inversion_by_checkpoints_keeps_less_and_finds_the_same(model,
     eps_c, pivot = torch.zeros_like(start.noise), torch.ones_like(start.noise)
     empty, made = model.text("").float().requires_grad_(), []
     for again in (False, True):
-        fit = NullText(model, start.noise, step, eps_c, pivot, 4.0, again)
+        fit = NullTextStep(model, start.noise, step, eps_c, pivot, 4.0, again)
         x, kept = kept_bytes(lambda fit=fit: fit.led(empty))
         made.append((x, kept, torch.autograd.grad(x.square().sum(), empty)[0]))
     assert torch.equal(made[0][0], made[1][0]) and torch.equal(made[0][2], made[1][2])
@@ -238,8 +246,8 @@ def test_null_text_inversion_by_checkpoints_keeps_less_and_finds_the_same(model,
 
 
 def test_polished_latents_come_nearer_to_the_photograph(model):
-    picture = read(RENDER)
-    x = fitted(picture, (128, 128))[None]
+    picture = read_image(RENDER)
+    x = fit_image(picture, (128, 128))[None]
     plain, polished = model.encode(x), model.encode(x, polish=10)
     gain = psnr(x[0], model.decode(polished)[0]) - psnr(x[0], model.decode(plain)[0])
     assert gain > 1.0  # 1.9 dB
@@ -252,14 +260,14 @@ def test_polished_latents_come_nearer_to_the_photograph(model):
 
 
 def test_polishing_never_loses(model):
-    x = fitted(read(RENDER), (128, 128))[None]
+    x = fit_image(read_image(RENDER), (128, 128))[None]
     plain = model.encode(x)
     assert torch.equal(model.polished(plain, x, 3, rate=100.0), plain)
 
 
 def test_ddpm_steps_are_those_of_diffusers(model):
     """η = 1 with a noise of one's own, at every step. Float32, 1e-5."""
-    theirs = DDIMScheduler.from_pretrained(shipped("tiny") / "scheduler")
+    theirs = diffusers.DDIMScheduler.from_pretrained(shipped_weights("tiny") / "scheduler")
     theirs.set_timesteps(10)
     x, eps, z = torch.randn(3, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for step, t in zip(model.sched.steps(10), theirs.timesteps, strict=True):
@@ -269,7 +277,7 @@ def test_ddpm_steps_are_those_of_diffusers(model):
 
 def test_ddpm_sigma_by_hand():
     """(1 − .8) / (1 − .5) · (1 − .5 / .8) = .4 · .375 = .15"""
-    assert ddpm_sigma(0.5, 0.8) == pytest.approx(math.sqrt(0.15))
+    assert ddpm_std(0.5, 0.8) == pytest.approx(math.sqrt(0.15))
 
 
 def test_edit_friendly_inversion_leads_back_and_its_noise_is_large(model, start):
@@ -308,20 +316,20 @@ def test_the_plan_of_an_edit_predicts_its_rows_whatever_the_run_carries(model, s
     for blended in (False, True):
         targets = []
         for text in texts:
-            new, blend = model.text.prompt(text), Blend("beach", "beach")
-            begun = Blending.begin(blend, read, new, STEPS, (8, 9), model.unet.sites) if blended else None
-            targets.append(Target(text, plan_edit(read, new, STEPS), begun))
+            new, blend = model.text.prompt(text), LocalBlend("beach", "beach")
+            begun = LocalBlendState.begin(blend, read, new, STEPS, (8, 9), model.unet.sites) if blended else None
+            targets.append(EditTarget(text, plan_edit(read, new, STEPS), begun))
         before = model.rows
-        edit(model, run, targets, batch=2)
-        assert model.rows - before == planned(model, run, targets).cost(run, 2)
+        run_edits(model, run, targets, batch=2)
+        assert model.rows - before == plan_batches(model, run, targets).cost(run, 2)
 
 
 def test_targets_that_differ_only_in_steps_that_are_skipped_are_one_row(model, start):
     run, read = METHODS["edit-friendly"](model, start, skip=0.5), model.text.prompt(PROMPT)
     new = model.text.prompt("a dog on the beach")
-    targets = [Target("a dog on the beach", plan_edit(read, new, STEPS, cross=c, self_=0)) for c in (0, 0.2, 0.4)]
-    assert planned(model, run, targets).rows == [[], [], [[0, 1, 2]], [[0, 1, 2]]]
-    one, *others = edit(model, run, targets)
+    targets = [EditTarget("a dog on the beach", plan_edit(read, new, STEPS, cross=c, self_=0)) for c in (0, 0.2, 0.4)]
+    assert plan_batches(model, run, targets).rows == [[], [], [[0, 1, 2]], [[0, 1, 2]]]
+    one, *others = run_edits(model, run, targets)
     assert all(torch.equal(one.latents, other.latents) for other in others)
 
 
@@ -345,9 +353,9 @@ def test_proximal_guidance_holds_for_the_source_and_at_guidance_1(model, start):
     for w in (1.0, 4.0):
         for alike in (False, True):
             made = model.predict(x, step.t, empty, words, w, fused, alike, 0.8)
-            assert distance(made, eps_u + w * shrunk(eps_c - eps_u, 0.8)) < 1e-5
-    night = replace(start, negative="night", way=Way(proximal=0.8))
-    far = distance(sample(model, night).latents[1], sample(model, replace(night, way=Way())).latents[1])
+            assert distance(made, eps_u + w * soft_threshold(eps_c - eps_u, 0.8)) < 1e-5
+    night = replace(start, negative="night", way=Conditioning(proximal=0.8))
+    far = distance(sample(model, night).latents[1], sample(model, replace(night, way=Conditioning())).latents[1])
     assert far > 1e-3
 
 
@@ -414,30 +422,40 @@ def test_a_photograph_is_inverted_from_its_file_an_image_or_a_tensor(model):
     torch.testing.assert_close(run.picture, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("given, options, says", [
-    (RENDER, dict(method="magic"), "the method is one of ddim, direct"),
-    (torch.zeros(1, 3, 64, 64), {}, "a picture is 3 H W in"), (torch.zeros(1, 64, 64), {}, "a picture is 3 H W in"),
-    (torch.full((3, 64, 64), 2.0), {}, "a picture is 3 H W in"), (torch.full((3, 64, 64), torch.nan), {}, "3 H W in"),
-    (torch.zeros(3, 60, 64), {}, "multiples of 8"),
-    (RENDER, dict(seed=1), "direct inversion has no seed, nor any other option"),
-    (RENDER, dict(fit="squeeze"), "crop"), (RENDER, dict(size=(60, 60)), "multiples of 8"),
-    (b"png", {}, "a picture is a file"), (RENDER, dict(method="proximal", quantile=1), "quantile"),
-    (RENDER, dict(method="null-text", seed=1), "has no seed, only inner, rate, stop, stop_more"),
-    (RENDER, dict(method="edit-friendly", skip=1), "skip must be a number from 0 on, below 1, not 1"),
-    (RENDER, dict(steps=0), "steps must lie between"), (RENDER, dict(method=["ddim"]), "the method is one of"),
-    (RENDER, dict(method="edit-friendly", seed="x"), "seed must be a whole number"),
-    (RENDER, dict(method="edit-friendly", seed=-1), "seed must be a whole number"),
-    (RENDER, dict(method="null-text", inner=-1), "inner must be a whole number"),
-    (RENDER, dict(polish=-1), "polish is a whole number of updates from 0 on, not -1"),
-    (RENDER, dict(polish=2.5), "polish is a whole number"),
-    (RENDER, dict(method="null-text", inner=1.5), "inner must be a whole number"),
-    (RENDER, dict(method="null-text", rate="x"), "rate must be a number from 0 on, not 'x'"),
-    (RENDER, dict(method="null-text", stop=float("nan")), "stop must be a number"),
-    (RENDER, dict(method="proximal", quantile=None), "quantile must be a number"),
-    (RENDER, dict(method="negative-prompt", negative="fog"), "it takes no other"),
-    (torch.zeros(3, 0, 0), {}, "a picture is 3 H W in"), (torch.zeros(3, 64, 64).bool(), {}, "floating-point numbers"),
-    (torch.zeros(3, 64, 64), dict(size=(64, 64)), "leave size out"), (Image.new("RGB", (0, 0)), {}, "has no pixels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, options, says",
+    [
+        (RENDER, dict(method="magic"), "the method is one of ddim, direct"),
+        (torch.zeros(1, 3, 64, 64), {}, "a picture is 3 H W in"),
+        (torch.zeros(1, 64, 64), {}, "a picture is 3 H W in"),
+        (torch.full((3, 64, 64), 2.0), {}, "a picture is 3 H W in"),
+        (torch.full((3, 64, 64), torch.nan), {}, "3 H W in"),
+        (torch.zeros(3, 60, 64), {}, "multiples of 8"),
+        (RENDER, dict(seed=1), "direct inversion has no seed, nor any other option"),
+        (RENDER, dict(fit="squeeze"), "crop"),
+        (RENDER, dict(size=(60, 60)), "multiples of 8"),
+        (b"png", {}, "a picture is a file"),
+        (RENDER, dict(method="proximal", quantile=1), "quantile"),
+        (RENDER, dict(method="null-text", seed=1), "has no seed, only inner, rate, stop, stop_more"),
+        (RENDER, dict(method="edit-friendly", skip=1), "skip must be a number from 0 on, below 1, not 1"),
+        (RENDER, dict(steps=0), "steps must lie between"),
+        (RENDER, dict(method=["ddim"]), "the method is one of"),
+        (RENDER, dict(method="edit-friendly", seed="x"), "seed must be a whole number"),
+        (RENDER, dict(method="edit-friendly", seed=-1), "seed must be a whole number"),
+        (RENDER, dict(method="null-text", inner=-1), "inner must be a whole number"),
+        (RENDER, dict(polish=-1), "polish is a whole number of updates from 0 on, not -1"),
+        (RENDER, dict(polish=2.5), "polish is a whole number"),
+        (RENDER, dict(method="null-text", inner=1.5), "inner must be a whole number"),
+        (RENDER, dict(method="null-text", rate="x"), "rate must be a number from 0 on, not 'x'"),
+        (RENDER, dict(method="null-text", stop=float("nan")), "stop must be a number"),
+        (RENDER, dict(method="proximal", quantile=None), "quantile must be a number"),
+        (RENDER, dict(method="negative-prompt", negative="fog"), "it takes no other"),
+        (torch.zeros(3, 0, 0), {}, "a picture is 3 H W in"),
+        (torch.zeros(3, 64, 64).bool(), {}, "floating-point numbers"),
+        (torch.zeros(3, 64, 64), dict(size=(64, 64)), "leave size out"),
+        (Image.new("RGB", (0, 0)), {}, "has no pixels"),
+    ],
+)
 def test_what_cannot_be_inverted_is_one_clear_line(model, given, options, says):
     with pytest.raises(ValueError, match=says) as caught:
         model.invert(given, PROMPT, **{"steps": 1} | options)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from minip2p.tiny import judge_train, scenes
 from minip2p.tiny.judge import Judge, JudgeConfig, Network
-from minip2p.tiny.judge_train import NONE, lesson, mistake, rank_correlation, spoiled
+from minip2p.tiny.judge_train import IGNORE_LABEL, corrupt_picture, judge_loss, make_lesson, rank_correlation
 from minip2p.tiny.scenes import ANIMALS, THINGS, dataset, render
 
 SMALL = JudgeConfig(widths=(12, 12, 24, 24))
@@ -120,7 +120,7 @@ def test_loading_a_config_is_strict(tmp_path):
 
 def test_a_lesson_tells_the_truth_of_its_scenes(sprites):
     drawn = list(dataset(0, 12))
-    sheet = lesson(drawn, sprites, JudgeConfig())
+    sheet = make_lesson(drawn, sprites, JudgeConfig())
     assert sheet.pictures.shape == (12, 3, 128, 128) and sheet.pictures.abs().max() <= 1
     for i, scene in enumerate(drawn):
         assert sheet.present[i].sum() == len(scene.things) and sheet.strength[i].sum() == pytest.approx(scene.strength)
@@ -128,14 +128,14 @@ def test_a_lesson_tells_the_truth_of_its_scenes(sprites):
             word = JudgeConfig().objects.index(thing.name)
             np.testing.assert_array_equal(sheet.labels[i] == 1 + word, render(scene, sprites).masks[thing.name])
             told = thing.colour is not None and scene.style != "sketch"
-            assert (sheet.paint[i, word] != NONE) == told
+            assert (sheet.paint[i, word] != IGNORE_LABEL) == told
 
 
 def test_spoiling_is_mild_and_repeats():
     picture = np.tile(np.linspace(60, 200, 128)[:, None, None], (1, 128, 3)).astype(np.uint8)
     kept = 0
     for seed in range(24):
-        first, second = (spoiled(picture, np.random.default_rng(seed)) for _ in range(2))
+        first, second = (corrupt_picture(picture, np.random.default_rng(seed)) for _ in range(2))
         np.testing.assert_array_equal(first, second)
         assert first.shape == picture.shape and np.abs(first.astype(float) - picture).mean() < 30
         kept += np.array_equal(first, picture)
@@ -145,16 +145,16 @@ def test_spoiling_is_mild_and_repeats():
 def test_every_weight_learns(sprites):
     judge = fresh(seed=1)
     scenes_ = list(dataset(1, 4, style="photo"))
-    mistake(judge.network, lesson(scenes_, sprites, SMALL, spoil_seed=0)).backward()
+    judge_loss(judge.network, make_lesson(scenes_, sprites, SMALL, spoil_seed=0)).backward()
     for name, parameter in judge.network.named_parameters():
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
 def test_a_lesson_of_sketches_has_no_colour_to_learn(sprites):
-    sheet = lesson(list(dataset(2, 2, style="sketch")), sprites, SMALL)
+    sheet = make_lesson(list(dataset(2, 2, style="sketch")), sprites, SMALL)
     judge = fresh()
-    assert (sheet.paint == NONE).all()
-    mistake(judge.network, sheet).backward()
+    assert (sheet.paint == IGNORE_LABEL).all()
+    judge_loss(judge.network, sheet).backward()
     assert judge.network.paint[0].weight.grad.abs().sum() == 0
 
 
@@ -168,7 +168,7 @@ def test_rank_correlation_is_spearmans():
 
 def test_the_examination_counts_what_it_says(sprites):
     """A verdict made of the truth is right in everything; with the objects moved by one, no scene is."""
-    sheet = lesson(list(dataset(3, 10)), sprites, JudgeConfig())
+    sheet = make_lesson(list(dataset(3, 10)), sprites, JudgeConfig())
     one_hot = torch.nn.functional.one_hot
     covers = one_hot(sheet.labels, 31).movedim(3, 1)[:, 1:].float()
     kinds = torch.nn.functional.max_pool2d(covers, 9, 4, 4)  # so wide that no pixel of the object misses it
@@ -183,14 +183,14 @@ def test_the_examination_counts_what_it_says(sprites):
     )
     found = judge_train.answers(verdict, sheet)
     assert all(min(values) == 1 for name, values in found.items() if name != "iou") and np.mean(found["iou"]) > 0.95
-    assert len(found["iou"]) == sheet.present.sum() and len(found["colour"]) == (sheet.paint != NONE).sum()
+    assert len(found["iou"]) == sheet.present.sum() and len(found["colour"]) == (sheet.paint != IGNORE_LABEL).sum()
     moved = judge_train.answers(replace(verdict, objects=sheet.present.roll(1, 1)), sheet)
     assert sum(moved["object"]) == 0 and moved["iou"] == found["iou"]
 
 
 def test_a_mask_of_the_examination_is_where_a_thing_is_likelier_than_not(sprites):
     """A verdict that is .4 sure of all other pixels keeps its IoU; with .6 it does not."""
-    sheet = lesson(list(dataset(3, 4, objects=1)), sprites, JudgeConfig())
+    sheet = make_lesson(list(dataset(3, 4, objects=1)), sprites, JudgeConfig())
     covers = torch.nn.functional.one_hot(sheet.labels, 31).movedim(3, 1)[:, 1:].float()
     ones = sheet.present[:, :, None, None].expand(-1, -1, 32, 32)
     read = fresh(JudgeConfig())(sheet.pictures)
@@ -207,7 +207,7 @@ def test_strengths_are_ranked_among_the_scenes_that_bear_the_attribute(sprites, 
     config = JudgeConfig()
 
     def verdict(pictures):
-        truth = lesson(scenes_, sprites, config).strength
+        truth = make_lesson(scenes_, sprites, config).strength
         return replace(fresh(config)(pictures), strength=torch.where(truth > 0, truth, 2.0))
 
     scenes_ = list(dataset(judge_train.EXAM_SEED, 40, held_out=True))

@@ -7,16 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 import minip2p
-from minip2p import cli
+from minip2p.cli import main
 
 PROMPT = "a cat on the beach"
 LAYERS = {
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0":
-        "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0": "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
     "mid_block.attentions.0.proj_in": "middle_block.1.proj_in",
     "up_blocks.1.resnets.0.conv1": "output_blocks.3.0.in_layers.2",
-}  # fmt: skip
+}
 TEXT = "text_model.encoder.layers.1.self_attn.q_proj"
 
 
@@ -25,8 +24,10 @@ def drawn(model, rank=2, seed=0):
     g, found = torch.Generator().manual_seed(seed), {}
     for name in LAYERS:
         w = model.unet.get_parameter(name + ".weight")
-        found[name] = (torch.randn(rank, *w.shape[1:], generator=g) * 0.1,
-                       torch.randn(w.shape[0], rank, *[1] * (w.ndim - 2), generator=g) * 0.1)  # fmt: skip
+        found[name] = (
+            torch.randn(rank, *w.shape[1:], generator=g) * 0.1,
+            torch.randn(w.shape[0], rank, *[1] * (w.ndim - 2), generator=g) * 0.1,
+        )
     width = model.text.towers[0].width
     found[TEXT] = torch.randn(rank, width, generator=g) * 0.1, torch.randn(width, rank, generator=g) * 0.1
     return found
@@ -42,8 +43,11 @@ def kohya(drawn, alpha=1.0, text="lora_te_", original=False):
 
 
 def peft(drawn, inner=""):
-    return {f"{'text_encoder' if name == TEXT else 'unet'}.{inner}{name}.lora_{which}.weight": t
-            for name, both in drawn.items() for which, t in zip("AB", both, strict=True)}  # fmt: skip
+    return {
+        f"{'text_encoder' if name == TEXT else 'unet'}.{inner}{name}.lora_{which}.weight": t
+        for name, both in drawn.items()
+        for which, t in zip("AB", both, strict=True)
+    }
 
 
 def old(drawn):
@@ -52,11 +56,15 @@ def old(drawn):
     for name, both in drawn.items():
         if ".attn" in name:
             stem, leaf = name.replace(".to_out.0", ".to_out").rsplit(".", 1)
-            out |= {f"unet.{stem}.processor.{leaf}_lora.{which}.weight": t
-                    for which, t in zip(("down", "up"), both, strict=True)}  # fmt: skip
+            out |= {
+                f"unet.{stem}.processor.{leaf}_lora.{which}.weight": t
+                for which, t in zip(("down", "up"), both, strict=True)
+            }
         elif name == TEXT:
-            out |= {f"text_encoder.{name}.lora_linear_layer.{which}.weight": t
-                    for which, t in zip(("down", "up"), both, strict=True)}  # fmt: skip
+            out |= {
+                f"text_encoder.{name}.lora_linear_layer.{which}.weight": t
+                for which, t in zip(("down", "up"), both, strict=True)
+            }
         else:
             out |= {f"unet.{name}.lora.{which}.weight": t for which, t in zip(("down", "up"), both, strict=True)}
     return out
@@ -77,10 +85,16 @@ def expected(before, drawn, scale):
     return after
 
 
-@pytest.mark.parametrize("names, factor", [
-    (lambda d: kohya(d, alpha=1.0), 0.5), (lambda d: kohya(d, alpha=2.0, original=True), 1.0), (peft, 1.0), (old, 1.0),
-    (lambda d: peft(d, "base_model.model."), 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names, factor",
+    [
+        (lambda d: kohya(d, alpha=1.0), 0.5),
+        (lambda d: kohya(d, alpha=2.0, original=True), 1.0),
+        (peft, 1.0),
+        (old, 1.0),
+        (lambda d: peft(d, "base_model.model."), 1.0),
+    ],
+)
 def test_the_merged_weights_are_w_and_s_b_a_and_the_models_own_are_what_they_were(family, tmp_path, names, factor):
     """By all names that trainers use; α / r of kohya's, of rank 2."""
     model = minip2p.load(family("SD 1")[1])
@@ -97,8 +111,9 @@ def test_the_merged_weights_are_w_and_s_b_a_and_the_models_own_are_what_they_wer
         torch.testing.assert_close(tensor, want[name], atol=1e-6, rtol=1e-6)
     assert styled.fingerprint != fingerprint
     assert not torch.equal(styled.generate(PROMPT, steps=2).latents, plain.latents)
-    assert all(tensor.data_ptr() == state(model)[name].data_ptr() for name, tensor in after.items()
-               if name not in changed), "what does not change is shared"  # fmt: skip
+    assert all(
+        tensor.data_ptr() == state(model)[name].data_ptr() for name, tensor in after.items() if name not in changed
+    ), "what does not change is shared"
     # The model itself has nothing of it.
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
     assert fingerprint == minip2p.load(family("SD 1")[1]).fingerprint
@@ -136,8 +151,10 @@ def test_two_files_are_the_sum_of_both(family, tmp_path):
 def test_both_text_encoders_of_stable_diffusion_xl(family, tmp_path):
     model = minip2p.load(family("SDXL")[1])
     a, b = torch.randn(2, 128) * 0.1, torch.randn(128, 2) * 0.1
-    for prefix, part, (down, up) in (("lora_te2_", "text_encoder_2.", (a, b)),
-                                     ("lora_te1_", "text_encoder.", (a[:, :64], b[:64]))):  # fmt: skip
+    for prefix, part, (down, up) in (
+        ("lora_te2_", "text_encoder_2.", (a, b)),
+        ("lora_te1_", "text_encoder.", (a[:, :64], b[:64])),
+    ):
         stem = prefix + TEXT.replace(".", "_")
         tensors = {f"{stem}.lora_down.weight": down.contiguous(), f"{stem}.lora_up.weight": up.contiguous()}
         save_file(tensors, tmp_path / "a.safetensors")
@@ -157,14 +174,26 @@ def test_in_16_bits_the_sum_is_rounded_once(family, tmp_path):
     assert torch.equal(model.unet.get_parameter(name + ".weight"), want)
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda t: t.update({"lora_unet_nowhere.lora_up.weight": torch.ones(1, 1)}), "nowhere.lora_up.weight is no low-ra"),
-    (lambda t: t.update({"lora_unet_conv_in.hada_w1_a": torch.ones(1, 1)}), "conv_in.hada_w1_a is no low-rank change"),
-    (lambda t: t.pop(next(name for name in t if "up" in name.split(".")[-2])), "only one of its two matrices is there"),
-    (lambda t: t.update({name: torch.ones(2, 3) for name in list(t)[:1]}), "and its matrices are"),
-    (lambda t: t.update({name: t[name] * torch.nan for name in list(t)[:1]}), "is not finite"),
-    (lambda t: t.clear(), "has no tensors in it"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (
+            lambda t: t.update({"lora_unet_nowhere.lora_up.weight": torch.ones(1, 1)}),
+            "nowhere.lora_up.weight is no low-ra",
+        ),
+        (
+            lambda t: t.update({"lora_unet_conv_in.hada_w1_a": torch.ones(1, 1)}),
+            "conv_in.hada_w1_a is no low-rank change",
+        ),
+        (
+            lambda t: t.pop(next(name for name in t if "up" in name.split(".")[-2])),
+            "only one of its two matrices is there",
+        ),
+        (lambda t: t.update({name: torch.ones(2, 3) for name in list(t)[:1]}), "and its matrices are"),
+        (lambda t: t.update({name: t[name] * torch.nan for name in list(t)[:1]}), "is not finite"),
+        (lambda t: t.clear(), "has no tensors in it"),
+    ],
+)
 def test_a_file_that_does_not_fit_is_one_clear_line_and_changes_nothing(family, tmp_path, change, says):
     model = minip2p.load(family("SD 1")[1])
     tensors = kohya(drawn(model))
@@ -188,7 +217,7 @@ def test_what_is_no_lora_is_one_clear_line(family, tmp_path, capsys):
     with pytest.raises(ValueError, match="the scale of a LoRA is a number, not nan"):
         model.merged(tmp_path / "a.safetensors", float("nan"))
     said = ["generate", PROMPT, "--model", str(folder), "--steps", "1", "-o", str(tmp_path / "a.png")]
-    assert cli.main([*said, "--lora", f"{tmp_path / 'a.safetensors'}:much"]) == 2
+    assert main.main([*said, "--lora", f"{tmp_path / 'a.safetensors'}:much"]) == 2
     assert "what follows the colon is the scale, a number" in capsys.readouterr().err
 
 
@@ -201,7 +230,7 @@ def test_the_command_line_merges(family, tmp_path):
     for n, given in enumerate(
         ([], ["--lora", f"{tmp_path / 'a.safetensors'}:0.5"], ["--lora", str(tmp_path / "a.safetensors")])
     ):
-        assert cli.main([*said, *given, "-o", str(tmp_path / f"{n}.png")]) == 0
+        assert main.main([*said, *given, "-o", str(tmp_path / f"{n}.png")]) == 0
         pictures.append((tmp_path / f"{n}.png").read_bytes())
     assert len(set(pictures)) == 3
     model = model.merged(tmp_path / "a.safetensors", 0.5)
@@ -210,15 +239,20 @@ def test_the_command_line_merges(family, tmp_path):
     assert torch.equal(again.generate(PROMPT, steps=2).latents, model.generate(PROMPT, steps=2).latents)
 
 
-@pytest.mark.parametrize("said, factor", [
-    ({"unet.lora_alpha": 16, "unet.r": 2}, 8.0), ({"unet.lora_alpha": 16, "unet.use_rslora": True}, 16 / 2**0.5),
-    ({"unet.lora_alpha": 2, "unet.alpha_pattern": {"mid_block.attentions.0.proj_in": 6}}, 3.0), ({}, 1.0),
-    ({"text_encoder.lora_alpha": 16}, 1.0),
-    # The first pattern that is the name or its end, dots and all, as in PEFT.
-    ({"unet.alpha_pattern": {"attentions.0.proj_in": 6, "proj_in": 10}, "unet.lora_alpha": 4}, 3.0),
-    ({"unet.alpha_pattern": {"oj_in": 6, "mid|to_k": 8, "mid_block": 8}, "unet.lora_alpha": 4}, 2.0),
-    ({"unet.alpha_pattern": {"to_k|proj_(in|out)": 6}}, 3.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, factor",
+    [
+        ({"unet.lora_alpha": 16, "unet.r": 2}, 8.0),
+        ({"unet.lora_alpha": 16, "unet.use_rslora": True}, 16 / 2**0.5),
+        ({"unet.lora_alpha": 2, "unet.alpha_pattern": {"mid_block.attentions.0.proj_in": 6}}, 3.0),
+        ({}, 1.0),
+        ({"text_encoder.lora_alpha": 16}, 1.0),
+        # The first pattern that is the name or its end, dots and all, as in PEFT.
+        ({"unet.alpha_pattern": {"attentions.0.proj_in": 6, "proj_in": 10}, "unet.lora_alpha": 4}, 3.0),
+        ({"unet.alpha_pattern": {"oj_in": 6, "mid|to_k": 8, "mid_block": 8}, "unet.lora_alpha": 4}, 2.0),
+        ({"unet.alpha_pattern": {"to_k|proj_(in|out)": 6}}, 3.0),
+    ],
+)
 def test_pefts_alpha_is_in_the_metadata(family, tmp_path, said, factor):
     """α / r, α / √r where it says so, of a layer its own."""
     model, name = minip2p.load(family("SD 1")[1]), "mid_block.attentions.0.proj_in"
@@ -231,11 +265,17 @@ def test_pefts_alpha_is_in_the_metadata(family, tmp_path, said, factor):
     torch.testing.assert_close(model.unet.get_parameter(name + ".weight"), want, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("said, says", [
-    ('{"unet.use_dora": true}', "is a DoRA"), ("[", "is not JSON"), ("3", "is not JSON"),
-    ('{"unet.lora_alpha": "much"}', "is 'much', which is not a number"),
-    ('{"unet.alpha_pattern": {"(": 4}}', "is no pattern of names"), ('{"unet.alpha_pattern": ["x"]}', "and no mapping"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, says",
+    [
+        ('{"unet.use_dora": true}', "is a DoRA"),
+        ("[", "is not JSON"),
+        ("3", "is not JSON"),
+        ('{"unet.lora_alpha": "much"}', "is 'much', which is not a number"),
+        ('{"unet.alpha_pattern": {"(": 4}}', "is no pattern of names"),
+        ('{"unet.alpha_pattern": ["x"]}', "and no mapping"),
+    ],
+)
 def test_metadata_that_cannot_be_honoured_are_one_clear_line(family, tmp_path, said, says):
     model = minip2p.load(family("SD 1")[1])
     save_file(peft(drawn(model)), tmp_path / "a.safetensors", {"lora_adapter_metadata": said})
@@ -257,8 +297,10 @@ def test_a_layer_that_is_named_twice_and_an_alpha_of_two_numbers_are_refused(fam
 def test_pefts_own_file_has_its_alpha_beside_it(family, tmp_path):
     """As `PeftModel.save_pretrained` writes an adapter; a text encoder's patterns have transformers 4's names."""
     model, name = minip2p.load(family("SD 1")[1]), "mid_block.attentions.0.proj_in"
-    for layer, inner, said in ((name, "", {"lora_alpha": 16, "r": 2}),
-                               (TEXT, "text_encoder.", {"lora_alpha": 1, "alpha_pattern": {TEXT: 16}})):  # fmt: skip
+    for layer, inner, said in (
+        (name, "", {"lora_alpha": 16, "r": 2}),
+        (TEXT, "text_encoder.", {"lora_alpha": 1, "alpha_pattern": {TEXT: 16}}),
+    ):
         a, b = drawn(model)[layer]
         stem = f"{inner}base_model.model.{layer}"
         save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, tmp_path / "adapter_model.safetensors")
@@ -283,8 +325,10 @@ def test_a_twin_keeps_what_the_model_is(family, tmp_path):
     torch.testing.assert_close(
         changed, model.unet.get_parameter(stem.removeprefix("diffusion_model.") + ".weight") + b @ a
     )
-    save_file({f"{stem.removeprefix('diffusion_model.')}.lora_{x}.weight": t for x, t in (("A", a), ("B", b))},
-              tmp_path / "b.safetensors")  # fmt: skip
+    save_file(
+        {f"{stem.removeprefix('diffusion_model.')}.lora_{x}.weight": t for x, t in (("A", a), ("B", b))},
+        tmp_path / "b.safetensors",
+    )
     assert model.merged(tmp_path / "b.safetensors").fingerprint == styled.fingerprint
 
 

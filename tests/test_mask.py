@@ -9,13 +9,14 @@ from parity import SD15_UNET, SDXL_UNET, on_meta
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from minip2p import Blend, Store, explicit
-from minip2p.attention import Site, attention_map, fused
-from minip2p.blend import Blending
+from minip2p import AttentionStore, LocalBlend, explicit
+from minip2p.attention.contract import Site, attention_map, fused
+from minip2p.attention.heatmaps import HeatmapAccumulator, accumulate_heat, default_strides, map_size, word_heatmaps
+from minip2p.attention.masks import heatmap_to_mask, otsu_threshold, threshold_mask
 from minip2p.config import UNetConfig
-from minip2p.mask import HeatSum, add_heat, columns, cut, default_strides, heat, map_size, mask_of, otsu
+from minip2p.p2p.local_blend import LocalBlendState
+from minip2p.text.prompt import Prompt, token_indicator
 from minip2p.unet import UNet
-from minip2p.words import Prompt
 
 TOKENIZER = CLIPTokenizer.from_pretrained(Path(__file__).parents[1] / "weights" / "tiny" / "tokenizer")
 SITES = tuple(Site("up", n, True, stride) for n, stride in enumerate((4, 2, 2, 1)))
@@ -37,30 +38,30 @@ def qk(queries, seed=0, keys=77):
 
 def test_a_column_is_one_at_the_words_tokens():
     p = prompt("a lighthouse, a cat")
-    made = columns(p, ["a", "lighthouse", "cat"])
+    made = token_indicator(p, ["a", "lighthouse", "cat"])
     assert made.shape == (3, 77) and made.sum(1).tolist() == [2, len(p.find("lighthouse")), 1]
     assert all(made[row, list(p.find(word))].all() for row, word in enumerate(["a", "lighthouse", "cat"]))
     with pytest.raises(ValueError, match="'dog' is not in the prompt"):
-        columns(p, ["cat", "dog"])
+        token_indicator(p, ["cat", "dog"])
 
 
 @pytest.mark.parametrize("words", [1, 8, 9, 20])  # more words than the head is wide, too
 def test_heat_is_A_1_word_summed_over_the_tokens_mean_over_the_heads(words):
     q, k = qk(12)
     chosen = (torch.rand(words, 77, generator=torch.Generator().manual_seed(1)) > 0.7).float()
-    made = heat(lambda v: fused(q, k, v), chosen, heads=3, width=8)
+    made = word_heatmaps(lambda v: fused(q, k, v), chosen, heads=3, width=8)
     literal = torch.stack([attention_map(q, k)[0, :, :, row.bool()].sum(-1).mean(0) for row in chosen])
     torch.testing.assert_close(made, literal, rtol=1e-5, atol=1e-6)
 
 
 def test_a_heat_sum_adds_sites_and_steps_and_shares_lie_between_0_and_1():
-    added = HeatSum(torch.ones(1, 77).tril(9), (3, 5), (1, 2))
+    added = HeatmapAccumulator(torch.ones(1, 77).tril(9), (3, 5), (1, 2))
     maps = {}
     for n, (stride, size) in enumerate([(1, (3, 5)), (2, (2, 3)), (1, (3, 5))]):
         q, k = qk(size[0] * size[1], seed=n)
         site = Site("up", n, True, stride)
         assert added.wants(site)
-        add_heat([added], site, lambda v, q=q, k=k: fused(q, k, v), q)
+        accumulate_heat([added], site, lambda v, q=q, k=k: fused(q, k, v), q)
         one = attention_map(q, k)[0, :, :, :10].sum(-1).mean(0).reshape(size)
         maps[stride] = maps.get(stride, 0) + one
     rows, cols = torch.tensor([0, 0, 1]), torch.tensor([0, 0, 1, 1, 2])  # nearest: floor(y · 2 / 3), floor(x · 3 / 5)
@@ -68,7 +69,7 @@ def test_a_heat_sum_adds_sites_and_steps_and_shares_lie_between_0_and_1():
     torch.testing.assert_close(added.total[0], literal)
     torch.testing.assert_close(added.mean[0], literal / 3)
     assert not added.wants(Site("up", 9, False, 1)) and not added.wants(Site("up", 9, True, 4))
-    assert not HeatSum(torch.zeros(1, 77), (3, 5), (1,)).wants(SITES[3])
+    assert not HeatmapAccumulator(torch.zeros(1, 77), (3, 5), (1,)).wants(SITES[3])
 
 
 def test_map_size_rounds_up():
@@ -99,34 +100,34 @@ def bits(*rows):
 
 def test_mask_pooled_3_by_3_divided_by_the_maximum_above_the_threshold():
     expected = bits("##..", "####", "..##", "..##")
-    assert torch.equal(mask_of(HEAT, (4, 4), 0.3), expected)  # 3 / 8 > 0.3
-    assert torch.equal(mask_of(1000 * HEAT, (4, 4), 0.3), expected)
-    assert torch.equal(mask_of(HEAT, (4, 4), 0.375), bits("##..", "##..", "....", "...."))  # not 3 / 8 > 3 / 8
-    assert torch.equal(mask_of(HEAT, (4, 4), 0.3, pool=False), bits("#...", "....", "...#", "...."))
+    assert torch.equal(heatmap_to_mask(HEAT, (4, 4), 0.3), expected)  # 3 / 8 > 0.3
+    assert torch.equal(heatmap_to_mask(1000 * HEAT, (4, 4), 0.3), expected)
+    assert torch.equal(heatmap_to_mask(HEAT, (4, 4), 0.375), bits("##..", "##..", "....", "...."))  # not 3 / 8 > 3 / 8
+    assert torch.equal(heatmap_to_mask(HEAT, (4, 4), 0.3, pool=False), bits("#...", "....", "...#", "...."))
 
 
 def test_mask_of_a_3_by_3_map():
     heat = torch.tensor([[0.0, 1, 2], [3, 4, 5], [6, 7, 10]])
-    assert torch.equal(mask_of(heat, (3, 3), 0.5, pool=False), bits("...", "...", "###"))
-    assert torch.equal(mask_of(heat, (3, 3), 0.5), bits("...", "###", "###"))  # 4 5 5, 7 10 10, 7 10 10
+    assert torch.equal(heatmap_to_mask(heat, (3, 3), 0.5, pool=False), bits("...", "...", "###"))
+    assert torch.equal(heatmap_to_mask(heat, (3, 3), 0.5), bits("...", "###", "###"))  # 4 5 5, 7 10 10, 7 10 10
 
 
 def test_mask_is_upsampled_to_the_nearest():
     heat = HEAT[:3]
-    doubled = mask_of(heat, (3, 4), 0.3).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    assert torch.equal(mask_of(heat, (6, 8), 0.3), doubled)
-    assert torch.equal(mask_of(HEAT, (4, 6), 0.3, pool=False), bits("##....", "......", ".....#", "......"))
+    doubled = heatmap_to_mask(heat, (3, 4), 0.3).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(heatmap_to_mask(heat, (6, 8), 0.3), doubled)
+    assert torch.equal(heatmap_to_mask(HEAT, (4, 6), 0.3, pool=False), bits("##....", "......", ".....#", "......"))
 
 
 def test_mask_at_the_ends_of_the_threshold_and_of_no_heat():
-    assert mask_of(HEAT + 1, (4, 4), 0.0).all() and not mask_of(HEAT, (4, 4), 1.0).any()
-    assert not mask_of(0 * HEAT, (4, 4), 0.3).any()
+    assert heatmap_to_mask(HEAT + 1, (4, 4), 0.0).all() and not heatmap_to_mask(HEAT, (4, 4), 1.0).any()
+    assert not heatmap_to_mask(0 * HEAT, (4, 4), 0.3).any()
 
 
 def blending(blend, source=HEAT, target=None, latent=(4, 4)):
     """A blending of "a cat dog" with given heat: rows: the words that may change, those that may not."""
     p = prompt("a cat dog")
-    made = Blending.begin(blend, p, p, 10, latent, SITES)
+    made = LocalBlendState.begin(blend, p, p, 10, latent, SITES)
     for heat_sum, given in ((made.source, source), (made.target, target)):
         given = torch.zeros(2, *source.shape[-2:]) if given is None else given
         heat_sum.sums[1] = given if given.ndim == 3 else torch.stack([given, torch.zeros_like(given)])
@@ -135,11 +136,11 @@ def blending(blend, source=HEAT, target=None, latent=(4, 4)):
 
 def test_the_mask_is_the_union_of_the_sources_and_the_targets():
     turned = HEAT.flip(0, 1)
-    one, other = mask_of(HEAT, (4, 4), 0.5), mask_of(turned, (4, 4), 0.5)
-    both = Blend(("cat",), ("dog",), threshold=0.5)
+    one, other = heatmap_to_mask(HEAT, (4, 4), 0.5), heatmap_to_mask(turned, (4, 4), 0.5)
+    both = LocalBlend(("cat",), ("dog",), threshold=0.5)
     assert torch.equal(blending(both, HEAT, turned).mask(), one | other) and not torch.equal(one, other)
-    assert torch.equal(blending(Blend(("cat",), threshold=0.5), HEAT, turned).mask(), one)
-    assert torch.equal(blending(Blend((), ("cat",), threshold=0.5), HEAT, turned).mask(), other)
+    assert torch.equal(blending(LocalBlend(("cat",), threshold=0.5), HEAT, turned).mask(), one)
+    assert torch.equal(blending(LocalBlend((), ("cat",), threshold=0.5), HEAT, turned).mask(), other)
 
 
 def test_subtracted_words_are_cut_out_unpooled_at_their_own_threshold():
@@ -147,11 +148,11 @@ def test_subtracted_words_are_cut_out_unpooled_at_their_own_threshold():
     out[0, 1], out[1, 3] = 1.0, 0.6
     pair = torch.stack([kept, out])
     for options in (dict(without_source=("dog",)), dict(without_target=("dog",))):
-        blend = Blend(("cat",), ("cat",), without_threshold=0.5, **options)
+        blend = LocalBlend(("cat",), ("cat",), without_threshold=0.5, **options)
         assert torch.equal(blending(blend, pair, pair).mask(), bits("#...", "###.", "..##", "..##"))
-        blend = Blend(("cat",), ("cat",), without_threshold=0.7, **options)
+        blend = LocalBlend(("cat",), ("cat",), without_threshold=0.7, **options)
         assert torch.equal(blending(blend, pair, pair).mask(), bits("#...", "####", "..##", "..##"))
-    blend = Blend(mask=torch.ones(8, 8), without_source=("dog",), without_threshold=0.5)
+    blend = LocalBlend(mask=torch.ones(8, 8), without_source=("dog",), without_threshold=0.5)
     assert torch.equal(blending(blend, pair).mask(), bits("#.##", "###.", "####", "####"))
 
 
@@ -159,14 +160,14 @@ def test_an_own_mask_is_resized_to_the_latent():
     own = torch.zeros(32, 48, dtype=torch.bool)
     own[:8, :16] = True
     own[8:16, 16:23] = True  # 7 of the 12 columns of a cell: more than half of it
-    made = blending(Blend(mask=own), torch.zeros(4, 4)).mask()
+    made = blending(LocalBlend(mask=own), torch.zeros(4, 4)).mask()
     assert torch.equal(made, bits("#...", ".#..", "....", "...."))
-    made = blending(Blend(mask=torch.eye(2)), torch.zeros(4, 4)).mask()
+    made = blending(LocalBlend(mask=torch.eye(2)), torch.zeros(4, 4)).mask()
     assert torch.equal(made, bits("##..", "##..", "..##", "..##"))
 
 
 def test_blending_is_the_sources_latents_outside_and_the_targets_inside_from_its_step_on():
-    made = blending(Blend(("cat",), start=0.2))
+    made = blending(LocalBlend(("cat",), start=0.2))
     source, target = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
     m = made.mask()
     assert torch.equal(made(1, source, target), target)  # int(0.2 · 10) = 2
@@ -176,27 +177,39 @@ def test_blending_is_the_sources_latents_outside_and_the_targets_inside_from_its
 
 
 def test_what_a_blend_is_made_of():
-    assert Blend.of(None) is None and Blend.of("cat") == Blend(("cat",), ("cat",))
-    assert Blend.of(("cat", "dog")) == Blend.of(["cat", "dog"]) == Blend(("cat",), ("dog",))
-    assert Blend.of(own := Blend(("cat",))) is own
+    assert LocalBlend.of(None) is None and LocalBlend.of("cat") == LocalBlend(("cat",), ("cat",))
+    assert LocalBlend.of(("cat", "dog")) == LocalBlend.of(["cat", "dog"]) == LocalBlend(("cat",), ("dog",))
+    assert LocalBlend.of(own := LocalBlend(("cat",))) is own
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda: Blend(), "a blend needs a word or a mask"),
-    (lambda: Blend(without_source=("cat",)), "a blend needs a word or a mask"),
-    (lambda: Blend(("cat",), threshold=1.1), "a blend's threshold must lie between 0 and 1, not 1.1"),
-    (lambda: Blend(("cat",), threshold=float("nan")), "a blend's threshold must lie between 0 and 1, not nan"),
-    (lambda: Blend(("cat",), without_threshold=-0.1), "a blend's without_threshold must lie between 0 and 1"),
-    (lambda: Blend(("cat",), start=2), "a blend's start must lie between 0 and 1, not 2"),
-    (lambda: Blend(mask=torch.full((4, 4), float("nan"))), "own mask must be rows × columns of finite numbers"),
-    (lambda: Blend(mask=torch.ones(1, 4, 4)), "own mask must be rows × columns of finite numbers, not (1, 4, 4)"),
-    (lambda: Blend.of(("cat",)), "a blend is a word, a (source word, target word) or a Blend, not ('cat',)"),
-    (lambda: Blend.of(("cat", "dog", "hat")), "a blend is a word, a (source word, target word) or a Blend"),
-    (lambda: blending(Blend(("cow",))), "'cow' is not in the prompt 'a cat dog'"),
-    (lambda: blending(Blend(("cat",), ("cow",))), "'cow' is not in the prompt"),
-    (lambda: blending(Blend(("cat",), without_target=("cow",))), "'cow' is not in the prompt"),
-    (lambda: blending(Blend(("cat",), strides=(8, 1))), "no cross-attention has stride 8; this model's strides: [1, 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: LocalBlend(), "a blend needs a word or a mask"),
+        (lambda: LocalBlend(without_source=("cat",)), "a blend needs a word or a mask"),
+        (lambda: LocalBlend(("cat",), threshold=1.1), "a blend's threshold must lie between 0 and 1, not 1.1"),
+        (lambda: LocalBlend(("cat",), threshold=float("nan")), "a blend's threshold must lie between 0 and 1, not nan"),
+        (lambda: LocalBlend(("cat",), without_threshold=-0.1), "a blend's without_threshold must lie between 0 and 1"),
+        (lambda: LocalBlend(("cat",), start=2), "a blend's start must lie between 0 and 1, not 2"),
+        (
+            lambda: LocalBlend(mask=torch.full((4, 4), float("nan"))),
+            "own mask must be rows × columns of finite numbers",
+        ),
+        (
+            lambda: LocalBlend(mask=torch.ones(1, 4, 4)),
+            "own mask must be rows × columns of finite numbers, not (1, 4, 4)",
+        ),
+        (lambda: LocalBlend.of(("cat",)), "a blend is a word, a (source word, target word) or a Blend, not ('cat',)"),
+        (lambda: LocalBlend.of(("cat", "dog", "hat")), "a blend is a word, a (source word, target word) or a Blend"),
+        (lambda: blending(LocalBlend(("cow",))), "'cow' is not in the prompt 'a cat dog'"),
+        (lambda: blending(LocalBlend(("cat",), ("cow",))), "'cow' is not in the prompt"),
+        (lambda: blending(LocalBlend(("cat",), without_target=("cow",))), "'cow' is not in the prompt"),
+        (
+            lambda: blending(LocalBlend(("cat",), strides=(8, 1))),
+            "no cross-attention has stride 8; this model's strides: [1, 2",
+        ),
+    ],
+)
 def test_bad_blends_are_named_in_one_line(make, says):
     with pytest.raises(ValueError) as error:
         make()
@@ -209,7 +222,7 @@ def test_bad_blends_are_named_in_one_line(make, says):
 @pytest.fixture(scope="module")
 def seen(model):
     """The source as a run, and its cross-attention maps at each step and site of stride 1."""
-    store = Store(sites=lambda site: site.cross and site.stride == 1, each=True)
+    store = AttentionStore(sites=lambda site: site.cross and site.stride == 1, each=True)
     model.generate(SOURCE, seed=SEED, steps=STEPS, attend=explicit(store))
     return model.generate(SOURCE, seed=SEED, steps=STEPS), store
 
@@ -241,13 +254,13 @@ def test_the_mask_of_an_edit_is_the_sum_over_the_steps_so_far_after_the_edit(mod
     run, before = seen
     p, new = model.text.prompt(SOURCE), model.text.prompt(TARGET)
     threshold, without = (middle(word_heat(before, p, word)) for word in ("cat", "house"))
-    after = Store(sites=lambda site: site.cross and site.stride == 1, each=True)
-    blend = Blend(("cat",), ("dog",), without_target=("house",), threshold=threshold, without_threshold=without)
+    after = AttentionStore(sites=lambda site: site.cross and site.stride == 1, each=True)
+    blend = LocalBlend(("cat",), ("dog",), without_target=("house",), threshold=threshold, without_threshold=without)
     out = model.edit(run, TARGET, blend=blend, reweight={"dog": 2}, attend=explicit(after))
     cat, dog, house = (word_heat(*given) for given in ((before, p, "cat"), (after, new, "dog"), (after, new, "house")))
     size = (16, 16)
-    literal = mask_of(cat, size, threshold) | mask_of(dog, size, threshold)
-    literal = literal & ~mask_of(house, size, without, pool=False)
+    literal = heatmap_to_mask(cat, size, threshold) | heatmap_to_mask(dog, size, threshold)
+    literal = literal & ~heatmap_to_mask(house, size, without, pool=False)
     assert torch.equal(out.mask, literal) and 0 < out.mask.sum() < 256
 
 
@@ -256,7 +269,7 @@ def test_outside_the_mask_every_latent_is_the_sources_to_the_bit(model, seen):
     own = torch.zeros(128, 128)
     own[:64, 32:] = 1
     plain = model.edit(run, TARGET)
-    out = model.edit(run, TARGET, blend=Blend(mask=own, start=0.4))
+    out = model.edit(run, TARGET, blend=LocalBlend(mask=own, start=0.4))
     m = torch.zeros(16, 16, dtype=torch.bool)
     m[:8, 4:] = True
     assert torch.equal(out.mask, m)
@@ -268,7 +281,7 @@ def test_outside_the_mask_every_latent_is_the_sources_to_the_bit(model, seen):
 def test_the_last_mask_of_words_holds_the_source_outside(model, seen):
     run, store = seen
     threshold = middle(word_heat(store, model.text.prompt(SOURCE), "cat"))
-    blend = Blend(("cat",), ("dog",), threshold=threshold)
+    blend = LocalBlend(("cat",), ("dog",), threshold=threshold)
     for out in model.edit(run, [TARGET, "a dog and a house on grass at night"], blend=blend):
         m = out.mask
         assert 0 < m.sum() < 256 and torch.equal(out.latents[-1][:, ~m], run.latents[-1][:, ~m])
@@ -277,17 +290,22 @@ def test_the_last_mask_of_words_holds_the_source_outside(model, seen):
 
 def test_at_the_ends_of_the_threshold_the_edit_is_all_there_or_not_at_all(model, seen):
     run, _ = seen
-    everywhere = model.edit(run, TARGET, blend=Blend(("cat",), ("dog",), threshold=0.0))
-    nowhere = model.edit(run, TARGET, blend=Blend(("cat",), ("dog",), threshold=1.0, start=0.0))
+    everywhere = model.edit(run, TARGET, blend=LocalBlend(("cat",), ("dog",), threshold=0.0))
+    nowhere = model.edit(run, TARGET, blend=LocalBlend(("cat",), ("dog",), threshold=1.0, start=0.0))
     assert everywhere.mask.all() and torch.equal(everywhere.latents, model.edit(run, TARGET).latents)
     assert not nowhere.mask.any() and torch.equal(nowhere.latents, run.latents)
 
 
-@pytest.mark.parametrize("blend, says", [
-    ("cat", f"'cat' is not in the prompt '{TARGET}'"), (("dog", "dog"), f"'dog' is not in the prompt '{SOURCE}'"),
-    (("cat", "cow"), "'cow' is not in the prompt"), ("", "'' is not in the prompt"),
-    (Blend(("cat",), strides=(8,)), "no cross-attention has stride 8; this model's strides: [1, 2, 4]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "blend, says",
+    [
+        ("cat", f"'cat' is not in the prompt '{TARGET}'"),
+        (("dog", "dog"), f"'dog' is not in the prompt '{SOURCE}'"),
+        (("cat", "cow"), "'cow' is not in the prompt"),
+        ("", "'' is not in the prompt"),
+        (LocalBlend(("cat",), strides=(8,)), "no cross-attention has stride 8; this model's strides: [1, 2, 4]"),
+    ],
+)
 def test_words_to_blend_that_are_not_there(model, seen, blend, says):
     with pytest.raises(ValueError) as error:
         model.edit(seen[0], TARGET, blend=blend)
@@ -296,18 +314,18 @@ def test_words_to_blend_that_are_not_there(model, seen, blend, says):
 
 def test_negative_heat_is_nowhere():
     """A negative weight makes a word's heat negative: its mask is empty, not full."""
-    assert not mask_of(torch.tensor([[-4.0, -1.0], [-2.0, -3.0]]), (2, 2), 0.3).any()
+    assert not heatmap_to_mask(torch.tensor([[-4.0, -1.0], [-2.0, -3.0]]), (2, 2), 0.3).any()
 
 
 def test_an_own_mask_is_a_tensor_an_array_or_a_picture():
     wanted = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     picture = Image.fromarray((wanted.numpy() * 255).astype(np.uint8))
     for given in (wanted, wanted.numpy(), wanted.bool(), picture, picture.convert("RGB")):
-        assert torch.equal(Blend(mask=given).mask, wanted)
+        assert torch.equal(LocalBlend(mask=given).mask, wanted)
 
 
 def test_one_word_may_stand_alone_in_a_blend():
-    blend = Blend("cat", "dog", without_target="house")
+    blend = LocalBlend("cat", "dog", without_target="house")
     assert (blend.source, blend.target, blend.without_target) == (("cat",), ("dog",), ("house",))
 
 
@@ -315,30 +333,35 @@ def test_the_first_step_of_a_blend_is_its_share_of_the_steps():
     """int(start · N), as the published code has it: not of N + 1, as the schedules of attention are."""
     p = prompt("a cat dog")
     for start, steps, first in ((0.5, 5, 2), (0.2, 50, 10), (0.4, 12, 4), (1.0, 7, 7)):
-        assert Blending.begin(Blend("cat", start=start), p, p, steps, (4, 4), SITES).first_step == first
+        assert LocalBlendState.begin(LocalBlend("cat", start=start), p, p, steps, (4, 4), SITES).first_step == first
 
 
 def test_a_word_that_is_named_twice_counts_once():
     p = prompt("a red cat")
-    once, twice = (Blending.begin(Blend(words), p, p, 5, (4, 4), SITES) for words in (("red cat",), ("red cat", "cat")))
+    once, twice = (
+        LocalBlendState.begin(LocalBlend(words), p, p, 5, (4, 4), SITES) for words in (("red cat",), ("red cat", "cat"))
+    )
     assert torch.equal(once.source.columns, twice.source.columns)
 
 
 def test_an_own_mask_that_covers_half_of_a_cell_covers_it():
     own = torch.zeros(8, 8)
     own[0:2, 0:1], own[4:6, 4:5], own[5, 5] = 1, 1, -0.01
-    assert torch.equal(blending(Blend(mask=own), torch.zeros(4, 4)).mask(), bits("#...", "....", "....", "...."))
+    assert torch.equal(blending(LocalBlend(mask=own), torch.zeros(4, 4)).mask(), bits("#...", "....", "....", "...."))
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda: Blend("cat", mask=torch.ones(2, 2)), "a blend needs a word or a mask, and not both"),
-    (lambda: Blend("cat", threshold="x"), "a blend's threshold must lie between 0 and 1"),
-    (lambda: Blend("cat", strides=4), "a blend's strides are several"),
-    (lambda: Blend(mask=np.full((4, 4), 255, np.uint8)), "lies between 0 and 1, and has 255 in it"),
-    (lambda: Blend(mask="mask.png"), "is an image, an array or a tensor, not str"),
-    (lambda: Blend(mask=torch.ones(0, 0)), "own mask must be rows × columns"),
-    (lambda: blending(Blend((3.5,))), "a word is given as text"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: LocalBlend("cat", mask=torch.ones(2, 2)), "a blend needs a word or a mask, and not both"),
+        (lambda: LocalBlend("cat", threshold="x"), "a blend's threshold must lie between 0 and 1"),
+        (lambda: LocalBlend("cat", strides=4), "a blend's strides are several"),
+        (lambda: LocalBlend(mask=np.full((4, 4), 255, np.uint8)), "lies between 0 and 1, and has 255 in it"),
+        (lambda: LocalBlend(mask="mask.png"), "is an image, an array or a tensor, not str"),
+        (lambda: LocalBlend(mask=torch.ones(0, 0)), "own mask must be rows × columns"),
+        (lambda: blending(LocalBlend((3.5,))), "a word is given as text"),
+    ],
+)
 def test_blends_of_the_wrong_kind_are_named_in_one_line(make, says):
     with pytest.raises(ValueError) as error:
         make()
@@ -352,22 +375,22 @@ def test_spread_heat_is_the_self_attention_applied_to_it():
     """A^n M, A the last step's self-attention, mean over its sites and heads; M brought to its size by the nearest."""
     words = torch.ones(2, 77).tril(5)
     words[1] = 1
-    added = HeatSum(words, (4, 6), (2,), 2, 1)
+    added = HeatmapAccumulator(words, (4, 6), (2,), 2, 1)
     q, k = qk(6)
-    add_heat([added], Site("up", 0, True, 2), lambda v: fused(q, k, v), q)
+    accumulate_heat([added], Site("up", 0, True, 2), lambda v: fused(q, k, v), q)
     fine = {n: qk(24, seed=n, keys=24) for n in (1, 2, 3)}
     for n in (1, 2, 3, 1):  # the first of its site is a former step's
         own_q, own_k = fine[n]
         site = Site("up", 1 if n == 3 else n, False, 1)
         assert added.wants(site)
-        add_heat([added], site, lambda v, q=own_q, k=own_k: fused(q, k, v), own_q)
+        accumulate_heat([added], site, lambda v, q=own_q, k=own_k: fused(q, k, v), own_q)
     coarse = torch.stack([attention_map(q, k)[0, :, :, row.bool()].sum(-1).mean(0).reshape(2, 3) for row in words])
     M = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
     A = torch.stack([attention_map(*fine[n])[0].mean(0) for n in (1, 2)]).mean(0)
     torch.testing.assert_close(added.total, (A @ A @ M.T).T.reshape(2, 4, 6), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(added.total[1], torch.ones(4, 6))  # a share of 1 stays one
-    assert not HeatSum(words, (4, 6), (2,)).wants(Site("up", 0, False, 1))
-    assert not HeatSum(words, (4, 6), (2,), 2, 1).wants(Site("up", 0, False, 2))
+    assert not HeatmapAccumulator(words, (4, 6), (2,)).wants(Site("up", 0, False, 1))
+    assert not HeatmapAccumulator(words, (4, 6), (2,), 2, 1).wants(Site("up", 0, False, 2))
 
 
 def test_otsu_parts_two_heaps_where_the_variance_between_them_is_greatest():
@@ -379,26 +402,28 @@ def test_otsu_parts_two_heaps_where_the_variance_between_them_is_greatest():
         return len(low) * len(high) * (low.mean() - high.mean()) ** 2
 
     best = max(x.flatten().tolist(), key=lambda t: float(between(t)) if (x > t).any() else 0.0)
-    assert otsu(x) == best == pytest.approx(0.3)
-    assert torch.equal(cut(x, "otsu"), x > 0.5)
+    assert otsu_threshold(x) == best == pytest.approx(0.3)
+    assert torch.equal(threshold_mask(x, "otsu"), x > 0.5)
 
 
 def test_thresholds_by_number_by_share_of_the_pixels_and_soft():
     x = torch.arange(10.0).reshape(2, 5) / 9
-    assert cut(x, 0.5).sum() == 5 and cut(x, "80%").sum() == 2 and cut(x, "0%").sum() == 9
-    soft = cut(x, (0.25, 0.75))
+    assert (
+        threshold_mask(x, 0.5).sum() == 5 and threshold_mask(x, "80%").sum() == 2 and threshold_mask(x, "0%").sum() == 9
+    )
+    soft = threshold_mask(x, (0.25, 0.75))
     torch.testing.assert_close(soft, ((x - 0.25) / 0.5).clamp(0, 1))
     for threshold in (0.3, "otsu", "50%", (0.2, 0.4)):
-        assert not mask_of(torch.zeros(3, 3), (3, 3), threshold).any()
+        assert not heatmap_to_mask(torch.zeros(3, 3), (3, 3), threshold).any()
 
 
 def test_otsu_does_not_ask_where_the_heat_lies():
     x = torch.rand(4, 4, requires_grad=True)
-    assert otsu(x) == otsu(x.detach()) and isinstance(otsu(x.half()), float)
+    assert otsu_threshold(x) == otsu_threshold(x.detach()) and isinstance(otsu_threshold(x.half()), float)
 
 
 def test_a_soft_blend_mixes_and_keeps_both_ends_to_the_bit():
-    made = blending(Blend(("cat",), threshold=(0.2, 0.6), pool=False))
+    made = blending(LocalBlend(("cat",), threshold=(0.2, 0.6), pool=False))
     m = made.mask()
     assert m.dtype == torch.float32 and m[0, 0] == 1 and m[1, 1] == 0 and m[2, 3] == pytest.approx((3 / 8 - 0.2) / 0.4)
     source, target = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
@@ -411,16 +436,16 @@ def test_soft_masks_join_as_the_greater_and_are_cut_out_by_the_product():
     turned, out = HEAT.flip(0, 1), torch.zeros(4, 4)
     out[0, 0] = 1
     pair = torch.stack([HEAT, out])
-    made = blending(Blend(("cat",), ("cat",), threshold=(0.2, 0.6), pool=False), HEAT, turned).mask()
-    one, other = (mask_of(heat, (4, 4), (0.2, 0.6), pool=False) for heat in (HEAT, turned))
+    made = blending(LocalBlend(("cat",), ("cat",), threshold=(0.2, 0.6), pool=False), HEAT, turned).mask()
+    one, other = (heatmap_to_mask(heat, (4, 4), (0.2, 0.6), pool=False) for heat in (HEAT, turned))
     assert torch.equal(made, torch.maximum(one, other))
-    made = blending(Blend(("cat",), without_source=("dog",), threshold=(0.2, 0.6), pool=False), pair).mask()
+    made = blending(LocalBlend(("cat",), without_source=("dog",), threshold=(0.2, 0.6), pool=False), pair).mask()
     assert made[0, 0] == 0 and made[2, 3] == one[2, 3] > 0
 
 
 def test_a_blend_that_sets_in_gradually_ends_as_the_binary_one():
     """r = 1/4, 2/4, 3/4 and 1: outside of the mask x_s + (1 − r) (x − x_s); a constant ramp is the binary blend."""
-    ramp, at_once = (blending(Blend(("cat",), start=start)) for start in ((0.2, 0.5), 0.5))
+    ramp, at_once = (blending(LocalBlend(("cat",), start=start)) for start in ((0.2, 0.5), 0.5))
     source, target = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
     m = ramp.mask()
     assert torch.equal(ramp(1, source, target), target)
@@ -429,22 +454,27 @@ def test_a_blend_that_sets_in_gradually_ends_as_the_binary_one():
         torch.testing.assert_close(out, torch.where(m, target, source + (1 - r) * (target - source)))
         assert torch.equal(out[..., m], target[..., m])
     assert torch.equal(ramp(5, source, target), at_once(5, source, target))
-    same = blending(Blend(("cat",), start=(0.2, 0.2)))
-    assert torch.equal(same(2, source, target), blending(Blend(("cat",), start=0.2))(2, source, target))
+    same = blending(LocalBlend(("cat",), start=(0.2, 0.2)))
+    assert torch.equal(same(2, source, target), blending(LocalBlend(("cat",), start=0.2))(2, source, target))
     assert len({ramp.key(step) for step in (2, 3, 4, 5)}) == 4 and ramp.key(5) == ramp.key(9)
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda: Blend("cat", threshold="most"), "a blend's threshold must lie between 0 and 1"),
-    (lambda: Blend("cat", threshold="100%"), "a blend's threshold must"),
-    (lambda: Blend("cat", threshold="-5%"), "must"),
-    (lambda: Blend("cat", threshold=(0.5, 0.5)), "soft pair"), (lambda: Blend("cat", threshold=(0, 2)), "soft pair"),
-    (lambda: Blend("cat", threshold=(0.1, float("nan"))), "soft pair"),
-    (lambda: Blend("cat", spread=-1), "spread is a"),
-    (lambda: Blend("cat", spread=1.5), "spread is a whole number"),
-    (lambda: Blend("cat", start=(0.5, 0.2)), "start must"),
-    (lambda: Blend("cat", start=(0.5, 1.2)), "start must"), (lambda: Blend("cat", start="now"), "start must"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: LocalBlend("cat", threshold="most"), "a blend's threshold must lie between 0 and 1"),
+        (lambda: LocalBlend("cat", threshold="100%"), "a blend's threshold must"),
+        (lambda: LocalBlend("cat", threshold="-5%"), "must"),
+        (lambda: LocalBlend("cat", threshold=(0.5, 0.5)), "soft pair"),
+        (lambda: LocalBlend("cat", threshold=(0, 2)), "soft pair"),
+        (lambda: LocalBlend("cat", threshold=(0.1, float("nan"))), "soft pair"),
+        (lambda: LocalBlend("cat", spread=-1), "spread is a"),
+        (lambda: LocalBlend("cat", spread=1.5), "spread is a whole number"),
+        (lambda: LocalBlend("cat", start=(0.5, 0.2)), "start must"),
+        (lambda: LocalBlend("cat", start=(0.5, 1.2)), "start must"),
+        (lambda: LocalBlend("cat", start="now"), "start must"),
+    ],
+)
 def test_what_sharper_blends_cannot_be(make, says):
     with pytest.raises(ValueError, match=says) as error:
         make()
@@ -452,14 +482,16 @@ def test_what_sharper_blends_cannot_be(make, says):
 
 
 def test_a_spread_blend_is_the_same_streamed_recorded_and_explicit(model):
-    blend = Blend("cat", "dog", spread=2, threshold="otsu", pool=False)
+    blend = LocalBlend("cat", "dog", spread=2, threshold="otsu", pool=False)
     streamed = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, blend=blend)
     kept = model.record(SOURCE, seed=SEED, steps=STEPS, self_=1.0)
     assert torch.equal(model.edit(kept, TARGET, blend=blend).latents, streamed.latents)
     assert 0 < streamed.mask.sum() < 256
     maps = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, blend=blend, explicit=True)
     assert (maps.mask != streamed.mask).sum() <= 2
-    plain = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, blend=Blend("cat", "dog", threshold="otsu", pool=False))
+    plain = model.edit(
+        SOURCE, TARGET, seed=SEED, steps=STEPS, blend=LocalBlend("cat", "dog", threshold="otsu", pool=False)
+    )
     assert not torch.equal(plain.mask, streamed.mask)
 
 
@@ -468,12 +500,12 @@ def test_where_a_word_is_in_picture_pixels(model, seen):
     cat, grass = run.where("cat"), run.where("grass", threshold=0.5, spread=0)
     assert cat.shape == (128, 128) and cat.dtype == torch.bool and 0 < cat.sum() < cat.numel()
     heat = run.heat(["cat"]).total[0]
-    assert torch.equal(cat, mask_of(heat, (128, 128), "otsu", pool=False, smooth=True))
-    spread = mask_of(run.heat(["cat"], spread=2).total[0], (128, 128), 0.5, pool=False, smooth=True)
+    assert torch.equal(cat, heatmap_to_mask(heat, (128, 128), "otsu", pool=False, smooth=True))
+    spread = heatmap_to_mask(run.heat(["cat"], spread=2).total[0], (128, 128), 0.5, pool=False, smooth=True)
     assert torch.equal(run.where("cat", threshold=0.5, spread=2), spread)
     soft = run.where(["cat", "house"], threshold=(0.2, 0.5))
     assert soft.dtype == torch.float32 and soft.min() >= 0 and soft.max() <= 1
-    out = model.edit(run, TARGET, blend=Blend(mask=cat & ~grass))
+    out = model.edit(run, TARGET, blend=LocalBlend(mask=cat & ~grass))
     assert out.mask is not None
     for options, says in (
         (dict(threshold=2), "a mask's threshold must"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from minip2p.metrics import CAP, iou, mse, preservation, psnr, ssim
+from minip2p.metrics.image import MAX_PSNR, iou, mse, preservation, psnr, ssim
 
 
 def pictures(seed=0, size=(24, 20)):
@@ -22,7 +22,7 @@ def test_mse_and_psnr_by_hand():
     b = torch.tensor([[0.4, 0.4], [0.0, 0.0]]).expand(3, 2, 2)
     top = torch.tensor([[True, True], [False, False]])
     assert mse(a, b) == pytest.approx(0.02) and mse(a, b, top) == pytest.approx(0.04) and mse(a, b, ~top) == 0
-    assert psnr(a, b, top) == pytest.approx(13.979, abs=1e-3) and psnr(a, b, ~top) == psnr(a, a) == CAP
+    assert psnr(a, b, top) == pytest.approx(13.979, abs=1e-3) and psnr(a, b, ~top) == psnr(a, a) == MAX_PSNR
     assert math.isnan(psnr(a, b, torch.zeros(2, 2, dtype=torch.bool)))
 
 
@@ -31,8 +31,9 @@ def test_psnr_and_ssim_are_scikit_images():
     a, b = pictures()
     theirs = [((x + 1) / 2).permute(1, 2, 0).double().numpy() for x in (a, b)]
     assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(*theirs, data_range=1), abs=1e-4)
-    index = structural_similarity(*theirs, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5,
-                                  use_sample_covariance=False, full=True)[1]  # fmt: skip
+    index = structural_similarity(
+        *theirs, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+    )[1]
     mask = torch.rand(24, 20, generator=torch.Generator().manual_seed(3)) > 0.5
     assert ssim(a, b) == pytest.approx(index.mean()) and ssim(a, b, mask) == pytest.approx(index[mask.numpy()].mean())
     assert ssim(a, a) == pytest.approx(1) and ssim(a, b) < 0.9
@@ -52,7 +53,7 @@ def test_preservation_is_measured_inside_and_outside():
     assert found.keys() == {m + p for m in ("psnr", "ssim", "mse") for p in ("", "_inside", "_outside")}
     assert (
         found["mse_outside"] == 0
-        and found["psnr_outside"] == CAP
+        and found["psnr_outside"] == MAX_PSNR
         and found["mse_inside"] == pytest.approx(2 * found["mse"])
     )
     assert found["ssim_inside"] < found["ssim"] < found["ssim_outside"]

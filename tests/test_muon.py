@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minip2p.tiny.muon import QUINTIC, Muon, orthogonalized
+from minip2p.tiny.muon import QUINTIC, Muon, orthogonalize
 
 
 @settings(deadline=None, max_examples=30)
@@ -16,7 +16,7 @@ def test_orthogonalized_keeps_the_directions_and_evens_their_sizes(m, n, seed, s
     singular vectors stay: Uᵀ X V is diagonal."""
     matrix = torch.randn(m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     U, S, V = torch.linalg.svd(matrix, full_matrices=False)
-    moved = U.mT @ orthogonalized(size * matrix) @ V.mT
+    moved = U.mT @ orthogonalize(size * matrix) @ V.mT
     diagonal = moved.diagonal()
     torch.testing.assert_close(moved, torch.diag(diagonal), rtol=0, atol=1e-6)
     kept = diagonal[0.01 * S.norm() < S]
@@ -30,11 +30,11 @@ def test_orthogonalized_by_newton_schulz():
     a, b, c = QUINTIC
     for _ in range(5):
         expected = a * expected + b * expected**3 + c * expected**5
-    torch.testing.assert_close(orthogonalized(torch.diag(x)), torch.diag(expected))
+    torch.testing.assert_close(orthogonalize(torch.diag(x)), torch.diag(expected))
 
 
 def test_no_gradient_no_direction():
-    assert not orthogonalized(torch.zeros(3, 2)).any()
+    assert not orthogonalize(torch.zeros(3, 2)).any()
 
 
 def stepped(gradients, p, **options) -> torch.Tensor:
@@ -51,7 +51,7 @@ def test_the_first_step_of_muon_by_hand(shape):
     torch.manual_seed(0)
     p, gradient = nn.Parameter(torch.randn(shape)), torch.randn(shape)
     m, n = shape[0], gradient[0].numel()
-    update = orthogonalized(gradient.reshape(m, n)).reshape(shape)
+    update = orthogonalize(gradient.reshape(m, n)).reshape(shape)
     expected = p.detach() * (1 - 0.1 * 0.5) - 0.1 * 0.2 * max(m, n) ** 0.5 * update
     torch.testing.assert_close(stepped([gradient], p, lr=0.1, decay=0.5), expected)
 

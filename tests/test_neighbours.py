@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import minip2p
-from minip2p import Site, Where
-from minip2p.neighbours import MasaCtrl, PlugAndPlay
+from minip2p import Site, SiteFilter
+from minip2p.baselines import MasaCtrl, PlugAndPlay
 
 STEPS, TARGET = 4, "a dog on the beach"
 
@@ -40,7 +40,7 @@ def test_a_source_edited_into_itself_by_masactrl_is_itself(model, run):
 
 
 def test_plug_and_plays_attention_is_prompt_to_prompts_injection_in_the_decoder(model, run):
-    up = Where(places=("up",))
+    up = SiteFilter(places=("up",))
     theirs = model.edit(run, TARGET, cross=0, self_=0, attend=PlugAndPlay(run, end=0.5))
     ours = model.edit(run, TARGET, cross=0, self_=0.5, self_pixels=16 * 16, where=up)
     plain = model.edit(run, TARGET, cross=0, self_=0)
@@ -53,12 +53,12 @@ def test_steps_and_sites_are_those_that_are_asked_for(model, run):
     before = model.rows
     assert [guide.at(step) is minip2p.fused for step in range(STEPS)] == [True, True, False, False]
     assert model.rows == before + 2  # one row of the source for each step that is guided
-    fine = PlugAndPlay(run, where=Where(places=("down",), strides=(1,))).read(0)
+    fine = PlugAndPlay(run, where=SiteFilter(places=("down",), strides=(1,))).read(0)
     assert {(site.place, site.stride) for site in fine} == {("down", 1)}
 
 
 def test_heads_that_are_not_asked_for_attend_by_themselves(run):
-    guide = MasaCtrl(run, start=0.0, where=Where(places=("up",), heads=(1,)))
+    guide = MasaCtrl(run, start=0.0, where=SiteFilter(places=("up",), heads=(1,)))
     source = guide.read(1)
     site = next(iter(source))
     q, k, v = (torch.randn(1, *t.shape[1:]) for t in source[site])
@@ -67,19 +67,26 @@ def test_heads_that_are_not_asked_for_attend_by_themselves(run):
     assert not torch.equal(led[:, 0], own[:, 0])
 
 
-@pytest.mark.parametrize("made, says", [
-    (lambda run: MasaCtrl(run, start=2.0), "the steps of steps are shares"),
-    (lambda run: PlugAndPlay(run, end=-1), "the steps of steps are shares"),
-    (lambda run: MasaCtrl(run, where=Where(places=("left",))), "places must be some of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "made, says",
+    [
+        (lambda run: MasaCtrl(run, start=2.0), "the steps of steps are shares"),
+        (lambda run: PlugAndPlay(run, end=-1), "the steps of steps are shares"),
+        (lambda run: MasaCtrl(run, where=SiteFilter(places=("left",))), "places must be some of"),
+    ],
+)
 def test_what_a_neighbour_cannot_be_is_one_clear_line(run, made, says):
     with pytest.raises(ValueError, match=says):
         made(run)
 
 
-@pytest.mark.parametrize("edited, says", [
-    ({"steps": STEPS + 1}, "has 4 steps, and the edit has more"), ({"size": (64, 64)}, "of another size than the edit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "edited, says",
+    [
+        ({"steps": STEPS + 1}, "has 4 steps, and the edit has more"),
+        ({"size": (64, 64)}, "of another size than the edit"),
+    ],
+)
 def test_a_run_that_does_not_fit_the_edit_is_one_clear_line(model, run, edited, says):
     other = model.generate("a cat on the beach", **({"steps": STEPS} | edited))
     with pytest.raises(ValueError, match=says):

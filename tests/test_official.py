@@ -10,16 +10,19 @@ import pytest
 import torch
 from parity import SD15_UNET, SD15_VAE, SD21_UNET, SDXL_UNET, on_meta
 
+from minip2p.checkpoints.single_file import SingleFile
 from minip2p.config import UNetConfig, VAEConfig
-from minip2p.single import Single
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 DATA = Path(__file__).parent / "data" / "official"
 UNETS = {
-    "sd15": SD15_UNET, "sd21": SD21_UNET, "sdxl": SDXL_UNET, "instruct": SD15_UNET | {"in_channels": 8},
+    "sd15": SD15_UNET,
+    "sd21": SD21_UNET,
+    "sdxl": SDXL_UNET,
+    "instruct": SD15_UNET | {"in_channels": 8},
     "inpaint": SD15_UNET | {"in_channels": 9},
-}  # fmt: skip
+}
 V = {"modelspec.prediction_type": "v"}
 
 
@@ -63,12 +66,16 @@ def test_a_single_files_tensors_are_the_official_ones(family, hollow):
     its own is used, but for what may be ignored."""
     data = official(family)
     file = hollow(data["single"] | data["extras"], V if family == "sd21" else None)
-    found = Single(file, None)
+    found = SingleFile(file, None)
     unet = UNetConfig.of(UNETS[family])
     ours = UNetConfig.of(found.config("unet"))
     for name in UNetConfig.__dataclass_fields__.keys() - {"upcast_attention"}:  # which no key tells
-        a, b = (one.per_level(getattr(one, name)) if name in ("attention_head_dim", "transformer_layers_per_block")
-                else getattr(one, name) for one in (ours, unet))  # fmt: skip
+        a, b = (
+            one.per_level(getattr(one, name))
+            if name in ("attention_head_dim", "transformer_layers_per_block")
+            else getattr(one, name)
+            for one in (ours, unet)
+        )
         assert a == b, name
     vae = VAEConfig.of(found.config("vae"))
     assert vae.block_out_channels == (128, 256, 512, 512) and vae.layers_per_block == 2
@@ -86,17 +93,48 @@ def test_a_single_files_tensors_are_the_official_ones(family, hollow):
     assert not unread and used <= set(data["single"])
 
 
-@pytest.mark.parametrize("family, text", [
-    ("sd15", {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu",
-              "intermediate_size": 3072, "vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406}),
-    ("sd21", {"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu",
-              "intermediate_size": 4096}),
-    ("sdxl", {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu",
-              "intermediate_size": 5120, "projection_dim": 1280}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, text",
+    [
+        (
+            "sd15",
+            {
+                "hidden_size": 768,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+                "hidden_act": "quick_gelu",
+                "intermediate_size": 3072,
+                "vocab_size": 49408,
+                "eos_token_id": 49407,
+                "bos_token_id": 49406,
+            },
+        ),
+        (
+            "sd21",
+            {
+                "hidden_size": 1024,
+                "num_hidden_layers": 23,
+                "num_attention_heads": 16,
+                "hidden_act": "gelu",
+                "intermediate_size": 4096,
+            },
+        ),
+        (
+            "sdxl",
+            {
+                "hidden_size": 1280,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 20,
+                "hidden_act": "gelu",
+                "intermediate_size": 5120,
+                "projection_dim": 1280,
+            },
+        ),
+    ],
+)
 def test_a_single_files_text_encoder_is_the_official_one(family, text, hollow):
     data = official(family)
-    found = Single(hollow(data["single"], V), None)
+    found = SingleFile(hollow(data["single"], V), None)
     config = found.config("text_encoder_2" if family == "sdxl" else "text_encoder")
     assert {name: config[name] for name in text} == text
     assert found.has("text_encoder") and found.has("text_encoder_2") == (family == "sdxl")

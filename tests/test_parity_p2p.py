@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from minip2p import Blend
+from minip2p import LocalBlend
 
 DATA = Path(__file__).parent / "data"
 STEPS, SEED = 12, 3
@@ -85,8 +85,10 @@ class Processor:
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
         words = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = (rearrange(y, "b n (h d) -> b h n d", h=attn.heads)
-                   for y in (attn.to_q(hidden_states), attn.to_k(words), attn.to_v(words)))  # fmt: skip
+        q, k, v = (
+            rearrange(y, "b n (h d) -> b h n d", h=attn.heads)
+            for y in (attn.to_q(hidden_states), attn.to_k(words), attn.to_v(words))
+        )
         probs = (torch.einsum("bhid,bhjd->bhij", q, k) * attn.scale).softmax(-1)
         probs = self.control.attention(probs, self.name, encoder_hidden_states is not None)
         return attn.to_out[0](rearrange(probs @ v, "b h n d -> b n (h d)"))
@@ -165,18 +167,36 @@ def test_the_edit_equals_the_published_prompt_to_prompt_on_diffusers(model, pipe
     options, blend = {}, None
     if words:
         threshold = middle_of_heat(model, source, words[0])
-        blend = Blend(words[:1], words[1:], *([without[:1], without[1:]] if without else []), threshold=threshold,
-                      without_threshold=threshold)  # fmt: skip
-        options = dict(threshold=threshold, words=torch.stack([marked(pipeline, source, words[0]),
-                                                               marked(pipeline, target, words[1])]))  # fmt: skip
+        blend = LocalBlend(
+            words[:1],
+            words[1:],
+            *([without[:1], without[1:]] if without else []),
+            threshold=threshold,
+            without_threshold=threshold,
+        )
+        options = dict(
+            threshold=threshold,
+            words=torch.stack([marked(pipeline, source, words[0]), marked(pipeline, target, words[1])]),
+        )
     if without:
         options["without"] = torch.stack([marked(pipeline, source, without[0]), marked(pipeline, target, without[1])])
 
     control = Published(mapper, kept, equalizer, **options)
     theirs = published_run(pipeline, (source, target), plain.latents[:1], model.guidance, control)
     kind = "refine" if kind == "same" else kind
-    ours = model.edit(source, target, seed=SEED, steps=STEPS, cross=CROSS, self_=SELF, self_pixels=SELF_PIXELS,
-                      kind=kind, reweight=weights, blend=blend, parity=True)  # fmt: skip
+    ours = model.edit(
+        source,
+        target,
+        seed=SEED,
+        steps=STEPS,
+        cross=CROSS,
+        self_=SELF,
+        self_pixels=SELF_PIXELS,
+        kind=kind,
+        reweight=weights,
+        blend=blend,
+        parity=True,
+    )
 
     scale, effect = float(ours.latents[-1].std()), float((ours.latents - plain.latents).abs().max())
     for run, row in ((ours.source, 0), (ours, 1)):

@@ -10,14 +10,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import minip2p
-from minip2p import Blend, explicit
-from minip2p.record import Block, Keeps, bytes_of, layout
-from minip2p.sched import Schedule
-from minip2p.start import Way
+from minip2p import LocalBlend, explicit
+from minip2p.io.tensors import SafetensorsBuffer, layout_bytes
+from minip2p.sampling.conditioning import Conditioning
+from minip2p.sampling.qk_cache import CachePolicy, cache_layout
+from minip2p.sched import DDIMScheduler
 
 SOURCE, STEPS = "a cat and a house on grass", 4
 TARGETS = ["a dog and a house on grass", "a cat and a house on grass at night"]
-OPTIONS = [{}, dict(cross=1.0, self_=1.0), dict(blend=Blend("house", start=0)), dict(reweight={"house": 2})]
+OPTIONS = [{}, dict(cross=1.0, self_=1.0), dict(blend=LocalBlend("house", start=0)), dict(reweight={"house": 2})]
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +70,10 @@ def test_what_was_not_kept_is_made_anew(model):
 
 
 def test_a_record_of_some_sites_serves_the_edits_that_reach_no_others(model, recorded):
-    where = minip2p.Where(places=("up",), strides=(1, 2))
+    where = minip2p.SiteFilter(places=("up",), strides=(1, 2))
     run = model.record(SOURCE, seed=5, steps=STEPS, self_=1.0, where=where)
     assert {name.split(".")[0] for name in run.record.tensors} == {"up"}
-    assert bytes_of({n: (t.dtype, tuple(t.shape)) for n, t in run.record.tensors.items()}) < sum(
+    assert layout_bytes({n: (t.dtype, tuple(t.shape)) for n, t in run.record.tensors.items()}) < sum(
         tensor.nbytes for tensor in recorded.record.tensors.values()
     )
     before = model.rows
@@ -92,13 +93,13 @@ def test_a_record_in_bfloat16_is_half_as_large_and_close(model, recorded):
 def test_the_size_is_predicted_and_by_hand_right(model, recorded):
     """Widths 64 (16², 3 blocks), 160 (8², 3), 256 (4², 1): q at all steps, k of self too, k of cross once."""
     own = {name: (t.dtype, tuple(t.shape)) for name, t in recorded.record.tensors.items()}
-    kept = layout(model.unet, (16, 16), 77, STEPS, Keeps((0, STEPS), (0, STEPS), 1024), torch.float32)
+    kept = cache_layout(model.unet, (16, 16), 77, STEPS, CachePolicy((0, STEPS), (0, STEPS), 1024), torch.float32)
     assert own == kept
     q = 3 * 64 * 256 + 3 * 160 * 64 + 256 * 16
     k = 77 * (3 * 64 + 3 * 160 + 256)
-    assert bytes_of(kept) == 4 * (STEPS * 3 * q + k)
-    few = layout(model.unet, (16, 16), 77, STEPS, Keeps((1, 3), (0, 1), 64), torch.float16)
-    assert bytes_of(few) == 2 * (2 * q + k + 2 * (3 * 160 * 64 + 256 * 16))
+    assert layout_bytes(kept) == 4 * (STEPS * 3 * q + k)
+    few = cache_layout(model.unet, (16, 16), 77, STEPS, CachePolicy((1, 3), (0, 1), 64), torch.float16)
+    assert layout_bytes(few) == 2 * (2 * q + k + 2 * (3 * 160 * 64 + 256 * 16))
 
 
 def test_only_floating_point_numbers_are_kept(model):
@@ -125,20 +126,34 @@ def test_nothing_is_left_of_a_record_that_went_wrong(model, tmp_path):
                 raise KeyboardInterrupt
             yield step
 
-    from minip2p.archive import record
+    from minip2p.sampling.run_file import record_run as record
 
     with pytest.raises(KeyboardInterrupt):
-        record(model, model.start(SOURCE, steps=3), Keeps((0, 3), (0, 0), 0), dtype=torch.float32, budget=0,
-               file=tmp_path / "run.safetensors", progress=broken)  # fmt: skip
+        record(
+            model,
+            model.start(SOURCE, steps=3),
+            CachePolicy((0, 3), (0, 0), 0),
+            dtype=torch.float32,
+            budget=0,
+            file=tmp_path / "run.safetensors",
+            progress=broken,
+        )
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options, says", [
-    (dict(dtype="float16"), "a dtype of torch and a budget in bytes"), (dict(budget="x"), "a budget in bytes"),
-    (dict(budget=float("nan")), "a budget in bytes"), (dict(where="down"), "where is a Where, not 'down'"),
-    (dict(self_pixels="x"), "self_pixels is a whole number"), (dict(self_pixels=-1), "self_pixels is a whole number"),
-    (dict(cross=2), "the steps of cross are shares"), (dict(self_=2), "the steps of self are shares"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (dict(dtype="float16"), "a dtype of torch and a budget in bytes"),
+        (dict(budget="x"), "a budget in bytes"),
+        (dict(budget=float("nan")), "a budget in bytes"),
+        (dict(where="down"), "where is a Where, not 'down'"),
+        (dict(self_pixels="x"), "self_pixels is a whole number"),
+        (dict(self_pixels=-1), "self_pixels is a whole number"),
+        (dict(cross=2), "the steps of cross are shares"),
+        (dict(self_=2), "the steps of self are shares"),
+    ],
+)
 def test_what_a_record_cannot_be_is_one_clear_line(model, options, says):
     with pytest.raises(ValueError, match=says) as caught:
         model.record(SOURCE, steps=1, **options)
@@ -159,7 +174,7 @@ def test_a_folder_in_the_place_of_a_runs_file_is_named(model, recorded, tmp_path
 
 def test_a_runs_file_is_a_safetensors_file(model, recorded, tmp_path):
     file = tmp_path / "deep" / "run.safetensors"
-    way = Way(model.text("night").repeat(STEPS, 1, 1), torch.randn(recorded.latents[1:].shape), 1, 0.25)
+    way = Conditioning(model.text("night").repeat(STEPS, 1, 1), torch.randn(recorded.latents[1:].shape), 1, 0.25)
     steps = replace(recorded, way=way, negative='a "b" ü', seed=None)
     steps.save(file)
     tensors = load_file(file)
@@ -176,7 +191,7 @@ def test_a_runs_file_is_a_safetensors_file(model, recorded, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_block_is_read_by_the_safetensors_library(tmp_path, dtype):
     shapes = {"a": (dtype, (3, 1, 2)), "b": (dtype, ()), "c": (dtype, (0, 4))}
-    for n, tensor in enumerate(Block(shapes, {"say": "é"}, tmp_path / "x").tensors.values()):
+    for n, tensor in enumerate(SafetensorsBuffer(shapes, {"say": "é"}, tmp_path / "x").tensors.values()):
         tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) + n)
     with safe_open(tmp_path / "x", "pt") as f:
         assert f.metadata() == {"say": "é"}
@@ -192,32 +207,41 @@ def damaged(file, change):
     save_file({name: t.contiguous() for name, t in tensors.items()}, file, said)
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda t, s: s.pop("format"), "not a run's file"), (lambda t, s: s.pop("prompt"), "not a whole run"),
-    (lambda t, s: s.update(model="x"), "the run of another model"), (lambda t, s: t.pop("latents"), "not a whole run"),
-    (lambda t, s: s.update(guidance="much"), "not a whole run"), (lambda t, s: s.update(seed="1.5"), "not a whole run"),
-    (lambda t, s: t.update(latents=t["latents"][:, :3].clone()), "not a whole run"),
-    (lambda t, s: t.update(latents=t["latents"][:1].clone()), "not a whole run"),
-    (lambda t, s: t.update(latents=t["latents"][0].clone()), "not a whole run"),
-    (lambda t, s: t.update(latents=t["latents"].half()), "not t c h w, float32"),
-    (lambda t, s: t.update(latents=t["latents"][None].clone()), "not t c h w, float32"),
-    (lambda t, s: t.update(latents=t["latents"][..., :0].clone()), "not t c h w, float32"),
-    (lambda t, s: s.update(guidance="nan"), "guidance must be a finite number"),
-    (lambda t, s: s.update(seed="-1"), "seed must lie between"),
-    (lambda t, s: t.update(latents=torch.zeros(1002, 4, 1, 1)), "steps must lie between 1 and 1000"),
-    (lambda t, s: t.update({"up.1.cross.q.0": t["up.1.cross.q.0"].to(torch.complex64)}), "up.1.cross.q.0 is not of"),
-    (lambda t, s: t.update({"up.1.cross.q.0": t["up.1.cross.q.0"][:, :1]}), "up.1.cross.q.0 is not of this run"),
-    (lambda t, s: t.update({"up.1.cross.q.9": t["up.1.cross.q.0"].clone()}), "up.1.cross.q.9 is not of this run"),
-    (lambda t, s: t.update(unconditional=torch.zeros(1, 77, 128)), "unconditional is not of this run"),
-    (lambda t, s: t.update(noise=torch.zeros(1, 4, 16, 16)), "noise is not of this run"),
-    (lambda t, s: s.update(along="noise"), "it should have noise beside its latents"),
-    (lambda t, s: s.pop("prompt"), "it has no prompt"),
-    (lambda t, s: s.update(skip="4"), "skip or proximal is out of range"),
-    (lambda t, s: s.update(proximal="1"), "skip or proximal is out of range"),
-    (lambda t, s: s.update(skip="some"), "not a whole run"),
-    (lambda t, s: t.update(noise=torch.full_like(t["latents"][1:], torch.nan)), "finite"),
-    (lambda t, s: t.update(latents=torch.full_like(t["latents"], torch.nan)), "finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda t, s: s.pop("format"), "not a run's file"),
+        (lambda t, s: s.pop("prompt"), "not a whole run"),
+        (lambda t, s: s.update(model="x"), "the run of another model"),
+        (lambda t, s: t.pop("latents"), "not a whole run"),
+        (lambda t, s: s.update(guidance="much"), "not a whole run"),
+        (lambda t, s: s.update(seed="1.5"), "not a whole run"),
+        (lambda t, s: t.update(latents=t["latents"][:, :3].clone()), "not a whole run"),
+        (lambda t, s: t.update(latents=t["latents"][:1].clone()), "not a whole run"),
+        (lambda t, s: t.update(latents=t["latents"][0].clone()), "not a whole run"),
+        (lambda t, s: t.update(latents=t["latents"].half()), "not t c h w, float32"),
+        (lambda t, s: t.update(latents=t["latents"][None].clone()), "not t c h w, float32"),
+        (lambda t, s: t.update(latents=t["latents"][..., :0].clone()), "not t c h w, float32"),
+        (lambda t, s: s.update(guidance="nan"), "guidance must be a finite number"),
+        (lambda t, s: s.update(seed="-1"), "seed must lie between"),
+        (lambda t, s: t.update(latents=torch.zeros(1002, 4, 1, 1)), "steps must lie between 1 and 1000"),
+        (
+            lambda t, s: t.update({"up.1.cross.q.0": t["up.1.cross.q.0"].to(torch.complex64)}),
+            "up.1.cross.q.0 is not of",
+        ),
+        (lambda t, s: t.update({"up.1.cross.q.0": t["up.1.cross.q.0"][:, :1]}), "up.1.cross.q.0 is not of this run"),
+        (lambda t, s: t.update({"up.1.cross.q.9": t["up.1.cross.q.0"].clone()}), "up.1.cross.q.9 is not of this run"),
+        (lambda t, s: t.update(unconditional=torch.zeros(1, 77, 128)), "unconditional is not of this run"),
+        (lambda t, s: t.update(noise=torch.zeros(1, 4, 16, 16)), "noise is not of this run"),
+        (lambda t, s: s.update(along="noise"), "it should have noise beside its latents"),
+        (lambda t, s: s.pop("prompt"), "it has no prompt"),
+        (lambda t, s: s.update(skip="4"), "skip or proximal is out of range"),
+        (lambda t, s: s.update(proximal="1"), "skip or proximal is out of range"),
+        (lambda t, s: s.update(skip="some"), "not a whole run"),
+        (lambda t, s: t.update(noise=torch.full_like(t["latents"][1:], torch.nan)), "finite"),
+        (lambda t, s: t.update(latents=torch.full_like(t["latents"], torch.nan)), "finite"),
+    ],
+)
 def test_a_file_that_is_no_whole_run_is_named(model, recorded, tmp_path, change, says):
     file = tmp_path / "run.safetensors"
     recorded.save(file)
@@ -232,7 +256,7 @@ def test_the_run_of_another_model_is_refused(model, recorded, tmp_path, change):
     recorded.save(tmp_path / "run.safetensors")
     other = minip2p.load(dtype=torch.bfloat16 if change == "dtype" else None)
     if change == "schedule":
-        other.sched = Schedule(replace(other.sched.config, beta_end=0.013))
+        other.sched = DDIMScheduler(replace(other.sched.config, beta_end=0.013))
     elif change != "dtype":
         part = {"unet": other.unet, "vae": other.vae, "text": other.text.encoders["text_encoder"]}[change]
         next(iter(part.parameters())).data += 1

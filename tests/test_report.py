@@ -9,21 +9,22 @@ import pytest
 import torch
 from PIL import Image
 
-from minip2p.mask import mask_of
-from minip2p.metrics import iou
-from minip2p.rule import plan_edit
-from minip2p.tiny import cases, report
+from minip2p.attention.masks import heatmap_to_mask
+from minip2p.evaluation import tiny_cases, tiny_report, workers
+from minip2p.io.images import to_pil
+from minip2p.metrics.image import iou
+from minip2p.p2p.edit_plan import plan_edit
+from minip2p.sampling.trajectory import sample
 from minip2p.tiny.judge import Judge, JudgeConfig, Verdict
 from minip2p.tiny.scenes import ANIMALS, THINGS, combination_held_out, is_held_out
-from minip2p.trajectory import as_image, sample
 
 OBJECTS = ANIMALS + THINGS
 
 
 def test_a_swap_exchanges_the_object_and_its_article_and_stays_held_out():
     seen = 0
-    for i, scene in enumerate(cases.prompts(300, 1)):
-        swap = cases.swapped(scene, i)
+    for i, scene in enumerate(tiny_cases.held_out_scenes(300, 1)):
+        swap = tiny_cases.swap_target(scene, i)
         if swap is None:
             continue
         target, old, new = swap
@@ -36,7 +37,7 @@ def test_a_swap_exchanges_the_object_and_its_article_and_stays_held_out():
         assert {word.strip(",") for pair in changed for word in pair} - {"a", "an"} == {old, new}
         assert f"a {new}" not in target or new[0] not in "aeiou"
     assert 150 < seen < 300
-    assert len(list(cases.swap_cases(7))) == 7
+    assert len(list(tiny_cases.swap_cases(7))) == 7
 
 
 class MadeUp:
@@ -76,17 +77,17 @@ class Said:
 
 
 def test_swaps_are_counted_for_the_right_picture(model):
-    ((scene, (target, old, new)),) = cases.swap_cases(1)
+    ((scene, (target, old, new)),) = tiny_cases.swap_cases(1)
     judge = MadeUp([old, old, new, new, old])  # source, without P2P, with it, at the card's τ, with blending
-    table, images = cases.swap(model, judge, 0, (scene, (target, old, new)), 2)
+    table, images = tiny_cases.measure_swap(model, judge, 0, (scene, (target, old, new)), 2)
     views = source, alone, usual, swap, blend = judge.seen[-1]
-    assert [image.tobytes() for image in images] == [as_image(view).tobytes() for view in views]
+    assert [image.tobytes() for image in images] == [to_pil(view).tobytes() for view in views]
     assert table["object"] == 1 and (table["background"] == 1) == (scene.background == judge.config.backgrounds[0])
     assert [table[f"{name}_success"] for name in ("alone", "usual", "swap", "blend")] == [0, 1, 1, 0]
     lower = torch.zeros(source.shape[1:], dtype=torch.bool)
     lower[len(lower) // 2 :, 5:] = True  # where none of the five has an object
     for name, view in (("alone", alone), ("usual", usual), ("swap", swap), ("blend", blend)):
-        assert table[f"psnr_{name}"] == pytest.approx(report.psnr(source, view, lower))
+        assert table[f"psnr_{name}"] == pytest.approx(tiny_report.psnr(source, view, lower))
     assert not alone.equal(swap) and not usual.equal(swap)
     assert table["psnr_swap_right"] == table["psnr_swap"] and "psnr_blend_right" not in table
     heat = sample(model, model.start(scene.caption, seed=0, steps=2)).heat([old], (1, 2)).mean[0]
@@ -94,39 +95,39 @@ def test_swaps_are_counted_for_the_right_picture(model):
     upper[: len(upper) // 2] = True
     upper[:, 0] = True
     for name, pool in (("mask_iou_generated", True), ("mask_iou_generated_unpooled", False)):
-        assert table[name] == pytest.approx(iou(mask_of(heat, tuple(upper.shape), 0.3, pool), upper), abs=1e-3)
+        assert table[name] == pytest.approx(iou(heatmap_to_mask(heat, tuple(upper.shape), 0.3, pool), upper), abs=1e-3)
 
 
 def test_what_is_right_in_a_picture():
-    scene = next(cases.prompts(1, 1))
+    scene = next(tiny_cases.held_out_scenes(1, 1))
     thing = replace(scene.things[0], name="car", colour="purple")
     purple = replace(scene, things=(thing,), style="photo")
     blank = torch.zeros(3, 32, 32)
-    found = cases.right(MadeUp(["car"]), purple, blank)
+    found = tiny_cases.check_scene(MadeUp(["car"]), purple, blank)
     assert found["object"] == found["object_strict"] == found["colour"] == 1 and found["style"] == 0
     red = replace(purple, things=(replace(thing, colour="red"),))
-    assert cases.right(MadeUp(["car"]), red, blank)["colour"] == 0
-    sketch = cases.right(MadeUp(["car"]), replace(red, style="sketch"), blank)
+    assert tiny_cases.check_scene(MadeUp(["car"]), red, blank)["colour"] == 0
+    sketch = tiny_cases.check_scene(MadeUp(["car"]), replace(red, style="sketch"), blank)
     assert "colour" not in sketch and sketch["style"] == 1
-    assert cases.right(MadeUp(["cat"]), purple, blank)["object"] == 0
+    assert tiny_cases.check_scene(MadeUp(["cat"]), purple, blank)["object"] == 0
 
 
 def test_an_object_too_many_is_not_strictly_right():
     """The likeliest is the right one; but there is another that is likelier there than not."""
-    scene = next(cases.prompts(1, 1))
+    scene = next(tiny_cases.held_out_scenes(1, 1))
     scene = replace(scene, things=(replace(scene.things[0], name="car", colour=None),))
     verdict = MadeUp(["car"])(torch.zeros(1, 3, 32, 32))
     verdict.objects[0, OBJECTS.index("cat")] = 0.6
-    found = cases.right(Said(verdict), scene, torch.zeros(3, 32, 32))
+    found = tiny_cases.check_scene(Said(verdict), scene, torch.zeros(3, 32, 32))
     assert (found["object"], found["object_strict"]) == (1, 0)
     verdict.objects[0, OBJECTS.index("cat")] = 0.4
-    assert cases.right(Said(verdict), scene, torch.zeros(3, 32, 32))["object_strict"] == 1
+    assert tiny_cases.check_scene(Said(verdict), scene, torch.zeros(3, 32, 32))["object_strict"] == 1
 
 
 def test_the_four_targets_of_a_swap(model):
-    targets = cases.four_targets(model, "a cat", "a dog", ("cat", "dog"), torch.zeros(1, 4, 16, 16), 10)
+    targets = tiny_cases.swap_targets(model, "a cat", "a dog", ("cat", "dog"), torch.zeros(1, 4, 16, 16), 10)
     old, new = model.text.prompt("a cat"), model.text.prompt("a dog")
-    taus = (0.0, 0.0), (0.8, 0.4), cases.TAUS, cases.TAUS
+    taus = (0.0, 0.0), (0.8, 0.4), tiny_cases.TAUS, tiny_cases.TAUS
     for target, (cross, self_) in zip(targets, taus, strict=True):
         plan = plan_edit(old, new, 10, cross=cross, self_=self_)
         assert [target.edit.at(i).key for i in range(10)] == [plan.at(i).key for i in range(10)]
@@ -140,13 +141,13 @@ def test_maps_are_read_in_the_middle_of_the_schedule(model, monkeypatch):
     noised = lambda x, t, context, attend: seen.append((t, x)) or model.unet(x, t, context, attend)  # noqa: E731
     part = SimpleNamespace(vae=model.vae, text=model.text, sched=model.sched, unet=noised)
     masks = []
-    monkeypatch.setattr(report, "mask_of", lambda *given: masks.append(given[2:]) or mask_of(*given))
-    scene = next(cases.prompts(1, 1))
-    monkeypatch.setattr(report, "dataset", lambda *_, **__: iter([scene]))
+    monkeypatch.setattr(tiny_report, "mask_of", lambda *given: masks.append(given[2:]) or heatmap_to_mask(*given))
+    scene = next(tiny_cases.held_out_scenes(1, 1))
+    monkeypatch.setattr(tiny_report, "dataset", lambda *_, **__: iter([scene]))
     drawn = SimpleNamespace(masks={scene.things[0].name: np.ones((128, 128), bool)})
-    monkeypatch.setattr(report, "render", lambda *_: drawn)
-    monkeypatch.setattr(report, "pictures", lambda *_: torch.zeros(1, 3, 128, 128))
-    report.map_iou(part, None, 1)
+    monkeypatch.setattr(tiny_report, "render", lambda *_: drawn)
+    monkeypatch.setattr(tiny_report, "pictures", lambda *_: torch.zeros(1, 3, 128, 128))
+    tiny_report.map_iou(part, None, 1)
     ((t, x),) = seen
     assert t == 500 and sorted(masks) == [(0.3, False), (0.3, True)]
     x0 = model.vae.scale(model.vae.encode(torch.zeros(1, 3, 128, 128))[0])
@@ -171,10 +172,10 @@ def test_gains_are_over_the_same_seed_alone(monkeypatch, tmp_path):
         def measured(self, measure, cases):
             return [(figures, [Image.new("RGB", (8, 8))])]
 
-    monkeypatch.setattr(report, "Crew", Crew)
-    monkeypatch.setattr(report, "examine", lambda *_, **__: {})
-    monkeypatch.setattr(report, "figures", lambda *_: {"judge_object": 0.5})
-    table = report.judged(None, None, None, 1, 1, tmp_path)
+    monkeypatch.setattr(tiny_report, "Crew", Crew)
+    monkeypatch.setattr(tiny_report, "examine", lambda *_, **__: {})
+    monkeypatch.setattr(tiny_report, "figures", lambda *_: {"judge_object": 0.5})
+    table = tiny_report.run_cases(None, None, None, 1, 1, tmp_path)
     assert (table["swap_gain_db"], table["swap_blend_gain_db"]) == (3, 11)
     assert table["judge_object_decoded"] == 0.5 and table["different_swaps"] == 1
     assert {path.name for path in tmp_path.iterdir()} == {"swaps.png", "pairs.png", "graded.png"}
@@ -190,19 +191,26 @@ def failing(model, judge, number, case, steps):
 
 
 def test_a_crew_stops_at_an_error(tmp_path):
-    with pytest.raises(ValueError, match="first case"), cases.Crew(None, 1) as crew:
+    with pytest.raises(ValueError, match="first case"), workers.WorkerPool(None, 1) as crew:
         crew.measured(failing, [tmp_path] * 60)
     assert len(list(tmp_path.iterdir())) < 40
 
 
-@pytest.mark.parametrize("strengths, monotone", [
-    ((0.1, 0.2, 0.4), 1), ((0.1, 0.1, 0.4), 0), ((0.1, 0.5, 0.4), 0), ((0.1, 0.11, 0.12), 0), ((0.0, 0.0, 0.0), 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "strengths, monotone",
+    [
+        ((0.1, 0.2, 0.4), 1),
+        ((0.1, 0.1, 0.4), 0),
+        ((0.1, 0.5, 0.4), 0),
+        ((0.1, 0.11, 0.12), 0),
+        ((0.0, 0.0, 0.0), 0),
+    ],
+)
 def test_a_strength_that_does_not_rise_is_not_monotone(model, strengths, monotone):
     strength = torch.tensor(strengths)[:, None].expand(-1, 3)
     judge = SimpleNamespace(config=JudgeConfig(), network=lambda pictures: SimpleNamespace(strength=strength))
-    (case,) = cases.graded_cases(1)
-    table, images = cases.reweighting(model, judge, 0, case, 1)
+    (case,) = tiny_cases.graded_cases(1)
+    table, images = tiny_cases.measure_reweighting(model, judge, 0, case, 1)
     assert len(images) == 3
     assert table["reweight_monotone"] == monotone
     assert table["reweight_rise"] == pytest.approx(strengths[-1] - strengths[0])
@@ -210,26 +218,26 @@ def test_a_strength_that_does_not_rise_is_not_monotone(model, strengths, monoton
 
 def test_cases_shared_out_among_processes_are_measured_once_each_and_in_order(model):
     """Seven cases are more than one share; the numbers (their seeds) are their places in the list."""
-    scenes = list(cases.prompts(7, 2))
-    with cases.Crew(None, 1) as crew:
-        found = crew.measured(cases.two_objects, scenes)
+    scenes = list(tiny_cases.held_out_scenes(7, 2))
+    with workers.WorkerPool(None, 1) as crew:
+        found = crew.measured(tiny_cases.measure_two_objects, scenes)
     assert len(found) == 7
     judge = Judge.load()
     for number in (0, 6):
-        figures, (image,) = cases.two_objects(model, judge, number, scenes[number], 1)
+        figures, (image,) = tiny_cases.measure_two_objects(model, judge, number, scenes[number], 1)
         assert found[number][0] == figures
         difference = np.asarray(found[number][1][0], int) - np.asarray(image, int)
         assert abs(difference).max() <= 1  # of 255: one thread there, several here
 
 
 def test_a_mean_is_over_the_cases_that_have_the_figure():
-    assert report.means([({"a": 1.0, "b": 0.0}, []), ({"a": 2.0}, [])]) == {"a": 1.5, "b": 0.0}
+    assert tiny_report.case_means([({"a": 1.0, "b": 0.0}, []), ({"a": 2.0}, [])]) == {"a": 1.5, "b": 0.0}
 
 
 def test_the_card_gets_the_table_in_its_own_order(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n", encoding="utf-8")
-    report.write_card(card, report.said({"style": 0.5, "vae_psnr": 26.5, "object": 0.25}, 40, 50, 4.0))
+    tiny_report.write_card(card, tiny_report.card_table({"style": 0.5, "vae_psnr": 26.5, "object": 0.25}, 40, 50, 4.0))
     said = card.read_text(encoding="utf-8")
     assert said.startswith("before\n<!-- table -->\n40 cases") and said.endswith("<!-- end of table -->\nafter\n")
     assert "old" not in said and said.index("| vae_psnr | 26.500 | 26 |") < said.index("| object | 0.250 | 0.90 |")
@@ -238,5 +246,5 @@ def test_the_card_gets_the_table_in_its_own_order(tmp_path):
 
 def test_no_cases_are_refused(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["report", "--cases", "0"])
-    assert report.main() == 2
+    assert tiny_report.main() == 2
     assert "--cases must be at least 1" in capsys.readouterr().err

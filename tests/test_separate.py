@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import minip2p
 from minip2p import Site, explicit
-from minip2p.separate import Separate, overlap
+from minip2p.p2p.separate import SeparateWords, overlap
 
 CROSS, SELF = Site("up", 0, True, 1), Site("up", 0, False, 1)
 PROMPT = "a cat and a dog on grass"
@@ -36,7 +36,7 @@ def test_two_words_by_hand(prompt):
     """p = (.3, .1), γ = 2: r = (1, 1/3), p r = (9, 1)/30, brought to their sum .4: (.36, .04)."""
     probs = torch.zeros(1, 1, 1, 77)
     probs[..., 2], probs[..., 5], probs[..., 0] = 0.3, 0.1, 0.6
-    made = Separate(prompt, ["cat", "dog"], 2)(probs, CROSS)
+    made = SeparateWords(prompt, ["cat", "dog"], 2)(probs, CROSS)
     torch.testing.assert_close(made[0, 0, 0, [0, 2, 5]], torch.tensor([0.6, 0.36, 0.04]))
 
 
@@ -44,7 +44,7 @@ def test_in_float16_no_share_vanishes(prompt):
     """Even shares, at which a share of the sum, 2^−(γ − 1), is 0 in float16 from γ = 26 on: nothing changes."""
     probs = torch.zeros(1, 1, 1, 77, dtype=torch.float16)
     probs[..., 2], probs[..., 5], probs[..., 0] = 0.25, 0.25, 0.5
-    assert torch.equal(Separate(prompt, ["cat", "dog"], 60)(probs, CROSS), probs)
+    assert torch.equal(SeparateWords(prompt, ["cat", "dog"], 60)(probs, CROSS), probs)
 
 
 @settings(max_examples=20, deadline=None)
@@ -53,7 +53,7 @@ def test_attention_is_conserved_at_every_pixel_and_no_other_word_changes(seed, s
     p = minip2p.load().text.prompt(PROMPT)
     probs = maps(seed)
     before = probs.clone()
-    made = Separate(p, ["cat", "dog", "grass"], sharpness)(probs, CROSS)
+    made = SeparateWords(p, ["cat", "dog", "grass"], sharpness)(probs, CROSS)
     torch.testing.assert_close(made.sum(-1), probs.sum(-1))
     others = [j for j in range(77) if j not in (2, 5, 7)]
     assert torch.equal(made[..., others], probs[..., others]) and torch.equal(probs, before)
@@ -62,8 +62,8 @@ def test_attention_is_conserved_at_every_pixel_and_no_other_word_changes(seed, s
 
 def test_sharpness_1_changes_nothing_and_a_large_one_gives_all_to_the_strongest(prompt):
     probs = maps(1)
-    torch.testing.assert_close(Separate(prompt, ["cat", "dog"], 1)(probs, CROSS), probs)
-    made = Separate(prompt, ["cat", "dog"], 100)(probs, CROSS)[..., [2, 5]]
+    torch.testing.assert_close(SeparateWords(prompt, ["cat", "dog"], 1)(probs, CROSS), probs)
+    made = SeparateWords(prompt, ["cat", "dog"], 100)(probs, CROSS)[..., [2, 5]]
     strongest = probs[..., [2, 5]].mean(1, keepdim=True).argmax(-1, keepdim=True).expand(-1, 4, -1, -1)
     gap = (probs[..., 2].mean(1) / probs[..., 5].mean(1)).log().abs() > 0.2
     kept = made.gather(-1, strongest)[..., 0] / made.sum(-1)
@@ -72,28 +72,34 @@ def test_sharpness_1_changes_nothing_and_a_large_one_gives_all_to_the_strongest(
 
 def test_no_attention_is_no_error_and_self_attention_is_left_alone(prompt):
     probs = torch.zeros(1, 1, 4, 77)
-    separate = Separate(prompt, ["cat", "dog"])
+    separate = SeparateWords(prompt, ["cat", "dog"])
     assert torch.equal(separate(probs, CROSS), probs) and separate(probs, SELF) is probs
 
 
 def test_gradients_live(prompt):
     logits = torch.randn(1, 2, 4, 77, requires_grad=True)
-    Separate(prompt, ["cat", "dog"])(logits.softmax(-1), CROSS)[..., 2].sum().backward()
+    SeparateWords(prompt, ["cat", "dog"])(logits.softmax(-1), CROSS)[..., 2].sum().backward()
     assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad[..., 5].abs().max() > 0
 
 
 def test_separation_lowers_the_overlap_of_a_picture(model, prompt):
     plain = model.generate(PROMPT, seed=3, steps=4)
-    parted = model.generate(PROMPT, seed=3, steps=4, attend=explicit(Separate(prompt, ["cat", "dog"], 8)))
+    parted = model.generate(PROMPT, seed=3, steps=4, attend=explicit(SeparateWords(prompt, ["cat", "dog"], 8)))
     before, after = (overlap(*run.maps(["cat", "dog"])) for run in (plain, parted))
     assert after < 0.9 * before
 
 
-@pytest.mark.parametrize("words, sharpness, says", [
-    (["cat"], 2, "two words or more"), ("cat", 2, "two words or more"), (["cat", "cow"], 2, "'cow' is not in the"),
-    (["cat", "a cat"], 2, "share a token"), (["cat", "dog"], 0.5, "sharpness lies between 1 and 100, not 0.5"),
-    (["cat", "dog"], "2", "sharpness lies"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, sharpness, says",
+    [
+        (["cat"], 2, "two words or more"),
+        ("cat", 2, "two words or more"),
+        (["cat", "cow"], 2, "'cow' is not in the"),
+        (["cat", "a cat"], 2, "share a token"),
+        (["cat", "dog"], 0.5, "sharpness lies between 1 and 100, not 0.5"),
+        (["cat", "dog"], "2", "sharpness lies"),
+    ],
+)
 def test_what_cannot_be_separated_is_one_clear_line(prompt, words, sharpness, says):
     with pytest.raises(ValueError, match=says):
-        Separate(prompt, words, sharpness)
+        SeparateWords(prompt, words, sharpness)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from minip2p.tiny import cases, judge_train, report, scenes, train
+from minip2p.evaluation import tiny_cases, tiny_report
+from minip2p.tiny import judge_train, scenes, train
 from minip2p.tiny.judge import Judge, JudgeConfig
 from minip2p.tiny.scenes import ANIMALS, THINGS
 
@@ -26,7 +27,7 @@ def drawn(monkeypatch):
         asked.append((seed, held_out, fixed))
         return scenes.dataset(seed, n, start=start, held_out=held_out, **fixed)
 
-    for module in (cases, judge_train, report, train):
+    for module in (tiny_cases, judge_train, tiny_report, train):
         if hasattr(module, "dataset"):
             monkeypatch.setattr(module, "dataset", dataset)
     return asked
@@ -34,12 +35,12 @@ def drawn(monkeypatch):
 
 def test_exams_are_held_out(drawn, model, sprites):
     named = {"name_place": True, "name_colour": True}
-    report.vae_psnr(model, sprites, 1)
-    report.map_iou(model, sprites, 1)
+    tiny_report.vae_psnr(model, sprites, 1)
+    tiny_report.map_iou(model, sprites, 1)
     judge_train.examine(Judge.load(), sprites, count=40)
-    list(cases.swap_cases(1))
-    list(cases.prompts(1, 2))
-    cases.graded_cases(3)
+    list(tiny_cases.swap_cases(1))
+    list(tiny_cases.held_out_scenes(1, 2))
+    tiny_cases.graded_cases(3)
     fixed = {"objects": 1, "style": "photo", "strength": 0.5, "name_place": True}
     graded = [
         fixed | {"background": place, "attribute": word}
@@ -72,7 +73,7 @@ def test_trainings_are_of_the_other_split_and_of_other_seeds(drawn, sprites, tmp
     judge_train.train(tmp_path, 3, sprites, 0.0)
     train.vae_batch(3, 0, sprites)
     train.vae_batch(3, train.VAE_CROPPED, sprites)
-    train.captioned(3, 0, torch.tensor([1]))
+    train.draw_captions(3, 0, torch.tensor([1]))
     monkeypatch.setattr(train, "CHUNK", 32)
     vae = SimpleNamespace(encode=lambda x: (torch.zeros(len(x), 4, 16, 16), None))
     train.Latents(tmp_path, vae, 3, sprites).chunk(0)

@@ -18,16 +18,23 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 import minip2p
-from minip2p import Blend, charts, cli, measure
-from minip2p.grid import Grid, label
-from minip2p.rule import Where
-from minip2p.sweep import said, sweep, units
-from minip2p.tiny.judge import Judge, padded
+from minip2p import LocalBlend
+from minip2p.attention.contract import SiteFilter
+from minip2p.cli import experiments, main
+from minip2p.sweeps import charts
+from minip2p.sweeps.grid import Grid, label
+from minip2p.sweeps.sweep import describe, plan_jobs, sweep
+from minip2p.tiny.judge import Judge, pad_picture
 
 FIELDS = {
-    "source": "a cat on the beach", "target": ["a tiger on the beach", "a cat on the beach at night"], "seed": [1, 2],
-    "cross": [0.4, {"default_": 0.8, "the": 0.2}], "self": [[0.2, 0.6]], "steps": 3, "size": [64, 72],
-}  # fmt: skip
+    "source": "a cat on the beach",
+    "target": ["a tiger on the beach", "a cat on the beach at night"],
+    "seed": [1, 2],
+    "cross": [0.4, {"default_": 0.8, "the": 0.2}],
+    "self": [[0.2, 0.6]],
+    "steps": 3,
+    "size": [64, 72],
+}
 TOML = """
 source = "a cat on the beach"
 target = "a tiger on the beach"
@@ -51,9 +58,11 @@ def test_a_grid_is_every_combination_in_order():
     assert grid.compared == ["seed", "target", "cross"] and grid.run == {"steps": 3, "size": [64, 72]}
     cells = grid.cells(2)
     assert [(cell["seed"], cell["target"][-5:], label(cell["cross"])) for cell in cells] == [
-        (2, "beach", "0.4"), (2, "beach", "default_=0.8 the=0.2"), (2, "night", "0.4"),
+        (2, "beach", "0.4"),
+        (2, "beach", "default_=0.8 the=0.2"),
+        (2, "night", "0.4"),
         (2, "night", "default_=0.8 the=0.2"),
-    ]  # fmt: skip
+    ]
     assert all(cell["self"] == [0.2, 0.6] and cell["heads"] == "all" and cell["reweight"] == {} for cell in cells)
 
 
@@ -63,24 +72,30 @@ def test_every_cell_is_the_edit_that_it_says(model, tmp_path):
     assert [row["cell"] for row in rows] == list(range(8))
     for row in rows:
         cross = row["cross"]
-        alone = model.edit(FIELDS["source"], row["target"], seed=row["seed"], cross=cross, self_=(0.2, 0.6), steps=3,
-                           size=(64, 72))  # fmt: skip
+        alone = model.edit(
+            FIELDS["source"], row["target"], seed=row["seed"], cross=cross, self_=(0.2, 0.6), steps=3, size=(64, 72)
+        )
         assert np.abs(pixels(tmp_path / row["picture"]) - np.asarray(alone.image, int)).max() <= 1
         source = pixels(tmp_path / f"source-seed{row['seed']}.png")
         assert np.array_equal(source, np.asarray(alone.source.image))
     assert len({(tmp_path / row["picture"]).read_bytes() for row in rows}) == 8
 
 
-@pytest.mark.parametrize("fields, options", [
-    (dict(reweight={"beach": 3.0}), dict(reweight={"beach": 3.0})), (dict(self_pixels=16), dict(self_pixels=16)),
-    (dict(blend="cat:tiger", threshold=0.6), dict(blend=Blend("cat", "tiger", threshold=0.6))),
-    (dict(blend="cat:tiger", threshold=[[0.2, 0.6]]), dict(blend=Blend("cat", "tiger", threshold=(0.2, 0.6)))),
-    (dict(blend="cat:tiger", threshold="otsu"), dict(blend=Blend("cat", "tiger", threshold="otsu"))),
-    (dict(places=[["up"]]), dict(where=Where(places=("up",)))),
-    (dict(strides=[[1, 4]], indices=[[0]]), dict(where=Where(strides=(1, 4), indices=(0,)))),
-    (dict(heads=[[1, 3]]), dict(where=Where(heads=(1, 3)))), (dict(cross=[[0.3, 0.8]]), dict(cross=(0.3, 0.8))),
-    (dict(guidance=2.0, negative="night"), dict(guidance=2.0, negative="night")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, options",
+    [
+        (dict(reweight={"beach": 3.0}), dict(reweight={"beach": 3.0})),
+        (dict(self_pixels=16), dict(self_pixels=16)),
+        (dict(blend="cat:tiger", threshold=0.6), dict(blend=LocalBlend("cat", "tiger", threshold=0.6))),
+        (dict(blend="cat:tiger", threshold=[[0.2, 0.6]]), dict(blend=LocalBlend("cat", "tiger", threshold=(0.2, 0.6)))),
+        (dict(blend="cat:tiger", threshold="otsu"), dict(blend=LocalBlend("cat", "tiger", threshold="otsu"))),
+        (dict(places=[["up"]]), dict(where=SiteFilter(places=("up",)))),
+        (dict(strides=[[1, 4]], indices=[[0]]), dict(where=SiteFilter(strides=(1, 4), indices=(0,)))),
+        (dict(heads=[[1, 3]]), dict(where=SiteFilter(heads=(1, 3)))),
+        (dict(cross=[[0.3, 0.8]]), dict(cross=(0.3, 0.8))),
+        (dict(guidance=2.0, negative="night"), dict(guidance=2.0, negative="night")),
+    ],
+)
 def test_every_axis_reaches_the_edit(model, tmp_path, fields, options):
     common = {"source": FIELDS["source"], "target": FIELDS["target"][0], "steps": 3, "size": [64, 64]}
     (row,) = sweep(model, Grid.of(common | fields), tmp_path / "with")
@@ -92,12 +107,12 @@ def test_every_axis_reaches_the_edit(model, tmp_path, fields, options):
 
 def test_the_rows_that_are_run_are_those_that_the_plan_says(model, tmp_path):
     grid = Grid.of({**FIELDS, "self": [0.0, 0.5, 1.0], "blend": ["", "beach"]})
-    work = units(model, grid)
+    work = plan_jobs(model, grid)
     before = model.rows
     sweep(model, grid, tmp_path)
     assert model.rows - before == sum(unit.rows for unit in work)
     rows = sum(unit.rows for unit in work)
-    assert said(work) == f"48 edits of 2 sources: {rows} rows of the UNet; as many runs of two prompts take 576"
+    assert describe(work) == f"48 edits of 2 sources: {rows} rows of the UNet; as many runs of two prompts take 576"
 
 
 def test_figures_are_of_the_pictures(model, tmp_path):
@@ -141,8 +156,8 @@ def test_what_is_done_is_not_done_again(model, tmp_path):
     (tmp_path / "parts" / "seed2.json").unlink()
     before = model.rows
     assert sweep(model, grid, tmp_path) == rows
-    assert model.rows - before == units(model, grid)[1].rows
-    assert sweep(model, grid, tmp_path) == rows and model.rows - before == units(model, grid)[1].rows
+    assert model.rows - before == plan_jobs(model, grid)[1].rows
+    assert sweep(model, grid, tmp_path) == rows and model.rows - before == plan_jobs(model, grid)[1].rows
     (tmp_path / rows[1]["picture"]).unlink()
     assert sweep(model, grid, tmp_path) == rows and (tmp_path / rows[1]["picture"]).exists()
     other = minip2p.load(dtype=torch.bfloat16)
@@ -169,31 +184,48 @@ def test_the_results_are_a_tidy_table_sheets_and_charts(model, tmp_path):
     panel = pixels(tmp_path / rows[3]["picture"])  # the second cross, the second self
     wide = np.asarray(Image.fromarray(panel).resize((288, 256), Image.Resampling.LANCZOS))
     found = np.lib.stride_tricks.sliding_window_view(np.asarray(sheet), wide.shape)[:, :, 0]
-    assert any(np.array_equal(found[y, x], wide) for y in range(found.shape[0] - 60, found.shape[0])
-               for x in range(found.shape[1] - 60, found.shape[1]))  # fmt: skip
+    assert any(
+        np.array_equal(found[y, x], wide)
+        for y in range(found.shape[0] - 60, found.shape[0])
+        for x in range(found.shape[1] - 60, found.shape[1])
+    )
     assert min(pixels(path).std() for path in paths[2:]) > 10
 
 
-@pytest.mark.parametrize("change, says", [
-    ("seeds = [1]", "a grid has no 'seeds', only source, seed, target"), ("cross = []", "cross has no values"),
-    ("cross = 2", "0 <= start <= end <= 1"), ('cross = "much"', "0 <= start <= end <= 1"),
-    ("places = [['left']]", "places must be some of"),
-    ("strides = [[3]]", "strides must be some of [1, 2, 4], as a tuple, not (3,)"), ("heads = [[9]]", "heads must be"),
-    ("blend = 'cow'", "'cow' is not in the prompt"), ("reweight = {cow = 2}", "'cow' is not in the prompt"),
-    ("seed = 'x'", "seed must lie"), ("steps = 0", "steps must lie between 1 and 1000"), ("x = = 1", "Invalid value"),
-    ("threshold = 2", "a blend's threshold must lie between 0 and 1"), ("size = [3]", "size must be two multiples"),
-    ("places = 'up'", 'places: each value is "all" or a list'), ("heads = 3", "heads: each value"),
-    ("self_pixels = 'x'", "self_pixels: each value is a whole number"),
-    ("reweight = 3", "reweight: each value is weights by word"),
-    ("blend = 3", "blend: each value is a word"), ("size = 64", "size must be two multiples"),
-    ("heads = [[[0]]]", "heads: each value"), ("reweight = 0", "reweight: each value is weights by word"),
-    ("seed = [1, 1]", "seed has 1 twice"), ("threshold = [1, 0.3, 1.0]", "threshold has 1.0 twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ("seeds = [1]", "a grid has no 'seeds', only source, seed, target"),
+        ("cross = []", "cross has no values"),
+        ("cross = 2", "0 <= start <= end <= 1"),
+        ('cross = "much"', "0 <= start <= end <= 1"),
+        ("places = [['left']]", "places must be some of"),
+        ("strides = [[3]]", "strides must be some of [1, 2, 4], as a tuple, not (3,)"),
+        ("heads = [[9]]", "heads must be"),
+        ("blend = 'cow'", "'cow' is not in the prompt"),
+        ("reweight = {cow = 2}", "'cow' is not in the prompt"),
+        ("seed = 'x'", "seed must lie"),
+        ("steps = 0", "steps must lie between 1 and 1000"),
+        ("x = = 1", "Invalid value"),
+        ("threshold = 2", "a blend's threshold must lie between 0 and 1"),
+        ("size = [3]", "size must be two multiples"),
+        ("places = 'up'", 'places: each value is "all" or a list'),
+        ("heads = 3", "heads: each value"),
+        ("self_pixels = 'x'", "self_pixels: each value is a whole number"),
+        ("reweight = 3", "reweight: each value is weights by word"),
+        ("blend = 3", "blend: each value is a word"),
+        ("size = 64", "size must be two multiples"),
+        ("heads = [[[0]]]", "heads: each value"),
+        ("reweight = 0", "reweight: each value is weights by word"),
+        ("seed = [1, 1]", "seed has 1 twice"),
+        ("threshold = [1, 0.3, 1.0]", "threshold has 1.0 twice"),
+    ],
+)
 def test_a_bad_grid_is_one_line(change, says, tmp_path, capsys):
     name = change.split()[0]
     kept = "\n".join(line for line in TOML.splitlines() if not line.startswith(f"{name} "))
     (tmp_path / "grid.toml").write_text(f"{kept}\n{change}\n")
-    assert cli.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 2
+    assert main.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and says in said.err, said
     assert not (tmp_path / "out").exists()
@@ -202,16 +234,19 @@ def test_a_bad_grid_is_one_line(change, says, tmp_path, capsys):
 def test_a_grid_needs_a_source_a_target_and_a_file(tmp_path, capsys):
     for text, says in (('target = "a cat"', "a grid needs a source"), ('source = "a cat"', "a grid needs a target")):
         (tmp_path / "grid.toml").write_text(text)
-        assert cli.main(["sweep", str(tmp_path / "grid.toml")]) == 2 and says in capsys.readouterr().err
-    assert cli.main(["sweep", str(tmp_path / "none.toml")]) == 2
+        assert main.main(["sweep", str(tmp_path / "grid.toml")]) == 2 and says in capsys.readouterr().err
+    assert main.main(["sweep", str(tmp_path / "none.toml")]) == 2
     assert "none.toml: no such file" in capsys.readouterr().err
 
 
 def test_a_chart_has_the_mean_of_each_pair_at_its_place(tmp_path, monkeypatch):
     """Every cell's number, as matplotlib is told to write it: cross down, self across, the mean over the seeds."""
     grid = Grid.of({"source": "a", "target": "b", "seed": [1, 2], "cross": [0.4, 0.8], "self": [0.1, 0.2, 0.3]})
-    rows = [{**cell, "cell": 0, "picture": "", "psnr": 100 * cell["cross"] + 10 * cell["self"] + cell["seed"]}
-            for seed in (1, 2) for cell in grid.cells(seed)]  # fmt: skip
+    rows = [
+        {**cell, "cell": 0, "picture": "", "psnr": 100 * cell["cross"] + 10 * cell["self"] + cell["seed"]}
+        for seed in (1, 2)
+        for cell in grid.cells(seed)
+    ]
     written = {}
     monkeypatch.setattr(Axes, "text", lambda ax, x, y, text, **style: written.__setitem__((y, x), text))
     charts.chart(tmp_path / "x.png", grid, rows, "cross", "self")
@@ -222,9 +257,11 @@ def test_the_judge_sees_whether_the_objects_of_the_target_are_there(model):
     """A render stands for the picture: its own objects are there, others are not; its mask has IoU 1 with itself."""
     judge = Judge.load()
     picture = model.generate("a tiger on the beach", seed=1, size=(120, 128)).picture
-    mask = judge(padded(picture)[None]).masks("tiger")[0, :120] > 0.5
-    scores = [judge.score(picture, picture, "a tiger on the beach", target, mask)
-              for target in ("a tiger at sea", "a cat at sea", "the sea")]  # fmt: skip
+    mask = judge(pad_picture(picture)[None]).masks("tiger")[0, :120] > 0.5
+    scores = [
+        judge.score(picture, picture, "a tiger on the beach", target, mask)
+        for target in ("a tiger at sea", "a cat at sea", "the sea")
+    ]
     assert [score["success"] for score in scores[:2]] == [1, 0] and math.isnan(scores[2]["success"])
     assert math.isnan(scores[0]["mask_iou"]) and scores[1]["mask_iou"] == scores[2]["mask_iou"] == 1
     assert judge.score(picture, picture, "a tiger", "a cat", ~mask)["mask_iou"] == 0
@@ -232,12 +269,12 @@ def test_the_judge_sees_whether_the_objects_of_the_target_are_there(model):
 
 def test_the_bar_counts_rows(capsys):
     done = iter([3, 7])
-    assert list(measure.rows_bar(7, lambda: next(done))("ab")) == ["a", "b"]
+    assert list(experiments.rows_progress(7, lambda: next(done))("ab")) == ["a", "b"]
 
 
 def test_the_judge_scores_the_sweep_of_the_model_that_ships(tmp_path, capsys):
     (tmp_path / "grid.toml").write_text('source = "a cat on the beach"\ntarget = ["a tiger on the beach"]\nsteps = 2\n')
-    assert cli.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 0
+    assert main.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("1 edits of 1 sources: 8 rows") and said[1] == "8 rows of the UNet were run"
     (row,) = json.loads((tmp_path / "out" / "parts" / "seed0.json").read_text())
@@ -252,12 +289,20 @@ def finished(model, tmp_path):
     return grid, tmp_path, tmp_path / "parts" / "seed1.json"
 
 
-@pytest.mark.parametrize("damage", [
-    lambda rows: None, lambda rows: [], lambda rows: {"a": [1]}, lambda rows: rows[:-1], lambda rows: [1, *rows[1:]],
-    lambda rows: [*rows[:-1], rows[0]], lambda rows: [{**rows[0], "psnr": "x"}, *rows[1:]],
-    lambda rows: [{name: value for name, value in rows[0].items() if name != "cross"}, *rows[1:]],
-    lambda rows: [{name: value for name, value in rows[0].items() if name != "psnr"}, *rows[1:]],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda rows: None,
+        lambda rows: [],
+        lambda rows: {"a": [1]},
+        lambda rows: rows[:-1],
+        lambda rows: [1, *rows[1:]],
+        lambda rows: [*rows[:-1], rows[0]],
+        lambda rows: [{**rows[0], "psnr": "x"}, *rows[1:]],
+        lambda rows: [{name: value for name, value in rows[0].items() if name != "cross"}, *rows[1:]],
+        lambda rows: [{name: value for name, value in rows[0].items() if name != "psnr"}, *rows[1:]],
+    ],
+)
 def test_figures_that_are_not_of_these_cells_are_refused_before_anything_is_run(model, finished, damage):
     grid, folder, part = finished
     part.write_text(json.dumps(damage(json.loads(part.read_text()))))
@@ -295,7 +340,7 @@ def test_a_folder_goes_on_with_the_same_score_alone(model, tmp_path):
 def test_a_folder_in_the_place_of_a_result_is_found_before_the_run(tmp_path, capsys, name):
     (tmp_path / "grid.toml").write_text(TOML)
     (tmp_path / "out" / name).mkdir(parents=True)
-    assert cli.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 2
+    assert main.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("minip2p: error: ") and f"{name}: is a folder" in said.err and not said.out
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
@@ -310,6 +355,6 @@ def test_a_picture_that_is_not_whole_is_named_when_the_sheets_are_made(model, fi
 
 def test_a_mistake_in_a_grid_names_its_file(tmp_path, capsys):
     (tmp_path / "grid.toml").write_text(TOML + "self_pixels = 99999999999999999999999\n")
-    assert cli.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 2
+    assert main.main(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"minip2p: error: {tmp_path / 'grid.toml'}: self_pixels is a whole number from 0 on")

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from minip2p.checkpoints.diffusers_folder import DiffusersFolder
 from minip2p.errors import Notice
-from minip2p.folder import Folder
-from minip2p.text import Text
+from minip2p.text.encoder import TextEncoder
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ["a cat on the beach", "", "A photo, of TWO dogs!", "cat " * 200]
@@ -38,7 +38,7 @@ def rewrite(folder, change):
 
 
 def text(folder, dtype=torch.float32):
-    return Text(Folder(folder), dtype=dtype)
+    return TextEncoder(DiffusersFolder(folder), dtype=dtype)
 
 
 @pytest.mark.filterwarnings("ignore::minip2p.errors.Notice")  # of the long one
@@ -70,11 +70,15 @@ def test_long_prompts_are_cut_to_77_tokens_and_this_is_said(model):
     assert not torch.equal(model.text("cat " * 75), model.text("cat " * 74))
 
 
-@pytest.mark.parametrize("change", [
-    lambda tensors: {"text_model." + name.removeprefix("text_model."): t for name, t in tensors.items()},
-    lambda tensors: {name.removeprefix("text_model."): t for name, t in tensors.items()},
-    lambda tensors: tensors | {"text_model.embeddings.position_ids": torch.arange(77)[None]},
-], ids=["prefixed", "not prefixed", "with the former buffer"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {"text_model." + name.removeprefix("text_model."): t for name, t in tensors.items()},
+        lambda tensors: {name.removeprefix("text_model."): t for name, t in tensors.items()},
+        lambda tensors: tensors | {"text_model.embeddings.position_ids": torch.arange(77)[None]},
+    ],
+    ids=["prefixed", "not prefixed", "with the former buffer"],
+)
 def test_weights_are_read_with_and_without_their_prefix(model, folder, change):
     rewrite(folder, change)
     assert torch.equal(text(folder)("a cat"), model.text("a cat"))
@@ -84,11 +88,21 @@ def first(tensors, end="fc1.weight"):
     return next(name for name in tensors if name.endswith(end))
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda tensors: {n: t for n, t in tensors.items() if n != first(tensors)}, "fc1.weight is missing"),
-    (lambda tensors: tensors | {"text_projection.weight": torch.ones(1)}, "text_projection.weight is not a tensor of"),
-    (lambda tensors: tensors | {first(tensors): torch.ones(2, 3)}, r"fc1.weight has shape \(2, 3\) where the config"),
-], ids=["missing", "unknown", "mis-shaped"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda tensors: {n: t for n, t in tensors.items() if n != first(tensors)}, "fc1.weight is missing"),
+        (
+            lambda tensors: tensors | {"text_projection.weight": torch.ones(1)},
+            "text_projection.weight is not a tensor of",
+        ),
+        (
+            lambda tensors: tensors | {first(tensors): torch.ones(2, 3)},
+            r"fc1.weight has shape \(2, 3\) where the config",
+        ),
+    ],
+    ids=["missing", "unknown", "mis-shaped"],
+)
 def test_weights_are_read_strictly(folder, change, says):
     rewrite(folder, change)
     with pytest.raises(ValueError, match=says) as error:
@@ -150,8 +164,10 @@ def test_reading_a_prompt_draws_no_random_number(folder):
 
 
 def test_transformers_is_imported_when_a_model_is_loaded():
-    says = "import sys, minip2p; a = 'transformers' in sys.modules; minip2p.load(); " \
-           "print(a, 'transformers' in sys.modules)"  # fmt: skip
+    says = (
+        "import sys, minip2p; a = 'transformers' in sys.modules; minip2p.load(); "
+        "print(a, 'transformers' in sys.modules)"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", says], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "True"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minip2p.tiny.report import iou, psnr
+from minip2p.evaluation.tiny_report import iou, psnr
 
 RENDERS = Path(__file__).parent / "data" / "renders"
 

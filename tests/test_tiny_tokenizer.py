@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from minip2p.tiny.tokenizer import WORDS, cut_tokenizer, vocabulary
+from minip2p.tiny.tokenizer import WORLD_WORDS, cut_tokenizer, vocabulary
 
 FOLDER = Path(__file__).parents[1] / "weights" / "tiny" / "tokenizer"
 TOKENIZER = CLIPTokenizer.from_pretrained(FOLDER)
@@ -30,7 +30,7 @@ def test_it_is_a_stable_diffusion_tokenizer_in_small():
 
 
 def test_the_words_of_the_tiny_world_are_one_token_each_as_in_the_full_table():
-    assert {word for word in WORDS if len(TOKENIZER.tokenize(word)) > 1} == {"cyan", "flowery"}  # there too
+    assert {word for word in WORLD_WORDS if len(TOKENIZER.tokenize(word)) > 1} == {"cyan", "flowery"}  # there too
 
 
 @given(st.text())
@@ -41,7 +41,7 @@ def test_any_text_can_be_tokenized(text):
     assert "".join(said.split()) == "".join(normalized.split())
 
 
-@given(st.sets(st.sampled_from(sorted(set(WORDS))), min_size=1, max_size=20), st.integers(0, 200))
+@given(st.sets(st.sampled_from(sorted(set(WORLD_WORDS))), min_size=1, max_size=20), st.integers(0, 200))
 def test_a_cut_is_exact_for_the_words_it_was_made_for(tmp_path_factory, words, first):
     folder = tmp_path_factory.mktemp("tokenizer")
     cut_tokenizer(MERGES, words, folder, first)

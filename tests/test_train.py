@@ -11,12 +11,13 @@ from torch import nn
 from torch.optim import AdamW
 
 import minip2p
-from minip2p.attention import fused
-from minip2p.checkpoint import shipped, write_safetensors
+from minip2p.attention.contract import fused
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig
-from minip2p.sched import Schedule
+from minip2p.io.files import shipped_weights
+from minip2p.io.tensors import write_tensors
+from minip2p.sched import DDIMScheduler
 from minip2p.tiny import train
-from minip2p.tiny.export import export, text_encoder
+from minip2p.tiny.export import export_model, make_text_encoder
 from minip2p.tiny.loop import Training, cooldown, generator, inverse_root, is_matrix
 from minip2p.tiny.muon import Muon
 from minip2p.unet import UNet
@@ -126,8 +127,8 @@ def test_muon_trains_matrices_and_adamw_the_rest():
 
 def test_a_warm_start_takes_up_what_has_landed(tmp_path):
     """Both trainings, from the weights that ship and with no step left to do: what they hand on is these weights."""
-    landed, model, written = shipped("tiny"), minip2p.load(), []
-    steps = train.trained(landed)
+    landed, model, written = shipped_weights("tiny"), minip2p.load(), []
+    steps = train.trained_steps(landed)
     vae, done = train.train_vae(tmp_path, 0, None, 0.0, landed)
     assert done == steps["vae"] and all(torch.equal(p, vae.get_parameter(n)) for n, p in model.vae.named_parameters())
     options = argparse.Namespace(work=tmp_path, out=tmp_path / "out", seed=0, steps=0, warm=landed)
@@ -148,9 +149,9 @@ def test_a_warm_start_takes_up_what_has_landed(tmp_path):
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path):
     path = tmp_path / "a.safetensors"
-    write_safetensors({"x": torch.ones(2)}, path, {"step": "1"})
+    write_tensors({"x": torch.ones(2)}, path, {"step": "1"})
     with pytest.raises(AttributeError):
-        write_safetensors({"x": None}, path)
+        write_tensors({"x": None}, path)
     with safe_open(path, "pt") as f:
         assert f.metadata() == {"step": "1"}
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
@@ -189,7 +190,7 @@ def test_loss_weighted_by_one_over_root_snr():
         def unet(self, x, t, context, attend):
             return torch.zeros_like(x)
 
-    sched, x0 = Schedule(train.SCHEDULER_CONFIG), torch.zeros(4, 4, 2, 2)
+    sched, x0 = DDIMScheduler(train.SCHEDULER_CONFIG), torch.zeros(4, 4, 2, 2)
     loss = train.denoising_loss(Zero(), sched, x0, torch.zeros(4, 77), generator(3), fused)
     source = generator(3)
     t = train.stratified_times(4, 1000, source)
@@ -217,19 +218,24 @@ def test_the_exported_folder_opens_with_the_same_weights_in_float16(tmp_path):
     width, levels = 8, 2
     unet = UNet(
         UNetConfig(
-            sample_size=8, block_out_channels=(8,) * levels, layers_per_block=1, cross_attention_dim=width,
+            sample_size=8,
+            block_out_channels=(8,) * levels,
+            layers_per_block=1,
+            cross_attention_dim=width,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=2, norm_num_groups=4,
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=2,
+            norm_num_groups=4,
         )
-    )  # fmt: skip
+    )
     vae = VAE(VAEConfig(block_out_channels=(8,), norm_num_groups=4))
-    text, done = text_encoder(width), {"vae": 3, "unet": 5}
-    export(
+    text, done = make_text_encoder(width), {"vae": 3, "unet": 5}
+    export_model(
         tmp_path, vae, unet, text, SchedulerConfig(steps_offset=1), scaling_factor=0.25, trained={"vae": 3, "unet": 5}
     )
     model = minip2p.load(tmp_path)
     assert model.vae.config.scaling_factor == 0.25
-    assert train.trained(tmp_path) == done
+    assert train.trained_steps(tmp_path) == done
     assert model.guidance == json.loads((tmp_path / "minip2p.json").read_text())["guidance"]
     for ours, theirs in ((unet, model.unet), (vae, model.vae), (text, model.text.encoders["text_encoder"])):
         loaded = theirs.state_dict()
@@ -238,7 +244,7 @@ def test_the_exported_folder_opens_with_the_same_weights_in_float16(tmp_path):
 
 
 def test_a_tenth_of_the_captions_is_empty():
-    _, captions = train.captioned(0, 1, torch.arange(600))
+    _, captions = train.draw_captions(0, 1, torch.arange(600))
     assert 0.06 < sum(caption == "" for caption in captions) / 600 < 0.14
 
 

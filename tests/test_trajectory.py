@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import minip2p
-from minip2p import Blend, Store, chain, explicit
-from minip2p.attention import fused
-from minip2p.edit import dense
-from minip2p.rule import plan_edit
-from minip2p.start import Way
+from minip2p import AttentionStore, LocalBlend, chain, explicit
+from minip2p.attention.contract import fused
+from minip2p.p2p.algebra import dense
+from minip2p.p2p.edit_plan import plan_edit
+from minip2p.sampling.conditioning import Conditioning
 from minip2p.unet import UNet
 
 STEPS, SEED = 4, 5
@@ -119,9 +119,15 @@ def test_a_run_that_goes_wrong_says_at_which_step(model):
 # The source, and edits of it
 
 
-@pytest.mark.parametrize("options", [
-    {}, dict(blend="cat"), dict(cross=1.0, self_=1.0), dict(cross=(0.3, 0.6), parity=True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(blend="cat"),
+        dict(cross=1.0, self_=1.0),
+        dict(cross=(0.3, 0.6), parity=True),
+    ],
+)
 def test_an_edit_to_its_own_prompt_is_the_run_to_the_bit(model, run, options):
     out = model.edit(run, run.prompt, **options)
     assert same(out, run) and out.source is run and out.prompt == run.prompt
@@ -151,7 +157,7 @@ def test_edits_in_one_call_equal_separate_calls(model, run):
         assert apart(together, model.edit(run, target)) <= 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, dict(blend=Blend(("cat",), ("grass",), start=0.0)), dict(explicit=True)])
+@pytest.mark.parametrize("options", [{}, dict(blend=LocalBlend(("cat",), ("grass",), start=0.0)), dict(explicit=True)])
 def test_streaming_equals_editing_a_run_to_the_bit(model, run, options):
     streamed = model.edit(SOURCE, TARGETS[:2], seed=SEED, steps=STEPS, **options)
     for one, other in zip(streamed, model.edit(run, TARGETS[:2], **options), strict=True):
@@ -164,10 +170,10 @@ def test_without_cross_and_self_an_edit_is_plain_generation_to_the_bit(model, ru
 
 def test_the_unconditional_embedding_of_each_step_is_the_runs_own(model, run):
     night, day = model.text("night"), model.text("")
-    as_negative, as_steps = replace(run, negative="night"), replace(run, way=Way(night.repeat(STEPS, 1, 1)))
+    as_negative, as_steps = replace(run, negative="night"), replace(run, way=Conditioning(night.repeat(STEPS, 1, 1)))
     made = model.edit(as_negative, TARGETS[0])
     assert same(made, model.edit(as_steps, TARGETS[0])) and not same(made, model.edit(run, TARGETS[0]))
-    last = model.edit(replace(run, way=Way(torch.cat([day.repeat(STEPS - 1, 1, 1), night]))), TARGETS[0])
+    last = model.edit(replace(run, way=Conditioning(torch.cat([day.repeat(STEPS - 1, 1, 1), night]))), TARGETS[0])
     assert torch.equal(last.latents[:-1], model.edit(run, TARGETS[0]).latents[:-1])
     assert not same(last, model.edit(run, TARGETS[0]))
 
@@ -175,7 +181,9 @@ def test_the_unconditional_embedding_of_each_step_is_the_runs_own(model, run):
 @pytest.mark.parametrize("size", [(128, 160), (136, 88)])  # the second's maps have odd sides
 def test_pictures_need_not_be_square(model, size):
     run = model.generate(SOURCE, seed=SEED, steps=2, size=size)
-    out = model.edit(run, TARGETS[0], blend=Blend(("cat",), ("dog",), strides=(1, 2), start=0), reweight={"dog": 2})
+    out = model.edit(
+        run, TARGETS[0], blend=LocalBlend(("cat",), ("dog",), strides=(1, 2), start=0), reweight={"dog": 2}
+    )
     latent = (size[0] // 8, size[1] // 8)
     assert run.image.size == out.image.size == size[::-1] and out.mask.shape == latent
     assert torch.equal(out.latents[-1][:, ~out.mask], run.latents[-1][:, ~out.mask])
@@ -188,7 +196,7 @@ def test_pictures_need_not_be_square(model, size):
 
 def maps_of_edit(model, run, target, **options):
     """Cross-attention maps of the target, site -> t b h i j: before and after the edit."""
-    before, after = (Store(sites=lambda site: site.cross, each=True, before=early) for early in (True, False))
+    before, after = (AttentionStore(sites=lambda site: site.cross, each=True, before=early) for early in (True, False))
     model.edit(run, target, attend=explicit(chain(before, after)), **options)
     assert len(before.maps) == len(after.maps) == 7
     return before.maps, after.maps
@@ -204,7 +212,7 @@ def test_tau_of_a_word_changes_that_words_columns_at_its_steps_alone(model, run)
 
 
 def test_the_maps_after_an_edit_are_A_s_R_plus_A_e_S(model, run):
-    source = Store(sites=lambda site: site.cross, each=True)
+    source = AttentionStore(sites=lambda site: site.cross, each=True)
     model.generate(SOURCE, seed=SEED, steps=STEPS, attend=explicit(source))
     options = dict(cross={"default_": 0.5, "dog": 0.8}, reweight={"dog": 3, "grass": -1})
     before, after = maps_of_edit(model, run, TARGETS[0], **options)
@@ -218,7 +226,9 @@ def test_the_maps_after_an_edit_are_A_s_R_plus_A_e_S(model, run):
 
 
 def test_self_injection_gives_the_targets_the_sources_self_attention(model, run):
-    source, target = (Store(sites=lambda site: not site.cross and site.stride == 2, each=True) for _ in range(2))
+    source, target = (
+        AttentionStore(sites=lambda site: not site.cross and site.stride == 2, each=True) for _ in range(2)
+    )
     model.generate(SOURCE, seed=SEED, steps=STEPS, attend=explicit(source))
     model.edit(run, TARGETS[:2], self_=(0.25, 0.75), self_pixels=64, attend=explicit(target))
     for site, maps in target.maps.items():
@@ -250,11 +260,17 @@ def test_more_targets_than_a_batch_holds_go_in_parts_that_are_alike(model, rows)
     assert apart(outs[9], model.edit(SOURCE, TARGETS[1], seed=SEED, steps=2, self_=0)) <= 1e-3
 
 
-@pytest.mark.parametrize("options, read", [
-    (dict(cross=0.5, self_=0.25), 2), (dict(cross=0.25, self_=0.75), 3), (dict(cross=0, self_=0), 0),
-    (dict(cross=0, self_=0.5, blend=Blend(mask=torch.ones(4, 4))), 2), (dict(cross=0, self_=0, blend="house"), STEPS),
-    (dict(cross=0, self_=0, blend=Blend((), ("house",))), 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, read",
+    [
+        (dict(cross=0.5, self_=0.25), 2),
+        (dict(cross=0.25, self_=0.75), 3),
+        (dict(cross=0, self_=0), 0),
+        (dict(cross=0, self_=0.5, blend=LocalBlend(mask=torch.ones(4, 4))), 2),
+        (dict(cross=0, self_=0, blend="house"), STEPS),
+        (dict(cross=0, self_=0, blend=LocalBlend((), ("house",))), 0),
+    ],
+)
 def test_a_recorded_source_is_run_only_at_the_steps_that_read_it(model, run, rows, options, read):
     model.edit(run, TARGETS[:2], **options)
     assert sum(rows) == 2 * STEPS * 2 - 1 + 2 * read
@@ -263,23 +279,30 @@ def test_a_recorded_source_is_run_only_at_the_steps_that_read_it(model, run, row
 # Bad input
 
 
-@pytest.mark.parametrize("options, says", [
-    (dict(latents=torch.full((1, 4, 16, 16), float("nan"))), "latents must be finite; these have NaN or infinity"),
-    (dict(latents=torch.zeros(1, 3, 16, 16)), "latents must be 1 4 h w, not (1, 3, 16, 16)"),
-    (dict(latents=torch.zeros(2, 4, 16, 16)), "latents must be 1 4 h w, not (2, 4, 16, 16)"),
-    (dict(latents=torch.zeros(4, 16, 16)), "latents must be 1 4 h w, not (4, 16, 16)"),
-    (dict(latents=torch.zeros(1, 4, 16, 0)), "latents must be 1 4 h w, not (1, 4, 16, 0)"),
-    (dict(guidance=float("nan")), "guidance must be a finite number, not nan"),
-    (dict(guidance=float("inf")), "guidance must be a finite number, not inf"),
-    (dict(steps=0), "steps must lie between 1 and 1000, not 0"), (dict(steps=1001), "between 1 and 1000, not 1001"),
-    (dict(size=(130, 128)), "size must be two multiples of 8 of at least 32 pixels, not (130, 128)"),
-    (dict(size=(128, 16)), "of at least 32 pixels, not (128, 16)"), (dict(size=(128,)), "size must be two multiples"),
-    (dict(size=128), "size must be two multiples of 8 of at least 32 pixels, not 128"),
-    (dict(size=(128.0, 128.0)), "not (128.0, 128.0)"), (dict(size="88"), "not 88"),
-    (dict(steps=4.5), "steps must lie between 1 and 1000, not 4.5"), (dict(seed=1.5), "seed must lie between 0"),
-    (dict(guidance=10**400), "guidance must be a finite number"),
-    (dict(guidance="7"), "guidance must be a finite number, not 7"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (dict(latents=torch.full((1, 4, 16, 16), float("nan"))), "latents must be finite; these have NaN or infinity"),
+        (dict(latents=torch.zeros(1, 3, 16, 16)), "latents must be 1 4 h w, not (1, 3, 16, 16)"),
+        (dict(latents=torch.zeros(2, 4, 16, 16)), "latents must be 1 4 h w, not (2, 4, 16, 16)"),
+        (dict(latents=torch.zeros(4, 16, 16)), "latents must be 1 4 h w, not (4, 16, 16)"),
+        (dict(latents=torch.zeros(1, 4, 16, 0)), "latents must be 1 4 h w, not (1, 4, 16, 0)"),
+        (dict(guidance=float("nan")), "guidance must be a finite number, not nan"),
+        (dict(guidance=float("inf")), "guidance must be a finite number, not inf"),
+        (dict(steps=0), "steps must lie between 1 and 1000, not 0"),
+        (dict(steps=1001), "between 1 and 1000, not 1001"),
+        (dict(size=(130, 128)), "size must be two multiples of 8 of at least 32 pixels, not (130, 128)"),
+        (dict(size=(128, 16)), "of at least 32 pixels, not (128, 16)"),
+        (dict(size=(128,)), "size must be two multiples"),
+        (dict(size=128), "size must be two multiples of 8 of at least 32 pixels, not 128"),
+        (dict(size=(128.0, 128.0)), "not (128.0, 128.0)"),
+        (dict(size="88"), "not 88"),
+        (dict(steps=4.5), "steps must lie between 1 and 1000, not 4.5"),
+        (dict(seed=1.5), "seed must lie between 0"),
+        (dict(guidance=10**400), "guidance must be a finite number"),
+        (dict(guidance="7"), "guidance must be a finite number, not 7"),
+    ],
+)
 def test_bad_beginnings_are_named_in_one_line(model, options, says):
     for begin in (model.generate, lambda prompt, **options: model.edit(prompt, TARGETS[0], **options)):
         with pytest.raises(ValueError) as error:
@@ -287,19 +310,28 @@ def test_bad_beginnings_are_named_in_one_line(model, options, says):
         assert says in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("target, options, says", [
-    (TARGETS[1], dict(kind="swap"), "a swap needs as many words in the target as in the source, which have 9 and 7"),
-    (TARGETS[0], dict(kind="both"), "kind must be auto, swap or refine, not 'both'"),
-    (TARGETS[0], dict(cross={"cat": 0.5}), f"'cat' is not in the prompt '{TARGETS[0]}'"),
-    (TARGETS[0], dict(cross=2), "0 <= start <= end <= 1"), (TARGETS[0], dict(self_=-1), "0 <= start <= end <= 1"),
-    (TARGETS[0], dict(reweight={"cow": 2}), "'cow' is not in the prompt"),
-    (TARGETS[0], dict(reweight=[("dog", 2)]), "weights are given by word, as {'fog': 2.0}, not [('dog', 2)]"),
-    (TARGETS[0], dict(reweight={"dog": "2"}), "the weight of 'dog' is 2, which is not a finite number"),
-    (TARGETS[0], dict(reweight={"dog": float("nan")}), "the weight of 'dog' is nan, which is not a finite number"),
-    (TARGETS[0], dict(blend="cow"), "'cow' is not in the prompt"),
-    (TARGETS[0], dict(steps=3, seed=1), "steps, seed: a run has its own; give a prompt as the source to choose"),
-    ([], {}, "an edit needs a target"), ([TARGETS[0], 7], {}, "a prompt must be text, not int"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "target, options, says",
+    [
+        (
+            TARGETS[1],
+            dict(kind="swap"),
+            "a swap needs as many words in the target as in the source, which have 9 and 7",
+        ),
+        (TARGETS[0], dict(kind="both"), "kind must be auto, swap or refine, not 'both'"),
+        (TARGETS[0], dict(cross={"cat": 0.5}), f"'cat' is not in the prompt '{TARGETS[0]}'"),
+        (TARGETS[0], dict(cross=2), "0 <= start <= end <= 1"),
+        (TARGETS[0], dict(self_=-1), "0 <= start <= end <= 1"),
+        (TARGETS[0], dict(reweight={"cow": 2}), "'cow' is not in the prompt"),
+        (TARGETS[0], dict(reweight=[("dog", 2)]), "weights are given by word, as {'fog': 2.0}, not [('dog', 2)]"),
+        (TARGETS[0], dict(reweight={"dog": "2"}), "the weight of 'dog' is 2, which is not a finite number"),
+        (TARGETS[0], dict(reweight={"dog": float("nan")}), "the weight of 'dog' is nan, which is not a finite number"),
+        (TARGETS[0], dict(blend="cow"), "'cow' is not in the prompt"),
+        (TARGETS[0], dict(steps=3, seed=1), "steps, seed: a run has its own; give a prompt as the source to choose"),
+        ([], {}, "an edit needs a target"),
+        ([TARGETS[0], 7], {}, "a prompt must be text, not int"),
+    ],
+)
 def test_bad_edits_are_named_in_one_line(model, run, rows, target, options, says):
     with pytest.raises(ValueError) as error:
         model.edit(run, target, **options)
@@ -322,11 +354,15 @@ def test_the_run_of_another_model_is_refused(model, run):
         minip2p.load().edit(run, TARGETS[0])
 
 
-@pytest.mark.parametrize("words, options, says", [
-    ("cow", {}, f"'cow' is not in the prompt '{SOURCE}'; its words are: a, cat, and, a, house, on, grass"),
-    (["cat", ("cat", 2)], {}, "'cat' number 2 is not in the prompt"), ([], {}, "maps of no words"),
-    ("cat", dict(strides=(3,)), "no cross-attention has stride 3; this model's strides: [1, 2, 4]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, options, says",
+    [
+        ("cow", {}, f"'cow' is not in the prompt '{SOURCE}'; its words are: a, cat, and, a, house, on, grass"),
+        (["cat", ("cat", 2)], {}, "'cat' number 2 is not in the prompt"),
+        ([], {}, "maps of no words"),
+        ("cat", dict(strides=(3,)), "no cross-attention has stride 3; this model's strides: [1, 2, 4]"),
+    ],
+)
 def test_maps_of_what_is_not_there(run, words, options, says):
     with pytest.raises(ValueError) as error:
         run.maps(words, **options)
@@ -383,11 +419,13 @@ def test_an_edit_into_its_own_prompt_is_no_edit_with_an_attention_that_shows_no_
 def test_a_sources_mask_is_of_the_attention_that_the_source_ran_with(model):
     """An edit that changes nothing: the source's mask of a word is then the target's."""
     run = model.generate(SOURCE, seed=3, steps=3, attend=ROLL)
-    by_source, by_target = (model.edit(run, SOURCE, cross=0, self_=0, blend=Blend(*words, threshold=0.8, start=0)).mask
-                            for words in (("cat",), ((), "cat")))  # fmt: skip
+    by_source, by_target = (
+        model.edit(run, SOURCE, cross=0, self_=0, blend=LocalBlend(*words, threshold=0.8, start=0)).mask
+        for words in (("cat",), ((), "cat"))
+    )
     assert torch.equal(by_source, by_target) and by_source.any() and not by_source.all()
     straight = model.generate(SOURCE, seed=3, steps=3)
-    other = model.edit(straight, SOURCE, blend=Blend("cat", threshold=0.8, start=0)).mask
+    other = model.edit(straight, SOURCE, blend=LocalBlend("cat", threshold=0.8, start=0)).mask
     assert not torch.equal(by_source, other)
 
 
@@ -419,7 +457,7 @@ def test_each_of_several_targets_is_blended_by_its_own_heat(model):
     """In a batch with others or alone, the same mask; another target's heat would give another."""
     run = model.generate(SOURCE, seed=3, steps=3)
     prompts = ["a dog and a house on grass", "a house and a dog on grass"]
-    blend = Blend((), "dog", threshold=0.6, start=0)
+    blend = LocalBlend((), "dog", threshold=0.6, start=0)
     together = [out.mask for out in model.edit(run, prompts, blend=blend, cross=0, self_=0)]
     alone = [model.edit(run, prompt, blend=blend, cross=0, self_=0).mask for prompt in prompts]
     assert all(map(torch.equal, together, alone)) and not torch.equal(*alone)
@@ -427,10 +465,10 @@ def test_each_of_several_targets_is_blended_by_its_own_heat(model):
 
 def test_the_defaults_of_an_edit_are_the_papers():
     """Cross .8 and self .4 (Hertz et al. 2022); self-attention at up to 32²; a blend's threshold .3, from .2 on."""
-    for function in (minip2p.Model.edit, plan_edit):
+    for function in (minip2p.Pipeline.edit, plan_edit):
         given = {name: p.default for name, p in inspect.signature(function).parameters.items()}
         assert (given["cross"], given["self_"], given["self_pixels"], given["kind"]) == (0.8, 0.4, 1024, "auto")
-    blend = Blend("cat")
+    blend = LocalBlend("cat")
     assert (blend.threshold, blend.without_threshold, blend.start) == (0.3, 0.3, 0.2)
 
 
@@ -448,13 +486,16 @@ def test_damaged_weights_are_named(model):
         _ = damaged.generate(SOURCE, steps=1).image
 
 
-@pytest.mark.parametrize("options, says", [
-    ({"attend": Store()}, "a function of maps, as a Store is, goes into explicit"),
-    ({"attend": None}, "attend is a function of"),
-    ({"negative": None}, "a prompt must be text, not NoneType"),
-    ({"negative": "\udcff"}, "bytes in it that are not UTF-8"),
-    ({"latents": np.zeros((1, 4, 16, 16))}, "latents must be 1 4 h w"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"attend": AttentionStore()}, "a function of maps, as a Store is, goes into explicit"),
+        ({"attend": None}, "attend is a function of"),
+        ({"negative": None}, "a prompt must be text, not NoneType"),
+        ({"negative": "\udcff"}, "bytes in it that are not UTF-8"),
+        ({"latents": np.zeros((1, 4, 16, 16))}, "latents must be 1 4 h w"),
+    ],
+)
 def test_options_of_the_wrong_kind_are_named(model, options, says):
     with pytest.raises(ValueError, match=says):
         model.generate(SOURCE, steps=1, **options)

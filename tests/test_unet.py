@@ -9,31 +9,52 @@ from diffusers import UNet2DConditionModel
 from parity import SD15_UNET, SD21_UNET, SDXL_UNET, check, norms, on_meta, share_weights
 from torch.nn import functional as F
 
-from minip2p.attention import Site, explicit, fused
+from minip2p.attention.contract import Site, explicit, fused
 from minip2p.config import UNetConfig
 from minip2p.layers import ResnetBlock
 from minip2p.unet import UNet
 from minip2p.unet.attention import FeedForward
-from minip2p.unet.model import sinusoid
+from minip2p.unet.model import timestep_embedding
 
 CROSS, PLAIN, UP_CROSS, UP_PLAIN = "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
-TINY = dict(block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=24, attention_head_dim=4,
-            norm_num_groups=8, down_block_types=(CROSS, CROSS), up_block_types=(UP_CROSS, UP_CROSS))  # fmt: skip
+TINY = dict(
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    cross_attention_dim=24,
+    attention_head_dim=4,
+    norm_num_groups=8,
+    down_block_types=(CROSS, CROSS),
+    up_block_types=(UP_CROSS, UP_CROSS),
+)
 SMALL = {
     "as SD 1": TINY,
-    "as SD 2, odd sizes": TINY | dict(
-        block_out_channels=(16, 32, 64), attention_head_dim=(2, 4, 8), layers_per_block=2, use_linear_projection=True,
-        down_block_types=(CROSS, CROSS, PLAIN), up_block_types=(UP_PLAIN, UP_CROSS, UP_CROSS)),
-    "as SDXL": TINY | dict(
-        block_out_channels=(16, 32, 64), attention_head_dim=(1, 2, 4), use_linear_projection=True, layers_per_block=2,
-        transformer_layers_per_block=(1, 2, 3), addition_embed_type="text_time", addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=12 + 6 * 8, down_block_types=(PLAIN, CROSS, CROSS),
-        up_block_types=(UP_CROSS, UP_CROSS, UP_PLAIN)),
+    "as SD 2, odd sizes": TINY
+    | dict(
+        block_out_channels=(16, 32, 64),
+        attention_head_dim=(2, 4, 8),
+        layers_per_block=2,
+        use_linear_projection=True,
+        down_block_types=(CROSS, CROSS, PLAIN),
+        up_block_types=(UP_PLAIN, UP_CROSS, UP_CROSS),
+    ),
+    "as SDXL": TINY
+    | dict(
+        block_out_channels=(16, 32, 64),
+        attention_head_dim=(1, 2, 4),
+        use_linear_projection=True,
+        layers_per_block=2,
+        transformer_layers_per_block=(1, 2, 3),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=12 + 6 * 8,
+        down_block_types=(PLAIN, CROSS, CROSS),
+        up_block_types=(UP_CROSS, UP_CROSS, UP_PLAIN),
+    ),
     "attention in the middle only": TINY | dict(down_block_types=(PLAIN, PLAIN), up_block_types=(UP_PLAIN, UP_PLAIN)),
     "attention on one side": TINY | dict(up_block_types=(UP_PLAIN, UP_CROSS)),
     "one level": TINY | dict(block_out_channels=(32,), down_block_types=(CROSS,), up_block_types=(UP_CROSS,)),
     "inpainting, other constants": TINY | dict(in_channels=9, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-3),
-}  # fmt: skip
+}
 SIZES = {"as SD 2, odd sizes": (13, 18), "attention on one side": (7, 5)}
 
 
@@ -93,9 +114,15 @@ def test_the_embedded_unet_is_diffusers(model):
         check_parity("embedded", model.unet, theirs, height, width, within=1e-5)
 
 
-@pytest.mark.parametrize("given, parameters, sites", [
-    (SD15_UNET, 859_520_964, 32), (SD21_UNET, 865_910_724, 32), (SDXL_UNET, 2_567_463_684, 140),
-], ids=["SD 1.5", "SD 2.1", "SDXL"])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, parameters, sites",
+    [
+        (SD15_UNET, 859_520_964, 32),
+        (SD21_UNET, 865_910_724, 32),
+        (SDXL_UNET, 2_567_463_684, 140),
+    ],
+    ids=["SD 1.5", "SD 2.1", "SDXL"],
+)
 def test_published_configurations_have_the_published_tensors(given, parameters, sites):
     ours = on_meta(UNet, UNetConfig.of({**given, "_class_name": "UNet2DConditionModel"}))
     theirs = on_meta(UNet2DConditionModel, **given)
@@ -243,7 +270,7 @@ def test_sinusoid_is_cos_and_sin_of_t_omega(flip, shift):
         angles = [t * 10000 ** (-i / (4 - shift)) for i in range(4)]
         cos, sin = [math.cos(a) for a in angles], [math.sin(a) for a in angles]
         expected = torch.tensor([cos + sin if flip else sin + cos])
-        torch.testing.assert_close(sinusoid(torch.tensor([t]), 8, flip, shift), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(timestep_embedding(torch.tensor([t]), 8, flip, shift), expected, rtol=0, atol=1e-4)
 
 
 def test_feed_forward_is_ffn_geglu_shazeer_eq_6():

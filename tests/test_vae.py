@@ -8,21 +8,35 @@ from parity import SD15_VAE, check, norms, on_meta, share_weights
 from minip2p.config import VAEConfig
 from minip2p.layers import Downsample, Upsample
 from minip2p.vae import VAE
-from minip2p.vae.blocks import PixelAttention
+from minip2p.vae.blocks import VAEAttention
 
-TINY = dict(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
-            up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
+TINY = dict(
+    block_out_channels=(8, 16),
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    norm_num_groups=4,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+)
 SMALL = {
     "as SD 1": TINY,
-    "16 channels, shifted, no 1x1 convolutions": TINY | dict(
-        latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
-        use_post_quant_conv=False, force_upcast=True),
-    "three levels, two layers": TINY | dict(
-        block_out_channels=(4, 8, 12), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3),
-    "one level": TINY | dict(block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",),
-                             up_block_types=("UpDecoderBlock2D",)),
-}  # fmt: skip
+    "16 channels, shifted, no 1x1 convolutions": TINY
+    | dict(
+        latent_channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        force_upcast=True,
+    ),
+    "three levels, two layers": TINY
+    | dict(
+        block_out_channels=(4, 8, 12),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    ),
+    "one level": TINY
+    | dict(block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",)),
+}
 
 
 def pair(given):
@@ -117,7 +131,7 @@ def test_upsampling_and_convolving_at_once_is_the_same_as_one_after_the_other(ch
 
 @torch.no_grad()
 def test_the_vaes_attention_is_softmax_over_all_pixels_with_one_head():
-    layer = on_meta(PixelAttention, 4, 2)
+    layer = on_meta(VAEAttention, 4, 2)
     share_weights(layer)
     x = torch.randn(1, 4, 2, 3, generator=torch.Generator().manual_seed(0))
     tokens = layer.group_norm(x)[0].reshape(4, 6).T

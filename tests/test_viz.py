@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minip2p import viz
+from minip2p.io import viz
 
 
 def plain(columns, rows, colour="red"):
@@ -41,7 +41,7 @@ def test_a_mask_keeps_its_pixels():
 
 @pytest.mark.parametrize("size, large", [((128, 128), (256, 256)), ((64, 128), (256, 512)), ((512, 512), (512, 512))])
 def test_small_pictures_are_enlarged_by_whole_numbers(size, large):
-    assert viz.enlarged(plain(*size)).size == large
+    assert viz.enlarge(plain(*size)).size == large
 
 
 def test_a_grid_has_every_panel_at_its_place_and_room_for_the_captions():

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from minip2p.rule import course, equalizer, schedule, span
-from minip2p.words import Prompt, Word, _chunk_words
+from minip2p.p2p.schedules import cross_replace_alpha, equalizer, step_range, step_weights
+from minip2p.text.prompt import Prompt, Word, chunk_words
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = CLIPTokenizer.from_pretrained(ROOT / "weights" / "tiny" / "tokenizer")
@@ -87,7 +87,7 @@ def test_a_token_that_joins_a_mark_and_a_letter_is_the_words():
     p = prompt("a 'small' cat")
     assert says(p, p.find("small")) == ["'s", "m", "all"] and says(p, p.find("cat")) == ["cat"]
     with pytest.raises(ValueError, match="the words of 'b,c' share a token"):
-        _chunk_words([b"b,c"], start=1)
+        chunk_words([b"b,c"], start=1)
 
 
 def test_find_takes_the_nth_place_words_in_a_row_indices_and_spans():
@@ -137,39 +137,41 @@ def test_find_says_so_of_a_word_that_is_cut_in_the_middle():
 
 @pytest.mark.parametrize("share, rows", [(0.8, 40), (0.4, 20), (1.0, 50), (0, 0), (1, 50)])
 def test_cross_replace_steps_of_50(share, rows):
-    alpha = schedule(share, prompt("a cat"), 50)
+    alpha = cross_replace_alpha(share, prompt("a cat"), 50)
     assert alpha.shape == (50, 77) and alpha.dtype == torch.float32
     assert torch.equal(alpha, (torch.arange(50) < rows).float()[:, None].expand(50, 77))
 
 
 def test_cross_replace_steps_by_word():
     p = prompt("a cat, a giraffe")
-    alpha = schedule({"cat": (0.2, 0.6), "default_": 0.8, "a#2": 0.0}, p, 50)
+    alpha = cross_replace_alpha({"cat": (0.2, 0.6), "default_": 0.8, "a#2": 0.0}, p, 50)
     assert alpha[:, 2].nonzero().flatten().tolist() == list(range(10, 30))  # int(.2 · 51), int(.6 · 51)
     assert alpha[:, 4].sum() == 0
     assert all(alpha[:, j].sum() == 40 for j in range(77) if j not in (2, 4))
-    assert schedule({"cat": 0.5}, p, 50)[:, [0, 2]].sum(0).tolist() == [50, 25]  # default_ is 1.0
+    assert cross_replace_alpha({"cat": 0.5}, p, 50)[:, [0, 2]].sum(0).tolist() == [50, 25]  # default_ is 1.0
 
 
 @given(st.integers(1, 200), st.floats(0, 1), st.floats(0, 1))
 def test_schedules_are_contiguous_and_self_steps_are_int_of_steps_times_share(steps, a, b):
     start, end = sorted((a, b))
-    column = schedule((start, end), prompt("a cat"), steps)[:, 0].tolist()
+    column = cross_replace_alpha((start, end), prompt("a cat"), steps)[:, 0].tolist()
     first, stop = int(start * (steps + 1)), int(end * (steps + 1))
     assert column == [float(first <= t < stop) for t in range(steps)]
-    assert span("self", (start, end), steps) == (int(steps * start), int(steps * end))
-    assert span("self", end, steps) == (0, int(steps * end))
-    inject = course("self", (start, end), steps, steps).tolist()
+    assert step_range("self", (start, end), steps) == (int(steps * start), int(steps * end))
+    assert step_range("self", end, steps) == (0, int(steps * end))
+    inject = step_weights("self", (start, end), steps, steps).tolist()
     assert [n for n, alpha in enumerate(inject) if alpha] == list(range(int(steps * start), int(steps * end)))
 
 
 def test_a_course_of_three_falls_evenly_after_its_end():
     """α is 1 on [start, end), and from there n steps of n + 1 parts: at 10 steps (.2, .5, .8) → 3/4, 2/4, 1/4, 0."""
     falling = [0, 0, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
-    assert course("self", (0.2, 0.5, 0.8), 10, 10).tolist() == falling
-    assert course("self", (0.2, 0.5, 0.5), 10, 10).tolist() == course("self", (0.2, 0.5), 10, 10).tolist()
-    assert span("self", (0.2, 0.5, 0.8), 10) == (2, 8)
-    alpha = schedule({"cat": (0.0, 0.5, 0.9), "default_": 0.0}, prompt("a cat"), 9)  # rows are counted by steps + 1
+    assert step_weights("self", (0.2, 0.5, 0.8), 10, 10).tolist() == falling
+    assert step_weights("self", (0.2, 0.5, 0.5), 10, 10).tolist() == step_weights("self", (0.2, 0.5), 10, 10).tolist()
+    assert step_range("self", (0.2, 0.5, 0.8), 10) == (2, 8)
+    alpha = cross_replace_alpha(
+        {"cat": (0.0, 0.5, 0.9), "default_": 0.0}, prompt("a cat"), 9
+    )  # rows are counted by steps + 1
     assert alpha[:, 2].tolist() == pytest.approx([1] * 5 + [0.8, 0.6, 0.4, 0.2]) and not alpha[:, :2].any()
 
 
@@ -178,18 +180,18 @@ def test_a_course_of_three_falls_evenly_after_its_end():
 )
 def test_steps_outside_the_run_are_refused(share):
     with pytest.raises(ValueError, match="0 <= start <= end <= 1"):
-        schedule(share, prompt("a cat"), 50)
+        cross_replace_alpha(share, prompt("a cat"), 50)
     if not isinstance(share, dict):
         with pytest.raises(ValueError, match="0 <= start <= end <= 1"):
-            span("self", share, 50)
+            step_range("self", share, 50)
 
 
 def test_a_scheduled_word_that_is_missing_is_an_error_and_in_parity_ignored():
     p = prompt("a Cat, running")
     with pytest.raises(ValueError, match="'dog' is not in the prompt"):
-        schedule({"dog": 0.5}, p, 50)
-    assert torch.equal(schedule({"dog": 0.5, "cat": 0.5}, p, 50, parity=True), torch.ones(50, 77))
-    assert schedule({"Cat,": 0.5}, p, 50, parity=True).sum(0)[:5].tolist() == [50, 50, 25, 25, 50]
+        cross_replace_alpha({"dog": 0.5}, p, 50)
+    assert torch.equal(cross_replace_alpha({"dog": 0.5, "cat": 0.5}, p, 50, parity=True), torch.ones(50, 77))
+    assert cross_replace_alpha({"Cat,": 0.5}, p, 50, parity=True).sum(0)[:5].tolist() == [50, 50, 25, 25, 50]
 
 
 def test_equalizer_weighs_each_token_of_a_word():
@@ -210,14 +212,14 @@ def test_parity_of_the_schedule_with_the_published_code():
     pairs = json.loads((data / "p2p_prompts.json").read_text(encoding="utf-8"))["swap"]
     original = np.load(data / "p2p_mappers.npz")["alpha"]
     for (_, target), alpha in zip(pairs, original, strict=False):
-        ours = schedule({"default_": 0.8, target.split(" ")[0]: (0.2, 0.6)}, prompt(target), 50, parity=True)
+        ours = cross_replace_alpha({"default_": 0.8, target.split(" ")[0]: (0.2, 0.6)}, prompt(target), 50, parity=True)
         assert torch.equal(ours, torch.from_numpy(alpha).float())
     assert len(original) == 100 and original.min() == 0 and original.max() == 1
 
 
 def test_inputs_are_unchanged():
     given = {"cat": (0.2, 0.6)}
-    schedule(given, prompt("a cat"), 10)
+    cross_replace_alpha(given, prompt("a cat"), 10)
     assert given == {"cat": (0.2, 0.6)}
 
 

@@ -1,5 +1,5 @@
 """The sampler: one pure DDIM step, both directions."""
 
-from minip2p.sched.ddim import Schedule, Step, ddim_step, noise_and_picture
+from minip2p.sched.ddim import DDIMScheduler, Step, ddim_step, split_prediction
 
-__all__ = ["Schedule", "Step", "ddim_step", "noise_and_picture"]
+__all__ = ["DDIMScheduler", "Step", "ddim_step", "split_prediction"]

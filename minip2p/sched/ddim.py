@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minip2p.config import SchedulerConfig, is_whole
+from minip2p.config import SchedulerConfig
+from minip2p.validation import is_integer
 
 
-def noise_and_picture(x: Tensor, prediction: Tensor, abar: float, kind: str) -> tuple[Tensor, Tensor]:
+def split_prediction(x: Tensor, prediction: Tensor, abar: float, kind: str) -> tuple[Tensor, Tensor]:
     """(ε, x_0) from the model's prediction at signal share ᾱ. kind: "epsilon" or "v_prediction"."""
     signal, noise = abar**0.5, (1 - abar) ** 0.5
     if kind == "v_prediction":
@@ -37,11 +38,11 @@ def ddim_step(
     Without noise, the same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ); given the same ε, the one undoes the other.
     (Given the same v it does not: inversion reads v at the x that it has, as diffusers' DDIMInverseScheduler does.)
     """
-    eps, x0 = noise_and_picture(x, prediction, abar, kind)
+    eps, x0 = split_prediction(x, prediction, abar, kind)
     return abar_next**0.5 * x0 + (1 - abar_next - sigma**2) ** 0.5 * eps
 
 
-def ddpm_sigma(abar: float, abar_next: float) -> float:
+def ddpm_std(abar: float, abar_next: float) -> float:
     """Of a DDPM step's noise (Song et al. 2020, eq. 16, η = 1):  σ = √((1 − ᾱ') / (1 − ᾱ) · (1 − ᾱ / ᾱ'))."""
     return ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)) ** 0.5
 
@@ -58,7 +59,7 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Schedule:
+class DDIMScheduler:
     """The noise schedule that the model was trained with, and the steps that a run takes through it."""
 
     config: SchedulerConfig
@@ -75,7 +76,7 @@ class Schedule:
     def times(self, steps: int) -> list[int]:
         """The time steps that the model is asked at, noisiest first (spacings: Lin et al. 2023, table 2)."""
         c, total = self.config, self.config.num_train_timesteps
-        if not is_whole(steps) or not 1 <= steps <= total:
+        if not is_integer(steps) or not 1 <= steps <= total:
             raise ValueError(f"steps must lie between 1 and {total}, not {steps!r}")
         if c.timestep_spacing == "leading":
             times: np.ndarray = np.arange(steps)[::-1] * (total // steps) + c.steps_offset
@@ -116,7 +117,7 @@ class Schedule:
 
     def sigma(self, at: Step) -> float:
         """The deviation of a DDPM step's noise."""
-        return ddpm_sigma(at.abar, at.abar_next)
+        return ddpm_std(at.abar, at.abar_next)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The forward process (Ho et al. 2020, eq. 4): x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε. t: b."""

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 128
+
+
 PAINT = MappingProxyType(
     {
         "red": (218, 28, 36),
@@ -23,9 +25,15 @@ PAINT = MappingProxyType(
         "pink": (250, 132, 190),
     }
 )
+
+
 # The hues (degrees) that take the paint; leaves, windows, strings and handles keep their own.
 WARM = (290, 70)
+
+
 PAINTED_HUES = MappingProxyType({"umbrella": (225, 300), "backpack": (290, 25), "tulip": (270, 360), "hat": (10, 70)})
+
+
 # sky at the top, sky at the horizon, ground at the horizon, ground at the bottom
 LAND = MappingProxyType(
     {
@@ -39,6 +47,8 @@ LAND = MappingProxyType(
         "sea": ((120, 182, 232), (228, 238, 242), (48, 132, 200), (10, 58, 128)),
     }
 )
+
+
 PETALS = ((255, 255, 255), (255, 120, 170), (230, 60, 70), (170, 110, 230))
 
 
@@ -65,7 +75,7 @@ def wave(rng: np.random.Generator, x: np.ndarray, periods=(1.3, 2.6)) -> np.ndar
     return sum(sines) / len(periods)
 
 
-def below(line: np.ndarray, y: np.ndarray) -> np.ndarray:
+def below_line(line: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Coverage (h, w) of the pixels under a line y = line(x), smooth over one pixel."""
     return np.clip(y - line + 0.5, 0, 1, dtype=np.float32)
 
@@ -114,7 +124,7 @@ def background(name: str, horizon: float, rng: np.random.Generator) -> np.ndarra
     ground = ground * (1 + 0.03 * wave(rng, x + 1.7 * y))[..., None]
     far = behind(name, np.broadcast_to(sky, (SIZE, SIZE, 3)), horizon, rng)
     relief = {"desert": 3, "snow": 2.5, "meadow": 2.5, "grass": 1}.get(name, 0)
-    cover = below(horizon + relief * wave(rng, x), y)[..., None]
+    cover = below_line(horizon + relief * wave(rng, x), y)[..., None]
     return in_front(name, far + (ground - far) * cover, horizon, rng)
 
 
@@ -126,32 +136,32 @@ def behind(name: str, sky: np.ndarray, horizon: float, rng: np.random.Generator)
             x0, y0 = rng.uniform(0, SIZE), rng.uniform(0.15, 0.6) * horizon
             sky = mix(sky, (255, 255, 255), 0.75 * glow(x0, y0, rng.uniform(14, 26), 5))
     if name == "grass":
-        return mix(sky, (44, 112, 52), below(horizon - 6 - 3 * wave(rng, x, (4, 7)), y))
+        return mix(sky, (44, 112, 52), below_line(horizon - 6 - 3 * wave(rng, x, (4, 7)), y))
     if name == "beach":
         return mix(
-            mix(sky, (28, 150, 190), below(np.full_like(x, horizon - 14), y)),
+            mix(sky, (28, 150, 190), below_line(np.full_like(x, horizon - 14), y)),
             (96, 210, 214),
             np.clip((y - horizon + 14) / 16, 0, 1),
         )
     if name == "snow":
         feet = (np.arange(7) + rng.uniform(0.1, 0.9, 7)) * SIZE / 7
         firs = (rng.uniform(9, 20, 7)[:, None] - 2.4 * np.abs(x - feet[:, None])).max(0)
-        return mix(sky, (96, 132, 140), below(horizon - firs[None], y))
+        return mix(sky, (96, 132, 140), below_line(horizon - firs[None], y))
     if name == "desert":
         sun = discs(sky, [(rng.uniform(15, 113), 0.4 * horizon, 8, (255, 246, 214), 1)])
-        return mix(sun, (214, 136, 84), below(horizon - 7 - 7 * wave(rng, x, (1.1, 1.9)), y))
+        return mix(sun, (214, 136, 84), below_line(horizon - 7 - 7 * wave(rng, x, (1.1, 1.9)), y))
     if name == "night":
         stars = [
             (*at, rng.uniform(0.8, 1.4), (255, 250, 220), 0.9)
             for at in rng.uniform((3, 3), (SIZE - 3, horizon - 8), (12, 2))
         ]
         moon = (rng.uniform(15, 113), 0.35 * horizon, 8, (250, 244, 206), 1)
-        return mix(discs(sky, [*stars, moon]), (22, 26, 58), below(horizon - 5 - 4 * wave(rng, x), y))
+        return mix(discs(sky, [*stars, moon]), (22, 26, 58), below_line(horizon - 5 - 4 * wave(rng, x), y))
     if name == "street":
         houses = np.repeat(rng.uniform(14, 38, 8), SIZE // 8).astype(np.float32)[None]
-        return mix(sky, (142, 148, 166), below(horizon - houses, y))
+        return mix(sky, (142, 148, 166), below_line(horizon - houses, y))
     if name == "meadow":
-        return mix(sky, (132, 180, 130), below(horizon - 9 - 6 * wave(rng, x, (0.9, 1.7)), y))
+        return mix(sky, (132, 180, 130), below_line(horizon - 9 - 6 * wave(rng, x, (0.9, 1.7)), y))
     return sky
 
 
@@ -162,7 +172,7 @@ def in_front(name: str, picture: np.ndarray, horizon: float, rng: np.random.Gene
     if name == "beach":
         return mix(picture, (255, 255, 255), np.exp(-(((depth - 1.5 * wave(rng, x, (2, 3))) / 2) ** 2)))
     if name == "street":
-        kerb = below(np.full_like(x, horizon + 1), y) - below(np.full_like(x, horizon + 6), y)
+        kerb = below_line(np.full_like(x, horizon + 1), y) - below_line(np.full_like(x, horizon + 6), y)
         lane = horizon + 0.55 * (SIZE - horizon)
         dash = np.clip(12 - np.abs((x + rng.uniform(0, 42)) % 42 - 21), 0, 1)
         picture = mix(picture, (190, 188, 184), kerb)
@@ -193,7 +203,7 @@ def with_snow(picture: np.ndarray, strength: float, rng: np.random.Generator) ->
     return discs(picture, zip(*turn, rng.uniform(1.5, 2.7, n), [(255, 255, 255)] * n, 0.95 * seen, strict=True))
 
 
-def blurred(picture: np.ndarray, radius: float) -> np.ndarray:
+def blur(picture: np.ndarray, radius: float) -> np.ndarray:
     """A picture (h, w, 3) under a Gaussian of that radius in pixels."""
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
@@ -201,7 +211,7 @@ def blurred(picture: np.ndarray, radius: float) -> np.ndarray:
 
 def sketch(picture: np.ndarray) -> np.ndarray:
     """Pencil on light paper: pale grey tones, dark lines where the colour changes."""
-    smooth = np.pad(blurred(picture, 0.6), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    smooth = np.pad(blur(picture, 0.6), ((1, 1), (1, 1), (0, 0)), mode="edge")
     slope = np.hypot(smooth[2:, 1:-1] - smooth[:-2, 1:-1], smooth[1:-1, 2:] - smooth[1:-1, :-2]).max(-1)
     tone = 0.66 + 0.31 * picture @ np.array([0.3, 0.59, 0.11], np.float32)
     drawn = tone * (1 - 0.8 * np.clip(1.6 * slope - 0.06, 0, 1))
@@ -211,8 +221,8 @@ def sketch(picture: np.ndarray) -> np.ndarray:
 def watercolor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Pale washes that pool at their edges, uneven pigment, and bare paper round the sheet."""
     y, x = axes()
-    wash = blurred(picture, 0.9)
-    wash = wash + 0.35 * np.minimum(wash - blurred(picture, 3), 0)  # wet edges dry darker
+    wash = blur(picture, 0.9)
+    wash = wash + 0.35 * np.minimum(wash - blur(picture, 3), 0)  # wet edges dry darker
     wash = wash - 0.6 * np.sin(8 * np.pi * wash) / (8 * np.pi)  # a soft staircase of four washes
     pigment = Image.fromarray(rng.uniform(-1, 1, (7, 7)).astype(np.float32)).resize(
         (SIZE, SIZE), Image.Resampling.BICUBIC
@@ -231,7 +241,7 @@ def hue_saturation(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 60 * sector % 360, span / np.maximum(top, 1e-6)
 
 
-def painted(sprite: np.ndarray, name: str, colour: str) -> np.ndarray:
+def paint_sprite(sprite: np.ndarray, name: str, colour: str) -> np.ndarray:
     """A sprite (h, w, 4) uint8 whose painted part takes a colour: its median tone becomes the colour, shading stays."""
     pixels, alpha = sprite[..., :3].astype(np.float32) / 255, sprite[..., 3:]
     hue, saturation = hue_saturation(pixels)

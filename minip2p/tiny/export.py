@@ -6,29 +6,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minip2p.checkpoint import shipped
+from minip2p.checkpoints.save import DiffusersWriter
 from minip2p.config import SchedulerConfig
-from minip2p.files import write_json
-from minip2p.saving import Saved
+from minip2p.io.files import shipped_weights, write_json
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
-TOKENIZER = shipped("tiny") / "tokenizer"
+TOKENIZER = shipped_weights("tiny") / "tokenizer"
+
+
 GUIDANCE = 4.0  # what the model card recommends
 
 
-def tokenizer() -> Any:
+def load_tokenizer() -> Any:
     """The tiny model's tokenizer: CLIP's own class on a cut vocabulary."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
 
 
-def text_encoder(width: int) -> Any:
+def make_text_encoder(width: int) -> Any:
     """A small CLIP text encoder with random weights: 3 layers, 4 heads."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    words = tokenizer()
+    words = load_tokenizer()
     encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(words),
@@ -47,7 +48,7 @@ def text_encoder(width: int) -> Any:
     return encoder
 
 
-def export(
+def export_model(
     folder: Path,
     vae: VAE,
     unet: UNet,
@@ -65,6 +66,6 @@ def export(
     half = copy.deepcopy(vae).half()
     half.config = replace(vae.config, scaling_factor=scaling_factor)
     own, encoders = {"guidance": GUIDANCE, "_trained": trained}, {"text_encoder": copy.deepcopy(text).half()}
-    Saved(copy.deepcopy(unet).half(), half, encoders, {"tokenizer": TOKENIZER}, sched, own).write(folder)
+    DiffusersWriter(copy.deepcopy(unet).half(), half, encoders, {"tokenizer": TOKENIZER}, sched, own).write(folder)
     config = folder / "text_encoder/config.json"
     write_json(config, json.loads(config.read_text()) | {"dtype": "float32", "torch_dtype": "float32"})

@@ -17,16 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minip2p.attention import Site
+from minip2p.attention.contract import Site
+from minip2p.text.prompt import Prompt
 from minip2p.tiny.scenes import Render, Scene
-from minip2p.words import Prompt
 
-SHARE = 0.5  # of the attention inside a mask; the rest is the padding's and the other words'
+ATTENTION_SHARE = 0.5  # of the attention inside a mask; the rest is the padding's and the other words'
+
+
 SLOTS = 4  # two things, the place, the attribute
 
 
 @dataclass
-class Kept:
+class MapKeeper:
     """A `MapFn` that changes nothing and keeps the maps of the cross-attentions with their graph: site -> b h i j."""
 
     maps: dict[Site, Tensor] = field(default_factory=dict)
@@ -54,7 +56,7 @@ def regions(scene: Scene, render: Render) -> np.ndarray:
     return (255 * cells).round().astype(np.uint8)
 
 
-def said(scene: Scene, prompt: Prompt) -> list[tuple[int, ...]]:
+def slot_tokens(scene: Scene, prompt: Prompt) -> list[tuple[int, ...]]:
     """For each slot the positions of its tokens in the prompt: a thing's with its colour's; () where it is unsaid."""
     phrases = [f"{thing.colour} {thing.name}" if thing.colour else thing.name for thing in scene.things]
     phrases = [phrase if phrase in prompt.text else phrase.split()[-1] for phrase in phrases]
@@ -63,7 +65,7 @@ def said(scene: Scene, prompt: Prompt) -> list[tuple[int, ...]]:
     return [prompt.find(phrase) if phrase and words.issuperset(phrase.split()) else () for phrase in named]
 
 
-def aims(places: Sequence[Sequence[tuple[int, ...]]], masks: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def target_attention(places: Sequence[Sequence[tuple[int, ...]]], masks: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The share of the attention that each token should get in each cell: b j H W; and which tokens have one: b j.
 
     places: for each picture, for each slot its tokens' positions. masks: b s H W in [0, 1]. The n tokens of a slot
@@ -74,7 +76,7 @@ def aims(places: Sequence[Sequence[tuple[int, ...]]], masks: Tensor, length: int
     for b, slots in enumerate(places):
         for s, tokens in enumerate(slots):
             for j in tokens:
-                aim[b, j] += SHARE * masks[b, s] / len(tokens)
+                aim[b, j] += ATTENTION_SHARE * masks[b, s] / len(tokens)
                 told[b, j] = True
     return aim, told
 

@@ -20,12 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minip2p.checkpoint import load_module, shipped, write_safetensors
-from minip2p.files import write_json
-from minip2p.metrics import iou
+from minip2p.checkpoints.strict import load_module
+from minip2p.io.files import shipped_weights, write_json
+from minip2p.io.tensors import write_tensors
+from minip2p.metrics.image import iou
 from minip2p.tiny.scenes import ANIMALS, ATTRIBUTES, BACKGROUNDS, COLOURS, STYLES, THINGS
 
-FOLDER = shipped("judge")
+FOLDER = shipped_weights("judge")
+
+
 OBJECTS = ANIMALS + THINGS
 
 
@@ -92,7 +95,7 @@ def position(word: str, words: tuple[str, ...]) -> int:
     return words.index(word)
 
 
-class Block(nn.Module):
+class JudgeBlock(nn.Module):
     """x + conv(relu(norm(x))): one convolution, so that the many at high resolution stay cheap."""
 
     def __init__(self, width: int):
@@ -127,13 +130,13 @@ class Network(nn.Module):
         self.stem = nn.Conv2d(3 * 4, a, 3, padding=1)
         self.down = nn.ModuleList(
             [
-                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), Block(b), Block(b)),
-                nn.Sequential(nn.Conv2d(b, c, 3, 2, 1), Block(c), Block(c)),
-                nn.Sequential(nn.Conv2d(c, d, 3, 2, 1), Block(d), Block(d), Block(d)),
+                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), JudgeBlock(b), JudgeBlock(b)),
+                nn.Sequential(nn.Conv2d(b, c, 3, 2, 1), JudgeBlock(c), JudgeBlock(c)),
+                nn.Sequential(nn.Conv2d(c, d, 3, 2, 1), JudgeBlock(d), JudgeBlock(d), JudgeBlock(d)),
             ]
         )
         self.narrow = nn.ModuleList([nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1), nn.Conv2d(b, a, 1)])
-        self.up = nn.ModuleList([Block(c), Block(b), Block(a)])
+        self.up = nn.ModuleList([JudgeBlock(c), JudgeBlock(b), JudgeBlock(a)])
         self.thing = nn.Conv2d(a, 4, 1)  # 2 x 2 pixels at each site
         self.kinds = nn.Conv2d(b, len(config.objects), 1)
         self.presence = nn.Linear(2, 1)
@@ -172,7 +175,7 @@ class Network(nn.Module):
         return self.paint(weights @ features.flatten(2).mT)
 
 
-def padded(picture: Tensor) -> Tensor:
+def pad_picture(picture: Tensor) -> Tensor:
     """A picture 3 H W whose last row and column are repeated until its sides are multiples of 16."""
     return F.pad(picture[None], (0, -picture.shape[2] % 16, 0, -picture.shape[1] % 16), mode="replicate")[0]
 
@@ -205,25 +208,29 @@ class Judge:
     def finds(self, picture: Tensor, expected: Mapping[str, Any]) -> bool:
         """Whether a picture 3 H W shows what it should (`Case.expected`): the objects are the likeliest, and none that
         is gone is likelier there than not; the colours, background and style that are asked for are there."""
-        verdict = self(padded(picture)[None])
+        verdict = self(pad_picture(picture)[None])
         right = verdict.present(len(expected["objects"]))[0] == set(expected["objects"])
         right &= not verdict.seen()[0] & set(expected["gone"])
-        right &= all(self.config.colours[int(verdict.colour(name)[0].argmax())] == colour
-                     for name, colour in expected.get("colours", {}).items())  # fmt: skip
-        return right and all(verdict.named()[0][name] == expected[name]
-                             for name in ("background", "style") if name in expected)  # fmt: skip
+        right &= all(
+            self.config.colours[int(verdict.colour(name)[0].argmax())] == colour
+            for name, colour in expected.get("colours", {}).items()
+        )
+        return right and all(
+            verdict.named()[0][name] == expected[name] for name in ("background", "style") if name in expected
+        )
 
     @torch.no_grad()
     def features(self, picture: Tensor) -> Tensor:
         """What it sees in each cell of 8 x 8 pixels of a picture 3 H W: n c."""
-        return F.avg_pool2d(self.network(padded(picture)[None]).features, 2)[0].flatten(1).mT
+        return F.avg_pool2d(self.network(pad_picture(picture)[None]).features, 2)[0].flatten(1).mT
 
     def score(self, before: Tensor, after: Tensor, source: str, target: str, mask: Tensor | None) -> dict[str, float]:
         """For a sweep: whether the objects that the target names are those that are there (`success`, 1 or 0), and the
         IoU of the mask with the objects that the source has and the target has not. NaN where none is named."""
-        before, after = (padded(picture) for picture in (before, after))
-        old, new = ([name for name in self.config.objects if name in re.findall(r"\w+", prompt)]
-                    for prompt in (source, target))  # fmt: skip
+        before, after = (pad_picture(picture) for picture in (before, after))
+        old, new = (
+            [name for name in self.config.objects if name in re.findall(r"\w+", prompt)] for prompt in (source, target)
+        )
         gone = [name for name in old if name not in new]
         found = {"success": math.nan, "mask_iou": math.nan}
         if new:
@@ -237,7 +244,7 @@ class Judge:
     def save(self, folder: str | Path) -> None:
         """Writes config.json and judge.safetensors (float16), each whole or not at all."""
         path = Path(folder)
-        write_safetensors({name: t.half() for name, t in self.network.state_dict().items()}, path / "judge.safetensors")
+        write_tensors({name: t.half() for name, t in self.network.state_dict().items()}, path / "judge.safetensors")
         write_json(path / "config.json", asdict(self.config))
 
     @classmethod

@@ -20,14 +20,18 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from minip2p.errors import guarded
+from minip2p.errors import run_guarded
 from minip2p.tiny.judge import FOLDER, Judge, JudgeConfig, Network, Reading, Verdict
 from minip2p.tiny.loop import Training, cooldown, half_precision
 from minip2p.tiny.scenes import Scene, Sprites, dataset, fetch_sprites, render
 
 STEPS, BATCH, LR = 12000, 16, 1e-3
+
+
 EXAM_SEED, EXAM_SCENES = 7001, 1200  # fixed before the first training
-NONE = -100  # what F.cross_entropy leaves out
+
+
+IGNORE_LABEL = -100  # what F.cross_entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Lesson:
     strength: Tensor
 
 
-def spoiled(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def corrupt_picture(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture (H, W, 3) uint8 made a little worse, as an autoencoder might; one in four stays as it is."""
     if rng.random() < 0.25:
         return picture
@@ -63,17 +67,17 @@ def spoiled(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(pixels, 0, 255).round().astype(np.uint8)
 
 
-def lesson(scenes: list[Scene], sprites: Sprites, config: JudgeConfig, spoil_seed: int | None = None) -> Lesson:
+def make_lesson(scenes: list[Scene], sprites: Sprites, config: JudgeConfig, spoil_seed: int | None = None) -> Lesson:
     """Scenes rendered, with their truth; spoil_seed spoils the pictures, None leaves them as they are."""
     renders = [render(scene, sprites) for scene in scenes]
     pictures = [r.picture for r in renders]
     if spoil_seed is not None:
         draws = [np.random.default_rng((spoil_seed, scene.seed)) for scene in scenes]
-        pictures = [spoiled(picture, draw) for picture, draw in zip(pictures, draws, strict=True)]
+        pictures = [corrupt_picture(picture, draw) for picture, draw in zip(pictures, draws, strict=True)]
     stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
     labels = torch.zeros(len(scenes), *renders[0].picture.shape[:2], dtype=torch.long)
     present = torch.zeros(len(scenes), len(config.objects))
-    paint = torch.full(present.shape, NONE)
+    paint = torch.full(present.shape, IGNORE_LABEL)
     strength = torch.zeros(len(scenes), len(config.attributes))
     for i, (scene, r) in enumerate(zip(scenes, renders, strict=True)):
         for thing in scene.things:
@@ -89,7 +93,7 @@ def lesson(scenes: list[Scene], sprites: Sprites, config: JudgeConfig, spoil_see
     return Lesson(stacked.contiguous(), labels, present, paint, background, style, strength)
 
 
-def mistake(network: Network, lesson: Lesson) -> Tensor:
+def judge_loss(network: Network, lesson: Lesson) -> Tensor:
     """The training loss: cross-entropies of things, kinds, objects, colours, place and style, and squared errors of
     strength. Kinds are told where there is a thing, and colours are read under the true masks, so that each can be
     learnt before the others are; the weights bring the terms to a like size at the start."""
@@ -98,7 +102,7 @@ def mistake(network: Network, lesson: Lesson) -> Tensor:
     read = Reading(*(part.float() for part in read))
     cells = lesson.labels[:, 2::4, 2::4]  # b H/4 W/4
     covers = F.one_hot(cells, 1 + read.kinds.shape[1])[..., 1:].movedim(3, 1).float()
-    colours, shown = network.colours(read.features, covers), lesson.paint != NONE
+    colours, shown = network.colours(read.features, covers), lesson.paint != IGNORE_LABEL
     colour = F.cross_entropy(colours[shown], lesson.paint[shown]) if shown.any() else colours.sum() * 0
     return (
         5 * F.binary_cross_entropy_with_logits(read.thing, (lesson.labels > 0).float())
@@ -139,7 +143,7 @@ def answers(verdict: Verdict, lesson: Lesson) -> dict[str, list[float]]:
         for word in present.nonzero()[:, 0].tolist():
             seen, true = verdict.masks(verdict.config.objects[word])[i] > 0.5, lesson.labels[i] == 1 + word
             found["iou"].append(((seen & true).sum() / (seen | true).sum()).item())
-            if lesson.paint[i, word] != NONE:
+            if lesson.paint[i, word] != IGNORE_LABEL:
                 found["colour"].append(float(verdict.paints[i, word].argmax() == lesson.paint[i, word]))
     found["background"] = (verdict.background.argmax(1) == lesson.background).float().tolist()
     found["style"] = (verdict.style.argmax(1) == lesson.style).float().tolist()
@@ -164,7 +168,7 @@ def examine(
     found: dict[str, list[float]] = {}
     seen, true = [], []
     for start in range(0, count, 40):
-        sheet = lesson(scenes[start : start + 40], sprites, judge.config, spoil_seed)
+        sheet = make_lesson(scenes[start : start + 40], sprites, judge.config, spoil_seed)
         verdict = judge(through(sheet.pictures))
         for name, values in answers(verdict, sheet).items():
             found.setdefault(name, []).extend(values)
@@ -205,7 +209,7 @@ def train(work: Path, seed: int, sprites: Sprites, stop_at: float) -> tuple[Judg
 
     def loss(step: int) -> Tensor:
         scenes = list(dataset(seed, BATCH, start=step * BATCH))
-        return mistake(network, lesson(scenes, sprites, config, spoil_seed=seed))
+        return judge_loss(network, make_lesson(scenes, sprites, config, spoil_seed=seed))
 
     training.run(loss, stop_at=stop_at)
     training.averaged()
@@ -230,7 +234,7 @@ def main() -> int:
             judge.save(options.out)
         return report(Judge.load(options.out), sprites)
 
-    return guarded(work)
+    return run_guarded(work)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from minip2p.checkpoint import write_safetensors
+from minip2p.io.tensors import write_tensors
 from minip2p.tiny.muon import Muon
 
 
@@ -90,7 +90,7 @@ class Training:
                 for key in self.MOMENTS[type(optimizer).__name__]:
                     tensors[f"{key}.{names[p]}"] = state[key]
         said = {"step": self.step, "start": self.start, "seed": self.seed}
-        write_safetensors(tensors, self.checkpoint, {name: str(value) for name, value in said.items()})
+        write_tensors(tensors, self.checkpoint, {name: str(value) for name, value in said.items()})
 
     @torch.no_grad()
     def begin(self, weights: Mapping[str, Tensor], step: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at 0, near 1 on [0.7, 1.2]
 
 
-def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """U Vᵀ of U S Vᵀ = matrix (m n), about: singular values of two thousandths of the norm and more come to 0.68 … 1.2.
 
     Newton and Schulz's iteration X ← (a + b XXᵀ + c (XXᵀ)²) X. Polynomials in A = XXᵀ commute, so it is run on A, which
@@ -56,6 +56,6 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 mean = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 ahead = p.grad.lerp(mean, group["momentum"]).flatten(1)
-                update = orthogonalized(ahead).view(p.shape)
+                update = orthogonalize(ahead).view(p.shape)
                 p.mul_(1 - group["lr"] * group["decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(ahead.shape) ** 0.5)

@@ -54,16 +54,34 @@ CODEPOINTS = MappingProxyType(
         "lamp": "1fa94",
     }
 )
+
+
 ANIMALS, THINGS = tuple(CODEPOINTS)[:16], tuple(CODEPOINTS)[16:]
+
+
 COLOURS = tuple(draw.PAINT)
+
+
 BACKGROUNDS = tuple(draw.LAND)
+
+
 STYLES = ("photo", "sketch", "watercolor")
+
+
 ATTRIBUTES = ("fog", "flowers", "snow")
 
+
 PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
+
+
 TARBALL = "lobehub-fluent-emoji-3d-1.1.0.tgz"
+
+
 SHA256 = "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
+
+
 FAINT = 0.15  # an attribute weaker than this is not named
+
 
 PLACE_WORDS = MappingProxyType(
     {
@@ -77,6 +95,8 @@ PLACE_WORDS = MappingProxyType(
         "sea": ("at sea", "on the sea"),
     }
 )
+
+
 ATTRIBUTE_WORDS = MappingProxyType(
     {
         "fog": ("in the fog", "in fog"),
@@ -84,6 +104,8 @@ ATTRIBUTE_WORDS = MappingProxyType(
         "snow": ("in falling snow", "with falling snow"),
     }
 )
+
+
 STYLE_WORDS = MappingProxyType(
     {  # before the subject, after the sentence
         "photo": (("a photo of ", ""), ("", ""), ("", "")),
@@ -131,10 +153,10 @@ class Sprites:
     """Cut-out objects in all their colours, from RGBA arrays (h, w, 4) uint8 by name."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
-        small = {name: shrunk(array) for name, array in arrays.items()}
+        small = {name: shrink_sprite(array) for name, array in arrays.items()}
         self.images = MappingProxyType(
             {
-                (name, colour): Image.fromarray(draw.painted(sprite, name, colour) if colour else sprite)
+                (name, colour): Image.fromarray(draw.paint_sprite(sprite, name, colour) if colour else sprite)
                 for name, sprite in small.items()
                 for colour in (COLOURS if name in THINGS else (None,))
             }
@@ -166,7 +188,7 @@ class Sprites:
         return sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if thing.flip else sprite
 
 
-def shrunk(sprite: np.ndarray, side: int = 112) -> np.ndarray:
+def shrink_sprite(sprite: np.ndarray, side: int = 112) -> np.ndarray:
     """A sprite cut to its opaque box, its longer side at most `side` pixels: so quick to scale."""
     image = Image.fromarray(sprite).crop(Image.fromarray(sprite[..., 3]).getbbox())
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

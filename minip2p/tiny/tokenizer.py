@@ -16,16 +16,24 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from minip2p.words import byte_alphabet
+from minip2p.text.prompt import byte_alphabet
 
 Merge = tuple[str, str]
 
+
 TOKENS = 77
+
+
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+
+
 FULL_MERGES = 49408 - 2 * 256 - 2  # of the file's 262,144, CLIP uses these
+
+
 FIRST_MERGES = 2000
 
-WORDS = """
+
+WORLD_WORDS = """
 a an the and or of in on at with by to from for near under over behind between beside above below next front back left
 right top middle bottom inside outside into through is are has wearing holding sitting standing running sleeping
 eating playing looking flying walking one two three some many no not very
@@ -118,4 +126,4 @@ def cut_tokenizer(merges: Sequence[Merge], words: Iterable[str], folder: Path, f
 
 
 if __name__ == "__main__":
-    cut_tokenizer(read_merges(Path(sys.argv[1])), WORDS, Path(sys.argv[2]))
+    cut_tokenizer(read_merges(Path(sys.argv[1])), WORLD_WORDS, Path(sys.argv[2]))

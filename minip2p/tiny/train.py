@@ -22,21 +22,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from minip2p.attention import Attend, explicit
-from minip2p.checkpoint import write_safetensors
-from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, is_whole, read_json
-from minip2p.errors import guarded
-from minip2p.loading import load
-from minip2p.model import Model
-from minip2p.sched import Schedule
-from minip2p.tiny.export import export, text_encoder, tokenizer
-from minip2p.tiny.grounding import Kept, aims, grounding_loss, regions, said
+from minip2p.attention.contract import Attend, explicit
+from minip2p.checkpoints.load import load
+from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig
+from minip2p.errors import run_guarded
+from minip2p.io.files import read_json
+from minip2p.io.tensors import write_tensors
+from minip2p.io.viz import grid
+from minip2p.pipeline import Pipeline
+from minip2p.sched import DDIMScheduler
+from minip2p.text.prompt import Prompt
+from minip2p.tiny.export import export_model, load_tokenizer, make_text_encoder
+from minip2p.tiny.grounding import MapKeeper, grounding_loss, regions, slot_tokens, target_attention
 from minip2p.tiny.loop import Training, cooldown, generator, half_precision, inverse_root
 from minip2p.tiny.scenes import Render, Scene, Sprites, caption_for, dataset, fetch_sprites, render
 from minip2p.unet import UNet
 from minip2p.vae import VAE
-from minip2p.viz import grid
-from minip2p.words import Prompt
+from minip2p.validation import is_integer
 
 VAE_CONFIG = VAEConfig(
     block_out_channels=(24, 48, 96, 128),
@@ -44,6 +46,8 @@ VAE_CONFIG = VAEConfig(
     up_block_types=("UpDecoderBlock2D",) * 4,
     norm_num_groups=8,
 )
+
+
 UNET_CONFIG = UNetConfig(
     sample_size=16,
     block_out_channels=(64, 160, 256),
@@ -53,13 +57,23 @@ UNET_CONFIG = UNetConfig(
     cross_attention_dim=128,
     attention_head_dim=4,
 )
+
+
 SCHEDULER_CONFIG = SchedulerConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
 )
+
+
 VAE_STEPS, VAE_CROPPED, VAE_FROZEN, VAE_BATCH = 8000, 2600, 6900, 16
+
+
 BATCH, CHUNK, LATENTS = 64, 2048, 61440
+
+
 GROUNDING = 0.03  # the weight of the grounding loss beside the denoising loss, which is about 0.07
-SHOWN = (
+
+
+PREVIEW_PROMPTS = (
     "a cat on the beach",
     "a tiger in the meadow",
     "a horse in the desert",
@@ -128,7 +142,7 @@ def train_vae(work: Path, seed: int, sprites: Sprites, stop_at: float, warm: Pat
     rate = lambda step: 5e-4 * cooldown(step, VAE_STEPS)  # noqa: E731
     training = Training(vae, work / "vae", rate=rate, steps=VAE_STEPS, ema=0.998, seed=seed)
     if warm:
-        training.begin(load(warm).vae.state_dict(), trained(warm)["vae"])
+        training.begin(load(warm).vae.state_dict(), trained_steps(warm)["vae"])
 
     def loss(step: int) -> Tensor:
         if step >= VAE_FROZEN and vae.encoder.conv_in.weight.requires_grad:
@@ -165,7 +179,7 @@ class Latents:
                 with half_precision():
                     latents.append(self.vae.encode(pixels(renders))[0].half())
                 masks += [torch.from_numpy(regions(*of)) for of in zip(scenes, renders, strict=True)]
-            write_safetensors({"latents": torch.cat(latents), "regions": torch.stack(masks)}, path)
+            write_tensors({"latents": torch.cat(latents), "regions": torch.stack(masks)}, path)
         return load_file(path)
 
     def pick(self, name: str, index: Tensor) -> Tensor:
@@ -191,7 +205,7 @@ class Denoiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.unet = UNet(UNET_CONFIG)
-        self.text = text_encoder(UNET_CONFIG.cross_attention_dim)
+        self.text = make_text_encoder(UNET_CONFIG.cross_attention_dim)
         # The last layer of a residual branch starts at zero: at first the UNet is close to the identity.
         for name, p in self.unet.named_parameters():
             if name.endswith(("conv2.weight", "proj_out.weight")) or name == "conv_out.weight":
@@ -204,7 +218,7 @@ def stratified_times(n: int, total: int, source: torch.Generator) -> Tensor:
 
 
 def denoising_loss(
-    denoiser: Denoiser, sched: Schedule, x0: Tensor, ids: Tensor, source: torch.Generator, attend: Attend
+    denoiser: Denoiser, sched: DDIMScheduler, x0: Tensor, ids: Tensor, source: torch.Generator, attend: Attend
 ) -> Tensor:
     """E w(t) ‖ε − ε_θ(x_t, t, words)‖² (Ho et al. 2020, eq. 14), weighted by w = 1 / √SNR, SNR = ᾱ / (1 − ᾱ) (Yu et
     al. 2023, arXiv 2310.08442). An error in ε at much noise is a large one in the picture, and it is there that the
@@ -221,7 +235,7 @@ def denoising_loss(
     return (error / snr.sqrt()).mean()
 
 
-def captioned(seed: int, step: int, indices: Tensor, drop: float = 0.1) -> tuple[list[Scene], list[str]]:
+def draw_captions(seed: int, step: int, indices: Tensor, drop: float = 0.1) -> tuple[list[Scene], list[str]]:
     """The scenes and their captions, worded anew each time; a tenth are empty, for classifier-free guidance."""
     rng, scenes, captions = np.random.default_rng((seed, step, 2)), [], []
     for i in indices.tolist():
@@ -246,18 +260,20 @@ def train_denoiser(
         model = load(options.warm)
         landed = {"unet": model.unet.state_dict(), "text": model.text.encoders["text_encoder"].state_dict()}
         weights = {f"{part}.{name}": tensor for part, tensors in landed.items() for name, tensor in tensors.items()}
-        training.begin(weights, trained(options.warm)["unet"])
-    sched, tokenize, scale = Schedule(SCHEDULER_CONFIG), tokenizer(), latents.scale()
+        training.begin(weights, trained_steps(options.warm)["unet"])
+    sched, tokenize, scale = DDIMScheduler(SCHEDULER_CONFIG), load_tokenizer(), latents.scale()
 
     def loss(step: int) -> Tensor:
         source = generator(seed, step, 3)
         indices = torch.randint(0, latents.size(step), (BATCH,), generator=source)
-        scenes, captions = captioned(seed, step, indices)
+        scenes, captions = draw_captions(seed, step, indices)
         prompts = [Prompt.of(caption, tokenize) for caption in captions]
-        ids, kept = torch.tensor([prompt.ids for prompt in prompts]), Kept()
+        ids, kept = torch.tensor([prompt.ids for prompt in prompts]), MapKeeper()
         denoising = denoising_loss(denoiser, sched, scale * latents[indices], ids, source, explicit(kept))
-        places = [said(scene, prompt) for scene, prompt in zip(scenes, prompts, strict=True)]
-        return denoising + GROUNDING * grounding_loss(kept.maps, *aims(places, latents.regions(indices), ids.shape[1]))
+        places = [slot_tokens(scene, prompt) for scene, prompt in zip(scenes, prompts, strict=True)]
+        return denoising + GROUNDING * grounding_loss(
+            kept.maps, *target_attention(places, latents.regions(indices), ids.shape[1])
+        )
 
     def show() -> None:
         averaged = Denoiser()
@@ -270,16 +286,18 @@ def train_denoiser(
     write(options.out, denoiser, training.step)
 
 
-def sheet(model: Model) -> Image.Image:
+def sheet(model: Pipeline) -> Image.Image:
     """Pictures of SHOWN, always from the same noise, to be looked at while the training goes on."""
-    return grid([(model.generate(prompt, seed=i, steps=25).image, prompt) for i, prompt in enumerate(SHOWN)], 4, 128)
+    return grid(
+        [(model.generate(prompt, seed=i, steps=25).image, prompt) for i, prompt in enumerate(PREVIEW_PROMPTS)], 4, 128
+    )
 
 
-def trained(folder: Path) -> dict[str, int]:
+def trained_steps(folder: Path) -> dict[str, int]:
     """How many steps the weights in a folder were trained: part -> steps."""
     own = folder / "minip2p.json"
     steps = read_json(own).get("_trained")
-    if not isinstance(steps, dict) or not all(is_whole(steps.get(part)) for part in ("vae", "unet")):
+    if not isinstance(steps, dict) or not all(is_integer(steps.get(part)) for part in ("vae", "unet")):
         raise ValueError(f"{own}: does not say how many steps the weights were trained")
     return steps
 
@@ -300,7 +318,7 @@ def main() -> int:
         help="begin with the weights in this folder, unless --work has checkpoints",
     )
     options = parser.parse_args()
-    return guarded(lambda: train(options))
+    return run_guarded(lambda: train(options))
 
 
 def train(options: argparse.Namespace) -> None:
@@ -316,7 +334,7 @@ def train(options: argparse.Namespace) -> None:
 
     def write(folder: Path, denoiser: Denoiser, unet_steps: int) -> None:
         done = {"vae": steps, "unet": unet_steps}
-        export(folder, vae, denoiser.unet, denoiser.text, SCHEDULER_CONFIG, scaling_factor=scale, trained=done)
+        export_model(folder, vae, denoiser.unet, denoiser.text, SCHEDULER_CONFIG, scaling_factor=scale, trained=done)
 
     train_denoiser(options, latents, write, stop_at)
 

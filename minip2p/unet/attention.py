@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minip2p.attention import Attend, Site, fused
+from minip2p.attention.contract import Attend, Site, fused
 
 
 class Attention(nn.Module):
@@ -72,7 +72,7 @@ class TransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-class Transformer(nn.Module):
+class SpatialTransformer(nn.Module):
     """Transformer blocks over the pixels of a feature map, b c h w -> b c h w, residual.
 
     SD 1.x projects in and out by 1×1 convolutions, SD 2.x and SDXL by linear layers: the same sums, other shapes.

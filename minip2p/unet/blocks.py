@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minip2p.attention import Attend, Site
+from minip2p.attention.contract import Attend, Site
 from minip2p.config import UNetConfig
 from minip2p.layers import Downsample, ResnetBlock, Upsample
-from minip2p.unet.attention import Transformer
+from minip2p.unet.attention import SpatialTransformer
 
 Place = Literal["down", "mid", "up"]
 
 
 @dataclass
-class Builder:
+class BlockBuilder:
     """Builds layers from the config and numbers the attention sites of each place, in the order of the forward pass."""
 
     config: UNetConfig
@@ -27,14 +27,14 @@ class Builder:
         emb = 4 * self.config.block_out_channels[0]
         return ResnetBlock(inner, outer, groups=self.config.norm_num_groups, eps=self.config.norm_eps, emb_channels=emb)
 
-    def transformer(self, place: Place, level: int) -> Transformer:
+    def transformer(self, place: Place, level: int) -> SpatialTransformer:
         c = self.config
         sites = []
         for _ in range(c.per_level(c.transformer_layers_per_block)[level]):
             index = self.numbered.get(place, 0)
             self.numbered[place] = index + 1
             sites += [Site(place, index, cross, 2**level) for cross in (False, True)]
-        return Transformer(
+        return SpatialTransformer(
             channels=c.block_out_channels[level],
             context_channels=c.cross_attention_dim,
             heads=c.per_level(c.attention_head_dim)[level],
@@ -44,12 +44,18 @@ class Builder:
         )
 
 
-class Block(nn.Module):
+class UNetBlock(nn.Module):
     """One level on one side: residual blocks, after each of them a transformer where the level has attention, and a
     resampler. `widths` are the input channels of each residual block; on the way up they include the skip's."""
 
     def __init__(
-        self, build: Builder, place: Place, level: int, widths: Iterable[int], attention: bool, resample: str | None
+        self,
+        build: BlockBuilder,
+        place: Place,
+        level: int,
+        widths: Iterable[int],
+        attention: bool,
+        resample: str | None,
     ):
         super().__init__()
         outer = build.config.block_out_channels[level]
@@ -83,7 +89,7 @@ class Block(nn.Module):
 
 
 class MidBlock(nn.Module):
-    def __init__(self, build: Builder):
+    def __init__(self, build: BlockBuilder):
         super().__init__()
         level = len(build.config.block_out_channels) - 1
         width = build.config.block_out_channels[level]

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minip2p.attention import Attend, Site, fused
+from minip2p.attention.contract import Attend, Site, fused
 from minip2p.config import UNetConfig
 from minip2p.unet.attention import Attention
-from minip2p.unet.blocks import Block, Builder, MidBlock
+from minip2p.unet.blocks import BlockBuilder, MidBlock, UNetBlock
 
 
-def sinusoid(t: Tensor, channels: int, flip_sin_to_cos: bool = True, shift: float = 0) -> Tensor:
+def timestep_embedding(t: Tensor, channels: int, flip_sin_to_cos: bool = True, shift: float = 0) -> Tensor:
     """Sinusoidal embedding (Vaswani et al. 2017, section 3.5): t b -> b channels, float32.
 
     [cos(t ω_0) …, sin(t ω_0) …],  ω_i = 10000^(−i / (channels/2 − shift))
@@ -24,7 +24,7 @@ def sinusoid(t: Tensor, channels: int, flip_sin_to_cos: bool = True, shift: floa
     return torch.cat([cos, sin] if flip_sin_to_cos else [sin, cos], dim=-1)
 
 
-class TimeEmbedding(nn.Module):
+class TimestepEmbedding(nn.Module):
     def __init__(self, inner: int, outer: int):
         super().__init__()
         self.linear_1 = nn.Linear(inner, outer)
@@ -41,21 +41,22 @@ class UNet(nn.Module):
         super().__init__()
         self.config = c = config
         widths, layers, levels = c.block_out_channels, c.layers_per_block, len(c.block_out_channels)
-        build = Builder(c, {})
+        build = BlockBuilder(c, {})
         self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(widths[0], 4 * widths[0])
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
         if c.addition_embed_type == "text_time":  # SDXL
             if c.projection_class_embeddings_input_dim is None or c.addition_time_embed_dim is None:
-                raise ValueError("unet config: text_time needs projection_class_embeddings_input_dim and "
-                                 "addition_time_embed_dim")  # fmt: skip
-            self.add_embedding = TimeEmbedding(c.projection_class_embeddings_input_dim, 4 * widths[0])
+                raise ValueError(
+                    "unet config: text_time needs projection_class_embeddings_input_dim and addition_time_embed_dim"
+                )
+            self.add_embedding = TimestepEmbedding(c.projection_class_embeddings_input_dim, 4 * widths[0])
 
         self.down_blocks, skips = nn.ModuleList(), [widths[0]]
         for level, kind in enumerate(c.down_block_types):
             last = level == levels - 1
             inner = [widths[max(level - 1, 0)]] + [widths[level]] * (layers - 1)
             attention = has_attention(kind, "DownBlock2D")
-            self.down_blocks.append(Block(build, "down", level, inner, attention, None if last else "down"))
+            self.down_blocks.append(UNetBlock(build, "down", level, inner, attention, None if last else "down"))
             skips += [widths[level]] * (layers if last else layers + 1)
 
         self.mid_block = MidBlock(build)
@@ -67,7 +68,7 @@ class UNet(nn.Module):
                 inner.append(x + skips.pop())
                 x = widths[level]
             attention = has_attention(kind, "UpBlock2D")
-            self.up_blocks.append(Block(build, "up", level, inner, attention, "up" if level else None))
+            self.up_blocks.append(UNetBlock(build, "up", level, inner, attention, "up" if level else None))
 
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, widths[0], eps=c.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], c.out_channels, 3, padding=1)
@@ -98,7 +99,7 @@ class UNet(nn.Module):
         c, dtype = self.config, self.conv_in.weight.dtype
 
         def wave(t: Tensor, channels: int) -> Tensor:
-            return sinusoid(t, channels, c.flip_sin_to_cos, c.freq_shift).to(dtype)
+            return timestep_embedding(t, channels, c.flip_sin_to_cos, c.freq_shift).to(dtype)
 
         emb = self.time_embedding(wave(t, c.block_out_channels[0]))
         if c.addition_embed_type is None:

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minip2p.attention import fused
+from minip2p.attention.contract import fused
 from minip2p.config import VAEConfig
 from minip2p.layers import Downsample, ResnetBlock, Upsample
 
 EPS = 1e-6  # of every group norm in the VAE; the config files do not carry it
 
 
-class PixelAttention(nn.Module):
+class VAEAttention(nn.Module):
     """Self-attention with one head over all pixels, residual. Not a site: nobody edits inside the autoencoder."""
 
     def __init__(self, channels: int, groups: int):
@@ -35,13 +35,13 @@ class MidBlock(nn.Module):
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2))
-        self.attentions = nn.ModuleList([PixelAttention(channels, groups)])
+        self.attentions = nn.ModuleList([VAEAttention(channels, groups)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
-class Block(nn.Module):
+class VAEBlock(nn.Module):
     """One resolution: residual blocks, then a downsampler (encoder), an upsampler (decoder) or neither."""
 
     def __init__(self, inner: int, outer: int, layers: int, groups: int, resample: str | None):
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            Block(a, b, config.layers_per_block, groups, "down" if level < len(widths) - 1 else None)
+            VAEBlock(a, b, config.layers_per_block, groups, "down" if level < len(widths) - 1 else None)
             for level, (a, b) in enumerate(zip(widths[:1] + widths, widths, strict=False))
         )
         self.mid_block = MidBlock(widths[-1], groups)
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], groups)
         self.up_blocks = nn.ModuleList(
-            Block(a, b, config.layers_per_block + 1, groups, "up" if level < len(widths) - 1 else None)
+            VAEBlock(a, b, config.layers_per_block + 1, groups, "up" if level < len(widths) - 1 else None)
             for level, (a, b) in enumerate(zip(widths[:1] + widths, widths, strict=False))
         )
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)

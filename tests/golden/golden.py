@@ -170,11 +170,15 @@ def inversions(pipe: Any, work: Path) -> Iterator[tuple[str, Callable[[], Result
 
         yield f"edit of the file, {method}", reopened
     yield "invert, refined latents", lambda: pipe.invert(PHOTO, CAPTION, steps=3, vae_refine_steps=3)
-    yield "invert, guidance 1, fit", lambda: pipe.invert(
-        PHOTO, CAPTION, steps=3, guidance_scale=1.0, size=(96, 128), fit="stretch"
+    yield (
+        "invert, guidance 1, fit",
+        lambda: pipe.invert(PHOTO, CAPTION, steps=3, guidance_scale=1.0, size=(96, 128), fit="stretch"),
     )
-    yield "invert, null-text, checkpointing", lambda: pipe.invert(
-        PHOTO, CAPTION, steps=3, method="null-text", num_inner_steps=2, gradient_checkpointing=True
+    yield (
+        "invert, null-text, checkpointing",
+        lambda: pipe.invert(
+            PHOTO, CAPTION, steps=3, method="null-text", num_inner_steps=2, gradient_checkpointing=True
+        ),
     )
 
 
@@ -183,8 +187,14 @@ def sweeps(pipe: Any, work: Path) -> Iterator[tuple[str, Callable[[], Result]]]:
     from minip2p.sweeps.sweep import sweep
 
     def figures() -> Result:
-        fields = {"source": CAT, "target": TIGER, "seed": [1, 2], "cross": [0.4, 0.8], "blend": ["", "cat:tiger"],
-                  "steps": 4}  # fmt: skip
+        fields = {
+            "source": CAT,
+            "target": TIGER,
+            "seed": [1, 2],
+            "cross": [0.4, 0.8],
+            "blend": ["", "cat:tiger"],
+            "steps": 4,
+        }
         rows = sweep(pipe, Grid.from_fields(fields), work / "sweep")
         return json.dumps([[value for value in row.values()] for row in rows])
 
@@ -222,8 +232,9 @@ def families(work: Path) -> Iterator[tuple[str, Callable[[], Result]]]:
         yield f"{name}: edit", lambda pipe=pipe, run=run, target=target: pipe.edit(run, target, self_replace=0.7)
         if name in ("SD 2, v", "SDXL"):
             yield f"{name}: invert", lambda pipe=pipe: pipe.invert(picture, "a cat", steps=3, method="negative-prompt")
-            yield f"{name}: null-text", lambda pipe=pipe: pipe.invert(
-                picture, "a cat", steps=3, method="null-text", num_inner_steps=1
+            yield (
+                f"{name}: null-text",
+                lambda pipe=pipe: pipe.invert(picture, "a cat", steps=3, method="null-text", num_inner_steps=1),
             )
 
 

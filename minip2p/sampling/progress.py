@@ -1,0 +1,14 @@
+"""TODO: describe."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def progress_bar(steps: Iterable[Any]) -> Iterable[Any]:
+    """A progress bar, silent where the output is not a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(steps, disable=None, leave=False, unit="step")
+
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
