@@ -134,26 +134,30 @@ def made(model: Pipeline, run: Trajectory, target: str, carried: Carried, seed: 
     """The target's picture, 3 H W: DDIM by hand, with what is carried taken from the run. seed: of other noise."""
     shelf = Shelf()
     parts = exchanging(model, carried.features, shelf) if carried.features else model
-    steps, w = model.sched.steps(run.steps), run.guidance
+    steps, w = model.scheduler.steps(run.steps), run.guidance_scale
     empty, old, new = model.text(""), model.text(run.prompt), model.text(target)
     plan = plan_edit(
-        model.text.prompt(run.prompt), model.text.prompt(target), run.steps, cross=carried.cross, self_=carried.self_
+        model.text.prompt(run.prompt),
+        model.text.prompt(target),
+        run.steps,
+        cross_replace=carried.cross,
+        self_replace=carried.self_,
     )
     begin = int(carried.begin * run.steps)
-    x = run.latents[begin : begin + 1] if carried.seed else model.start(target, seed=seed, steps=run.steps).noise
+    x = run.latents[begin : begin + 1] if carried.seed else model.prepare(target, seed=seed, steps=run.steps).noise
     for i, step in enumerate(steps[begin:], begin):
         found: dict[Site, QK] = {}
         source, features = run.latents[i : i + 1], bool(carried.features) and i < TAU * run.steps
         shelf.keeps, shelf.kept = True, []
-        parts.predict(source, step.t, empty, old, w, record_qk(found, lambda site, queries: True))
+        parts.guided_noise(source, step.t, empty, old, w, record_qk(found, lambda site, queries: True))
         shelf.keeps = not features
         attend = controlled_attention(found, [plan.at(i)])
-        if carried.unconditional:
-            eps_u = model.predict(source, step.t, empty, empty, 0.0, fused)
-            eps = eps_u + w * (parts.predict(x, step.t, new, new, 1.0, attend) - eps_u)
+        if carried.uncond_embeddings:
+            eps_u = model.guided_noise(source, step.t, empty, empty, 0.0, fused)
+            eps = eps_u + w * (parts.guided_noise(x, step.t, new, new, 1.0, attend) - eps_u)
         else:
-            eps = parts.predict(x, step.t, empty, new, w, attend)
-        x = model.sched.step(x, eps, step)
+            eps = parts.guided_noise(x, step.t, empty, new, w, attend)
+        x = model.scheduler.step(x, eps, step)
     return model.decode(x)[0]
 
 

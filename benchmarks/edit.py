@@ -45,11 +45,17 @@ class Size:
 def ours(model: Pipeline, size: Size, *targets: str) -> SourceRun:
     """The pictures of the targets. Returns the source, as far as it was read; the peer makes its picture too."""
     runs = model.edit(
-        SOURCE, list(targets), cross=CROSS, self_=SELF, latents=size.noise, steps=size.steps, guidance=7.5
+        SOURCE,
+        list(targets),
+        cross_replace=CROSS,
+        self_replace=SELF,
+        latents=size.noise,
+        steps=size.steps,
+        guidance_scale=7.5,
     )
     _ = [run.image for run in runs]
-    assert runs[0].begun is not None
-    return runs[0].begun
+    assert runs[0].source_run is not None
+    return runs[0].source_run
 
 
 def rest_of_source(model: Pipeline, size: Size) -> float:
@@ -74,9 +80,9 @@ def theirs(peer: Any, size: Size, *targets: str) -> None:
 def grid(model: Pipeline, size: Size) -> None:
     """5 × 5 values of τ. The rows that are counted must be those that the plan says."""
     old, new = (model.text.prompt(text) for text in (SOURCE, EIGHT[0]))
-    plans = [plan_edit(old, new, size.steps, cross=a, self_=b) for a, b in itertools.product(TAUS, TAUS)]
+    plans = [plan_edit(old, new, size.steps, cross_replace=a, self_replace=b) for a, b in itertools.product(TAUS, TAUS)]
     cells = [EditTarget(EIGHT[0], plan) for plan in plans]
-    origin = model.start(SOURCE, latents=size.noise, steps=size.steps, guidance=7.5)
+    origin = model.prepare(SOURCE, latents=size.noise, steps=size.steps, guidance_scale=7.5)
     before = model.rows
     _ = [run.image for run in run_edits(model, origin, cells)]
     counted, predicted = model.rows - before, plan_batches(model, origin, cells).cost(origin)

@@ -18,7 +18,7 @@ def compared(folder: Path, steps: int, rounds: int, dtype: torch.dtype) -> tuple
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
 
     def ours(steps: int) -> None:
-        _ = model.generate(PROMPT, latents=noise, steps=steps, guidance=7.5).image
+        _ = model.generate(PROMPT, latents=noise, steps=steps, guidance_scale=7.5).image
 
     def theirs(steps: int) -> None:
         pipeline(PROMPT, latents=noise.to(dtype), num_inference_steps=steps, guidance_scale=7.5)

@@ -25,7 +25,14 @@ def picture(model: Pipeline) -> torch.Tensor:
 
 def ours(model: Pipeline, steps: int, inner: int) -> torch.Tensor:
     run = model.invert(
-        picture(model), PROMPT, method="null-text", steps=steps, guidance=GUIDANCE, inner=inner, stop=0, stop_more=0
+        picture(model),
+        PROMPT,
+        method="null-text",
+        steps=steps,
+        guidance_scale=GUIDANCE,
+        num_inner_steps=inner,
+        early_stop_epsilon=0,
+        early_stop_epsilon_step=0,
     )
     return run.latents[-1:]
 

@@ -31,7 +31,7 @@ Masked = Callable[[Trajectory, list[str], tuple[int, int]], Tensor]
 
 def recipe(stride: int) -> Masked:
     """The published steps on the maps of a stride: max-pool, nearest pixel, .3 of the maximum."""
-    return lambda run, words, size: heatmap_to_mask(run.heat(list(words), (stride,)).total.sum(0), size, 0.3)
+    return lambda run, words, size: heatmap_to_mask(run.heatmaps(list(words), (stride,)).total.sum(0), size, 0.3)
 
 
 MASKS: Mapping[str, Masked] = MappingProxyType(
@@ -40,7 +40,7 @@ MASKS: Mapping[str, Masked] = MappingProxyType(
         "recipe at stride 1": recipe(1),
         "stride 1, smooth, .4": lambda run, words, size: run.where(words, threshold=0.4, strides=(1,)),
         "stride 1, smooth, Otsu": lambda run, words, size: run.where(words, strides=(1,)),
-        "… spread once": lambda run, words, size: run.where(words, strides=(1,), spread=1),
+        "… spread once": lambda run, words, size: run.where(words, strides=(1,), self_attention_hops=1),
     }
 )
 

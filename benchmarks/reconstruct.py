@@ -34,7 +34,9 @@ FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "structure": "structure × 10³"}
 
 def made_again(model: Pipeline, run: Trajectory) -> Tensor:
     """The last latents, 1 c h w, from the run's noise and what it carries to its edits."""
-    start = RunSettings(run.prompt, run.latents[:1], run.steps, run.guidance, run.negative, way=run.way)
+    start = RunSettings(
+        run.prompt, run.latents[:1], run.steps, run.guidance_scale, run.negative_prompt, way=run.conditioning
+    )
     return sample(model, start).latents[-1:]
 
 
@@ -43,11 +45,11 @@ def by_offsets(model: Pipeline, run: Trajectory) -> Tensor:
 
     o_i = z*_{i+1} − DDIM(z*_i),   z_{i+1} = DDIM(z_i) + o_i
     """
-    empty, words = model.text(run.negative), model.text(run.prompt)
+    empty, words = model.text(run.negative_prompt), model.text(run.prompt)
 
     def led(x: Tensor, i: int) -> Tensor:
-        step = model.sched.steps(run.steps)[i]
-        return model.sched.step(x, model.predict(x, step.t, empty, words, run.guidance, fused), step)
+        step = model.scheduler.steps(run.steps)[i]
+        return model.scheduler.step(x, model.guided_noise(x, step.t, empty, words, run.guidance_scale, fused), step)
 
     ideal = run.latents.split(1)
     offsets = [ideal[i + 1] - led(ideal[i], i) for i in range(run.steps)]
@@ -67,7 +69,7 @@ def measured(model: Pipeline, judge: Judge, case: Case, guidance: float, steps: 
         if method == "vae":
             last = model.encode(before[None])
         else:
-            run = model.invert(before, case.source, method=method, steps=steps, guidance=guidance)
+            run = model.invert(before, case.source, method=method, steps=steps, guidance_scale=guidance)
             last = by_offsets(model, run) if method == "direct" else made_again(model, run)
         after = model.decode(last)[0]
         apart = structure(judge.features(before), judge.features(after))
@@ -86,11 +88,11 @@ def main() -> None:
     what = {"model": model.fingerprint, "methods": METHODS}
     claim_results_folder(
         given.out / "reconstruct.json",
-        given.out / f"{given.steps}-{model.guidance:g}",
+        given.out / f"{given.steps}-{model.guidance_scale:g}",
         what,
         "another model's photographs",
     )
-    for guidance in (model.guidance, 7.5):
+    for guidance in (model.guidance_scale, 7.5):
         rows = []
         for case in tqdm(cases, disable=None, leave=False, unit="picture"):
             file = given.out / f"{given.steps}-{guidance:g}" / f"{case.name}.json"

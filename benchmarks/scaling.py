@@ -28,7 +28,7 @@ def edits(model: Pipeline, size: Size) -> list[Row]:
 
         def run(k: int = k) -> None:
             start = {"latents": size.noise, "steps": size.steps, "guidance": 7.5}
-            for done in model.edit(SOURCE, SIXTEEN[:k], cross=CROSS, self_=SELF, **start):
+            for done in model.edit(SOURCE, SIXTEEN[:k], cross_replace=CROSS, self_replace=SELF, **start):
                 _ = done.image
 
         seconds = in_turn(1, ours=run)["ours"]
@@ -61,9 +61,9 @@ def sizes(models: dict[str, Pipeline], pixels: Sequence[int]) -> list[Row]:
 def recorded(folder: Path, size: Size, kept: int, name: str) -> tuple[float, float]:
     """A record that keeps the maps of so many steps: the MB that it was to take, and by which the peak then grew."""
     model = minip2p.load(folder)
-    run = model.generate(SOURCE, latents=size.noise, steps=size.steps, guidance=7.5)
+    run = model.generate(SOURCE, latents=size.noise, steps=size.steps, guidance_scale=7.5)
     before, share = peak_mb(), kept / size.steps
-    record = model.record(run, cross=share, self_=share, dtype=DTYPES[name]).record
+    record = model.record(run, cross_replace=share, self_replace=share, dtype=DTYPES[name]).record
     assert record is not None
     return sum(t.numel() * t.element_size() for t in record.tensors.values()) / 1e6, peak_mb() - before
 

@@ -33,21 +33,21 @@ class SourceGuided:
     by a mixture of the source's (q, k, v) and its own."""
 
     run: Trajectory
-    mixed: MixQKV
+    mix: MixQKV
     steps: tuple[float, float]
-    where: SiteFilter = DECODER
+    sites: SiteFilter = DECODER
 
     def __post_init__(self) -> None:
         """Raises ValueError for steps that are none and places that the model has not."""
         step_weights("steps", self.steps, self.run.steps, self.run.steps)
-        SiteFilter.check(self.where, self.run.parts.unet.heads)
+        SiteFilter.validate(self.sites, self.run.components.unet.heads)
 
     def at(self, step: int) -> Attend:
         if step >= self.run.steps:
             raise ValueError(f"the run that guides has {self.run.steps} steps, and the edit has more")
         if not step_weights("steps", self.steps, self.run.steps, self.run.steps)[step]:
             return fused
-        source = self.read(step)
+        source = self.read_source(step)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
             if site not in source:
@@ -56,23 +56,31 @@ class SourceGuided:
                 raise ValueError("the run that guides is of another size than the edit")
             kept: QKV = tuple(t.expand(len(q), -1, -1, -1) for t in source[site])  # type: ignore[assignment]
             own = (q, k, v)
-            return select_heads(self.where.heads, fused(*self.mixed(kept, own)), fused(*own))
+            return select_heads(self.sites.heads, fused(*self.mix(kept, own)), fused(*own))
 
         return attend
 
-    def read(self, step: int) -> dict[Site, QKV]:
+    def read_source(self, step: int) -> dict[Site, QKV]:
         """(q, k, v) of the source at a step."""
         found: dict[Site, QKV] = {}
         run, inner = self.run, at_step(self.run.attend, step)
 
         def keep(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
-            if not site.cross and self.where.has(site):
+            if not site.cross and self.sites.includes(site):
                 found[site] = (q, k, v)
             return inner(q, k, v, site)
 
-        parts, words = run.parts, run.parts.text(run.prompt)
-        t = parts.sched.steps(run.steps)[step].t
-        parts.predict(run.latents[step : step + 1].to(parts.device), t, words, words, 1.0, keep, beside=run.way.alone)
+        parts, words = run.components, run.components.text(run.prompt)
+        t = parts.scheduler.steps(run.steps)[step].t
+        parts.guided_noise(
+            run.latents[step : step + 1].to(parts.device),
+            t,
+            words,
+            words,
+            1.0,
+            keep,
+            image=run.conditioning.without_image_guidance,
+        )
         return found
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
@@ -90,8 +98,8 @@ class MasaCtrl(SourceGuided):
     which attend to other values, it is not to be used.
     """
 
-    def __init__(self, run: Trajectory, start: float = 0.08, where: SiteFilter = DECODER):
-        super().__init__(run, lambda source, target: (target[0], *source[1:]), (start, 1.0), where)
+    def __init__(self, run: Trajectory, start: float = 0.08, sites: SiteFilter = DECODER):
+        super().__init__(run, lambda source, target: (target[0], *source[1:]), (start, 1.0), sites)
 
 
 class PlugAndPlay(SourceGuided):
@@ -99,5 +107,5 @@ class PlugAndPlay(SourceGuided):
     maps in the decoder up to the share `end` of the run, softmax(q_s k_sᵀ / √d) v_e. That is P2P's own injection with
     another `Where`; its other part, the features of a ResNet block, is no attention and is not here."""
 
-    def __init__(self, run: Trajectory, end: float = 0.5, where: SiteFilter = DECODER):
-        super().__init__(run, lambda source, target: (*source[:2], target[2]), (0.0, end), where)
+    def __init__(self, run: Trajectory, end: float = 0.5, sites: SiteFilter = DECODER):
+        super().__init__(run, lambda source, target: (*source[:2], target[2]), (0.0, end), sites)

@@ -22,20 +22,22 @@ class Config:
     """What is common to all: `read` a file, or `of` its fields."""
 
     # Fields that we honour at one value only. Any other value is an error: it would change the numbers.
-    only: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    required_values: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     # Fields that change nothing in what we compute, whatever their value.
     ignored: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], where: str = "config") -> Self:
+    def from_dict(cls, given: Mapping[str, Any], where: str = "config") -> Self:
         """Builds from a mapping of field -> value. Raises ValueError for a field or a value that we cannot honour."""
         known = {f.name for f in fields(cls)}
         for name, value in given.items():
             if name in known or name in cls.ignored or name.startswith("_"):
                 continue
-            if name in cls.only:
-                if value != cls.only[name]:
-                    raise ValueError(f"{where}: {name} = {value!r} is not supported, only {cls.only[name]!r} is")
+            if name in cls.required_values:
+                if value != cls.required_values[name]:
+                    raise ValueError(
+                        f"{where}: {name} = {value!r} is not supported, only {cls.required_values[name]!r} is"
+                    )
             elif value is not None and value is not False:
                 raise ValueError(f"{where}: {name} = {value!r} is not a field that minip2p knows")
         values = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in known}
@@ -51,7 +53,7 @@ class Config:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Reads a config.json. Raises FileNotFoundError or ValueError with one line that names the file."""
-        return cls.of(read_json(path), str(path))
+        return cls.from_dict(read_json(path), str(path))
 
 
 def matches_annotation(value: Any, annotation: Any) -> bool:
@@ -102,7 +104,7 @@ class UNetConfig(Config):
     projection_class_embeddings_input_dim: int | None = None
     upcast_attention: bool | None = False  # in 16-bit runs; torch's kernels sum in float32 anyway
 
-    only: ClassVar[Mapping[str, Any]] = MappingProxyType(
+    required_values: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
             "act_fn": "silu",
             "attention_type": "default",
@@ -164,7 +166,7 @@ class VAEConfig(Config):
     use_post_quant_conv: bool = True
     force_upcast: bool = True  # of Stable Diffusion XL: its VAE overflows in float16, unless it says that it does not
 
-    only: ClassVar[Mapping[str, Any]] = MappingProxyType({"act_fn": "silu", "mid_block_add_attention": True})
+    required_values: ClassVar[Mapping[str, Any]] = MappingProxyType({"act_fn": "silu", "mid_block_add_attention": True})
     ignored: ClassVar[tuple[str, ...]] = ("sample_size",)  # advice for tiling
 
     def __post_init__(self) -> None:
@@ -193,7 +195,7 @@ class SchedulerConfig(Config):
     steps_offset: int = 0
     set_alpha_to_one: bool = True
 
-    only: ClassVar[Mapping[str, Any]] = MappingProxyType(
+    required_values: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False, "trained_betas": None}
     )
     # Settings of options that are off, or of other samplers than DDIM.

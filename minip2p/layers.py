@@ -52,10 +52,10 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         if size is None:
-            return self.doubled(x)
+            return self.upsample2x_conv(x)
         return self.conv(F.interpolate(x, size, mode="nearest"))
 
-    def doubled(self, x: Tensor) -> Tensor:
+    def upsample2x_conv(self, x: Tensor) -> Tensor:
         """Both at once, by a transposed convolution with W ∗ 1₂ₓ₂: 16 products for a pixel of x and not 36, and the
         large picture in between is never made. It pays where pixels are many and channels are few, as in the VAE."""
         W = self.conv.weight.flip(2, 3).transpose(0, 1)  # o i 3 3 -> i o 3 3, as a transposed convolution reads it

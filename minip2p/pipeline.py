@@ -40,15 +40,15 @@ class Pipeline(Components):
         unet: UNet,
         vae: VAE,
         text: TextEncoder,
-        sched: DDIMScheduler,
-        guidance: float = 7.5,
-        made: CheckpointOrigin | None = None,
+        scheduler: DDIMScheduler,
+        default_guidance: float = 7.5,
+        origin: CheckpointOrigin | None = None,
     ):
-        super().__init__(unet, vae, text, sched, made or CheckpointOrigin())
-        self.guidance = guidance
+        super().__init__(unet, vae, text, scheduler, origin or CheckpointOrigin())
+        self.default_guidance = default_guidance
 
     def __repr__(self) -> str:
-        return f"Model({', '.join(self.made.said.values())}, {self.dtype}, {self.device})"
+        return f"Model({', '.join(self.origin.labels.values())}, {self.dtype}, {self.device})"
 
     def generate(
         self,
@@ -56,9 +56,9 @@ class Pipeline(Components):
         *,
         seed: int = 0,
         steps: int = 50,
-        guidance: float | None = None,
+        guidance_scale: float | None = None,
         size: tuple[int, int] | None = None,
-        negative: str = "",
+        negative_prompt: str = "",
         latents: Tensor | None = None,
         attend: Attend = fused,
     ) -> Trajectory:
@@ -69,13 +69,13 @@ class Pipeline(Components):
         attention of the conditional rows; an object with a method `at(step)` is asked for each step's.
         Raises ValueError for what the model cannot take.
         """
-        start = self.start(
+        start = self.prepare(
             prompt,
             seed=seed,
             steps=steps,
-            guidance=guidance,
+            guidance_scale=guidance_scale,
             size=size,
-            negative=negative,
+            negative_prompt=negative_prompt,
             latents=latents,
             attend=attend,
         )
@@ -92,14 +92,14 @@ class Pipeline(Components):
         source: Trajectory | str,
         target: str | Sequence[str],
         *,
-        cross: Any = 0.8,
-        self_: Any = 0.4,
-        self_pixels: int = 32 * 32,
+        cross_replace: Any = 0.8,
+        self_replace: Any = 0.4,
+        self_max_queries: int = 32 * 32,
         kind: str = "auto",
         reweight: Mapping[Any, float] | None = None,
-        blend: LocalBlend | str | Sequence[Any] | None = None,
-        where: SiteFilter = ALL_SITES,
-        within: Any = None,
+        local_blend: LocalBlend | str | Sequence[Any] | None = None,
+        sites: SiteFilter = ALL_SITES,
+        region: Any = None,
         explicit: bool = False,
         parity: bool = False,
         attend: Attend | None = None,
@@ -121,8 +121,8 @@ class Pipeline(Components):
         """
         if attend is not None:
             check_attend(attend)
-        SiteFilter.check(where, self.unet.heads)
-        origin = self.origin(source, attend, options)
+        SiteFilter.validate(sites, self.unet.heads)
+        origin = self.resolve_source(source, attend, options)
         several = isinstance(target, list | tuple)
         prompts: list[Any] = list(target) if several else [target]
         if not prompts:
@@ -131,39 +131,41 @@ class Pipeline(Components):
             self,
             origin,
             prompts,
-            LocalBlend.of(blend),
-            within,
-            cross=cross,
-            self_=self_,
+            LocalBlend.from_argument(local_blend),
+            region,
+            cross_replace=cross_replace,
+            self_replace=self_replace,
             kind=kind,
-            self_pixels=self_pixels,
+            self_max_queries=self_max_queries,
             reweight=reweight,
-            where=where,
+            sites=sites,
             parity=parity,
         )
-        runs = run_edits(self, origin, targets, attend=attend, in_maps=explicit, progress=progress_bar)
+        runs = run_edits(self, origin, targets, attend=attend, explicit=explicit, progress=progress_bar)
         return runs if several else runs[0]
 
-    def origin(
+    def resolve_source(
         self, source: Trajectory | str, attend: Attend | None, options: Mapping[str, Any]
     ) -> Trajectory | RunSettings:
         """What an edit starts from: a run of this model, or the start of one. Raises ValueError for anything else."""
         if isinstance(source, str):
-            return self.start(source, **{"attend": attend or fused, **options})
+            return self.prepare(source, **{"attend": attend or fused, **options})
         if not isinstance(source, Trajectory):
             raise ValueError(f"the source of an edit is a run or a prompt, not {type(source).__name__}")
-        if source.parts is not self:
+        if source.components is not self:
             raise ValueError(f"the run {source.prompt!r} is another model's: edit it with the model that made it")
         if options:
             raise ValueError(f"{', '.join(options)}: a run has its own; give a prompt as the source to choose")
         return source
 
-    def start(self, prompt: str, **options: Any) -> RunSettings:
+    def prepare(self, prompt: str, **options: Any) -> RunSettings:
         """Where a run begins, with the options of `generate`. Raises ValueError for what the model cannot take."""
-        own = options.pop("guidance", None)
-        if own is None or (own == 0 and self.guidance == 1):  # a distilled model's card says 0, and means no guidance
-            own = self.guidance
-        return prepare_run(self, prompt, guidance=own, **options)
+        own = options.pop("guidance_scale", None)
+        if own is None or (
+            own == 0 and self.default_guidance == 1
+        ):  # a distilled model's card says 0, and means no guidance
+            own = self.default_guidance
+        return prepare_run(self, prompt, guidance_scale=own, **options)
 
     def invert(
         self,
@@ -174,9 +176,9 @@ class Pipeline(Components):
         size: tuple[int, int] | None = None,
         fit: str = "crop",
         steps: int = 50,
-        guidance: float | None = None,
-        negative: str = "",
-        polish: int = 0,
+        guidance_scale: float | None = None,
+        negative_prompt: str = "",
+        vae_refine_steps: int = 0,
         **options: Any,
     ) -> Trajectory:
         """A photograph as a run, which can be edited as a generated picture can.
@@ -187,8 +189,10 @@ class Pipeline(Components):
         (`Parts.polished`; 20 do much). Raises ValueError for what the model cannot take.
         """
         by = get_method(method, options)
-        latents = self.encode(load_photo(self, picture, size, fit)[None], polish)
-        start = self.start(prompt, steps=steps, guidance=guidance, negative=negative, latents=latents)
+        latents = self.encode(load_photo(self, picture, size, fit)[None], vae_refine_steps)
+        start = self.prepare(
+            prompt, steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, latents=latents
+        )
         return by(self, start, progress_bar, **options)
 
     def instruct(
@@ -196,7 +200,7 @@ class Pipeline(Components):
         picture: str | Path | Image.Image | Tensor,
         instruction: str,
         *,
-        picture_guidance: float = 1.5,
+        image_guidance_scale: float = 1.5,
         size: tuple[int, int] | None = None,
         fit: str = "crop",
         **options: Any,
@@ -207,10 +211,10 @@ class Pipeline(Components):
         is how strong the instruction is. options: `generate`'s. The run can be edited as any other: its prompt is the
         instruction. Raises ValueError for another model, and what it cannot take.
         """
-        if not is_finite(picture_guidance):
-            raise ValueError(f"picture_guidance must be a finite number, not {picture_guidance!r}")
-        beside = instruct_pix2pix_conditioning(self, load_photo(self, picture, size, fit), float(picture_guidance))
-        return sample(self, self.start(instruction, beside=beside, **options), progress_bar)
+        if not is_finite(image_guidance_scale):
+            raise ValueError(f"image_guidance_scale must be a finite number, not {image_guidance_scale!r}")
+        beside = instruct_pix2pix_conditioning(self, load_photo(self, picture, size, fit), float(image_guidance_scale))
+        return sample(self, self.prepare(instruction, image=beside, **options), progress_bar)
 
     def inpaint(
         self,
@@ -225,16 +229,16 @@ class Pipeline(Components):
         """A picture that is made anew where a mask is white, by models that were trained for it. The rest comes near to
         the picture, as the VAE has it. mask: see `beside.masked`; all else as for `instruct`."""
         beside = inpainting_conditioning(self, load_photo(self, picture, size, fit), mask, fit)
-        return sample(self, self.start(prompt, beside=beside, **options), progress_bar)
+        return sample(self, self.prepare(prompt, image=beside, **options), progress_bar)
 
     def record(
         self,
         source: Trajectory | str,
         *,
-        cross: Any = 1.0,
-        self_: Any = 0.4,
-        self_pixels: int = 32 * 32,
-        where: SiteFilter = ALL_SITES,
+        cross_replace: Any = 1.0,
+        self_replace: Any = 0.4,
+        self_max_queries: int = 32 * 32,
+        sites: SiteFilter = ALL_SITES,
         dtype: torch.dtype | None = None,
         budget: float = 4e9,
         file: str | Path | None = None,
@@ -249,10 +253,10 @@ class Pipeline(Components):
         """
         if not isinstance(dtype, torch.dtype | None) or not isinstance(budget, int | float) or not budget >= 0:
             raise ValueError(f"a record has a dtype of torch and a budget in bytes, not {dtype!r} and {budget!r}")
-        origin = self.origin(source, None, options)
-        SiteFilter.check(where, self.unet.heads)
-        steps = step_range("cross", cross, origin.steps + 1), step_range("self", self_, origin.steps)
-        keeps = CachePolicy(*steps, self_pixels, where)
+        origin = self.resolve_source(source, None, options)
+        SiteFilter.validate(sites, self.unet.heads)
+        steps = step_range("cross", cross_replace, origin.steps + 1), step_range("self", self_replace, origin.steps)
+        keeps = CachePolicy(*steps, self_max_queries, sites)
         return record_run(
             self,
             origin,
@@ -270,10 +274,10 @@ class Pipeline(Components):
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder in diffusers' layout, in the model's dtype, or nothing. Raises FileExistsError."""
-        save_model(self, Path(folder), self.guidance)
+        save_model(self, Path(folder), self.default_guidance)
 
     def merged(self, file: str | Path, scale: float = 1.0) -> "Pipeline":
         """A model with a LoRA file in its weights, W + scale · (α / r) · B A (`minip2p.checkpoints.lora`). It shares all else with
         this one, which stays what it is. Raises FileNotFoundError or ValueError where the file does not fit."""
         unet, text, made = merge(self, Lora.read(Path(file), self), scale)
-        return Pipeline(unet, self.vae, text, self.sched, self.guidance, made)
+        return Pipeline(unet, self.vae, text, self.scheduler, self.default_guidance, made)

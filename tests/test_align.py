@@ -26,7 +26,7 @@ settings.load_profile("unhurried")
 
 
 def prompt(words):
-    return Prompt.of(words if isinstance(words, str) else " ".join(words), TOKENIZER)
+    return Prompt.tokenize(words if isinstance(words, str) else " ".join(words), TOKENIZER)
 
 
 def eye():

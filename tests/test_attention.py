@@ -206,7 +206,7 @@ def test_a_run_fills_a_store_at_its_conditional_rows(model):
     """Two steps at two sites, guided: the store sees the conditional row alone, and the run is not changed by it."""
     wanted = [site for site in model.unet.sites if site.cross][:2]
     store = AttentionStore(sites=wanted.__contains__, each=True)
-    settings = dict(seed=1, steps=2, size=(64, 96), guidance=3.0)
+    settings = dict(seed=1, steps=2, size=(64, 96), guidance_scale=3.0)
     run = model.generate("a red cat", attend=explicit(store), **settings)
     heads = model.unet.config.per_level(model.unet.config.attention_head_dim)
     for site in wanted:
@@ -217,7 +217,7 @@ def test_a_run_fills_a_store_at_its_conditional_rows(model):
     plain = model.generate("a red cat", attend=explicit(), **settings)
     assert torch.equal(run.latents, plain.latents)
     # What was kept at step 0 is what the conditional rows alone would show.
-    alone, step = AttentionStore(sites=wanted.__contains__), model.sched.steps(2)[0]
+    alone, step = AttentionStore(sites=wanted.__contains__), model.scheduler.steps(2)[0]
     with torch.no_grad():
         model.unet(run.latents[:1], step.t, model.text("a red cat"), explicit(alone.at(0)))
     for site in wanted:

@@ -215,10 +215,10 @@ def test_pie_bench_is_read_and_edited_as_published(model, tmp_path):
     mask = case.mask((40, 60))
     assert mask[0].all() and mask[-1].all() and mask[:, 0].all() and mask[10, :50].all() and not mask[10, 51:59].any()
     said = edit_benchmark.edit_options(model, case, edit_benchmark.METHODS["direct"])
-    assert (said["cross"], said["self_"], said["kind"], said["reweight"]) == (0.4, 0.6, "refine", {"car": 2.0})
+    assert (said["cross"], said["self_replace"], said["kind"], said["reweight"]) == (0.4, 0.6, "refine", {"car": 2.0})
     assert (said["blend"].source, said["blend"].target, said["blend"].start) == (("car",), ("car",), 0.2)
     alone = edit_benchmark.edit_options(model, case, edit_benchmark.METHODS["direct+masactrl"])
-    assert alone["blend"] is alone["reweight"] is None and alone["cross"] == alone["self_"] == 0
+    assert alone["blend"] is alone["reweight"] is None and alone["cross"] == alone["self_replace"] == 0
     (row,) = edit_benchmark.run_benchmark(model, [case], ["direct"], tmp_path / "out", steps=2)
     assert row["success"] is None if "success" in row else row["psnr"] > 5
 

@@ -223,11 +223,13 @@ def test_the_vaes_four_former_names_are_accepted(tmp_path):
 
 def test_diffusers_own_configurations_are_read_whole():
     theirs = on_meta(UNet2DConditionModel, **SD15_UNET)
-    assert UNetConfig.of(dict(theirs.config)) == UNetConfig.of(SD15_UNET)
-    assert UNetConfig.of(SD15_UNET).cross_attention_dim == 768 and UNetConfig.of(SD15_UNET).sample_size == 64
-    assert VAEConfig.of(dict(on_meta(AutoencoderKL, **SD15_VAE).config)) == VAEConfig.of(SD15_VAE)
-    read = SchedulerConfig.of(SD15_SCHEDULER)
-    assert read == SchedulerConfig.of(dict(DDIMScheduler.from_config(SD15_SCHEDULER).config))
+    assert UNetConfig.from_dict(dict(theirs.config)) == UNetConfig.from_dict(SD15_UNET)
+    assert (
+        UNetConfig.from_dict(SD15_UNET).cross_attention_dim == 768 and UNetConfig.from_dict(SD15_UNET).sample_size == 64
+    )
+    assert VAEConfig.from_dict(dict(on_meta(AutoencoderKL, **SD15_VAE).config)) == VAEConfig.from_dict(SD15_VAE)
+    read = SchedulerConfig.from_dict(SD15_SCHEDULER)
+    assert read == SchedulerConfig.from_dict(dict(DDIMScheduler.from_config(SD15_SCHEDULER).config))
     assert (read.beta_start, read.beta_end, read.steps_offset, read.set_alpha_to_one) == (0.00085, 0.012, 1, False)
 
 
@@ -367,7 +369,7 @@ def test_load_names_what_else_is_wrong(folder, tmp_path_factory):
 def test_networks_must_agree_in_their_channels(folder, tmp_path):
     """As of a UNet, whole in itself, that reads more channels than a picture and a mask have beside the latents."""
     fields = json.loads((folder / "unet/config.json").read_text())
-    wider = UNet(UNetConfig.of(fields | {"in_channels": 10}))
+    wider = UNet(UNetConfig.from_dict(fields | {"in_channels": 10}))
     change(folder / "unet/config.json", in_channels=10)
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
     weights.unlink()
@@ -377,11 +379,11 @@ def test_networks_must_agree_in_their_channels(folder, tmp_path):
 
 
 def test_a_folder_may_say_its_guidance_or_nothing(folder, model):
-    assert minip2p.load(folder).guidance == model.guidance
+    assert minip2p.load(folder).guidance_scale == model.guidance_scale
     change(folder / "minip2p.json", guidance=3.25)
-    assert minip2p.load(str(folder)).guidance == 3.25
+    assert minip2p.load(str(folder)).guidance_scale == 3.25
     (folder / "minip2p.json").unlink()
-    assert minip2p.load(folder).guidance == 7.5
+    assert minip2p.load(folder).guidance_scale == 7.5
 
 
 def test_a_model_is_of_the_dtype_asked_for(model):
@@ -410,11 +412,11 @@ def test_diffusers_pipeline_opens_our_folder_and_ends_where_we_do(model, steps, 
         height=size[0],
         width=size[1],
         num_inference_steps=steps,
-        guidance_scale=model.guidance,
+        guidance_scale=model.guidance_scale,
         latents=noise.clone(),
         output_type="latent",
     ).images
-    run = model.generate(prompt, negative=negative, steps=steps, latents=noise)
+    run = model.generate(prompt, negative_prompt=negative, steps=steps, latents=noise)
     check(f"after {steps} steps at {size}", run.latents[-1:], theirs, 1e-3)
     assert (theirs - noise).std() > 0.1
 

@@ -205,7 +205,7 @@ def test_pasting_gives_the_photographs_own_pixels_outside_of_the_mask(tmp_path, 
     photo, out = ROOT / RENDER, tmp_path / "p.png"
     assert run("edit", photo, TIGER, "--prompt", CAT, "--blend", "cat:tiger", "--paste", "--steps", 4, "-o", out) == 0
     edited, own = (np.asarray(Image.open(path).convert("RGB")) for path in (out, photo))
-    plain = model.edit(model.invert(photo, CAT, steps=4), TIGER, blend=("cat", "tiger"))
+    plain = model.edit(model.invert(photo, CAT, steps=4), TIGER, local_blend=("cat", "tiger"))
     mask = plain.mask.repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
     assert 0 < mask.mean() < 1 and settings(out)[2]["Paste"] == "True"
     assert (edited[~mask] == own[~mask]).all() and (edited[mask] == np.asarray(plain.image)[mask]).all()
@@ -274,9 +274,15 @@ def test_every_option_of_an_edit_reaches_it(tmp_path):
     assert run("edit", CAT, TIGER, *words, "--seed", 5, "--explicit", "-o", tmp_path / "all.png") == 0
     model = minip2p.load()
     made = {"steps": 4, "guidance": 3.0, "negative": "fog", "size": (64, 96), "seed": 5}
-    changes = {"cross": 0.5, "self_": 0.9, "kind": "refine", "reweight": {"tiger": -2}, "blend": ("cat", "tiger")}
+    changes = {
+        "cross": 0.5,
+        "self_replace": 0.9,
+        "kind": "refine",
+        "reweight": {"tiger": -2},
+        "blend": ("cat", "tiger"),
+    }
     assert pixels(tmp_path / "all.png") == model.edit(CAT, TIGER, **changes, **made, explicit=True).image.tobytes()
-    for name in ("cross", "self_", "kind", "reweight", "guidance", "negative", "seed"):
+    for name in ("cross", "self_replace", "kind", "reweight", "guidance", "negative", "seed"):
         without = {key: value for key, value in (changes | made).items() if key != name}
         assert pixels(tmp_path / "all.png") != model.edit(CAT, TIGER, **without, explicit=True).image.tobytes(), name
 
@@ -401,7 +407,7 @@ def test_a_photograph_is_polished_where_asked(tmp_path):
     out = tmp_path / "p.png"
     assert run("edit", ROOT / RENDER, TIGER, "--prompt", CAT, "--polish", 2, "--steps", 2, "-o", out) == 0
     model = minip2p.load()
-    made = model.edit(model.invert(ROOT / RENDER, CAT, steps=2, polish=2), TIGER)
+    made = model.edit(model.invert(ROOT / RENDER, CAT, steps=2, vae_refine_steps=2), TIGER)
     assert pixels(out) == made.image.tobytes() != model.edit(model.invert(ROOT / RENDER, CAT, steps=2), TIGER).image
     assert settings(out)[2]["Polish"] == "2"
 

@@ -38,7 +38,7 @@ NUMBERS = st.floats(-5, 5)
 
 
 def schedule(**changes):
-    return DDIMScheduler(SchedulerConfig.of(SD15 | changes))
+    return DDIMScheduler(SchedulerConfig.from_dict(SD15 | changes))
 
 
 SCHEDULE = schedule()
@@ -71,7 +71,7 @@ def test_a_step_is_diffusers_both_ways(named, spacing, steps):
         inverse = DDIMInverseScheduler(**given, prediction_type=kind)
         forward.set_timesteps(steps)
         inverse.set_timesteps(steps)
-        ours = DDIMScheduler(SchedulerConfig.of(dict(forward.config)))
+        ours = DDIMScheduler(SchedulerConfig.from_dict(dict(forward.config)))
         assert ours.times(steps) == forward.timesteps.tolist() == inverse.timesteps.tolist()[::-1]
         some = ours.steps(steps)[:: 1 + steps // 100] + ours.steps(steps)[-1:]
         x, predictions = numbers(steps, len(some))
@@ -101,16 +101,16 @@ def test_the_schedule_of_sd15_by_hand():
     ours = schedule()
     assert ours.times(50) == list(range(981, 0, -20))
     steps = ours.steps(50)
-    assert steps[-1].t == 1 and steps[-1].abar_next == pytest.approx(0.99915, abs=1e-7)  # 1 − β_0
-    assert steps[-1].abar == pytest.approx((1 - 0.00085) * (1 - 0.00085477), abs=1e-7)
-    assert ours.abars[-1].item() == pytest.approx(0.00466, abs=1e-5)
-    assert schedule(set_alpha_to_one=True).steps(50)[-1].abar_next == 1
+    assert steps[-1].t == 1 and steps[-1].alpha_cumprod_prev == pytest.approx(0.99915, abs=1e-7)  # 1 − β_0
+    assert steps[-1].alpha_cumprod == pytest.approx((1 - 0.00085) * (1 - 0.00085477), abs=1e-7)
+    assert ours.alphas_cumprod[-1].item() == pytest.approx(0.00466, abs=1e-5)
+    assert schedule(set_alpha_to_one=True).steps(50)[-1].alpha_cumprod_prev == 1
 
 
 @pytest.mark.parametrize("kind, power", [("scaled_linear", 2), ("linear", 1)])
 def test_abar_is_the_running_product_of_one_minus_beta(kind, power):
     abar, low, high = 1.0, 0.00085 ** (1 / power), 0.012 ** (1 / power)
-    for t, ours in enumerate(schedule(beta_schedule=kind).abars.tolist()):
+    for t, ours in enumerate(schedule(beta_schedule=kind).alphas_cumprod.tolist()):
         abar *= 1 - (low + (high - low) * t / 999) ** power
         assert ours == pytest.approx(abar, rel=2e-5)
 
@@ -138,15 +138,15 @@ def test_a_step_ends_where_the_next_begins(spacing):
     ours = schedule(timestep_spacing=spacing)
     for steps in (1, 2, 3, 7, 50, 333, 501, 999, 1000):
         run = ours.steps(steps)
-        assert all(a.abar_next == b.abar for a, b in pairwise(run))
-        assert run[-1].abar_next == ours.abars[0]
+        assert all(a.alpha_cumprod_prev == b.alpha_cumprod for a, b in pairwise(run))
+        assert run[-1].alpha_cumprod_prev == ours.alphas_cumprod[0]
 
 
 def test_trailing_steps_lead_t_over_n_down_as_in_diffusers():
     run = schedule(timestep_spacing="trailing").steps(7)
     assert [step.t for step in run] == [999, 856, 713, 570, 428, 285, 142]
-    abars = schedule().abars.tolist()
-    assert [step.abar_next for step in run] == [abars[step.t - 142] for step in run]
+    abars = schedule().alphas_cumprod.tolist()
+    assert [step.alpha_cumprod_prev for step in run] == [abars[step.t - 142] for step in run]
 
 
 # The equations
@@ -216,4 +216,4 @@ def test_add_noise_takes_a_time_for_each_row():
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 def test_the_last_step_may_end_at_one(spacing):
     for steps in (1, 7, 50):
-        assert schedule(timestep_spacing=spacing, set_alpha_to_one=True).steps(steps)[-1].abar_next == 1.0
+        assert schedule(timestep_spacing=spacing, set_alpha_to_one=True).steps(steps)[-1].alpha_cumprod_prev == 1.0

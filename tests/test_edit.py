@@ -52,7 +52,7 @@ every_row = pytest.mark.parametrize("row", TABLE)
 
 
 def prompt(words):
-    return Prompt.of(words if isinstance(words, str) else " ".join(words), TOKENIZER)
+    return Prompt.tokenize(words if isinstance(words, str) else " ".join(words), TOKENIZER)
 
 
 def matrices(edit):
@@ -133,7 +133,7 @@ def test_inputs_are_unchanged(row, terms, seed):
     edit = COMPOSED[row](*given[:5])
     edit.on_maps(*given[10:])
     for maps in (True, False):
-        controlled_attention({CROSS: (given[5], given[6])}, [StepEdit(edit, False, 0)], in_maps=maps)(
+        controlled_attention({CROSS: (given[5], given[6])}, [StepEdit(edit, False, 0)], explicit=maps)(
             *given[7:10], CROSS
         )
     assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
@@ -245,7 +245,16 @@ def test_a_plan_is_the_tables_row_at_every_step(data, pair, self_, kind):
     cross = data.draw(SHARES | st.dictionaries(names | st.just("default_"), SHARES, max_size=3))
     reweight = data.draw(st.dictionaries(names, st.floats(-5, 5), max_size=2))
     steps, pixels = data.draw(st.integers(1, 12)), data.draw(st.integers(0, 20))
-    plan = plan_edit(source, target, steps, cross=cross, self_=self_, self_pixels=pixels, kind=kind, reweight=reweight)
+    plan = plan_edit(
+        source,
+        target,
+        steps,
+        cross_replace=cross,
+        self_replace=self_,
+        self_max_queries=pixels,
+        kind=kind,
+        reweight=reweight,
+    )
 
     M, (P, kept) = swap_mapper(source, target), refine_alignment(source, target)
     c, alpha = equalizer(reweight, target), cross_replace_alpha(cross, target, steps)
@@ -262,7 +271,7 @@ def test_a_plan_is_the_tables_row_at_every_step(data, pair, self_, kind):
 
 def test_equal_prompts_are_re_weighted_alone():
     p = prompt("a red cat")
-    edit = plan_edit(p, p, 4, cross=1.0, reweight={"red": 3})
+    edit = plan_edit(p, p, 4, cross_replace=1.0, reweight={"red": 3})
     assert torch.equal(matrices(edit.at(0).cross)[0], diag(equalizer({"red": 3}, p))) and edit.at(0).cross.S == 0
 
 
@@ -270,7 +279,9 @@ def test_parity_takes_the_published_mappers_defects_included():
     swapped, refined = ("a cat on grass", "a lighthouse on grass"), ("a red cat", "a cat")
     for pair, kind in ((swapped, "swap"), (refined, "refine")):
         source, target = map(prompt, pair)
-        ours, theirs = (plan_edit(source, target, 1, cross=1.0, kind=kind, parity=parity) for parity in (False, True))
+        ours, theirs = (
+            plan_edit(source, target, 1, cross_replace=1.0, kind=kind, parity=parity) for parity in (False, True)
+        )
         mapper = (
             swap_mapper(source, target, parity=True)
             if kind == "swap"
@@ -284,14 +295,14 @@ def test_parity_takes_the_published_mappers_defects_included():
     [
         (dict(kind="swap"), "a swap needs as many words in the target as in the source, which have 4 and 2"),
         (dict(kind="replace"), "kind must be auto, swap or refine, not 'replace'"),
-        (dict(cross={"dog": 0.5}), "'dog' is not in the prompt 'a big red cat'"),
-        (dict(cross=1.5), "0 <= start <= end <= 1"),
-        (dict(cross={"red": float("nan")}), "0 <= start <= end <= 1"),
-        (dict(self_=(0.5, 0.2)), "0 <= start <= end <= 1"),
-        (dict(self_=float("inf")), "0 <= start <= end <= 1"),
-        (dict(cross=(0.1, 0.3, 0.2)), "0 <= start <= end <= 1"),
-        (dict(cross="all"), "not 'all'"),
-        (dict(self_={"red": 0.5}), "0 <= start <= end <= 1 of a run, not {'red': 0.5}"),
+        (dict(cross_replace={"dog": 0.5}), "'dog' is not in the prompt 'a big red cat'"),
+        (dict(cross_replace=1.5), "0 <= start <= end <= 1"),
+        (dict(cross_replace={"red": float("nan")}), "0 <= start <= end <= 1"),
+        (dict(self_replace=(0.5, 0.2)), "0 <= start <= end <= 1"),
+        (dict(self_replace=float("inf")), "0 <= start <= end <= 1"),
+        (dict(cross_replace=(0.1, 0.3, 0.2)), "0 <= start <= end <= 1"),
+        (dict(cross_replace="all"), "not 'all'"),
+        (dict(self_replace={"red": 0.5}), "0 <= start <= end <= 1 of a run, not {'red': 0.5}"),
         (dict(reweight={"dog": 2}), "'dog' is not in the prompt"),
         (dict(reweight={"red": float("inf")}), "the weight of 'red' is inf, which is not a finite number"),
         (dict(reweight={"red": float("nan")}), "the weight of 'red' is nan"),
@@ -320,7 +331,7 @@ def test_each_target_of_a_batch_gets_its_own_edit_in_both_executions(chosen, ter
         q_s, k_s, q, k, v = qkv(seed, len(rules), keys)
         found, eye = {site: (q_s, k_s)}, torch.eye(keys)
         for maps in (True, False):
-            made = controlled_attention(found, rules, in_maps=maps)(q, k, v, site)
+            made = controlled_attention(found, rules, explicit=maps)(q, k, v, site)
             for n, (row, inject_self) in enumerate(chosen):
                 A_s, A_e = attention_map(q_s, k_s)[0], attention_map(q, k)[n]
                 R, S = TABLE[row](*terms) if site.cross else (inject_self * eye, (not inject_self) * eye)
@@ -345,7 +356,9 @@ def test_stores_see_the_maps_before_and_after_the_edit():
 @pytest.fixture(scope="module")
 def narrow():
     """SD 1.5's structure with its 32 sites, 32 channels wide."""
-    config = UNetConfig.of(SD15_UNET | dict(block_out_channels=[32] * 4, cross_attention_dim=16, attention_head_dim=4))
+    config = UNetConfig.from_dict(
+        SD15_UNET | dict(block_out_channels=[32] * 4, cross_attention_dim=16, attention_head_dim=4)
+    )
     unet = on_meta(UNet, config)
     share_weights(unet)
     return unet
@@ -368,7 +381,7 @@ def test_explicit_and_fused_agree_at_every_site_of_a_unet(request, model, name, 
 
     found, errors, effects = {}, {}, {}
     unet(x[:1], 500, context[:1], record_qk(found, lambda site, queries: True))
-    by_maps, by_values = (controlled_attention(found, rules, in_maps=maps) for maps in (True, False))
+    by_maps, by_values = (controlled_attention(found, rules, explicit=maps) for maps in (True, False))
 
     def both(q, k, v, site):
         one, other = by_maps(q, k, v, site), by_values(q, k, v, site)
@@ -393,7 +406,7 @@ def test_gradients_reach_the_targets_latents_through_a_unet(narrow):
     for maps in (True, False):
         target = x[1:].clone().requires_grad_()
         rule = StepEdit(refine_edit(EYE, ones(77).index_fill(0, torch.tensor([3]), 0)).scheduled(ones(77)), True, 64)
-        narrow(target, 500, context[1:], controlled_attention(found, [rule], in_maps=maps)).square().sum().backward()
+        narrow(target, 500, context[1:], controlled_attention(found, [rule], explicit=maps)).square().sum().backward()
         assert torch.isfinite(target.grad).all() and target.grad.any()
 
 
@@ -431,7 +444,7 @@ def test_parity_reaches_the_words_of_weights_and_schedules():
 
 def test_a_weight_of_zero_takes_a_word_out():
     p = prompt("a cat")
-    edit = plan_edit(p, p, 1, cross=1.0, reweight={"cat": 0.0}).at(0).cross
+    edit = plan_edit(p, p, 1, cross_replace=1.0, reweight={"cat": 0.0}).at(0).cross
     R = dense(edit.R, torch.ones(77))
     assert not R[:, 2].any() and torch.equal(R[:, :2], torch.eye(77)[:, :2]) and not dense(edit.S, R[0]).any()
 
@@ -476,7 +489,7 @@ def test_an_edit_reaches_the_heads_that_it_is_told(in_maps, site):
     draw = torch.Generator().manual_seed(0)
     q, k, v, q_s, k_s = (torch.randn(1, 4, 6, 8, generator=draw) for _ in range(5))
     rules = [StepEdit(swap_edit(torch.eye(6)), True, 99, SiteFilter(heads=heads)) for heads in (None, (0, 2))]
-    every, some = (controlled_attention({site: (q_s, k_s)}, [rule], in_maps=in_maps)(q, k, v, site) for rule in rules)
+    every, some = (controlled_attention({site: (q_s, k_s)}, [rule], explicit=in_maps)(q, k, v, site) for rule in rules)
     own = fused(q, k, v)
     torch.testing.assert_close(some[:, [0, 2]], every[:, [0, 2]])
     torch.testing.assert_close(some[:, [1, 3]], own[:, [1, 3]])
@@ -491,8 +504,8 @@ def test_inside_a_mask_the_edit_outside_the_source(site, in_maps):
     draw = torch.Generator().manual_seed(0)
     q, k, v, q_s, k_s = (torch.randn(1, 4, 6, 8, generator=draw) for _ in range(5))
     m, R = torch.tensor([0, 0, 1, 1, 0.25, 1.0]), torch.eye(6).roll(1, 1)
-    rule = StepEdit(swap_edit(R).scheduled(ones(6) * 0.5), 0.25, 99, within=Region({1: m}, swap_edit(R)))
-    made = controlled_attention({site: (q_s, k_s)}, [rule], in_maps=in_maps)(q, k, v, site)
+    rule = StepEdit(swap_edit(R).scheduled(ones(6) * 0.5), 0.25, 99, region=Region({1: m}, swap_edit(R)))
+    made = controlled_attention({site: (q_s, k_s)}, [rule], explicit=in_maps)(q, k, v, site)
     A_s, A_e = attention_map(q_s, k_s), attention_map(q, k)
     edit = A_s @ R * 0.5 + A_e * 0.5 if site.cross else A_s * 0.25 + A_e * 0.75
     outside = A_s @ R if site.cross else A_s
@@ -503,7 +516,7 @@ def test_inside_a_mask_the_edit_outside_the_source(site, in_maps):
 def test_a_rule_within_a_mask_keeps_to_its_sites():
     m = Region({1: ones(6)}, INJECT)
     assert (
-        StepEdit(INJECT, 1, 5, within=m).of(SELF, 6) is IDENTITY and StepEdit(INJECT, 1, 6, within=m).of(SELF, 6).reads
+        StepEdit(INJECT, 1, 5, region=m).of(SELF, 6) is IDENTITY and StepEdit(INJECT, 1, 6, region=m).of(SELF, 6).reads
     )
     assert StepEdit(INJECT, 1, 99, SiteFilter(places=("down",)), m).of(CROSS, 6) is IDENTITY
 
@@ -511,10 +524,10 @@ def test_a_rule_within_a_mask_keeps_to_its_sites():
 def test_rules_that_do_the_same_have_the_same_key():
     half, other = Region({1: ones(6) / 2}, INJECT), Region({1: ones(6)}, INJECT)
     assert (
-        StepEdit(IDENTITY, 0, 9, within=half).key
-        == StepEdit(IDENTITY, 0, 9, within=Region({1: ones(6) / 2}, INJECT)).key
+        StepEdit(IDENTITY, 0, 9, region=half).key
+        == StepEdit(IDENTITY, 0, 9, region=Region({1: ones(6) / 2}, INJECT)).key
     )
-    keys = [StepEdit(IDENTITY, 0, 9, within=w).key for w in (None, half, other, Region({1: ones(6)}, swap_edit(EYE)))]
+    keys = [StepEdit(IDENTITY, 0, 9, region=w).key for w in (None, half, other, Region({1: ones(6)}, swap_edit(EYE)))]
     assert len({str(key) for key in keys}) == 4 and StepEdit(IDENTITY, 0.5, 9).key != StepEdit(IDENTITY, 1, 9).key
     far = SiteFilter(strides=(4,))
     assert StepEdit(IDENTITY, False, 64, far).key == StepEdit(IDENTITY, False, 9).key  # nothing is done anywhere

@@ -60,22 +60,22 @@ PAINTERS = ("InstructPix2Pix", "inpainting")
 def test_a_familys_latents_after_20_steps_are_those_of_its_pipeline(family, name):
     pipe, folder, _ = family(name)
     model = minip2p.load(folder)
-    run = model.generate(PROMPT, seed=1, steps=STEPS, negative="fog" if "Turbo" not in name else "")
+    run = model.generate(PROMPT, seed=1, steps=STEPS, negative_prompt="fog" if "Turbo" not in name else "")
     with torch.no_grad():
         theirs = pipe(
             PROMPT,
             latents=run.latents[:1].clone(),
             num_inference_steps=STEPS,
             output_type="latent",
-            negative_prompt=run.negative or None,
-            guidance_scale=model.guidance,
+            negative_prompt=run.negative_prompt or None,
+            guidance_scale=model.guidance_scale,
         ).images
     check(f"{name}, float32", run.latents[-1:], theirs, 1e-3)  # 6e-6
 
 
 def test_stable_diffusion_xl_is_told_rows_and_columns(family):
     pipe, folder, _ = family("SDXL")
-    run = minip2p.load(folder).generate(PROMPT, seed=2, steps=5, size=(32, 64), negative="fog")
+    run = minip2p.load(folder).generate(PROMPT, seed=2, steps=5, size=(32, 64), negative_prompt="fog")
     with torch.no_grad():
         theirs = pipe(
             PROMPT,
@@ -97,7 +97,7 @@ def test_an_empty_negative_prompt_is_nothing_to_stable_diffusion_xl(family):
     with torch.no_grad():
         theirs = pipe(PROMPT, latents=run.latents[:1].clone(), num_inference_steps=5, output_type="latent").images
     check("SDXL without a negative prompt, float32", run.latents[-1:], theirs, 1e-3)
-    assert not model.text.negative("").any() and model.text("").any()
+    assert not model.text.negative_prompt("").any() and model.text("").any()
 
 
 def test_the_readmes_table_of_what_loads_is_of_what_is_tested(family):
@@ -107,12 +107,12 @@ def test_the_readmes_table_of_what_loads_is_of_what_is_tested(family):
     assert table() in readme, table()
     assert set(OFFICIAL.values()) == UNETS.keys()
     for name in FAMILIES:
-        assert f"| {name} |" in table() and f"| {minip2p.load(family(name)[1]).guidance:g} |" in table()
+        assert f"| {name} |" in table() and f"| {minip2p.load(family(name)[1]).guidance_scale:g} |" in table()
         assert type(family(name)[0]).__name__ in table()
 
 
 def test_guidance_is_the_familys_own(family):
-    said = {name: minip2p.load(family(name)[1]).guidance for name in FAMILIES}
+    said = {name: minip2p.load(family(name)[1]).guidance_scale for name in FAMILIES}
     assert said == {
         "SD 1": 7.5,
         "SD 2 base": 7.5,
@@ -129,9 +129,9 @@ def test_at_guidance_0_a_distilled_model_runs_no_unconditional_rows(family):
     """Their cards say 0, by which diffusers means the conditional rows alone: here that is 1."""
     model = minip2p.load(family("SD Turbo")[1])
     before = model.rows
-    run = model.generate(PROMPT, steps=2, guidance=0)
-    assert model.rows - before == 2 and run.guidance == 1.0
-    assert torch.equal(run.latents, model.generate(PROMPT, steps=2, guidance=1).latents)
+    run = model.generate(PROMPT, steps=2, guidance_scale=0)
+    assert model.rows - before == 2 and run.guidance_scale == 1.0
+    assert torch.equal(run.latents, model.generate(PROMPT, steps=2, guidance_scale=1).latents)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PAINTERS])
@@ -139,10 +139,10 @@ def test_prompt_to_prompt_on_every_family(family, name):
     """A word is swapped; into itself it is itself; map space and value space agree; a photograph is met."""
     model = minip2p.load(family(name)[1])
     run = model.generate(PROMPT, seed=1, steps=4)
-    swap = {"cross": 1.0, "self_": 0.5}
+    swap = {"cross": 1.0, "self_replace": 0.5}
     edited, plain, mapped = (
         model.edit(run, "a dog on the beach", **how)
-        for how in (swap, {"cross": 0, "self_": 0}, {**swap, "explicit": True})
+        for how in (swap, {"cross": 0, "self_replace": 0}, {**swap, "explicit": True})
     )
     assert (edited.latents[-1] - plain.latents[-1]).abs().max() > 1e-3
     check(f"{name}, in maps, float32", mapped.latents, edited.latents, 1e-4)
@@ -150,17 +150,19 @@ def test_prompt_to_prompt_on_every_family(family, name):
     check(f"{name}, itself, float32", itself.latents, run.latents, 1e-4)
     photo = model.invert(torch.rand(3, 32, 32) * 2 - 1, PROMPT, steps=4)
     assert photo.maps(["cat"]).shape == (1, 32, 32) and photo.latents.isfinite().all()
-    nulled = model.invert(torch.rand(3, 32, 32) * 2 - 1, PROMPT, steps=2, method="null-text", inner=1)
-    assert nulled.way.unconditional.shape == (2, *model.text("").shape[1:])
+    nulled = model.invert(torch.rand(3, 32, 32) * 2 - 1, PROMPT, steps=2, method="null-text", num_inner_steps=1)
+    assert nulled.conditioning.uncond_embeddings.shape == (2, *model.text("").shape[1:])
 
 
 def test_inversions_of_stable_diffusion_xl_have_its_negative_prompt_of_nothing(family):
     """The embeddings that null-text begins with; and the noise of edit-friendly, which leads back by the same rows."""
     model, seen = minip2p.load(family("SDXL")[1]), picture()
-    assert not model.invert(seen, PROMPT, steps=2, method="null-text", inner=0).way.unconditional.any()
+    assert not model.invert(
+        seen, PROMPT, steps=2, method="null-text", num_inner_steps=0
+    ).conditioning.uncond_embeddings.any()
     run = model.invert(seen, PROMPT, steps=4, method="edit-friendly", skip=0)
-    start = model.start(PROMPT, latents=run.latents[:1], steps=4)
-    again = sample(model, replace(start, way=run.way))
+    start = model.prepare(PROMPT, latents=run.latents[:1], steps=4)
+    again = sample(model, replace(start, conditioning=run.conditioning))
     check("SDXL, edit-friendly, float32", again.latents[:-1], run.latents[:-1], 1e-3)
 
 
@@ -211,7 +213,9 @@ def test_instruct_pix2pix_is_its_pipeline(family, w_t, w_i):
     """Guidance by the picture and by the words (Brooks et al. 2022, eq. 3)."""
     pipe, folder, _ = family("InstructPix2Pix")
     model, seen = minip2p.load(folder), picture()
-    run = model.instruct(seen, "make it snow", seed=1, steps=STEPS, guidance=w_t, picture_guidance=w_i, negative="fog")
+    run = model.instruct(
+        seen, "make it snow", seed=1, steps=STEPS, guidance_scale=w_t, image_guidance_scale=w_i, negative_prompt="fog"
+    )
     with torch.no_grad():
         theirs = pipe(
             "make it snow",
@@ -233,15 +237,15 @@ def test_two_way_guidance_by_hand_and_its_rows(family):
     x, channels = torch.randn(2, 4, 16, 16), torch.randn(1, 4, 16, 16)
     empty, words = model.text(""), model.text(["a cat", "a dog"])
     zeros, full = ImageConditioning(torch.zeros_like(channels)), ImageConditioning(channels)
-    eps_u = model.predict(x, 500, empty, words, 0.0, fused, beside=zeros)
-    eps_i = model.predict(x, 500, empty, words, 0.0, fused, beside=full)
-    eps_c = model.predict(x, 500, words, words, 1.0, fused, beside=full)
+    eps_u = model.guided_noise(x, 500, empty, words, 0.0, fused, image=zeros)
+    eps_i = model.guided_noise(x, 500, empty, words, 0.0, fused, image=full)
+    eps_c = model.guided_noise(x, 500, words, words, 1.0, fused, image=full)
     for w_t, w_i, rows in ((7.5, 1.5, 6), (7.5, 1.0, 4), (1.0, 1.0, 2), (1.5, 1.5, 4), (0.0, 1.5, 4), (0.0, 1.0, 2)):
         before = model.rows
-        made = model.predict(x, 500, empty, words, w_t, fused, beside=ImageConditioning(channels, w_i))
+        made = model.guided_noise(x, 500, empty, words, w_t, fused, image=ImageConditioning(channels, w_i))
         want = eps_u + w_i * (eps_i - eps_u) + w_t * (eps_c - eps_i)
         torch.testing.assert_close(made, want, atol=1e-4, rtol=1e-4)
-        assert model.rows - before == rows == unet_rows(2, w_t, beside=ImageConditioning(channels, w_i)), (w_t, w_i)
+        assert model.rows - before == rows == unet_rows(2, w_t, image=ImageConditioning(channels, w_i)), (w_t, w_i)
 
 
 def test_inpainting_is_its_pipeline(family):
@@ -250,7 +254,7 @@ def test_inpainting_is_its_pipeline(family):
     model, seen, mask = minip2p.load(folder), picture(), torch.zeros(32, 32)
     mask[8:24, 4:19] = 1
     run = model.inpaint(seen, mask, PROMPT, seed=1, steps=STEPS)
-    beside = run.way.beside.channels
+    beside = run.conditioning.beside.channels
     assert torch.equal(beside[0, 0], F.interpolate(mask[None, None], (16, 16), mode="nearest")[0, 0])
     grey = torch.where(mask.bool(), 0.0, seen)
     torch.testing.assert_close(beside[:, 1:], model.encode(grey[None]))
@@ -278,16 +282,16 @@ def test_prompt_to_prompt_on_models_that_read_a_picture(family, tmp_path, name):
         run = model.inpaint(picture(), torch.ones(32, 32), PROMPT, seed=1, steps=3)
     else:
         run = model.instruct(picture(), PROMPT, seed=1, steps=3)
-    itself, other = model.edit(run, [PROMPT, "a dog on the beach"], cross=1.0)
+    itself, other = model.edit(run, [PROMPT, "a dog on the beach"], cross_replace=1.0)
     check(f"{name}, itself, float32", itself.latents, run.latents, 1e-4)
     assert (other.latents[-1] - run.latents[-1]).abs().max() > 1e-3
     run.save(tmp_path / "run.safetensors")
-    again = model.edit(model.open(tmp_path / "run.safetensors"), "a dog on the beach", cross=1.0)
+    again = model.edit(model.open(tmp_path / "run.safetensors"), "a dog on the beach", cross_replace=1.0)
     torch.testing.assert_close(again.latents, other.latents, atol=1e-3, rtol=1e-4)
     assert run.maps(["cat"]).shape == (1, 32, 32)
     kept = model.record(run, file=tmp_path / "record.safetensors")
-    assert kept.way.beside is run.way.beside
-    mutual = model.edit(run, "a dog on the beach", cross=0, self_=0, attend=MasaCtrl(run))
+    assert kept.conditioning.beside is run.conditioning.beside
+    mutual = model.edit(run, "a dog on the beach", cross_replace=0, self_replace=0, attend=MasaCtrl(run))
     assert mutual.latents.isfinite().all() and not torch.equal(mutual.latents, run.latents)
 
 
@@ -295,12 +299,18 @@ def test_prompt_to_prompt_on_models_that_read_a_picture(family, tmp_path, name):
 def test_edits_of_an_instruction_cost_what_is_predicted(family, w, w_i):
     """At w_T = 0 too, where no words are read; and the neighbours read the picture as well."""
     model = minip2p.load(family("InstructPix2Pix")[1])
-    run = model.instruct(picture(), PROMPT, steps=3, guidance=w, picture_guidance=w_i)
-    targets = make_targets(model, run, ["a dog on the beach", "a pig on the beach"], None, None, cross=0.5, self_=0.5)
+    run = model.instruct(picture(), PROMPT, steps=3, guidance_scale=w, image_guidance_scale=w_i)
+    targets = make_targets(
+        model, run, ["a dog on the beach", "a pig on the beach"], None, None, cross_replace=0.5, self_replace=0.5
+    )
     before = model.rows
     run_edits(model, run, targets)
     assert model.rows - before == plan_batches(model, run, targets).cost(run)
-    assert model.edit(run, "a dog on the beach", cross=0, self_=0, attend=MasaCtrl(run)).latents.isfinite().all()
+    assert (
+        model.edit(run, "a dog on the beach", cross_replace=0, self_replace=0, attend=MasaCtrl(run))
+        .latents.isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -432,7 +442,10 @@ def test_a_model_is_asked_for_what_it_can(family):
         (lambda: inpaint.edit(PROMPT, "a dog"), "this model makes a picture of a picture: use instruct"),
         (lambda: inpaint.inpaint(seen, mask * 0, PROMPT), "the mask is nowhere white"),
         (lambda: inpaint.inpaint(seen, mask * 2, PROMPT), "lies between 0 and 1"),
-        (lambda: instruct.instruct(seen, PROMPT, picture_guidance=float("nan")), "picture_guidance must be a finite"),
+        (
+            lambda: instruct.instruct(seen, PROMPT, image_guidance_scale=float("nan")),
+            "picture_guidance must be a finite",
+        ),
         (lambda: instruct.instruct(seen, PROMPT, latents=torch.zeros(1, 4, 8, 8)), "latents must be 1 4 h w"),
     ):
         with pytest.raises(ValueError, match=says):
@@ -501,7 +514,7 @@ def test_a_folder_with_tokenizers_alone_is_enough_and_what_it_says_counts(family
         shutil.copytree(folder / part, tmp_path / "small" / part)
     (tmp_path / "small/minip2p.json").write_text('{"guidance": 3.0}')
     made = minip2p.load(file, config=tmp_path / "small")
-    assert same_models(made, minip2p.load(folder)) and made.guidance == 3.0 and made.text.zeros
+    assert same_models(made, minip2p.load(folder)) and made.guidance_scale == 3.0 and made.text.zeros
     base, v = family("SD 2 base")[1], family("SD 2, v")[2]
     save_file(load_file(v), tmp_path / "v.safetensors", {"modelspec.prediction_type": "v"})
     with pytest.raises(ValueError, match="says of itself that it predicts v_prediction, and this does not"):
@@ -616,7 +629,9 @@ def test_a_single_stable_diffusion_2_has_its_last_layer_or_has_it_not(family, tm
     last = max(int(name.split(".")[4]) for name in tensors if name.startswith("cond_stage_model.model.transformer."))
     less = {name: t for name, t in tensors.items() if f"resblocks.{last}." not in name and "text_proj" not in name}
     save_file(less, tmp_path / "less.safetensors")
-    assert same(minip2p.load(tmp_path / "less.safetensors", config=folder).text.towers[0].encoder, pipe.text_encoder)
+    assert same(
+        minip2p.load(tmp_path / "less.safetensors", config=folder).text.clip_encoders[0].encoder, pipe.text_encoder
+    )
     few = {name: t for name, t in less.items() if f"resblocks.{last - 1}." not in name}
     save_file(few, tmp_path / "few.safetensors")
     with pytest.raises(ValueError, match=rf"few.safetensors: .*resblocks.{last - 1}.* is missing"):
@@ -657,11 +672,11 @@ SCHEDULERS = (
 @pytest.mark.parametrize("kind", SCHEDULERS)
 def test_a_scheduler_of_another_kind_keeps_its_betas_offset_and_prediction(family, tmp_path, kind):
     folder = copied(family("SD 2, v")[1], tmp_path / "other")
-    want = minip2p.load(folder).sched.config
+    want = minip2p.load(folder).scheduler.config
     shutil.rmtree(folder / "scheduler")
     other = getattr(diffusers, f"{kind}Scheduler").from_config(family("SD 2, v")[0].scheduler.config)
     other.save_pretrained(folder / "scheduler")
-    made = minip2p.load(folder).sched.config
+    made = minip2p.load(folder).scheduler.config
     for name in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "num_train_timesteps"):
         assert getattr(made, name) == getattr(want, name), name
     if "steps_offset" in other.config:
@@ -755,10 +770,12 @@ def test_a_model_that_is_saved_opens_here_and_in_diffusers(family, tmp_path, nam
     """Also one from a single file, and of another guidance; in its own dtype; whole or not at all."""
     pipe, folder, file = family(name)
     model = minip2p.load(file, config=folder)
-    model.guidance = 3.0
+    model.guidance_scale = 3.0
     model.save(tmp_path / "saved")
     again = minip2p.load(tmp_path / "saved")
-    assert same_models(again, model) and again.guidance == 3.0 and again.sched.config == model.sched.config
+    assert (
+        same_models(again, model) and again.guidance_scale == 3.0 and again.scheduler.config == model.scheduler.config
+    )
     assert again.text.zeros == model.text.zeros
     theirs = type(pipe).from_pretrained(tmp_path / "saved")
     assert same(model.unet, theirs.unet) and same(model.vae, theirs.vae)
@@ -809,7 +826,7 @@ def test_the_command_line_instructs_and_paints(family, tmp_path, capsys):
     models = {name: ["--model", str(family(name)[1])] for name in ("SD 1", *PAINTERS)}
     run = ["--record", str(tmp_path / "run.safetensors")]
     assert main.main(["instruct", *given, *models["InstructPix2Pix"], *run, "--picture-guidance", "1.2"]) == 0
-    want = minip2p.load(family("InstructPix2Pix")[1]).instruct(seen, "make it snow", steps=2, picture_guidance=1.2)
+    want = minip2p.load(family("InstructPix2Pix")[1]).instruct(seen, "make it snow", steps=2, image_guidance_scale=1.2)
     with Image.open(tmp_path / "out.png") as made:
         assert made.tobytes() == want.image.tobytes()
         assert "Picture guidance: 1.2" in made.text["parameters"] and "a b.png" in made.text["parameters"]

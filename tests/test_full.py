@@ -44,7 +44,7 @@ CLIP_G = dict(
 def test_the_unet_at_full_size_is_diffusers(family):
     """One set of tensors, shared by both; within 1e-4 of the output's deviation, float32."""
     theirs = on_meta(UNet2DConditionModel, **UNETS[family])
-    ours = on_meta(UNet, UNetConfig.of(dict(theirs.config)))
+    ours = on_meta(UNet, UNetConfig.from_dict(dict(theirs.config)))
     share_weights(ours, theirs)
     c, g = ours.config, torch.Generator().manual_seed(0)
     x = torch.randn(1, c.in_channels, 16, 24, generator=g)
@@ -60,7 +60,7 @@ def test_the_unet_at_full_size_is_diffusers(family):
 @torch.no_grad()
 def test_the_vae_at_full_size_is_diffusers():
     """That of all families."""
-    theirs, ours = on_meta(AutoencoderKL, **SD15_VAE), on_meta(VAE, VAEConfig.of(SD15_VAE))
+    theirs, ours = on_meta(AutoencoderKL, **SD15_VAE), on_meta(VAE, VAEConfig.from_dict(SD15_VAE))
     share_weights(ours, theirs)
     g = torch.Generator().manual_seed(0)
     picture, z = torch.rand(1, 3, 128, 192, generator=g) * 2 - 1, torch.randn(1, 4, 16, 24, generator=g)
@@ -93,7 +93,7 @@ def test_the_text_embedding_at_full_size_is_the_pipelines(tmp_path, family, firs
     for name, part in parts.items():
         part.save_pretrained(tmp_path / name)
     text = TextEncoder(DiffusersFolder(tmp_path), dtype=torch.float32)
-    words, pooled = text.parted(text(PROMPTS))
+    words, pooled = text.split_pooled(text(PROMPTS))
     if second:
         pipe = StableDiffusionXLPipeline(**parts, unet=None, vae=None, scheduler=None, add_watermarker=False)
         expected, _, whole, _ = pipe.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=False)

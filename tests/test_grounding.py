@@ -29,7 +29,7 @@ SCENE = Scene((CAT, CAR), "sea", "photo", "snow", 0.7, 60.0, "", 0)
 @pytest.fixture(scope="module")
 def read():
     words = load_tokenizer()
-    return lambda text: Prompt.of(text, words)
+    return lambda text: Prompt.tokenize(text, words)
 
 
 def test_kept_maps_are_the_maps_with_their_graph():
@@ -79,7 +79,7 @@ def test_flowers_grow_below_the_horizon_and_an_empty_slot_is_empty():
 )
 def test_said_finds_the_tokens_of_what_the_caption_names(read, caption, expected):
     prompt = read(caption)
-    assert slot_tokens(SCENE, prompt) == [() if words is None else prompt.find(words) for words in expected]
+    assert slot_tokens(SCENE, prompt) == [() if words is None else prompt.token_indices(words) for words in expected]
 
 
 def test_snow_on_the_ground_and_falling_snow_are_told_apart(read):

@@ -304,7 +304,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
 
 def test_the_readmes_grid_is_a_grid():
     (grid,) = fenced("toml")
-    assert Grid.of(tomllib.loads(grid)).compared == ["seed", "target", "cross", "heads"]
+    assert Grid.from_fields(tomllib.loads(grid)).compared == ["seed", "target", "cross", "heads"]
 
 
 def test_the_readmes_commands_are_commands():

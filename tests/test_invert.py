@@ -38,21 +38,25 @@ RENDER, CAPTION = "tests/data/renders/00.png", "on the street, a blue umbrella a
 def start(model):
     """What an inversion is given: a picture's latents in place of noise."""
     picture = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return model.start(PROMPT, steps=STEPS, guidance=4.0, latents=model.encode(picture[None]))
+    return model.prepare(PROMPT, steps=STEPS, guidance_scale=4.0, latents=model.encode(picture[None]))
 
 
 def photograph(model, steps):
     """The same of a held-out render, which is a photograph to the model."""
     run = model.invert(RENDER, CAPTION, steps=1)
-    return model.start(CAPTION, steps=steps, guidance=4.0, latents=run.latents[-1:])
+    return model.prepare(CAPTION, steps=steps, guidance_scale=4.0, latents=run.latents[-1:])
 
 
 def rolled(model, run):
     """The run from its first latents with nothing but what it carries."""
-    begin = model.start(
-        run.prompt, latents=run.latents[:1], steps=run.steps, guidance=run.guidance, negative=run.negative
+    begin = model.prepare(
+        run.prompt,
+        latents=run.latents[:1],
+        steps=run.steps,
+        guidance_scale=run.guidance_scale,
+        negative_prompt=run.negative_prompt,
     )
-    return sample(model, replace(begin, way=run.way))
+    return sample(model, replace(begin, conditioning=run.conditioning))
 
 
 def distance(a, b):
@@ -63,13 +67,13 @@ def distance(a, b):
 def test_ddim_inversion_is_that_of_diffusers(model, start, kind):
     """diffusers' DDIMInverseScheduler on our UNet's predictions. Float32, 1e-4 of latents of size 1 after 4 steps."""
     other = minip2p.Pipeline(
-        model.unet, model.vae, model.text, DDIMScheduler(replace(model.sched.config, prediction_type=kind))
+        model.unet, model.vae, model.text, DDIMScheduler(replace(model.scheduler.config, prediction_type=kind))
     )
     config = diffusers.DDIMScheduler.from_pretrained(shipped_weights("tiny") / "scheduler").config
     theirs = DDIMInverseScheduler.from_config(config, prediction_type=kind)
     theirs.set_timesteps(STEPS)
     x, words = start.noise, model.text(PROMPT)
-    for step, t in zip(reversed(other.sched.steps(STEPS)), theirs.timesteps, strict=True):
+    for step, t in zip(reversed(other.scheduler.steps(STEPS)), theirs.timesteps, strict=True):
         with torch.no_grad():
             x = theirs.step(model.unet(x, step.t, words), t, x).prev_sample
     found = ddim_inversion(other, start)
@@ -82,7 +86,7 @@ def test_at_guidance_1_sampling_undoes_inversion(model, start):
     """… as far as a step's prediction holds for the next: the finer the steps, the nearer."""
     far = []
     for steps in (4, 40):
-        run = METHODS["ddim"](model, replace(start, guidance=1.0, steps=steps))
+        run = METHODS["ddim"](model, replace(start, guidance_scale=1.0, steps=steps))
         far.append(float((run.latents[-1] - start.noise[0]).square().mean()))
     assert far[1] < far[0] / 2
 
@@ -90,7 +94,7 @@ def test_at_guidance_1_sampling_undoes_inversion(model, start):
 def test_direct_inversion_meets_the_picture_to_the_bit(model, start):
     run = METHODS["direct"](model, start)
     assert torch.equal(run.latents[-1:], start.noise) and torch.equal(run.latents, ddim_inversion(model, start))
-    edited = model.edit(run, "a dog on the beach", blend="beach")
+    edited = model.edit(run, "a dog on the beach", local_blend="beach")
     assert torch.equal(edited.source.latents, run.latents)
 
 
@@ -98,11 +102,11 @@ def test_the_offsets_of_direct_inversion_lead_to_the_pivots(model, start):
     """Ju et al. 2023, algorithm 1, literally: z_{i+1} = DDIM(z_i) + (z*_{i+1} − DDIM(z*_i)). Float32, 1e-5."""
     run = METHODS["direct"](model, start)
     words, empty, z = model.text(PROMPT), model.text(""), run.latents[:1]
-    for i, step in enumerate(model.sched.steps(STEPS)):
+    for i, step in enumerate(model.scheduler.steps(STEPS)):
 
         def led(x, step=step):
             with torch.no_grad():
-                return model.sched.step(x, model.predict(x, step.t, empty, words, 4.0, fused), step)
+                return model.scheduler.step(x, model.guided_noise(x, step.t, empty, words, 4.0, fused), step)
 
         z = led(z) + (run.latents[i + 1 : i + 2] - led(run.latents[i : i + 1]))
     assert distance(z, run.latents[-1:]) < 1e-5
@@ -111,8 +115,8 @@ def test_the_offsets_of_direct_inversion_lead_to_the_pivots(model, start):
 def test_negative_prompt_inversion_goes_by_the_condition_alone(model, start):
     """ε_u + w (ε_c − ε_u) = ε_c: the same as guidance 1 from the same noise. Float32, 1e-4."""
     run = METHODS["negative-prompt"](model, start)
-    assert run.negative == PROMPT and run.guidance == 4.0
-    assert distance(run.latents, METHODS["ddim"](model, replace(start, guidance=1.0)).latents) < 1e-4
+    assert run.negative_prompt == PROMPT and run.guidance_scale == 4.0
+    assert distance(run.latents, METHODS["ddim"](model, replace(start, guidance_scale=1.0)).latents) < 1e-4
 
 
 def test_the_proximal_map_by_hand():
@@ -126,10 +130,10 @@ def test_the_proximal_map_by_hand():
 
 def test_proximal_guidance_reaches_the_edit(model, start):
     run = METHODS["proximal"](model, start, quantile=0.9)
-    assert run.way.proximal == 0.9 and run.negative == PROMPT
+    assert run.conditioning.proximal == 0.9 and run.negative_prompt == PROMPT
     edited, plain = (
         model.edit(run, "a dog on the beach"),
-        model.edit(replace(run, way=type(run.way)()), "a dog on the beach"),
+        model.edit(replace(run, conditioning=type(run.conditioning)()), "a dog on the beach"),
     )
     gap = [distance(one.latents[-1], run.latents[-1]) for one in (edited, plain)]
     assert 0 < gap[0] < gap[1]
@@ -149,7 +153,7 @@ def null_text_as_published(model, start, inner):
 
         def led(x=x, eps_c=eps_c, t=t, empty=empty):
             eps_u = model.unet(x, int(t), empty)
-            return sched.step(eps_u + start.guidance * (eps_c - eps_u), t, x).prev_sample
+            return sched.step(eps_u + start.guidance_scale * (eps_c - eps_u), t, x).prev_sample
 
         for _ in range(inner):
             loss = torch.nn.functional.mse_loss(led(), ideal[i + 1 : i + 2])
@@ -167,10 +171,10 @@ def test_null_text_inversion_is_the_published_one(model, start):
     run = METHODS["null-text"](model, start, inner=2, stop=0, stop_more=0)
     embeddings, last = null_text_as_published(model, start, 2)
     print(
-        f"null-text: embeddings {distance(run.way.unconditional, embeddings):.1e}, "
+        f"null-text: embeddings {distance(run.conditioning.uncond_embeddings, embeddings):.1e}, "
         f"latents {distance(run.latents[-1:], last):.1e} from the published"
     )
-    assert distance(run.way.unconditional, embeddings) < 1e-4 and distance(run.latents[-1:], last) < 1e-4
+    assert distance(run.conditioning.uncond_embeddings, embeddings) < 1e-4 and distance(run.latents[-1:], last) < 1e-4
 
 
 def test_null_text_inversion_comes_nearer_than_ddim_and_is_what_it_carries(model, start):
@@ -181,20 +185,22 @@ def test_null_text_inversion_comes_nearer_than_ddim_and_is_what_it_carries(model
     far = [float((one.latents[-1] - start.noise[0]).square().mean()) for one in (run, METHODS["ddim"](model, start))]
     assert far[0] < far[1] / 2
     assert distance(rolled(model, run).latents, run.latents) < 1e-4
-    assert not run.way.unconditional.requires_grad and not run.latents.requires_grad
+    assert not run.conditioning.uncond_embeddings.requires_grad and not run.latents.requires_grad
 
 
 def test_null_text_inversion_within_inference_mode_finds_the_same(model, start):
     plain = METHODS["null-text"](model, start, inner=1)
     with torch.inference_mode():
         made = METHODS["null-text"](model, replace(start, noise=start.noise.clone()), inner=1)
-    assert torch.equal(made.way.unconditional, plain.way.unconditional) and torch.equal(made.latents, plain.latents)
+    assert torch.equal(made.conditioning.uncond_embeddings, plain.conditioning.uncond_embeddings) and torch.equal(
+        made.latents, plain.latents
+    )
 
 
 def test_null_text_inversion_stops_as_soon_as_it_is_near(model, start):
     """At guidance 1 the unconditional embedding has no say, and the pivot is met from the start: one row a step."""
     before = model.rows
-    METHODS["null-text"](model, replace(start, guidance=1.0), stop=10.0)
+    METHODS["null-text"](model, replace(start, guidance_scale=1.0), stop=10.0)
     assert model.rows - before == STEPS * 3
 
 
@@ -207,8 +213,8 @@ def test_null_text_inversion_that_goes_astray_says_where_and_keeps_its_best(mode
 
 
 def test_a_step_of_null_text_inversion_returns_what_it_found(model, start):
-    ideal, step = ddim_inversion(model, start), model.sched.steps(STEPS)[0]
-    eps = model.predict(ideal[:1], step.t, model.text(PROMPT), model.text(PROMPT), 1.0, fused)
+    ideal, step = ddim_inversion(model, start), model.scheduler.steps(STEPS)[0]
+    eps = model.guided_noise(ideal[:1], step.t, model.text(PROMPT), model.text(PROMPT), 1.0, fused)
     fit = NullTextStep(model, ideal[:1], step, eps, ideal[1:2], 4.0)
     given = model.text("")
     empty, x, worse = fit(given, 3, 0.01, 0.0)
@@ -231,7 +237,7 @@ def kept_bytes(work):
 
 
 def test_null_text_inversion_by_checkpoints_keeps_less_and_finds_the_same(model, start):
-    step = model.sched.steps(STEPS)[1]
+    step = model.scheduler.steps(STEPS)[1]
     eps_c, pivot = torch.zeros_like(start.noise), torch.ones_like(start.noise)
     empty, made = model.text("").float().requires_grad_(), []
     for again in (False, True):
@@ -248,21 +254,21 @@ def test_null_text_inversion_by_checkpoints_keeps_less_and_finds_the_same(model,
 def test_polished_latents_come_nearer_to_the_photograph(model):
     picture = read_image(RENDER)
     x = fit_image(picture, (128, 128))[None]
-    plain, polished = model.encode(x), model.encode(x, polish=10)
+    plain, polished = model.encode(x), model.encode(x, refine_steps=10)
     gain = psnr(x[0], model.decode(polished)[0]) - psnr(x[0], model.decode(plain)[0])
     assert gain > 1.0  # 1.9 dB
     assert not polished.requires_grad
-    assert torch.equal(model.encode(x, polish=0), plain)
-    run = model.invert(RENDER, CAPTION, steps=1, polish=10)
+    assert torch.equal(model.encode(x, refine_steps=0), plain)
+    run = model.invert(RENDER, CAPTION, steps=1, vae_refine_steps=10)
     assert torch.equal(run.latents[-1:], polished)
     with torch.inference_mode():
-        assert torch.equal(model.encode(x, polish=10), polished)
+        assert torch.equal(model.encode(x, refine_steps=10), polished)
 
 
 def test_polishing_never_loses(model):
     x = fit_image(read_image(RENDER), (128, 128))[None]
     plain = model.encode(x)
-    assert torch.equal(model.polished(plain, x, 3, rate=100.0), plain)
+    assert torch.equal(model.refine_latents(plain, x, 3, rate=100.0), plain)
 
 
 def test_ddpm_steps_are_those_of_diffusers(model):
@@ -270,9 +276,9 @@ def test_ddpm_steps_are_those_of_diffusers(model):
     theirs = diffusers.DDIMScheduler.from_pretrained(shipped_weights("tiny") / "scheduler")
     theirs.set_timesteps(10)
     x, eps, z = torch.randn(3, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    for step, t in zip(model.sched.steps(10), theirs.timesteps, strict=True):
+    for step, t in zip(model.scheduler.steps(10), theirs.timesteps, strict=True):
         expected = theirs.step(eps, t, x, eta=1.0, variance_noise=z).prev_sample
-        torch.testing.assert_close(model.sched.step(x, eps, step, noise=z), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.scheduler.step(x, eps, step, noise=z), expected, rtol=0, atol=1e-5)
 
 
 def test_ddpm_sigma_by_hand():
@@ -283,9 +289,13 @@ def test_ddpm_sigma_by_hand():
 def test_edit_friendly_inversion_leads_back_and_its_noise_is_large(model, start):
     """With its z the DDPM steps meet each x_t; they are not of deviation 1, which is what makes them edit-friendly."""
     run = METHODS["edit-friendly"](model, start, skip=0.5, seed=3)
-    assert run.way.skip == 2 and torch.equal(run.latents[-1:], start.noise) and not run.way.noise[-1].any()
+    assert (
+        run.conditioning.skip == 2
+        and torch.equal(run.latents[-1:], start.noise)
+        and not run.conditioning.noise[-1].any()
+    )
     assert distance(rolled(model, run).latents[:-1], run.latents[:-1]) < 1e-3
-    assert run.way.noise[:-1].std() > 1
+    assert run.conditioning.noise[:-1].std() > 1
     assert torch.equal(run.latents, METHODS["edit-friendly"](model, start, seed=3).latents)
     assert not torch.equal(run.latents, METHODS["edit-friendly"](model, start, seed=4).latents)
 
@@ -293,7 +303,7 @@ def test_edit_friendly_inversion_leads_back_and_its_noise_is_large(model, start)
 def test_an_edit_skips_what_its_source_says(model, start):
     run = METHODS["edit-friendly"](model, start, skip=0.5)
     before = model.rows
-    edited = model.edit(run, ["a dog on the beach", "a hat on the beach"], cross=0, self_=0)
+    edited = model.edit(run, ["a dog on the beach", "a hat on the beach"], cross_replace=0, self_replace=0)
     assert model.rows - before == 3 + 4  # two steps are left; at the first of them all latents are alike
     for one in edited:
         assert torch.equal(one.latents[:3], run.latents[:3]) and not torch.equal(one.latents[3], run.latents[3])
@@ -302,7 +312,7 @@ def test_an_edit_skips_what_its_source_says(model, start):
 def test_an_edit_takes_over_the_noise_of_its_source(model, start):
     """Edit-friendly, into its own prompt: z leads to each of the source's latents but the last. Float32, 1e-3."""
     run = METHODS["edit-friendly"](model, start, skip=0.25)
-    same = model.edit(run, PROMPT, cross=0, self_=0)
+    same = model.edit(run, PROMPT, cross_replace=0, self_replace=0)
     assert distance(same.latents[:-1], run.latents[:-1]) < 1e-3 < distance(same.latents[-1], run.latents[-1])
 
 
@@ -311,13 +321,13 @@ def test_an_edit_takes_over_the_noise_of_its_source(model, start):
 def test_the_plan_of_an_edit_predicts_its_rows_whatever_the_run_carries(model, start, method, guidance):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run = METHODS[method](model, replace(start, guidance=guidance))
+        run = METHODS[method](model, replace(start, guidance_scale=guidance))
     read, texts = model.text.prompt(PROMPT), [f"a {word} on the beach" for word in ("dog", "hat", "pig")]
     for blended in (False, True):
         targets = []
         for text in texts:
             new, blend = model.text.prompt(text), LocalBlend("beach", "beach")
-            begun = LocalBlendState.begin(blend, read, new, STEPS, (8, 9), model.unet.sites) if blended else None
+            begun = LocalBlendState.start(blend, read, new, STEPS, (8, 9), model.unet.sites) if blended else None
             targets.append(EditTarget(text, plan_edit(read, new, STEPS), begun))
         before = model.rows
         run_edits(model, run, targets, batch=2)
@@ -327,7 +337,10 @@ def test_the_plan_of_an_edit_predicts_its_rows_whatever_the_run_carries(model, s
 def test_targets_that_differ_only_in_steps_that_are_skipped_are_one_row(model, start):
     run, read = METHODS["edit-friendly"](model, start, skip=0.5), model.text.prompt(PROMPT)
     new = model.text.prompt("a dog on the beach")
-    targets = [EditTarget("a dog on the beach", plan_edit(read, new, STEPS, cross=c, self_=0)) for c in (0, 0.2, 0.4)]
+    targets = [
+        EditTarget("a dog on the beach", plan_edit(read, new, STEPS, cross_replace=c, self_replace=0))
+        for c in (0, 0.2, 0.4)
+    ]
     assert plan_batches(model, run, targets).rows == [[], [], [[0, 1, 2]], [[0, 1, 2]]]
     one, *others = run_edits(model, run, targets)
     assert all(torch.equal(one.latents, other.latents) for other in others)
@@ -336,26 +349,30 @@ def test_targets_that_differ_only_in_steps_that_are_skipped_are_one_row(model, s
 def test_an_edit_of_an_edit_goes_the_same_way(model, start, tmp_path):
     run = METHODS["edit-friendly"](model, start, skip=0.5)
     first = model.edit(run, "a dog on the beach")
-    assert first.way is run.way
+    assert first.conditioning is run.conditioning
     before = model.rows
-    second = model.edit(first, "a dog on the grass", cross=0, self_=0)
+    second = model.edit(first, "a dog on the grass", cross_replace=0, self_replace=0)
     assert model.rows - before == 2 * 2 and torch.equal(second.latents[:3], first.latents[:3])
     first.save(tmp_path / "first.safetensors")
-    again = model.edit(model.open(tmp_path / "first.safetensors"), "a dog on the grass", cross=0, self_=0)
+    again = model.edit(
+        model.open(tmp_path / "first.safetensors"), "a dog on the grass", cross_replace=0, self_replace=0
+    )
     assert torch.equal(again.latents, second.latents)
 
 
 def test_proximal_guidance_holds_for_the_source_and_at_guidance_1(model, start):
     """ε_u + w prox(ε_c − ε_u), of the model's own predictions. Float32, 1e-5."""
-    words, empty, x, step = model.text(PROMPT), model.text("night"), start.noise, model.sched.steps(STEPS)[1]
+    words, empty, x, step = model.text(PROMPT), model.text("night"), start.noise, model.scheduler.steps(STEPS)[1]
     with torch.no_grad():
         eps_u, eps_c = model.unet(torch.cat([x, x]), step.t, torch.cat([empty, words])).split(1)
     for w in (1.0, 4.0):
         for alike in (False, True):
-            made = model.predict(x, step.t, empty, words, w, fused, alike, 0.8)
+            made = model.guided_noise(x, step.t, empty, words, w, fused, alike, 0.8)
             assert distance(made, eps_u + w * soft_threshold(eps_c - eps_u, 0.8)) < 1e-5
-    night = replace(start, negative="night", way=Conditioning(proximal=0.8))
-    far = distance(sample(model, night).latents[1], sample(model, replace(night, way=Conditioning())).latents[1])
+    night = replace(start, negative_prompt="night", conditioning=Conditioning(proximal_quantile=0.8))
+    far = distance(
+        sample(model, night).latents[1], sample(model, replace(night, conditioning=Conditioning())).latents[1]
+    )
     assert far > 1e-3
 
 
@@ -376,7 +393,7 @@ def test_null_text_inversion_asks_less_of_later_steps(model, start):
 
 
 def test_noise_that_is_not_finite_is_an_error_of_the_step(model, start, monkeypatch):
-    predict = model.predict
+    predict = model.guided_noise
     monkeypatch.setattr(model, "predict", lambda *given, **more: predict(*given, **more) * math.nan)
     for method, step in (("edit-friendly", 1), ("ddim", 4)):
         with pytest.raises(ValueError, match=f"not finite after step {step}"):
@@ -401,12 +418,12 @@ def test_every_method_gives_a_run_that_edits_records_and_files_take(model, start
         warnings.simplefilter("ignore")  # four coarse steps may send null-text inversion astray
         run = METHODS[method](model, start)
     assert run.latents.shape[0] == STEPS + 1 and run.prompt == PROMPT and run.seed is None
-    edited = model.edit(run, ["a dog on the beach", "a cat on the beach at night"], blend="beach")
+    edited = model.edit(run, ["a dog on the beach", "a cat on the beach at night"], local_blend="beach")
     assert all(torch.isfinite(one.latents).all() and torch.equal(one.source.latents, run.latents) for one in edited)
     run.save(tmp_path / "run.safetensors")
     filed = model.record(model.open(tmp_path / "run.safetensors"), file=tmp_path / "recorded.safetensors")
     for origin in (filed, model.open(tmp_path / "recorded.safetensors")):
-        again = model.edit(origin, ["a dog on the beach", "a cat on the beach at night"], blend="beach")
+        again = model.edit(origin, ["a dog on the beach", "a cat on the beach at night"], local_blend="beach")
         assert all(torch.equal(a.latents, b.latents) for a, b in zip(edited, again, strict=True))
 
 
@@ -442,14 +459,14 @@ def test_a_photograph_is_inverted_from_its_file_an_image_or_a_tensor(model):
         (RENDER, dict(method=["ddim"]), "the method is one of"),
         (RENDER, dict(method="edit-friendly", seed="x"), "seed must be a whole number"),
         (RENDER, dict(method="edit-friendly", seed=-1), "seed must be a whole number"),
-        (RENDER, dict(method="null-text", inner=-1), "inner must be a whole number"),
-        (RENDER, dict(polish=-1), "polish is a whole number of updates from 0 on, not -1"),
-        (RENDER, dict(polish=2.5), "polish is a whole number"),
-        (RENDER, dict(method="null-text", inner=1.5), "inner must be a whole number"),
-        (RENDER, dict(method="null-text", rate="x"), "rate must be a number from 0 on, not 'x'"),
-        (RENDER, dict(method="null-text", stop=float("nan")), "stop must be a number"),
+        (RENDER, dict(method="null-text", num_inner_steps=-1), "inner must be a whole number"),
+        (RENDER, dict(vae_refine_steps=-1), "polish is a whole number of updates from 0 on, not -1"),
+        (RENDER, dict(vae_refine_steps=2.5), "polish is a whole number"),
+        (RENDER, dict(method="null-text", num_inner_steps=1.5), "inner must be a whole number"),
+        (RENDER, dict(method="null-text", learning_rate="x"), "rate must be a number from 0 on, not 'x'"),
+        (RENDER, dict(method="null-text", early_stop_epsilon=float("nan")), "stop must be a number"),
         (RENDER, dict(method="proximal", quantile=None), "quantile must be a number"),
-        (RENDER, dict(method="negative-prompt", negative="fog"), "it takes no other"),
+        (RENDER, dict(method="negative-prompt", negative_prompt="fog"), "it takes no other"),
         (torch.zeros(3, 0, 0), {}, "a picture is 3 H W in"),
         (torch.zeros(3, 64, 64).bool(), {}, "floating-point numbers"),
         (torch.zeros(3, 64, 64), dict(size=(64, 64)), "leave size out"),

@@ -28,7 +28,7 @@ def drawn(model, rank=2, seed=0):
             torch.randn(rank, *w.shape[1:], generator=g) * 0.1,
             torch.randn(w.shape[0], rank, *[1] * (w.ndim - 2), generator=g) * 0.1,
         )
-    width = model.text.towers[0].width
+    width = model.text.clip_encoders[0].width
     found[TEXT] = torch.randn(rank, width, generator=g) * 0.1, torch.randn(width, rank, generator=g) * 0.1
     return found
 
@@ -145,7 +145,7 @@ def test_two_files_are_the_sum_of_both(family, tmp_path):
     want = expected(expected(before, a, 1.0), b, -0.5)
     for name, tensor in state(styled).items():
         torch.testing.assert_close(tensor, want[name], atol=1e-6, rtol=1e-6)
-    assert styled.made.said == model.made.said | {"LoRA": "a.safetensors at 1, b.safetensors at -0.5"}
+    assert styled.origin.said == model.origin.said | {"LoRA": "a.safetensors at 1, b.safetensors at -0.5"}
 
 
 def test_both_text_encoders_of_stable_diffusion_xl(family, tmp_path):
@@ -319,7 +319,7 @@ def test_a_twin_keeps_what_the_model_is(family, tmp_path):
     stem = f"diffusion_model.{name}"  # without unet. before it
     save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, tmp_path / "a.safetensors")
     styled = model.merged(tmp_path / "a.safetensors")
-    assert styled.guidance == 1.0 and styled.text.zeros and not styled.unet.training
+    assert styled.guidance_scale == 1.0 and styled.text.zeros and not styled.unet.training
     assert not any(p.requires_grad for p in styled.unet.parameters())
     changed = styled.unet.get_parameter(stem.removeprefix("diffusion_model.") + ".weight")
     torch.testing.assert_close(

@@ -25,7 +25,7 @@ SOURCE, TARGET = "a cat and a house on grass", "a dog and a house on grass"
 
 
 def prompt(text):
-    return Prompt.of(text, TOKENIZER)
+    return Prompt.tokenize(text, TOKENIZER)
 
 
 def qk(queries, seed=0, keys=77):
@@ -39,8 +39,8 @@ def qk(queries, seed=0, keys=77):
 def test_a_column_is_one_at_the_words_tokens():
     p = prompt("a lighthouse, a cat")
     made = token_indicator(p, ["a", "lighthouse", "cat"])
-    assert made.shape == (3, 77) and made.sum(1).tolist() == [2, len(p.find("lighthouse")), 1]
-    assert all(made[row, list(p.find(word))].all() for row, word in enumerate(["a", "lighthouse", "cat"]))
+    assert made.shape == (3, 77) and made.sum(1).tolist() == [2, len(p.token_indices("lighthouse")), 1]
+    assert all(made[row, list(p.token_indices(word))].all() for row, word in enumerate(["a", "lighthouse", "cat"]))
     with pytest.raises(ValueError, match="'dog' is not in the prompt"):
         token_indicator(p, ["cat", "dog"])
 
@@ -77,7 +77,7 @@ def test_map_size_rounds_up():
 
 
 def test_masks_read_the_coarsest_maps_of_at_least_16_by_16():
-    sd, xl = (on_meta(UNet, UNetConfig.of(config)).sites for config in (SD15_UNET, SDXL_UNET))
+    sd, xl = (on_meta(UNet, UNetConfig.from_dict(config)).sites for config in (SD15_UNET, SDXL_UNET))
     for latent, strides in {(64, 64): (4,), (96, 96): (4,), (32, 32): (2,), (8, 8): (1,)}.items():
         assert default_strides(sd, latent) == strides
     assert default_strides(xl, (128, 128)) == default_strides(xl, (64, 64)) == (4,)
@@ -127,7 +127,7 @@ def test_mask_at_the_ends_of_the_threshold_and_of_no_heat():
 def blending(blend, source=HEAT, target=None, latent=(4, 4)):
     """A blending of "a cat dog" with given heat: rows: the words that may change, those that may not."""
     p = prompt("a cat dog")
-    made = LocalBlendState.begin(blend, p, p, 10, latent, SITES)
+    made = LocalBlendState.start(blend, p, p, 10, latent, SITES)
     for heat_sum, given in ((made.source, source), (made.target, target)):
         given = torch.zeros(2, *source.shape[-2:]) if given is None else given
         heat_sum.sums[1] = given if given.ndim == 3 else torch.stack([given, torch.zeros_like(given)])
@@ -177,9 +177,13 @@ def test_blending_is_the_sources_latents_outside_and_the_targets_inside_from_its
 
 
 def test_what_a_blend_is_made_of():
-    assert LocalBlend.of(None) is None and LocalBlend.of("cat") == LocalBlend(("cat",), ("cat",))
-    assert LocalBlend.of(("cat", "dog")) == LocalBlend.of(["cat", "dog"]) == LocalBlend(("cat",), ("dog",))
-    assert LocalBlend.of(own := LocalBlend(("cat",))) is own
+    assert LocalBlend.from_argument(None) is None and LocalBlend.from_argument("cat") == LocalBlend(("cat",), ("cat",))
+    assert (
+        LocalBlend.from_argument(("cat", "dog"))
+        == LocalBlend.from_argument(["cat", "dog"])
+        == LocalBlend(("cat",), ("dog",))
+    )
+    assert LocalBlend.from_argument(own := LocalBlend(("cat",))) is own
 
 
 @pytest.mark.parametrize(
@@ -199,8 +203,14 @@ def test_what_a_blend_is_made_of():
             lambda: LocalBlend(mask=torch.ones(1, 4, 4)),
             "own mask must be rows × columns of finite numbers, not (1, 4, 4)",
         ),
-        (lambda: LocalBlend.of(("cat",)), "a blend is a word, a (source word, target word) or a Blend, not ('cat',)"),
-        (lambda: LocalBlend.of(("cat", "dog", "hat")), "a blend is a word, a (source word, target word) or a Blend"),
+        (
+            lambda: LocalBlend.from_argument(("cat",)),
+            "a blend is a word, a (source word, target word) or a Blend, not ('cat',)",
+        ),
+        (
+            lambda: LocalBlend.from_argument(("cat", "dog", "hat")),
+            "a blend is a word, a (source word, target word) or a Blend",
+        ),
         (lambda: blending(LocalBlend(("cow",))), "'cow' is not in the prompt 'a cat dog'"),
         (lambda: blending(LocalBlend(("cat",), ("cow",))), "'cow' is not in the prompt"),
         (lambda: blending(LocalBlend(("cat",), without_target=("cow",))), "'cow' is not in the prompt"),
@@ -229,7 +239,7 @@ def seen(model):
 
 def word_heat(store, prompt, word):
     """By hand: summed over the word's tokens and the steps and sites, mean over the heads."""
-    at = list(prompt.find(word))
+    at = list(prompt.token_indices(word))
     return sum(m[:, 0][..., at].sum((0, -1)).mean(0) for m in store.maps.values()).reshape(16, 16)
 
 
@@ -256,7 +266,7 @@ def test_the_mask_of_an_edit_is_the_sum_over_the_steps_so_far_after_the_edit(mod
     threshold, without = (middle(word_heat(before, p, word)) for word in ("cat", "house"))
     after = AttentionStore(sites=lambda site: site.cross and site.stride == 1, each=True)
     blend = LocalBlend(("cat",), ("dog",), without_target=("house",), threshold=threshold, without_threshold=without)
-    out = model.edit(run, TARGET, blend=blend, reweight={"dog": 2}, attend=explicit(after))
+    out = model.edit(run, TARGET, local_blend=blend, reweight={"dog": 2}, attend=explicit(after))
     cat, dog, house = (word_heat(*given) for given in ((before, p, "cat"), (after, new, "dog"), (after, new, "house")))
     size = (16, 16)
     literal = heatmap_to_mask(cat, size, threshold) | heatmap_to_mask(dog, size, threshold)
@@ -269,7 +279,7 @@ def test_outside_the_mask_every_latent_is_the_sources_to_the_bit(model, seen):
     own = torch.zeros(128, 128)
     own[:64, 32:] = 1
     plain = model.edit(run, TARGET)
-    out = model.edit(run, TARGET, blend=LocalBlend(mask=own, start=0.4))
+    out = model.edit(run, TARGET, local_blend=LocalBlend(mask=own, start=0.4))
     m = torch.zeros(16, 16, dtype=torch.bool)
     m[:8, 4:] = True
     assert torch.equal(out.mask, m)
@@ -282,7 +292,7 @@ def test_the_last_mask_of_words_holds_the_source_outside(model, seen):
     run, store = seen
     threshold = middle(word_heat(store, model.text.prompt(SOURCE), "cat"))
     blend = LocalBlend(("cat",), ("dog",), threshold=threshold)
-    for out in model.edit(run, [TARGET, "a dog and a house on grass at night"], blend=blend):
+    for out in model.edit(run, [TARGET, "a dog and a house on grass at night"], local_blend=blend):
         m = out.mask
         assert 0 < m.sum() < 256 and torch.equal(out.latents[-1][:, ~m], run.latents[-1][:, ~m])
         assert not torch.equal(out.latents[-1][:, m], run.latents[-1][:, m])
@@ -290,8 +300,8 @@ def test_the_last_mask_of_words_holds_the_source_outside(model, seen):
 
 def test_at_the_ends_of_the_threshold_the_edit_is_all_there_or_not_at_all(model, seen):
     run, _ = seen
-    everywhere = model.edit(run, TARGET, blend=LocalBlend(("cat",), ("dog",), threshold=0.0))
-    nowhere = model.edit(run, TARGET, blend=LocalBlend(("cat",), ("dog",), threshold=1.0, start=0.0))
+    everywhere = model.edit(run, TARGET, local_blend=LocalBlend(("cat",), ("dog",), threshold=0.0))
+    nowhere = model.edit(run, TARGET, local_blend=LocalBlend(("cat",), ("dog",), threshold=1.0, start=0.0))
     assert everywhere.mask.all() and torch.equal(everywhere.latents, model.edit(run, TARGET).latents)
     assert not nowhere.mask.any() and torch.equal(nowhere.latents, run.latents)
 
@@ -308,7 +318,7 @@ def test_at_the_ends_of_the_threshold_the_edit_is_all_there_or_not_at_all(model,
 )
 def test_words_to_blend_that_are_not_there(model, seen, blend, says):
     with pytest.raises(ValueError) as error:
-        model.edit(seen[0], TARGET, blend=blend)
+        model.edit(seen[0], TARGET, local_blend=blend)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
@@ -333,13 +343,13 @@ def test_the_first_step_of_a_blend_is_its_share_of_the_steps():
     """int(start · N), as the published code has it: not of N + 1, as the schedules of attention are."""
     p = prompt("a cat dog")
     for start, steps, first in ((0.5, 5, 2), (0.2, 50, 10), (0.4, 12, 4), (1.0, 7, 7)):
-        assert LocalBlendState.begin(LocalBlend("cat", start=start), p, p, steps, (4, 4), SITES).first_step == first
+        assert LocalBlendState.start(LocalBlend("cat", start=start), p, p, steps, (4, 4), SITES).first_step == first
 
 
 def test_a_word_that_is_named_twice_counts_once():
     p = prompt("a red cat")
     once, twice = (
-        LocalBlendState.begin(LocalBlend(words), p, p, 5, (4, 4), SITES) for words in (("red cat",), ("red cat", "cat"))
+        LocalBlendState.start(LocalBlend(words), p, p, 5, (4, 4), SITES) for words in (("red cat",), ("red cat", "cat"))
     )
     assert torch.equal(once.source.columns, twice.source.columns)
 
@@ -468,8 +478,8 @@ def test_a_blend_that_sets_in_gradually_ends_as_the_binary_one():
         (lambda: LocalBlend("cat", threshold=(0.5, 0.5)), "soft pair"),
         (lambda: LocalBlend("cat", threshold=(0, 2)), "soft pair"),
         (lambda: LocalBlend("cat", threshold=(0.1, float("nan"))), "soft pair"),
-        (lambda: LocalBlend("cat", spread=-1), "spread is a"),
-        (lambda: LocalBlend("cat", spread=1.5), "spread is a whole number"),
+        (lambda: LocalBlend("cat", self_attention_hops=-1), "spread is a"),
+        (lambda: LocalBlend("cat", self_attention_hops=1.5), "spread is a whole number"),
         (lambda: LocalBlend("cat", start=(0.5, 0.2)), "start must"),
         (lambda: LocalBlend("cat", start=(0.5, 1.2)), "start must"),
         (lambda: LocalBlend("cat", start="now"), "start must"),
@@ -482,35 +492,35 @@ def test_what_sharper_blends_cannot_be(make, says):
 
 
 def test_a_spread_blend_is_the_same_streamed_recorded_and_explicit(model):
-    blend = LocalBlend("cat", "dog", spread=2, threshold="otsu", pool=False)
-    streamed = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, blend=blend)
-    kept = model.record(SOURCE, seed=SEED, steps=STEPS, self_=1.0)
-    assert torch.equal(model.edit(kept, TARGET, blend=blend).latents, streamed.latents)
+    blend = LocalBlend("cat", "dog", self_attention_hops=2, threshold="otsu", pool=False)
+    streamed = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, local_blend=blend)
+    kept = model.record(SOURCE, seed=SEED, steps=STEPS, self_replace=1.0)
+    assert torch.equal(model.edit(kept, TARGET, local_blend=blend).latents, streamed.latents)
     assert 0 < streamed.mask.sum() < 256
-    maps = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, blend=blend, explicit=True)
+    maps = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, local_blend=blend, explicit=True)
     assert (maps.mask != streamed.mask).sum() <= 2
     plain = model.edit(
-        SOURCE, TARGET, seed=SEED, steps=STEPS, blend=LocalBlend("cat", "dog", threshold="otsu", pool=False)
+        SOURCE, TARGET, seed=SEED, steps=STEPS, local_blend=LocalBlend("cat", "dog", threshold="otsu", pool=False)
     )
     assert not torch.equal(plain.mask, streamed.mask)
 
 
 def test_where_a_word_is_in_picture_pixels(model, seen):
     run, _ = seen
-    cat, grass = run.where("cat"), run.where("grass", threshold=0.5, spread=0)
+    cat, grass = run.where("cat"), run.where("grass", threshold=0.5, self_attention_hops=0)
     assert cat.shape == (128, 128) and cat.dtype == torch.bool and 0 < cat.sum() < cat.numel()
-    heat = run.heat(["cat"]).total[0]
+    heat = run.heatmaps(["cat"]).total[0]
     assert torch.equal(cat, heatmap_to_mask(heat, (128, 128), "otsu", pool=False, smooth=True))
-    spread = heatmap_to_mask(run.heat(["cat"], spread=2).total[0], (128, 128), 0.5, pool=False, smooth=True)
-    assert torch.equal(run.where("cat", threshold=0.5, spread=2), spread)
+    spread = heatmap_to_mask(run.heatmaps(["cat"], spread=2).total[0], (128, 128), 0.5, pool=False, smooth=True)
+    assert torch.equal(run.where("cat", threshold=0.5, self_attention_hops=2), spread)
     soft = run.where(["cat", "house"], threshold=(0.2, 0.5))
     assert soft.dtype == torch.float32 and soft.min() >= 0 and soft.max() <= 1
-    out = model.edit(run, TARGET, blend=LocalBlend(mask=cat & ~grass))
+    out = model.edit(run, TARGET, local_blend=LocalBlend(mask=cat & ~grass))
     assert out.mask is not None
     for options, says in (
         (dict(threshold=2), "a mask's threshold must"),
-        (dict(spread=1.5), "spread is a whole"),
-        (dict(spread=17), "spread is a whole"),
+        (dict(self_attention_hops=1.5), "spread is a whole"),
+        (dict(self_attention_hops=17), "spread is a whole"),
         (dict(strides=2), "strides are several"),
     ):
         with pytest.raises(ValueError, match=says):

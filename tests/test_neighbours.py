@@ -35,15 +35,15 @@ def test_the_target_asks_and_the_source_answers(run):
 
 
 def test_a_source_edited_into_itself_by_masactrl_is_itself(model, run):
-    made = model.edit(run, run.prompt, cross=0, self_=0, attend=MasaCtrl(run, start=0.0))
+    made = model.edit(run, run.prompt, cross_replace=0, self_replace=0, attend=MasaCtrl(run, start=0.0))
     torch.testing.assert_close(made.latents, run.latents, atol=1e-3, rtol=0)
 
 
 def test_plug_and_plays_attention_is_prompt_to_prompts_injection_in_the_decoder(model, run):
     up = SiteFilter(places=("up",))
-    theirs = model.edit(run, TARGET, cross=0, self_=0, attend=PlugAndPlay(run, end=0.5))
-    ours = model.edit(run, TARGET, cross=0, self_=0.5, self_pixels=16 * 16, where=up)
-    plain = model.edit(run, TARGET, cross=0, self_=0)
+    theirs = model.edit(run, TARGET, cross_replace=0, self_replace=0, attend=PlugAndPlay(run, end=0.5))
+    ours = model.edit(run, TARGET, cross_replace=0, self_replace=0.5, self_max_queries=16 * 16, sites=up)
+    plain = model.edit(run, TARGET, cross_replace=0, self_replace=0)
     torch.testing.assert_close(theirs.latents, ours.latents, atol=1e-4, rtol=0)
     assert (theirs.latents - plain.latents).abs().max() > 0.05
 
@@ -53,12 +53,12 @@ def test_steps_and_sites_are_those_that_are_asked_for(model, run):
     before = model.rows
     assert [guide.at(step) is minip2p.fused for step in range(STEPS)] == [True, True, False, False]
     assert model.rows == before + 2  # one row of the source for each step that is guided
-    fine = PlugAndPlay(run, where=SiteFilter(places=("down",), strides=(1,))).read(0)
+    fine = PlugAndPlay(run, sites=SiteFilter(places=("down",), strides=(1,))).read(0)
     assert {(site.place, site.stride) for site in fine} == {("down", 1)}
 
 
 def test_heads_that_are_not_asked_for_attend_by_themselves(run):
-    guide = MasaCtrl(run, start=0.0, where=SiteFilter(places=("up",), heads=(1,)))
+    guide = MasaCtrl(run, start=0.0, sites=SiteFilter(places=("up",), heads=(1,)))
     source = guide.read(1)
     site = next(iter(source))
     q, k, v = (torch.randn(1, *t.shape[1:]) for t in source[site])
@@ -72,7 +72,7 @@ def test_heads_that_are_not_asked_for_attend_by_themselves(run):
     [
         (lambda run: MasaCtrl(run, start=2.0), "the steps of steps are shares"),
         (lambda run: PlugAndPlay(run, end=-1), "the steps of steps are shares"),
-        (lambda run: MasaCtrl(run, where=SiteFilter(places=("left",))), "places must be some of"),
+        (lambda run: MasaCtrl(run, sites=SiteFilter(places=("left",))), "places must be some of"),
     ],
 )
 def test_what_a_neighbour_cannot_be_is_one_clear_line(run, made, says):
@@ -90,12 +90,14 @@ def test_what_a_neighbour_cannot_be_is_one_clear_line(run, made, says):
 def test_a_run_that_does_not_fit_the_edit_is_one_clear_line(model, run, edited, says):
     other = model.generate("a cat on the beach", **({"steps": STEPS} | edited))
     with pytest.raises(ValueError, match=says):
-        model.edit(other, TARGET, cross=0, self_=0, attend=MasaCtrl(run, start=0.0))
+        model.edit(other, TARGET, cross_replace=0, self_replace=0, attend=MasaCtrl(run, start=0.0))
 
 
 def test_several_targets_share_what_is_read(model, run):
     before = model.rows
-    made = model.edit(run, [TARGET, "a pig on the beach"], cross=0, self_=0, attend=MasaCtrl(run, start=0.0))
+    made = model.edit(
+        run, [TARGET, "a pig on the beach"], cross_replace=0, self_replace=0, attend=MasaCtrl(run, start=0.0)
+    )
     assert model.rows - before == STEPS * (1 + 2 * 2) - 1 and len(made) == 2
 
 

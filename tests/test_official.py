@@ -56,8 +56,8 @@ def hollow(tmp_path):
 @pytest.mark.parametrize("family", UNETS)
 def test_a_folders_tensors_are_the_official_ones(family):
     want = official(family)["folder"]
-    assert shapes(on_meta(UNet, UNetConfig.of(UNETS[family]))) == want["unet"]
-    assert shapes(on_meta(VAE, VAEConfig.of(SD15_VAE))) == want["vae"]
+    assert shapes(on_meta(UNet, UNetConfig.from_dict(UNETS[family]))) == want["unet"]
+    assert shapes(on_meta(VAE, VAEConfig.from_dict(SD15_VAE))) == want["vae"]
 
 
 @pytest.mark.parametrize("family", UNETS)
@@ -67,8 +67,8 @@ def test_a_single_files_tensors_are_the_official_ones(family, hollow):
     data = official(family)
     file = hollow(data["single"] | data["extras"], V if family == "sd21" else None)
     found = SingleFile(file, None)
-    unet = UNetConfig.of(UNETS[family])
-    ours = UNetConfig.of(found.config("unet"))
+    unet = UNetConfig.from_dict(UNETS[family])
+    ours = UNetConfig.from_dict(found.config("unet"))
     for name in UNetConfig.__dataclass_fields__.keys() - {"upcast_attention"}:  # which no key tells
         a, b = (
             one.per_level(getattr(one, name))
@@ -77,7 +77,7 @@ def test_a_single_files_tensors_are_the_official_ones(family, hollow):
             for one in (ours, unet)
         )
         assert a == b, name
-    vae = VAEConfig.of(found.config("vae"))
+    vae = VAEConfig.from_dict(found.config("vae"))
     assert vae.block_out_channels == (128, 256, 512, 512) and vae.layers_per_block == 2
     used = set()
     for part, want in data["folder"].items():

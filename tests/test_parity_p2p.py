@@ -182,19 +182,19 @@ def test_the_edit_equals_the_published_prompt_to_prompt_on_diffusers(model, pipe
         options["without"] = torch.stack([marked(pipeline, source, without[0]), marked(pipeline, target, without[1])])
 
     control = Published(mapper, kept, equalizer, **options)
-    theirs = published_run(pipeline, (source, target), plain.latents[:1], model.guidance, control)
+    theirs = published_run(pipeline, (source, target), plain.latents[:1], model.guidance_scale, control)
     kind = "refine" if kind == "same" else kind
     ours = model.edit(
         source,
         target,
         seed=SEED,
         steps=STEPS,
-        cross=CROSS,
-        self_=SELF,
-        self_pixels=SELF_PIXELS,
+        cross_replace=CROSS,
+        self_replace=SELF,
+        self_max_queries=SELF_PIXELS,
         kind=kind,
         reweight=weights,
-        blend=blend,
+        local_blend=blend,
         parity=True,
     )
 

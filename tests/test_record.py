@@ -18,12 +18,17 @@ from minip2p.sched import DDIMScheduler
 
 SOURCE, STEPS = "a cat and a house on grass", 4
 TARGETS = ["a dog and a house on grass", "a cat and a house on grass at night"]
-OPTIONS = [{}, dict(cross=1.0, self_=1.0), dict(blend=LocalBlend("house", start=0)), dict(reweight={"house": 2})]
+OPTIONS = [
+    {},
+    dict(cross_replace=1.0, self_replace=1.0),
+    dict(local_blend=LocalBlend("house", start=0)),
+    dict(reweight={"house": 2}),
+]
 
 
 @pytest.fixture(scope="module")
 def recorded(model):
-    return model.record(SOURCE, seed=5, steps=STEPS, self_=1.0)
+    return model.record(SOURCE, seed=5, steps=STEPS, self_replace=1.0)
 
 
 def same(one, other):
@@ -34,7 +39,7 @@ def same(one, other):
 def test_streamed_recorded_and_loaded_are_equal_to_the_bit(model, recorded, tmp_path, options):
     streamed = model.edit(SOURCE, TARGETS, seed=5, steps=STEPS, **options)
     recorded.save(tmp_path / "run.safetensors")
-    filed = model.record(SOURCE, seed=5, steps=STEPS, self_=1.0, file=tmp_path / "filed.safetensors")
+    filed = model.record(SOURCE, seed=5, steps=STEPS, self_replace=1.0, file=tmp_path / "filed.safetensors")
     for run in (recorded, filed, model.open(tmp_path / "run.safetensors"), model.open(tmp_path / "filed.safetensors")):
         before = model.rows
         for one, other in zip(streamed, model.edit(run, TARGETS, **options), strict=True):
@@ -52,38 +57,40 @@ def test_another_process_reads_the_file(model, recorded, tmp_path):
 
 
 def test_the_record_of_a_run_equals_the_record_of_its_start(model, recorded):
-    again = model.record(model.generate(SOURCE, seed=5, steps=STEPS), self_=1.0)
+    again = model.record(model.generate(SOURCE, seed=5, steps=STEPS), self_replace=1.0)
     assert again.record.tensors.keys() == recorded.record.tensors.keys()
     assert all(torch.equal(again.record.tensors[name], tensor) for name, tensor in recorded.record.tensors.items())
 
 
 def test_what_was_not_kept_is_made_anew(model):
-    run = model.record(SOURCE, seed=5, steps=STEPS, cross=0.5, self_=0.25)  # cross at 2 steps, self at 1
+    run = model.record(SOURCE, seed=5, steps=STEPS, cross_replace=0.5, self_replace=0.25)  # cross at 2 steps, self at 1
     before = model.rows
-    made = model.edit(run, TARGETS[0], cross=0.5, self_=0.25)
+    made = model.edit(run, TARGETS[0], cross_replace=0.5, self_replace=0.25)
     assert model.rows - before == 2 * STEPS
     before = model.rows
-    longer = model.edit(run, TARGETS[0], cross=0.8, self_=0.5)  # reads 4 steps, of which the first is kept
+    longer = model.edit(
+        run, TARGETS[0], cross_replace=0.8, self_replace=0.5
+    )  # reads 4 steps, of which the first is kept
     assert model.rows - before == 2 * STEPS + 2 * 3
-    assert same(longer, model.edit(SOURCE, TARGETS[0], seed=5, steps=STEPS, cross=0.8, self_=0.5))
+    assert same(longer, model.edit(SOURCE, TARGETS[0], seed=5, steps=STEPS, cross_replace=0.8, self_replace=0.5))
     assert not same(longer, made)
 
 
 def test_a_record_of_some_sites_serves_the_edits_that_reach_no_others(model, recorded):
     where = minip2p.SiteFilter(places=("up",), strides=(1, 2))
-    run = model.record(SOURCE, seed=5, steps=STEPS, self_=1.0, where=where)
+    run = model.record(SOURCE, seed=5, steps=STEPS, self_replace=1.0, sites=where)
     assert {name.split(".")[0] for name in run.record.tensors} == {"up"}
     assert layout_bytes({n: (t.dtype, tuple(t.shape)) for n, t in run.record.tensors.items()}) < sum(
         tensor.nbytes for tensor in recorded.record.tensors.values()
     )
     before = model.rows
-    made = model.edit(run, TARGETS[0], where=where)
-    assert model.rows - before == 2 * STEPS and same(made, model.edit(recorded, TARGETS[0], where=where))
+    made = model.edit(run, TARGETS[0], sites=where)
+    assert model.rows - before == 2 * STEPS and same(made, model.edit(recorded, TARGETS[0], sites=where))
     assert same(model.edit(run, TARGETS[0]), model.edit(recorded, TARGETS[0])) and model.rows - before > 6 * STEPS
 
 
 def test_a_record_in_bfloat16_is_half_as_large_and_close(model, recorded):
-    half = model.record(SOURCE, seed=5, steps=STEPS, self_=1.0, dtype=torch.bfloat16)
+    half = model.record(SOURCE, seed=5, steps=STEPS, self_replace=1.0, dtype=torch.bfloat16)
     sizes = [sum(t.nbytes for t in run.record.tensors.values()) for run in (half, recorded)]
     assert 2 * sizes[0] == sizes[1]
     gap = model.edit(half, TARGETS[0]).latents - model.edit(recorded, TARGETS[0]).latents
@@ -131,7 +138,7 @@ def test_nothing_is_left_of_a_record_that_went_wrong(model, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         record(
             model,
-            model.start(SOURCE, steps=3),
+            model.prepare(SOURCE, steps=3),
             CachePolicy((0, 3), (0, 0), 0),
             dtype=torch.float32,
             budget=0,
@@ -147,11 +154,11 @@ def test_nothing_is_left_of_a_record_that_went_wrong(model, tmp_path):
         (dict(dtype="float16"), "a dtype of torch and a budget in bytes"),
         (dict(budget="x"), "a budget in bytes"),
         (dict(budget=float("nan")), "a budget in bytes"),
-        (dict(where="down"), "where is a Where, not 'down'"),
-        (dict(self_pixels="x"), "self_pixels is a whole number"),
-        (dict(self_pixels=-1), "self_pixels is a whole number"),
-        (dict(cross=2), "the steps of cross are shares"),
-        (dict(self_=2), "the steps of self are shares"),
+        (dict(sites="down"), "where is a Where, not 'down'"),
+        (dict(self_max_queries="x"), "self_pixels is a whole number"),
+        (dict(self_max_queries=-1), "self_pixels is a whole number"),
+        (dict(cross_replace=2), "the steps of cross are shares"),
+        (dict(self_replace=2), "the steps of self are shares"),
     ],
 )
 def test_what_a_record_cannot_be_is_one_clear_line(model, options, says):
@@ -175,15 +182,17 @@ def test_a_folder_in_the_place_of_a_runs_file_is_named(model, recorded, tmp_path
 def test_a_runs_file_is_a_safetensors_file(model, recorded, tmp_path):
     file = tmp_path / "deep" / "run.safetensors"
     way = Conditioning(model.text("night").repeat(STEPS, 1, 1), torch.randn(recorded.latents[1:].shape), 1, 0.25)
-    steps = replace(recorded, way=way, negative='a "b" ü', seed=None)
+    steps = replace(recorded, conditioning=way, negative_prompt='a "b" ü', seed=None)
     steps.save(file)
     tensors = load_file(file)
     assert torch.equal(tensors["latents"], recorded.latents) and "up.1.cross.q.3" in tensors
     assert all(torch.equal(tensors[name], tensor) for name, tensor in recorded.record.tensors.items())
     again = model.open(file)
-    assert again.seed is None and again.negative == 'a "b" ü'
-    assert torch.equal(again.way.unconditional, way.unconditional) and torch.equal(again.way.noise, way.noise)
-    assert (again.way.skip, again.way.proximal) == (1, 0.25)
+    assert again.seed is None and again.negative_prompt == 'a "b" ü'
+    assert torch.equal(again.conditioning.uncond_embeddings, way.uncond_embeddings) and torch.equal(
+        again.conditioning.noise, way.noise
+    )
+    assert (again.conditioning.skip, again.conditioning.proximal) == (1, 0.25)
     assert same(model.edit(again, TARGETS[0]), model.edit(steps, TARGETS[0]))
     assert [path.name for path in file.parent.iterdir()] == ["run.safetensors"]
 
@@ -256,7 +265,7 @@ def test_the_run_of_another_model_is_refused(model, recorded, tmp_path, change):
     recorded.save(tmp_path / "run.safetensors")
     other = minip2p.load(dtype=torch.bfloat16 if change == "dtype" else None)
     if change == "schedule":
-        other.sched = DDIMScheduler(replace(other.sched.config, beta_end=0.013))
+        other.scheduler = DDIMScheduler(replace(other.scheduler.config, beta_end=0.013))
     elif change != "dtype":
         part = {"unet": other.unet, "vae": other.vae, "text": other.text.encoders["text_encoder"]}[change]
         next(iter(part.parameters())).data += 1
@@ -265,10 +274,10 @@ def test_the_run_of_another_model_is_refused(model, recorded, tmp_path, change):
 
 
 def test_at_guidance_0_nothing_is_read_and_nothing_kept(model, tmp_path):
-    run = model.record(SOURCE, steps=2, guidance=0, file=tmp_path / "run.safetensors")
+    run = model.record(SOURCE, steps=2, guidance_scale=0, file=tmp_path / "run.safetensors")
     assert not run.record.tensors and load_file(tmp_path / "run.safetensors").keys() == {"latents"}
-    streamed = model.edit(SOURCE, TARGETS[0], steps=2, guidance=0, blend="house")
-    assert same(model.edit(run, TARGETS[0], blend="house"), streamed) and not streamed.mask.any()
+    streamed = model.edit(SOURCE, TARGETS[0], steps=2, guidance_scale=0, local_blend="house")
+    assert same(model.edit(run, TARGETS[0], local_blend="house"), streamed) and not streamed.mask.any()
 
 
 def test_keys_that_are_missing_are_made_anew(model, recorded, tmp_path):
@@ -301,5 +310,5 @@ def test_an_attention_of_ones_own_is_in_no_file(model, tmp_path):
 
 
 def test_records_and_edits_of_other_sizes(model):
-    run = model.record(SOURCE, steps=2, size=(40, 72), self_=1.0)
+    run = model.record(SOURCE, steps=2, size=(40, 72), self_replace=1.0)
     assert same(model.edit(run, TARGETS[0]), model.edit(SOURCE, TARGETS[0], steps=2, size=(40, 72)))

@@ -22,7 +22,7 @@ TAUS = (0.4, 0.55, 0.7, 0.85, 1.0)
 
 def target(model, prompt, steps, blend=None, latent=(16, 16), **options):
     old, new = model.text.prompt(SOURCE), model.text.prompt(prompt)
-    begun = None if blend is None else LocalBlendState.begin(blend, old, new, steps, latent, model.unet.sites)
+    begun = None if blend is None else LocalBlendState.start(blend, old, new, steps, latent, model.unet.sites)
     return EditTarget(prompt, plan_edit(old, new, steps, **options), begun)
 
 
@@ -33,25 +33,31 @@ def apart(one, other):
 def test_a_grid_of_taus_is_a_tree(model):
     """5 × 5 cells of 50 steps, by hand: cross ends at 20, 28, 35, 43, 50 and self at 20, 27, 35, 42, 50."""
     cells = [target(model, TARGET, 50, cross=a, self_=b) for a, b in itertools.product(TAUS, TAUS)]
-    plan = plan_batches(model, model.start(SOURCE), cells)
+    plan = plan_batches(model, model.prepare(SOURCE), cells)
     ends = [20, 28, 35, 43, 50], [20, 27, 35, 42, 50]
     by_hand = [
         (sum(end <= i for end in ends[0][:-1]) + 1) * (sum(end <= i for end in ends[1][:-1]) + 1) for i in range(50)
     ]
     assert [len(rows) for rows in plan.rows] == by_hand and plan.read == 50
-    assert plan.cost(model.start(SOURCE), batch=25) == 2 * 50 + 2 * sum(by_hand) == 948
+    assert plan.cost(model.prepare(SOURCE), batch=25) == 2 * 50 + 2 * sum(by_hand) == 948
 
 
 def test_cells_of_a_tree_equal_edits_made_one_by_one(model):
-    start = model.start(SOURCE, seed=1, steps=5)
+    start = model.prepare(SOURCE, seed=1, steps=5)
     blends = [
         None,
         LocalBlend("cat", "dog", start=0.5),
         LocalBlend("cat", "dog", start=0.5, threshold=0.7),
         LocalBlend("house"),
     ]
-    options = [dict(cross=a, self_=b, blend=c) for a in (0.4, 1.0) for b in (0.2, 0.8) for c in blends]
-    options += [dict(cross=0.4, reweight={"dog": 2}), dict(cross=0, self_=0), dict(kind="refine")]
+    options = [
+        dict(cross_replace=a, self_replace=b, local_blend=c) for a in (0.4, 1.0) for b in (0.2, 0.8) for c in blends
+    ]
+    options += [
+        dict(cross_replace=0.4, reweight={"dog": 2}),
+        dict(cross_replace=0, self_replace=0),
+        dict(kind="refine"),
+    ]
     cells = [target(model, TARGET, 5, **each) for each in options]
     together = run_edits(model, start, cells, batch=100)
     rows = plan_batches(model, start, cells).rows
@@ -70,7 +76,7 @@ settings_of_a_cell = st.fixed_dictionaries(
     {
         "prompt": st.sampled_from([TARGET, "a cat and a hat on grass"]),
         "cross": shares,
-        "self_": shares,
+        "self_replace": shares,
         "self_pixels": st.sampled_from([64, 256]),
         "weight": st.sampled_from([1.0, 2.0]),
         "blend": st.sampled_from([None, 0.3, 0.6]),
@@ -114,7 +120,9 @@ def same_rule(one, other):
     def same(a, b):
         return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 
-    inject = one.inject_self == other.inject_self and (not one.inject_self or one.self_pixels == other.self_pixels)
+    inject = one.self_alpha == other.self_alpha and (
+        not one.self_alpha or one.self_max_queries == other.self_max_queries
+    )
     return inject and same(one.cross.R, other.cross.R) and same(one.cross.S, other.cross.S)
 
 
@@ -126,11 +134,11 @@ def same_rule(one, other):
     st.sampled_from(["stream", "run", "record"]),
 )
 def test_the_plan_predicts_the_rows(model, cells, guidance, batch, kind):
-    origin = model.start(SOURCE, seed=1, steps=4, size=(40, 32), guidance=guidance)
+    origin = model.prepare(SOURCE, seed=1, steps=4, size=(40, 32), guidance_scale=guidance)
     if kind == "run":
         origin = SourceRun(model, origin).whole
     elif kind == "record":
-        origin = model.record(SourceRun(model, origin).whole, self_=1.0)
+        origin = model.record(SourceRun(model, origin).whole, self_replace=1.0)
     targets = [cell(model, **each, steps=4) for each in cells]
     before = model.rows
     run_edits(model, origin, targets, batch=batch)
@@ -161,7 +169,9 @@ def test_an_attention_of_ones_own_sees_every_target_at_once(model):
     """Though nine are more than a batch, and two of them are the same: so a store has a row for each."""
     prompts = [TARGET, TARGET, *(f"a {word} and a house on grass" for word in "pig cow car hat cake lamp lion".split())]
     store = AttentionStore(sites=lambda site: site.cross and site.stride == 4)
-    model.edit(model.generate(SOURCE, seed=1, steps=2), prompts, cross=0, self_=0, attend=explicit(store))
+    model.edit(
+        model.generate(SOURCE, seed=1, steps=2), prompts, cross_replace=0, self_replace=0, attend=explicit(store)
+    )
     (maps,) = store.maps.values()
     assert len(maps) == 9
     apart = [float((maps[0] - other).abs().max()) for other in maps[1:]]
@@ -180,7 +190,7 @@ def test_an_attention_of_ones_own_sees_every_target_at_once(model):
         dict(without_source="grass", without_threshold=0.6),
         dict(strides=(2,)),
         dict(start=0.75),
-        dict(spread=1),
+        dict(self_attention_hops=1),
         dict(threshold="otsu"),
         dict(threshold=(0.2, 0.4)),
         dict(start=(0.5, 1.0)),
@@ -205,9 +215,9 @@ def test_blends_that_differ_in_what_is_kept_out_alone_are_not_shared(model):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(where=SiteFilter(places=("mid",), strides=(1,))),
-        dict(cross=0, self_=1, self_pixels=0),
-        dict(cross=0, self_=0),
+        dict(sites=SiteFilter(places=("mid",), strides=(1,))),
+        dict(cross_replace=0, self_replace=1, self_max_queries=0),
+        dict(cross_replace=0, self_replace=0),
     ],
 )
 def test_a_source_that_is_read_nowhere_does_not_run(model, options):
@@ -219,5 +229,5 @@ def test_a_source_that_is_read_nowhere_does_not_run(model, options):
 @pytest.mark.parametrize("guidance", [0, 1])
 def test_rows_that_cancel_are_not_run(model, guidance):
     before = model.rows
-    model.edit(SOURCE, [TARGET, "a cat and a hat on grass"], steps=3, guidance=guidance, cross=1.0)
+    model.edit(SOURCE, [TARGET, "a cat and a hat on grass"], steps=3, guidance_scale=guidance, cross_replace=1.0)
     assert model.rows - before == {0: 1 + 2 + 2, 1: 3 + 3 * 2}[guidance]

@@ -50,7 +50,7 @@ class MadeUp:
         self.words, self.seen = words, []
 
     def __call__(self, pictures):
-        self.seen.append(pictures)
+        self.visible_words.append(pictures)
         n, (rows, columns) = len(pictures), pictures.shape[-2:]
         objects = torch.stack([torch.tensor([float(name == word) for name in OBJECTS]) for word in self.words[:n]])
         thing = torch.zeros(n, rows, columns)
@@ -80,7 +80,7 @@ def test_swaps_are_counted_for_the_right_picture(model):
     ((scene, (target, old, new)),) = tiny_cases.swap_cases(1)
     judge = MadeUp([old, old, new, new, old])  # source, without P2P, with it, at the card's τ, with blending
     table, images = tiny_cases.measure_swap(model, judge, 0, (scene, (target, old, new)), 2)
-    views = source, alone, usual, swap, blend = judge.seen[-1]
+    views = source, alone, usual, swap, blend = judge.visible_words[-1]
     assert [image.tobytes() for image in images] == [to_pil(view).tobytes() for view in views]
     assert table["object"] == 1 and (table["background"] == 1) == (scene.background == judge.config.backgrounds[0])
     assert [table[f"{name}_success"] for name in ("alone", "usual", "swap", "blend")] == [0, 1, 1, 0]
@@ -90,7 +90,7 @@ def test_swaps_are_counted_for_the_right_picture(model):
         assert table[f"psnr_{name}"] == pytest.approx(tiny_report.psnr(source, view, lower))
     assert not alone.equal(swap) and not usual.equal(swap)
     assert table["psnr_swap_right"] == table["psnr_swap"] and "psnr_blend_right" not in table
-    heat = sample(model, model.start(scene.caption, seed=0, steps=2)).heat([old], (1, 2)).mean[0]
+    heat = sample(model, model.prepare(scene.caption, seed=0, steps=2)).heatmaps([old], (1, 2)).mean[0]
     upper = torch.zeros(source.shape[1:], dtype=torch.bool)
     upper[: len(upper) // 2] = True
     upper[:, 0] = True
@@ -129,7 +129,7 @@ def test_the_four_targets_of_a_swap(model):
     old, new = model.text.prompt("a cat"), model.text.prompt("a dog")
     taus = (0.0, 0.0), (0.8, 0.4), tiny_cases.TAUS, tiny_cases.TAUS
     for target, (cross, self_) in zip(targets, taus, strict=True):
-        plan = plan_edit(old, new, 10, cross=cross, self_=self_)
+        plan = plan_edit(old, new, 10, cross_replace=cross, self_replace=self_)
         assert [target.edit.at(i).key for i in range(10)] == [plan.at(i).key for i in range(10)]
     blend = targets[3].blending.blend
     assert [t.blending for t in targets[:3]] == [None] * 3 and not blend.pool
@@ -139,7 +139,7 @@ def test_maps_are_read_in_the_middle_of_the_schedule(model, monkeypatch):
     """The render is noised as far as t says; masks are made at the published threshold, with the pool and without."""
     seen = []
     noised = lambda x, t, context, attend: seen.append((t, x)) or model.unet(x, t, context, attend)  # noqa: E731
-    part = SimpleNamespace(vae=model.vae, text=model.text, sched=model.sched, unet=noised)
+    part = SimpleNamespace(vae=model.vae, text=model.text, sched=model.scheduler, unet=noised)
     masks = []
     monkeypatch.setattr(tiny_report, "mask_of", lambda *given: masks.append(given[2:]) or heatmap_to_mask(*given))
     scene = next(tiny_cases.held_out_scenes(1, 1))
@@ -152,7 +152,7 @@ def test_maps_are_read_in_the_middle_of_the_schedule(model, monkeypatch):
     assert t == 500 and sorted(masks) == [(0.3, False), (0.3, True)]
     x0 = model.vae.scale(model.vae.encode(torch.zeros(1, 3, 128, 128))[0])
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    abar = model.sched.abars[t]
+    abar = model.scheduler.alphas_cumprod[t]
     torch.testing.assert_close(x, abar.sqrt() * x0 + (1 - abar).sqrt() * noise)
 
 

@@ -54,7 +54,7 @@ def pixels(path):
 
 
 def test_a_grid_is_every_combination_in_order():
-    grid = Grid.of(FIELDS)
+    grid = Grid.from_fields(FIELDS)
     assert grid.compared == ["seed", "target", "cross"] and grid.run == {"steps": 3, "size": [64, 72]}
     cells = grid.cells(2)
     assert [(cell["seed"], cell["target"][-5:], label(cell["cross"])) for cell in cells] == [
@@ -68,12 +68,18 @@ def test_a_grid_is_every_combination_in_order():
 
 def test_every_cell_is_the_edit_that_it_says(model, tmp_path):
     """Within one grey level: another batch rounds in another way."""
-    rows = sweep(model, Grid.of(FIELDS), tmp_path)
+    rows = sweep(model, Grid.from_fields(FIELDS), tmp_path)
     assert [row["cell"] for row in rows] == list(range(8))
     for row in rows:
         cross = row["cross"]
         alone = model.edit(
-            FIELDS["source"], row["target"], seed=row["seed"], cross=cross, self_=(0.2, 0.6), steps=3, size=(64, 72)
+            FIELDS["source"],
+            row["target"],
+            seed=row["seed"],
+            cross_replace=cross,
+            self_replace=(0.2, 0.6),
+            steps=3,
+            size=(64, 72),
         )
         assert np.abs(pixels(tmp_path / row["picture"]) - np.asarray(alone.image, int)).max() <= 1
         source = pixels(tmp_path / f"source-seed{row['seed']}.png")
@@ -85,28 +91,34 @@ def test_every_cell_is_the_edit_that_it_says(model, tmp_path):
     "fields, options",
     [
         (dict(reweight={"beach": 3.0}), dict(reweight={"beach": 3.0})),
-        (dict(self_pixels=16), dict(self_pixels=16)),
-        (dict(blend="cat:tiger", threshold=0.6), dict(blend=LocalBlend("cat", "tiger", threshold=0.6))),
-        (dict(blend="cat:tiger", threshold=[[0.2, 0.6]]), dict(blend=LocalBlend("cat", "tiger", threshold=(0.2, 0.6)))),
-        (dict(blend="cat:tiger", threshold="otsu"), dict(blend=LocalBlend("cat", "tiger", threshold="otsu"))),
-        (dict(places=[["up"]]), dict(where=SiteFilter(places=("up",)))),
-        (dict(strides=[[1, 4]], indices=[[0]]), dict(where=SiteFilter(strides=(1, 4), indices=(0,)))),
-        (dict(heads=[[1, 3]]), dict(where=SiteFilter(heads=(1, 3)))),
-        (dict(cross=[[0.3, 0.8]]), dict(cross=(0.3, 0.8))),
-        (dict(guidance=2.0, negative="night"), dict(guidance=2.0, negative="night")),
+        (dict(self_max_queries=16), dict(self_max_queries=16)),
+        (dict(local_blend="cat:tiger", threshold=0.6), dict(local_blend=LocalBlend("cat", "tiger", threshold=0.6))),
+        (
+            dict(local_blend="cat:tiger", threshold=[[0.2, 0.6]]),
+            dict(local_blend=LocalBlend("cat", "tiger", threshold=(0.2, 0.6))),
+        ),
+        (
+            dict(local_blend="cat:tiger", threshold="otsu"),
+            dict(local_blend=LocalBlend("cat", "tiger", threshold="otsu")),
+        ),
+        (dict(places=[["up"]]), dict(sites=SiteFilter(places=("up",)))),
+        (dict(strides=[[1, 4]], indices=[[0]]), dict(sites=SiteFilter(strides=(1, 4), indices=(0,)))),
+        (dict(heads=[[1, 3]]), dict(sites=SiteFilter(heads=(1, 3)))),
+        (dict(cross_replace=[[0.3, 0.8]]), dict(cross_replace=(0.3, 0.8))),
+        (dict(guidance_scale=2.0, negative_prompt="night"), dict(guidance_scale=2.0, negative_prompt="night")),
     ],
 )
 def test_every_axis_reaches_the_edit(model, tmp_path, fields, options):
     common = {"source": FIELDS["source"], "target": FIELDS["target"][0], "steps": 3, "size": [64, 64]}
-    (row,) = sweep(model, Grid.of(common | fields), tmp_path / "with")
+    (row,) = sweep(model, Grid.from_fields(common | fields), tmp_path / "with")
     alone = model.edit(common["source"], common["target"], **{"steps": 3, "size": (64, 64)} | options)
     assert np.array_equal(pixels(tmp_path / "with" / row["picture"]), np.asarray(alone.image))
-    (without,) = sweep(model, Grid.of(common), tmp_path / "without")
+    (without,) = sweep(model, Grid.from_fields(common), tmp_path / "without")
     assert not np.array_equal(pixels(tmp_path / "without" / without["picture"]), np.asarray(alone.image))
 
 
 def test_the_rows_that_are_run_are_those_that_the_plan_says(model, tmp_path):
-    grid = Grid.of({**FIELDS, "self": [0.0, 0.5, 1.0], "blend": ["", "beach"]})
+    grid = Grid.from_fields({**FIELDS, "self": [0.0, 0.5, 1.0], "blend": ["", "beach"]})
     work = plan_jobs(model, grid)
     before = model.rows
     sweep(model, grid, tmp_path)
@@ -116,11 +128,13 @@ def test_the_rows_that_are_run_are_those_that_the_plan_says(model, tmp_path):
 
 
 def test_figures_are_of_the_pictures(model, tmp_path):
-    grid = Grid.of({**FIELDS, "target": [FIELDS["source"]], "reweight": [{"beach": 1.0}, {"beach": 4.0}], "seed": 1})
+    grid = Grid.from_fields(
+        {**FIELDS, "target": [FIELDS["source"]], "reweight": [{"beach": 1.0}, {"beach": 4.0}], "seed": 1}
+    )
     same, more = sweep(model, grid, tmp_path, score=lambda *given: {"given": len(given)})[:2]
     assert same["psnr"] == 60 and same["mse"] < 1e-10 and same["ssim"] == pytest.approx(1) and same["given"] == 5
     assert more["psnr"] < 60 and more["mse"] > 0 and more["mse_inside"] is not None  # the re-weighted word has a place
-    nothing = Grid.of({"source": "a cat", "target": "a cat", "steps": 1, "size": [64, 64]})
+    nothing = Grid.from_fields({"source": "a cat", "target": "a cat", "steps": 1, "size": [64, 64]})
     assert sweep(model, nothing, tmp_path / "other")[0]["psnr_inside"] is None
 
 
@@ -151,7 +165,7 @@ def test_a_sweep_that_is_killed_ends_with_the_same_bytes(tmp_path):
 
 
 def test_what_is_done_is_not_done_again(model, tmp_path):
-    grid = Grid.of(FIELDS)
+    grid = Grid.from_fields(FIELDS)
     rows = sweep(model, grid, tmp_path)
     (tmp_path / "parts" / "seed2.json").unlink()
     before = model.rows
@@ -163,11 +177,11 @@ def test_what_is_done_is_not_done_again(model, tmp_path):
     other = minip2p.load(dtype=torch.bfloat16)
     for of, another, score in ((model, {"steps": 4}, None), (other, {}, None), (model, {}, lambda *given: {})):
         with pytest.raises(ValueError, match="holds the sweep of another grid or model.*: choose another folder"):
-            sweep(of, Grid.of(FIELDS | another), tmp_path, score=score)
+            sweep(of, Grid.from_fields(FIELDS | another), tmp_path, score=score)
 
 
 def test_the_results_are_a_tidy_table_sheets_and_charts(model, tmp_path):
-    grid = Grid.of({**FIELDS, "self": [0.0, 1.0], "seed": 1})
+    grid = Grid.from_fields({**FIELDS, "self": [0.0, 1.0], "seed": 1})
     rows = sweep(model, grid, tmp_path)
     paths = charts.write_results(tmp_path, grid, rows)
     pairs = ["target-cross", "target-self", "cross-self"]
@@ -241,7 +255,9 @@ def test_a_grid_needs_a_source_a_target_and_a_file(tmp_path, capsys):
 
 def test_a_chart_has_the_mean_of_each_pair_at_its_place(tmp_path, monkeypatch):
     """Every cell's number, as matplotlib is told to write it: cross down, self across, the mean over the seeds."""
-    grid = Grid.of({"source": "a", "target": "b", "seed": [1, 2], "cross": [0.4, 0.8], "self": [0.1, 0.2, 0.3]})
+    grid = Grid.from_fields(
+        {"source": "a", "target": "b", "seed": [1, 2], "cross": [0.4, 0.8], "self": [0.1, 0.2, 0.3]}
+    )
     rows = [
         {**cell, "cell": 0, "picture": "", "psnr": 100 * cell["cross"] + 10 * cell["self"] + cell["seed"]}
         for seed in (1, 2)
@@ -284,7 +300,7 @@ def test_the_judge_scores_the_sweep_of_the_model_that_ships(tmp_path, capsys):
 @pytest.fixture
 def finished(model, tmp_path):
     """A sweep that is done, its grid, and the file with the figures of a seed."""
-    grid = Grid.of({**FIELDS, "seed": [1], "steps": 2})
+    grid = Grid.from_fields({**FIELDS, "seed": [1], "steps": 2})
     sweep(model, grid, tmp_path)
     return grid, tmp_path, tmp_path / "parts" / "seed1.json"
 
@@ -323,13 +339,13 @@ def test_results_of_which_nothing_says_what_they_are_are_not_taken_over(model, f
     for change in (None, said[:-9], b"\xff"):
         (folder / "grid.json").unlink(missing_ok=True) if change is None else (folder / "grid.json").write_bytes(change)
         with pytest.raises(ValueError, match="holds the sweep of another grid or model"):
-            sweep(model, Grid.of({**FIELDS, "seed": [1], "source": "a pig on the beach", "steps": 2}), folder)
+            sweep(model, Grid.from_fields({**FIELDS, "seed": [1], "source": "a pig on the beach", "steps": 2}), folder)
         with pytest.raises(ValueError, match="holds the sweep of another grid or model"):
             sweep(model, grid, folder)
 
 
 def test_a_folder_goes_on_with_the_same_score_alone(model, tmp_path):
-    grid, score = Grid.of({**FIELDS, "seed": [1], "steps": 1}), lambda *given: {"fits": 1.0}
+    grid, score = Grid.from_fields({**FIELDS, "seed": [1], "steps": 1}), lambda *given: {"fits": 1.0}
     sweep(model, grid, tmp_path, score=score, scored_by="one CLIP")
     assert sweep(model, grid, tmp_path, score=score, scored_by="one CLIP")
     with pytest.raises(ValueError, match="holds the sweep of another grid or model"):

@@ -26,7 +26,7 @@ def noise_errors(model, pictures, captions, t):
     """Mean squared error of the predicted noise, b."""
     x0 = model.vae.scale(model.vae.encode(pictures)[0])
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    x = model.sched.add_noise(x0, noise, torch.full((len(x0),), t))
+    x = model.scheduler.add_noise(x0, noise, torch.full((len(x0),), t))
     return (model.unet(x, t, model.text(captions)) - noise).square().mean((1, 2, 3))
 
 

@@ -195,7 +195,7 @@ def test_loss_weighted_by_one_over_root_snr():
     source = generator(3)
     t = train.stratified_times(4, 1000, source)
     noise = torch.randn(x0.shape, generator=source)
-    abar = sched.abars[t].tolist()
+    abar = sched.alphas_cumprod[t].tolist()
     expected = [float(noise[i].square().mean()) * ((1 - abar[i]) / abar[i]) ** 0.5 for i in range(4)]
     assert float(loss) == pytest.approx(sum(expected) / 4, rel=1e-5)
 
@@ -236,7 +236,7 @@ def test_the_exported_folder_opens_with_the_same_weights_in_float16(tmp_path):
     model = minip2p.load(tmp_path)
     assert model.vae.config.scaling_factor == 0.25
     assert train.trained_steps(tmp_path) == done
-    assert model.guidance == json.loads((tmp_path / "minip2p.json").read_text())["guidance"]
+    assert model.guidance_scale == json.loads((tmp_path / "minip2p.json").read_text())["guidance"]
     for ours, theirs in ((unet, model.unet), (vae, model.vae), (text, model.text.encoders["text_encoder"])):
         loaded = theirs.state_dict()
         assert loaded.keys() == ours.state_dict().keys()

@@ -56,11 +56,11 @@ def apart(one, other):
 def test_a_run_is_ddim_on_eps_u_plus_w_eps_c_minus_eps_u(model, run):
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(SEED))
     context, latents = model.text(["", SOURCE]), [x]
-    for step in model.sched.steps(STEPS):
+    for step in model.scheduler.steps(STEPS):
         eps_u, eps_c = model.unet(x.expand(2, -1, -1, -1), step.t, context).split(1)
-        eps = eps_u + model.guidance * (eps_c - eps_u)
-        x0 = (x - (1 - step.abar) ** 0.5 * eps) / step.abar**0.5
-        x = step.abar_next**0.5 * x0 + (1 - step.abar_next) ** 0.5 * eps
+        eps = eps_u + model.guidance_scale * (eps_c - eps_u)
+        x0 = (x - (1 - step.alpha_cumprod) ** 0.5 * eps) / step.alpha_cumprod**0.5
+        x = step.alpha_cumprod_prev**0.5 * x0 + (1 - step.alpha_cumprod_prev) ** 0.5 * eps
         latents.append(x)
     assert run.latents.shape == (STEPS + 1, 4, 16, 16) and run.steps == STEPS and run.seed == SEED
     assert torch.equal(run.latents[:1], latents[0]) and (run.latents - torch.cat(latents)).abs().max() <= 1e-4
@@ -90,20 +90,20 @@ def test_attend_acts_on_the_conditional_rows_alone(model):
 
     first = model.text("").requires_grad_(False)
     x, words = torch.randn(1, 4, 16, 16), model.text(SOURCE)
-    eps = [model.predict(x, 500, first, words, w, attend) for w in (0.5, 1.0) for attend in (fused, nothing)]
-    eps_u = model.predict(x, 500, first, words, 0, fused)
+    eps = [model.guided_noise(x, 500, first, words, w, attend) for w in (0.5, 1.0) for attend in (fused, nothing)]
+    eps_u = model.guided_noise(x, 500, first, words, 0, fused)
     assert (2 * eps[0] - eps[2] - eps_u).abs().max() <= 1e-4 and (2 * eps[1] - eps[3] - eps_u).abs().max() <= 1e-4
     assert shapes == {1}
     assert not same(model.generate(SOURCE, steps=2, attend=nothing), model.generate(SOURCE, steps=2))
 
 
 def test_at_guidance_1_the_conditional_prediction_is_all(model, rows):
-    run = model.generate(SOURCE, steps=2, guidance=1)
+    run = model.generate(SOURCE, steps=2, guidance_scale=1)
     assert rows == [1, 1]
-    almost = model.generate(SOURCE, steps=2, guidance=1.0000001)
+    almost = model.generate(SOURCE, steps=2, guidance_scale=1.0000001)
     assert rows == [1, 1, 2, 2] and apart(almost, run) <= 1e-4
     assert same(model.edit(run, SOURCE), run)
-    assert same(model.edit(SOURCE, TARGETS[0], steps=2, guidance=1).source, run)
+    assert same(model.edit(SOURCE, TARGETS[0], steps=2, guidance_scale=1).source, run)
 
 
 def test_a_run_that_goes_wrong_says_at_which_step(model):
@@ -113,7 +113,7 @@ def test_a_run_that_goes_wrong_says_at_which_step(model):
     with pytest.raises(ValueError, match="the latents are not finite after step 1"):
         model.generate(SOURCE, steps=2, attend=broken)
     with pytest.raises(ValueError, match="the latents are not finite after step 1"):
-        model.edit(SOURCE, TARGETS[0], steps=2, cross=0, self_=0, attend=broken)
+        model.edit(SOURCE, TARGETS[0], steps=2, cross_replace=0, self_replace=0, attend=broken)
 
 
 # The source, and edits of it
@@ -123,9 +123,9 @@ def test_a_run_that_goes_wrong_says_at_which_step(model):
     "options",
     [
         {},
-        dict(blend="cat"),
-        dict(cross=1.0, self_=1.0),
-        dict(cross=(0.3, 0.6), parity=True),
+        dict(local_blend="cat"),
+        dict(cross_replace=1.0, self_replace=1.0),
+        dict(cross_replace=(0.3, 0.6), parity=True),
     ],
 )
 def test_an_edit_to_its_own_prompt_is_the_run_to_the_bit(model, run, options):
@@ -138,7 +138,7 @@ def test_an_explicit_edit_to_its_own_prompt_is_the_run_within_rounding(model, ru
 
 
 def test_explicit_and_fused_edits_agree(model, run):
-    options = dict(reweight={"dog": 3}, cross={"default_": 0.8, "house": 0.3})
+    options = dict(reweight={"dog": 3}, cross_replace={"default_": 0.8, "house": 0.3})
     made, other = (model.edit(run, TARGETS[0], explicit=explicit, **options) for explicit in (True, False))
     assert apart(made, other) <= 1e-4 < apart(made, run)
 
@@ -149,7 +149,9 @@ def test_the_source_is_the_same_to_the_bit_alone_with_1_target_and_with_8(model,
         assert len(outs) == len(targets) and [out.prompt for out in outs] == targets
         assert same(outs[0].source, run) and all(out.source is outs[0].source for out in outs)
         assert all(torch.equal(out.latents[0], run.latents[0]) and not same(out, run) for out in outs)
-    assert same(model.edit(SOURCE, TARGETS[0], seed=SEED, steps=STEPS, explicit=True, blend=("cat", "dog")).source, run)
+    assert same(
+        model.edit(SOURCE, TARGETS[0], seed=SEED, steps=STEPS, explicit=True, local_blend=("cat", "dog")).source, run
+    )
 
 
 def test_edits_in_one_call_equal_separate_calls(model, run):
@@ -157,7 +159,9 @@ def test_edits_in_one_call_equal_separate_calls(model, run):
         assert apart(together, model.edit(run, target)) <= 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, dict(blend=LocalBlend(("cat",), ("grass",), start=0.0)), dict(explicit=True)])
+@pytest.mark.parametrize(
+    "options", [{}, dict(local_blend=LocalBlend(("cat",), ("grass",), start=0.0)), dict(explicit=True)]
+)
 def test_streaming_equals_editing_a_run_to_the_bit(model, run, options):
     streamed = model.edit(SOURCE, TARGETS[:2], seed=SEED, steps=STEPS, **options)
     for one, other in zip(streamed, model.edit(run, TARGETS[:2], **options), strict=True):
@@ -165,15 +169,22 @@ def test_streaming_equals_editing_a_run_to_the_bit(model, run, options):
 
 
 def test_without_cross_and_self_an_edit_is_plain_generation_to_the_bit(model, run):
-    assert same(model.edit(run, TARGETS[1], cross=0, self_=0), model.generate(TARGETS[1], seed=SEED, steps=STEPS))
+    assert same(
+        model.edit(run, TARGETS[1], cross_replace=0, self_replace=0), model.generate(TARGETS[1], seed=SEED, steps=STEPS)
+    )
 
 
 def test_the_unconditional_embedding_of_each_step_is_the_runs_own(model, run):
     night, day = model.text("night"), model.text("")
-    as_negative, as_steps = replace(run, negative="night"), replace(run, way=Conditioning(night.repeat(STEPS, 1, 1)))
+    as_negative, as_steps = (
+        replace(run, negative_prompt="night"),
+        replace(run, conditioning=Conditioning(night.repeat(STEPS, 1, 1))),
+    )
     made = model.edit(as_negative, TARGETS[0])
     assert same(made, model.edit(as_steps, TARGETS[0])) and not same(made, model.edit(run, TARGETS[0]))
-    last = model.edit(replace(run, way=Conditioning(torch.cat([day.repeat(STEPS - 1, 1, 1), night]))), TARGETS[0])
+    last = model.edit(
+        replace(run, conditioning=Conditioning(torch.cat([day.repeat(STEPS - 1, 1, 1), night]))), TARGETS[0]
+    )
     assert torch.equal(last.latents[:-1], model.edit(run, TARGETS[0]).latents[:-1])
     assert not same(last, model.edit(run, TARGETS[0]))
 
@@ -182,13 +193,13 @@ def test_the_unconditional_embedding_of_each_step_is_the_runs_own(model, run):
 def test_pictures_need_not_be_square(model, size):
     run = model.generate(SOURCE, seed=SEED, steps=2, size=size)
     out = model.edit(
-        run, TARGETS[0], blend=LocalBlend(("cat",), ("dog",), strides=(1, 2), start=0), reweight={"dog": 2}
+        run, TARGETS[0], local_blend=LocalBlend(("cat",), ("dog",), strides=(1, 2), start=0), reweight={"dog": 2}
     )
     latent = (size[0] // 8, size[1] // 8)
     assert run.image.size == out.image.size == size[::-1] and out.mask.shape == latent
     assert torch.equal(out.latents[-1][:, ~out.mask], run.latents[-1][:, ~out.mask])
     assert out.maps(["dog", "grass"]).shape == (2, *size) and run.maps("cat", strides=(4,)).shape == (1, *size)
-    assert same(model.edit(run, SOURCE, blend="cat"), run)
+    assert same(model.edit(run, SOURCE, local_blend="cat"), run)
 
 
 # What an edit does to the maps
@@ -204,7 +215,7 @@ def maps_of_edit(model, run, target, **options):
 
 def test_tau_of_a_word_changes_that_words_columns_at_its_steps_alone(model, run):
     before, after = maps_of_edit(model, run, TARGETS[0], cross={"default_": 0.0, "dog": (0.4, 0.9)}, self_=0.0)
-    dog = list(model.text.prompt(TARGETS[0]).find("dog"))
+    dog = list(model.text.prompt(TARGETS[0]).token_indices("dog"))
     steps = range(int(0.4 * (STEPS + 1)), int(0.9 * (STEPS + 1)))
     for site in before:
         changed = (before[site] != after[site]).any(1).any(1).any(1)  # t b h i j -> t j
@@ -214,7 +225,7 @@ def test_tau_of_a_word_changes_that_words_columns_at_its_steps_alone(model, run)
 def test_the_maps_after_an_edit_are_A_s_R_plus_A_e_S(model, run):
     source = AttentionStore(sites=lambda site: site.cross, each=True)
     model.generate(SOURCE, seed=SEED, steps=STEPS, attend=explicit(source))
-    options = dict(cross={"default_": 0.5, "dog": 0.8}, reweight={"dog": 3, "grass": -1})
+    options = dict(cross_replace={"default_": 0.5, "dog": 0.8}, reweight={"dog": 3, "grass": -1})
     before, after = maps_of_edit(model, run, TARGETS[0], **options)
     plan = plan_edit(*map(model.text.prompt, (SOURCE, TARGETS[0])), STEPS, **options)
     ones = torch.ones(77)
@@ -230,7 +241,7 @@ def test_self_injection_gives_the_targets_the_sources_self_attention(model, run)
         AttentionStore(sites=lambda site: not site.cross and site.stride == 2, each=True) for _ in range(2)
     )
     model.generate(SOURCE, seed=SEED, steps=STEPS, attend=explicit(source))
-    model.edit(run, TARGETS[:2], self_=(0.25, 0.75), self_pixels=64, attend=explicit(target))
+    model.edit(run, TARGETS[:2], self_replace=(0.25, 0.75), self_max_queries=64, attend=explicit(target))
     for site, maps in target.maps.items():
         gap = (maps - source.maps[site]).abs().amax((2, 3, 4)) / source.maps[site].std()  # t b
         assert (gap[1:3] < 1e-3).all() and (gap[3] > gap[1:3].max()).all(), gap  # int(.25 · 4) … int(.75 · 4)
@@ -241,34 +252,34 @@ def test_self_injection_gives_the_targets_the_sources_self_attention(model, run)
 
 def test_k_edits_cost_at_most_2_n_times_1_plus_k_rows(model, rows):
     """The first step has one unconditional row for all targets, and the source runs to the last step that is read."""
-    outs = model.edit(SOURCE, TARGETS, seed=SEED, steps=STEPS, cross=0.5)
+    outs = model.edit(SOURCE, TARGETS, seed=SEED, steps=STEPS, cross_replace=0.5)
     assert rows == [2, 4, 2, 6, 6, 6] and sum(rows) < 2 * STEPS * (1 + len(TARGETS))
     assert outs[0].source.steps == STEPS and rows[6:] == [2, 2]  # the rest of it when it is asked for
     assert outs[1].source is outs[0].source and len(rows) == 8
 
 
 def test_at_guidance_0_the_unconditional_prediction_is_all(model, rows):
-    run = model.generate(SOURCE, steps=2, guidance=0)
-    assert rows == [1, 1] and same(run, model.generate(TARGETS[0], steps=2, guidance=0))
-    assert apart(model.generate(SOURCE, steps=2, guidance=1e-7), run) <= 1e-4
-    assert same(model.edit(run, TARGETS[0], blend=("cat", "dog")), run)
+    run = model.generate(SOURCE, steps=2, guidance_scale=0)
+    assert rows == [1, 1] and same(run, model.generate(TARGETS[0], steps=2, guidance_scale=0))
+    assert apart(model.generate(SOURCE, steps=2, guidance_scale=1e-7), run) <= 1e-4
+    assert same(model.edit(run, TARGETS[0], local_blend=("cat", "dog")), run)
 
 
 def test_more_targets_than_a_batch_holds_go_in_parts_that_are_alike(model, rows):
-    outs = model.edit(SOURCE, [*EIGHT, *TARGETS], seed=SEED, steps=2, self_=0)
+    outs = model.edit(SOURCE, [*EIGHT, *TARGETS], seed=SEED, steps=2, self_replace=0)
     assert rows[:3] == [2, 6, 6]  # eleven targets, two of one prompt: five and five, each with one unconditional row
-    assert apart(outs[9], model.edit(SOURCE, TARGETS[1], seed=SEED, steps=2, self_=0)) <= 1e-3
+    assert apart(outs[9], model.edit(SOURCE, TARGETS[1], seed=SEED, steps=2, self_replace=0)) <= 1e-3
 
 
 @pytest.mark.parametrize(
     "options, read",
     [
-        (dict(cross=0.5, self_=0.25), 2),
-        (dict(cross=0.25, self_=0.75), 3),
-        (dict(cross=0, self_=0), 0),
-        (dict(cross=0, self_=0.5, blend=LocalBlend(mask=torch.ones(4, 4))), 2),
-        (dict(cross=0, self_=0, blend="house"), STEPS),
-        (dict(cross=0, self_=0, blend=LocalBlend((), ("house",))), 0),
+        (dict(cross_replace=0.5, self_replace=0.25), 2),
+        (dict(cross_replace=0.25, self_replace=0.75), 3),
+        (dict(cross_replace=0, self_replace=0), 0),
+        (dict(cross_replace=0, self_replace=0.5, local_blend=LocalBlend(mask=torch.ones(4, 4))), 2),
+        (dict(cross_replace=0, self_replace=0, local_blend="house"), STEPS),
+        (dict(cross_replace=0, self_replace=0, local_blend=LocalBlend((), ("house",))), 0),
     ],
 )
 def test_a_recorded_source_is_run_only_at_the_steps_that_read_it(model, run, rows, options, read):
@@ -287,8 +298,8 @@ def test_a_recorded_source_is_run_only_at_the_steps_that_read_it(model, run, row
         (dict(latents=torch.zeros(2, 4, 16, 16)), "latents must be 1 4 h w, not (2, 4, 16, 16)"),
         (dict(latents=torch.zeros(4, 16, 16)), "latents must be 1 4 h w, not (4, 16, 16)"),
         (dict(latents=torch.zeros(1, 4, 16, 0)), "latents must be 1 4 h w, not (1, 4, 16, 0)"),
-        (dict(guidance=float("nan")), "guidance must be a finite number, not nan"),
-        (dict(guidance=float("inf")), "guidance must be a finite number, not inf"),
+        (dict(guidance_scale=float("nan")), "guidance must be a finite number, not nan"),
+        (dict(guidance_scale=float("inf")), "guidance must be a finite number, not inf"),
         (dict(steps=0), "steps must lie between 1 and 1000, not 0"),
         (dict(steps=1001), "between 1 and 1000, not 1001"),
         (dict(size=(130, 128)), "size must be two multiples of 8 of at least 32 pixels, not (130, 128)"),
@@ -299,8 +310,8 @@ def test_a_recorded_source_is_run_only_at_the_steps_that_read_it(model, run, row
         (dict(size="88"), "not 88"),
         (dict(steps=4.5), "steps must lie between 1 and 1000, not 4.5"),
         (dict(seed=1.5), "seed must lie between 0"),
-        (dict(guidance=10**400), "guidance must be a finite number"),
-        (dict(guidance="7"), "guidance must be a finite number, not 7"),
+        (dict(guidance_scale=10**400), "guidance must be a finite number"),
+        (dict(guidance_scale="7"), "guidance must be a finite number, not 7"),
     ],
 )
 def test_bad_beginnings_are_named_in_one_line(model, options, says):
@@ -319,14 +330,14 @@ def test_bad_beginnings_are_named_in_one_line(model, options, says):
             "a swap needs as many words in the target as in the source, which have 9 and 7",
         ),
         (TARGETS[0], dict(kind="both"), "kind must be auto, swap or refine, not 'both'"),
-        (TARGETS[0], dict(cross={"cat": 0.5}), f"'cat' is not in the prompt '{TARGETS[0]}'"),
-        (TARGETS[0], dict(cross=2), "0 <= start <= end <= 1"),
-        (TARGETS[0], dict(self_=-1), "0 <= start <= end <= 1"),
+        (TARGETS[0], dict(cross_replace={"cat": 0.5}), f"'cat' is not in the prompt '{TARGETS[0]}'"),
+        (TARGETS[0], dict(cross_replace=2), "0 <= start <= end <= 1"),
+        (TARGETS[0], dict(self_replace=-1), "0 <= start <= end <= 1"),
         (TARGETS[0], dict(reweight={"cow": 2}), "'cow' is not in the prompt"),
         (TARGETS[0], dict(reweight=[("dog", 2)]), "weights are given by word, as {'fog': 2.0}, not [('dog', 2)]"),
         (TARGETS[0], dict(reweight={"dog": "2"}), "the weight of 'dog' is 2, which is not a finite number"),
         (TARGETS[0], dict(reweight={"dog": float("nan")}), "the weight of 'dog' is nan, which is not a finite number"),
-        (TARGETS[0], dict(blend="cow"), "'cow' is not in the prompt"),
+        (TARGETS[0], dict(local_blend="cow"), "'cow' is not in the prompt"),
         (TARGETS[0], dict(steps=3, seed=1), "steps, seed: a run has its own; give a prompt as the source to choose"),
         ([], {}, "an edit needs a target"),
         ([TARGETS[0], 7], {}, "a prompt must be text, not int"),
@@ -402,10 +413,12 @@ def test_an_explicit_edit_refuses_an_attention_without_maps(model):
 
 def test_self_pixels_bounds_where_self_attention_is_injected(model):
     run = model.generate(SOURCE, seed=3, steps=2)
-    few, all_ = (model.edit(run, TARGETS[0], cross=0, self_=1, self_pixels=n).latents for n in (64, 256))
-    none = model.edit(run, TARGETS[0], cross=0, self_=1, self_pixels=0).latents
+    few, all_ = (
+        model.edit(run, TARGETS[0], cross_replace=0, self_replace=1, self_max_queries=n).latents for n in (64, 256)
+    )
+    none = model.edit(run, TARGETS[0], cross_replace=0, self_replace=1, self_max_queries=0).latents
     assert not torch.equal(few, all_) and not torch.equal(few, none)
-    assert torch.equal(none, model.edit(run, TARGETS[0], cross=0, self_=0).latents)
+    assert torch.equal(none, model.edit(run, TARGETS[0], cross_replace=0, self_replace=0).latents)
 
 
 def test_an_edit_into_its_own_prompt_is_no_edit_with_an_attention_that_shows_no_maps(model):
@@ -420,12 +433,14 @@ def test_a_sources_mask_is_of_the_attention_that_the_source_ran_with(model):
     """An edit that changes nothing: the source's mask of a word is then the target's."""
     run = model.generate(SOURCE, seed=3, steps=3, attend=ROLL)
     by_source, by_target = (
-        model.edit(run, SOURCE, cross=0, self_=0, blend=LocalBlend(*words, threshold=0.8, start=0)).mask
+        model.edit(
+            run, SOURCE, cross_replace=0, self_replace=0, local_blend=LocalBlend(*words, threshold=0.8, start=0)
+        ).mask
         for words in (("cat",), ((), "cat"))
     )
     assert torch.equal(by_source, by_target) and by_source.any() and not by_source.all()
     straight = model.generate(SOURCE, seed=3, steps=3)
-    other = model.edit(straight, SOURCE, blend=LocalBlend("cat", threshold=0.8, start=0)).mask
+    other = model.edit(straight, SOURCE, local_blend=LocalBlend("cat", threshold=0.8, start=0)).mask
     assert not torch.equal(by_source, other)
 
 
@@ -458,8 +473,8 @@ def test_each_of_several_targets_is_blended_by_its_own_heat(model):
     run = model.generate(SOURCE, seed=3, steps=3)
     prompts = ["a dog and a house on grass", "a house and a dog on grass"]
     blend = LocalBlend((), "dog", threshold=0.6, start=0)
-    together = [out.mask for out in model.edit(run, prompts, blend=blend, cross=0, self_=0)]
-    alone = [model.edit(run, prompt, blend=blend, cross=0, self_=0).mask for prompt in prompts]
+    together = [out.mask for out in model.edit(run, prompts, local_blend=blend, cross_replace=0, self_replace=0)]
+    alone = [model.edit(run, prompt, local_blend=blend, cross_replace=0, self_replace=0).mask for prompt in prompts]
     assert all(map(torch.equal, together, alone)) and not torch.equal(*alone)
 
 
@@ -467,7 +482,7 @@ def test_the_defaults_of_an_edit_are_the_papers():
     """Cross .8 and self .4 (Hertz et al. 2022); self-attention at up to 32²; a blend's threshold .3, from .2 on."""
     for function in (minip2p.Pipeline.edit, plan_edit):
         given = {name: p.default for name, p in inspect.signature(function).parameters.items()}
-        assert (given["cross"], given["self_"], given["self_pixels"], given["kind"]) == (0.8, 0.4, 1024, "auto")
+        assert (given["cross"], given["self_replace"], given["self_pixels"], given["kind"]) == (0.8, 0.4, 1024, "auto")
     blend = LocalBlend("cat")
     assert (blend.threshold, blend.without_threshold, blend.start) == (0.3, 0.3, 0.2)
 

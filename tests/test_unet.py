@@ -61,13 +61,13 @@ SIZES = {"as SD 2, odd sizes": (13, 18), "attention on one side": (7, 5)}
 def pair(given, seed=0):
     """Our UNet and diffusers', of the same weights. Ours reads the configuration that diffusers says it has."""
     theirs = on_meta(UNet2DConditionModel, **given)
-    ours = on_meta(UNet, UNetConfig.of(dict(theirs.config)))
+    ours = on_meta(UNet, UNetConfig.from_dict(dict(theirs.config)))
     share_weights(ours, theirs, seed=seed)
     return ours, theirs
 
 
 def small(name="as SD 1"):
-    unet = on_meta(UNet, UNetConfig.of(SMALL[name]))
+    unet = on_meta(UNet, UNetConfig.from_dict(SMALL[name]))
     share_weights(unet)
     return unet
 
@@ -124,7 +124,7 @@ def test_the_embedded_unet_is_diffusers(model):
     ids=["SD 1.5", "SD 2.1", "SDXL"],
 )
 def test_published_configurations_have_the_published_tensors(given, parameters, sites):
-    ours = on_meta(UNet, UNetConfig.of({**given, "_class_name": "UNet2DConditionModel"}))
+    ours = on_meta(UNet, UNetConfig.from_dict({**given, "_class_name": "UNet2DConditionModel"}))
     theirs = on_meta(UNet2DConditionModel, **given)
     shapes = {name: p.shape for name, p in ours.state_dict().items()}
     assert shapes == {name: p.shape for name, p in theirs.state_dict().items()}
@@ -134,7 +134,7 @@ def test_published_configurations_have_the_published_tensors(given, parameters, 
 
 
 def test_sd15_has_686_tensors_and_32_sites():
-    unet = on_meta(UNet, UNetConfig.of(SD15_UNET))
+    unet = on_meta(UNet, UNetConfig.from_dict(SD15_UNET))
     assert len(unet.state_dict()) == 686
     for cross in (False, True):
         strides = [site.stride for site in unet.sites if site.cross == cross]
@@ -163,7 +163,7 @@ def test_attend_is_handed_each_site_once_and_its_pixels_as_queries(name):
     x, t, context, added = inputs(unet.config, height, width)
     out = unet(x, t, context, watch, added)
     assert tuple(seen) == unet.sites and len(set(seen)) == len(seen)
-    assert torch.equal(out, unet(x, t, context, added=added))
+    assert torch.equal(out, unet(x, t, context, added_cond=added))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -177,7 +177,7 @@ def test_explicit_equals_fused_at_every_site(name):
         check(site, out, fused(q, k, v), 1e-5)
         return out
 
-    check("the whole UNet", unet(x, t, context, both, added), unet(x, t, context, added=added), 1e-4)
+    check("the whole UNet", unet(x, t, context, both, added), unet(x, t, context, added_cond=added), 1e-4)
 
 
 @torch.no_grad()
@@ -258,7 +258,7 @@ def test_what_the_unet_cannot_do_is_one_clear_line():
         (dict(addition_embed_type="text_time"), "text_time needs projection_class_embeddings_input_dim"),
     ):
         with pytest.raises(ValueError, match=says):
-            on_meta(UNet, UNetConfig.of(TINY | wrong))
+            on_meta(UNet, UNetConfig.from_dict(TINY | wrong))
 
 
 # The formulas, by hand

@@ -42,7 +42,7 @@ SMALL = {
 def pair(given):
     """Our VAE and diffusers', of the same weights. Ours reads the configuration that diffusers says it has."""
     theirs = on_meta(AutoencoderKL, **given)
-    ours = on_meta(VAE, VAEConfig.of(dict(theirs.config)))
+    ours = on_meta(VAE, VAEConfig.from_dict(dict(theirs.config)))
     share_weights(ours, theirs)
     return ours, theirs
 
@@ -77,7 +77,7 @@ def test_the_embedded_vae_is_diffusers(model):
 
 
 def test_sd15_has_248_tensors_with_83653863_parameters():
-    ours = on_meta(VAE, VAEConfig.of(SD15_VAE))
+    ours = on_meta(VAE, VAEConfig.from_dict(SD15_VAE))
     theirs = on_meta(AutoencoderKL, **SD15_VAE)
     shapes = {name: p.shape for name, p in ours.state_dict().items()}
     assert shapes == {name: p.shape for name, p in theirs.state_dict().items()}
@@ -126,7 +126,7 @@ def test_upsampling_repeats_pixels_then_convolves():
 def test_upsampling_and_convolving_at_once_is_the_same_as_one_after_the_other(channels, size):
     """Nearest upsampling, then W, is a transposed convolution with W ∗ 1₂ₓ₂. Tolerance 1e-12, float64."""
     layer, x = Upsample(channels).double(), torch.randn(2, channels, *size, dtype=torch.float64)
-    torch.testing.assert_close(layer.doubled(x), layer(x, (2 * size[0], 2 * size[1])), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.upsample2x_conv(x), layer(x, (2 * size[0], 2 * size[1])), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -149,4 +149,4 @@ def test_what_the_vae_cannot_be_is_one_clear_line():
         (dict(latents_mean=[0.1, 0.2, 0.3, 0.4]), "latents_mean = .* is not a field that minip2p knows"),
     ):
         with pytest.raises(ValueError, match=says):
-            VAEConfig.of(TINY | wrong)
+            VAEConfig.from_dict(TINY | wrong)

@@ -21,7 +21,7 @@ settings.load_profile("unhurried")
 
 
 def prompt(text):
-    return Prompt.of(text, TOKENIZER)
+    return Prompt.tokenize(text, TOKENIZER)
 
 
 def says(prompt, positions):
@@ -33,7 +33,7 @@ def test_a_prompt_has_the_ids_that_the_text_encoder_takes():
     p = prompt("A photo of a giraffe, running")
     assert list(p.ids) == TOKENIZER(p.text, padding="max_length", max_length=77, truncation=True).input_ids
     assert p.tokens == ("<|startoftext|>", "a", "photo", "of", "a", "giraffe", ",", "running", "<|endoftext|>")
-    assert p.end == 8 and p.seen == p.words
+    assert p.end == 8 and p.visible_words == p.words
     assert p.words[4:] == (Word("giraffe", (5, 6)), Word("running", (7, 8)))
 
 
@@ -62,7 +62,7 @@ def test_each_token_belongs_to_one_word_at_most_and_says_that_word(text):
     p = prompt(text)
     ends = [position for word in p.words for position in word.span]
     assert ends == sorted(ends) and all(a < b for a, b in (word.span for word in p.words))
-    for word in p.seen:
+    for word in p.visible_words:
         said = "".join(TOKENIZER.convert_ids_to_tokens(list(p.ids[slice(*word.span)])))
         assert all(c in said for c in word.text if c.isascii() and c.isalnum())
 
@@ -70,34 +70,34 @@ def test_each_token_belongs_to_one_word_at_most_and_says_that_word(text):
 @given(ANY_TEXT)
 def test_a_word_is_found_at_its_own_index_and_among_the_places_of_its_text(text):
     p = prompt(text)
-    for n, word in enumerate(p.seen):
-        assert p.find(n) == tuple(range(*word.span))
-        assert set(p.find(n)) <= set(p.find((word.text, None)))
+    for n, word in enumerate(p.visible_words):
+        assert p.token_indices(n) == tuple(range(*word.span))
+        assert set(p.token_indices(n)) <= set(p.token_indices((word.text, None)))
 
 
 def test_find_takes_every_place_any_case_and_punctuation():
     p = prompt("A cat, a dog and a Cat.")
-    assert says(p, p.find("cat")) == ["cat", "cat"] and says(p, p.find("A")) == ["a", "a", "a"]
-    assert p.find("CAT") == p.find("cat,") == p.find("cat") == (2, 8)
-    assert prompt("it’s Größe").find("IT'S") == (1, 2, 3, 4)  # it + two bytes of ’ + s
-    assert prompt("it’s Größe").find("GRÖSSE") == tuple(range(5, 11))
+    assert says(p, p.token_indices("cat")) == ["cat", "cat"] and says(p, p.token_indices("A")) == ["a", "a", "a"]
+    assert p.token_indices("CAT") == p.token_indices("cat,") == p.token_indices("cat") == (2, 8)
+    assert prompt("it’s Größe").token_indices("IT'S") == (1, 2, 3, 4)  # it + two bytes of ’ + s
+    assert prompt("it’s Größe").token_indices("GRÖSSE") == tuple(range(5, 11))
 
 
 def test_a_token_that_joins_a_mark_and_a_letter_is_the_words():
     p = prompt("a 'small' cat")
-    assert says(p, p.find("small")) == ["'s", "m", "all"] and says(p, p.find("cat")) == ["cat"]
+    assert says(p, p.token_indices("small")) == ["'s", "m", "all"] and says(p, p.token_indices("cat")) == ["cat"]
     with pytest.raises(ValueError, match="the words of 'b,c' share a token"):
         chunk_words([b"b,c"], start=1)
 
 
 def test_find_takes_the_nth_place_words_in_a_row_indices_and_spans():
     p = prompt("a red car, a red-hot xylophone and a red car")
-    assert p.find("car#2") == p.find(("car", 2)) == p.find(-1)
-    assert says(p, p.find("red car#1")) == ["red", "car"] and len(p.find("red car")) == 4
-    assert says(p, p.find("xylophone")) == ["x", "y", "lo", "phone"]
-    assert p.find(1) == p.find("red#1") == (2,)
-    assert p.find(range(1, 3)) == p.find(slice(1, 3)) == p.find("red car#1")
-    assert says(p, p.find("car, a")) == ["car", "a"]
+    assert p.token_indices("car#2") == p.token_indices(("car", 2)) == p.token_indices(-1)
+    assert says(p, p.token_indices("red car#1")) == ["red", "car"] and len(p.token_indices("red car")) == 4
+    assert says(p, p.token_indices("xylophone")) == ["x", "y", "lo", "phone"]
+    assert p.token_indices(1) == p.token_indices("red#1") == (2,)
+    assert p.token_indices(range(1, 3)) == p.token_indices(slice(1, 3)) == p.token_indices("red car#1")
+    assert says(p, p.token_indices("car, a")) == ["car", "a"]
 
 
 @pytest.mark.parametrize(
@@ -117,22 +117,22 @@ def test_find_takes_the_nth_place_words_in_a_row_indices_and_spans():
 )
 def test_find_names_the_word_that_is_missing_and_those_there_are(word, says):
     with pytest.raises(ValueError) as error:
-        prompt("a red cat").find(word)
+        prompt("a red cat").token_indices(word)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_find_says_that_a_word_lies_beyond_the_77th_token():
     p = prompt("cat " + "a " * 74 + "dog cat")
     assert len(p.ids) == 77 and p.end == 76 and p.ids[75] != p.ids[76]
-    assert p.find("cat") == (1,) and p.words[-1] == Word("cat", (77, 78))
+    assert p.token_indices("cat") == (1,) and p.words[-1] == Word("cat", (77, 78))
     for word in ("dog", "cat#2", -1, "dog cat"):
         with pytest.raises(ValueError, match=f"{word!r} lies beyond the last of the 77 tokens"):
-            p.find(word)
+            p.token_indices(word)
 
 
 def test_find_says_so_of_a_word_that_is_cut_in_the_middle():
     with pytest.raises(ValueError, match="'xylophone' lies beyond"):
-        prompt("a " * 74 + "xylophone").find("xylophone")
+        prompt("a " * 74 + "xylophone").token_indices("xylophone")
 
 
 @pytest.mark.parametrize("share, rows", [(0.8, 40), (0.4, 20), (1.0, 50), (0, 0), (1, 50)])
@@ -198,8 +198,8 @@ def test_equalizer_weighs_each_token_of_a_word():
     p = prompt("a giraffe, a xylophone")
     c = equalizer({"xylophone": -2.5, "giraffe": 0}, p)
     expected = torch.ones(77)
-    expected[list(p.find("xylophone"))], expected[2] = -2.5, 0
-    assert torch.equal(c, expected) and len(p.find("xylophone")) > 1
+    expected[list(p.token_indices("xylophone"))], expected[2] = -2.5, 0
+    assert torch.equal(c, expected) and len(p.token_indices("xylophone")) > 1
     assert torch.equal(equalizer({"giraffe": 3}, p, parity=True), torch.ones(77))  # there it is "giraffe,"
     with pytest.raises(ValueError, match="'dog' is not in the prompt"):
         equalizer({"dog": 2}, p)
@@ -234,4 +234,4 @@ def test_tokens_that_a_space_does_not_part_are_refused():
             return str(ids)
 
     with pytest.raises(ValueError, match="cannot be told apart"):
-        Prompt.of("a cat", Joined())
+        Prompt.tokenize("a cat", Joined())

@@ -48,13 +48,13 @@ def attention_map(q: Tensor, k: Tensor) -> Tensor:
 class Explicit:
     """See `explicit`."""
 
-    edit: MapFn
+    map_fn: MapFn
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
-        return self.edit(attention_map(q, k), site) @ v
+        return self.map_fn(attention_map(q, k), site) @ v
 
     def at(self, step: int) -> "Explicit":
-        return Explicit(at_step(self.edit, step))
+        return Explicit(at_step(self.map_fn, step))
 
 
 def explicit(edit: MapFn = lambda probs, site: probs) -> Explicit:
@@ -78,15 +78,15 @@ def at_step(function: Any, step: int) -> Any:
 class Chain:
     """See `chain`."""
 
-    edits: tuple[MapFn, ...]
+    map_fns: tuple[MapFn, ...]
 
     def __call__(self, probs: Tensor, site: Site) -> Tensor:
-        for edit in self.edits:
+        for edit in self.map_fns:
             probs = edit(probs, site)
         return probs
 
     def at(self, step: int) -> "Chain":
-        return Chain(tuple(at_step(edit, step) for edit in self.edits))
+        return Chain(tuple(at_step(edit, step) for edit in self.map_fns))
 
 
 def chain(*edits: MapFn) -> Chain:
@@ -122,11 +122,11 @@ class SiteFilter:
     indices: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
 
-    def has(self, site: Site) -> bool:
+    def includes(self, site: Site) -> bool:
         asked = (self.places, site.place), (self.strides, site.stride), (self.indices, site.index)
         return all(among is None or one in among for among, one in asked)
 
-    def check(self, heads: Mapping[Site, int]) -> None:
+    def validate(self, heads: Mapping[Site, int]) -> None:
         """Raises ValueError for what a model with these sites, of so many heads, does not have."""
         if not isinstance(self, SiteFilter):
             raise ValueError(f"where is a Where, not {self!r}")

@@ -76,25 +76,25 @@ class HeatmapAccumulator:
     word's heat flow to pixels that are alike (see `total`); that attention's stride is `fine`.
     """
 
-    columns: Tensor
-    latent: tuple[int, int]
+    indicators: Tensor
+    latent_size: tuple[int, int]
     strides: tuple[int, ...]
-    spread: int = 0
-    fine: int = 1
+    hops: int = 0
+    finest_stride: int = 1
     sums: dict[int, Tensor] = field(default_factory=dict, init=False)
     count: int = field(default=0, init=False)
-    pixels: dict[Site, tuple[ApplyAttention, Tensor]] = field(
+    self_attention: dict[Site, tuple[ApplyAttention, Tensor]] = field(
         default_factory=dict, init=False
     )  # self-attention, last step's
 
     def wants(self, site: Site) -> bool:
-        asked = site.stride in self.strides if site.cross else self.spread > 0 and site.stride == self.fine
-        return asked and bool(self.columns.any())
+        asked = site.stride in self.strides if site.cross else self.hops > 0 and site.stride == self.finest_stride
+        return asked and bool(self.indicators.any())
 
-    def seen(self, site: Site, apply: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    def site_heatmap(self, site: Site, apply: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
         """What a site shows, words y x; like: its q, which tells heads, width, dtype and device."""
-        made = word_heatmaps(apply, self.columns.to(like), like.shape[1], like.shape[-1]).float()
-        return rearrange(made, "w (y x) -> w y x", y=map_size(self.latent, site.stride)[0])
+        made = word_heatmaps(apply, self.indicators.to(like), like.shape[1], like.shape[-1]).float()
+        return rearrange(made, "w (y x) -> w y x", y=map_size(self.latent_size, site.stride)[0])
 
     def add(self, site: Site, seen: Tensor) -> None:
         self.sums[site.stride] = self.sums[site.stride] + seen if site.stride in self.sums else seen
@@ -108,13 +108,15 @@ class HeatmapAccumulator:
         added, mean over its sites and heads. Rows of A sum to 1, so that shares stay shares. In value space: M is v.
         """
         if not self.sums:  # at guidance 0 no word is read
-            return torch.zeros(len(self.columns), *self.latent)
-        size = map_size(self.latent, min(self.fine, *self.sums) if self.pixels else min(self.sums))
+            return torch.zeros(len(self.indicators), *self.latent_size)
+        size = map_size(
+            self.latent_size, min(self.finest_stride, *self.sums) if self.self_attention else min(self.sums)
+        )
         made: Tensor = sum(F.interpolate(one[None], size, mode="nearest")[0] for one in self.sums.values())  # type: ignore
-        for _ in range(self.spread if self.pixels else 0):
+        for _ in range(self.hops if self.self_attention else 0):
             seen = [
                 word_heatmaps(apply, made.flatten(1).to(like), like.shape[1], like.shape[-1]).float()
-                for apply, like in self.pixels.values()
+                for apply, like in self.self_attention.values()
             ]
             made = torch.stack(seen).mean(0).reshape(made.shape)
         return made
@@ -130,12 +132,12 @@ def accumulate_heat(heats: Sequence[HeatmapAccumulator], site: Site, apply: Appl
     asked: list[tuple[Tensor, Tensor]] = []
     for heat_sum in heats:
         if heat_sum.wants(site) and not site.cross:
-            heat_sum.pixels[site] = apply, like
+            heat_sum.self_attention[site] = apply, like
         elif heat_sum.wants(site):
-            seen = next((seen for words, seen in asked if torch.equal(words, heat_sum.columns)), None)
+            seen = next((seen for words, seen in asked if torch.equal(words, heat_sum.indicators)), None)
             if seen is None:
-                seen = heat_sum.seen(site, apply, like)
-                asked.append((heat_sum.columns, seen))
+                seen = heat_sum.site_heatmap(site, apply, like)
+                asked.append((heat_sum.indicators, seen))
             heat_sum.add(site, seen)
 
 

@@ -26,7 +26,7 @@ class ImageConditioning:
     whose unconditional rows have zeros there; None where all rows have the same."""
 
     channels: Tensor
-    guidance: float | None = None
+    image_guidance_scale: float | None = None
 
     def rows(self, count: int, empty: int = 0) -> Tensor:
         """For so many rows, of which the first `empty` have zeros."""
@@ -44,8 +44,8 @@ class Components:
     unet: UNet
     vae: VAE
     text: TextEncoder
-    sched: DDIMScheduler
-    made: CheckpointOrigin = field(default_factory=CheckpointOrigin)
+    scheduler: DDIMScheduler
+    origin: CheckpointOrigin = field(default_factory=CheckpointOrigin)
     rows: int = field(default=0, init=False)
 
     @property
@@ -62,7 +62,7 @@ class Components:
         and what of the configurations makes other numbers of them."""
         unet, vae, encoders = self.unet.config, self.vae.config, self.text.encoders.values()
         said = [
-            self.sched.config,
+            self.scheduler.config,
             unet.per_level(unet.attention_head_dim),
             unet.norm_num_groups,
             unet.norm_eps,
@@ -71,7 +71,7 @@ class Components:
             vae.scaling_factor,
             vae.shift_factor,
             vae.norm_num_groups,
-            self.text.zeros,
+            self.text.zero_empty_prompt,
         ]
         said += [
             (one.hidden_act, one.num_attention_heads, one.layer_norm_eps, one.eos_token_id)
@@ -83,18 +83,18 @@ class Components:
         """Latents b c h w -> pictures in [-1, 1], b 3 H W. Raises ValueError where they are not finite."""
         pictures = self.vae.decode(self.vae.unscale(latents).to(self.vae.dtype)).float()
         if not torch.isfinite(pictures).all():
-            raise self.not_finite("the decoded picture is not finite")
+            raise self.non_finite_error("the decoded picture is not finite")
         return pictures.clamp(-1, 1)
 
-    def encode(self, pictures: Tensor, polish: int = 0) -> Tensor:
+    def encode(self, pictures: Tensor, refine_steps: int = 0) -> Tensor:
         """Pictures in [-1, 1], b 3 H W -> latents b c h w, float32: the mean of what the encoder says. polish: see
         `polished`. Raises ValueError where they are not finite."""
         mean, _ = self.vae.encode(pictures.to(self.device, self.vae.dtype))
         if not torch.isfinite(mean).all():
-            raise self.not_finite("the picture's latents are not finite")
-        return self.polished(self.vae.scale(mean.float()), pictures.to(self.device), polish)
+            raise self.non_finite_error("the picture's latents are not finite")
+        return self.refine_latents(self.vae.scale(mean.float()), pictures.to(self.device), refine_steps)
 
-    def polished(self, latents: Tensor, pictures: Tensor, updates: int, rate: float = 0.1) -> Tensor:
+    def refine_latents(self, latents: Tensor, pictures: Tensor, updates: int, rate: float = 0.1) -> Tensor:
         """The encoder's latents, moved to where the decoder comes nearer to the pictures, since it is not the encoder's
         inverse (Avrahami et al. 2022, blended latent diffusion, section 4.2, weigh this among other ways):
 
@@ -124,32 +124,32 @@ class Components:
         return best
 
     @property
-    def beside(self) -> int:
+    def extra_channels(self) -> int:
         """How many channels the UNet reads beside the latents: none, a picture's (InstructPix2Pix), or those and a
         mask (inpainting)."""
         return self.unet.config.in_channels - self.vae.config.latent_channels
 
-    def not_finite(self, what: str) -> ValueError:
+    def non_finite_error(self, what: str) -> ValueError:
         """The error to raise where a result is not finite: it names the first damaged weight, if there is one."""
         for name, part in {"unet": self.unet, "vae": self.vae, **self.text.encoders}.items():
             for key, p in part.named_parameters():
                 if not torch.isfinite(p).all():
                     return ValueError(
-                        f"{self.made.files.get(name, name)}: {key} is not finite: the weights are damaged"
+                        f"{self.origin.files.get(name, name)}: {key} is not finite: the weights are damaged"
                     )
         return ValueError(f"{what}; try --dtype float32 or less guidance")
 
-    def predict(
+    def guided_noise(
         self,
         x: Tensor,
         t: int,
         unconditional: Tensor,
         conditional: Tensor,
-        guidance: float,
+        guidance_scale: float,
         attend: Attend,
-        alike: bool = False,
-        proximal: float = 0.0,
-        beside: ImageConditioning | None = None,
+        same_latents: bool = False,
+        proximal_quantile: float = 0.0,
+        image: ImageConditioning | None = None,
     ) -> Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, eq. 6, as w = 1 + theirs):  ε_u + w prox(ε_c − ε_u).
 
@@ -159,20 +159,20 @@ class Components:
         beside: see there; where it guides, see `two_ways`.
         """
         x, b = x.to(self.dtype), len(x)
-        n = 1 if alike else b
+        n = 1 if same_latents else b
         without = unconditional.expand(n, -1, -1)
-        if beside is not None and beside.guidance is not None:
-            return self.two_ways(x, t, without, conditional, guidance, attend, beside)
-        if guidance == 1 and not proximal:
-            return self.counted(x, t, conditional, attend, beside=beside)
-        if guidance == 0:
-            return self.counted(x[:n], t, without, fused, beside=beside).expand(b, -1, -1, -1)
+        if image is not None and image.image_guidance_scale is not None:
+            return self.image_text_guided_noise(x, t, without, conditional, guidance_scale, attend, image)
+        if guidance_scale == 1 and not proximal_quantile:
+            return self.unet_noise(x, t, conditional, attend, image=image)
+        if guidance_scale == 0:
+            return self.unet_noise(x[:n], t, without, fused, image=image).expand(b, -1, -1, -1)
         rows, texts = torch.cat([x[:n], x]), torch.cat([without, conditional])
-        both = self.counted(rows, t, texts, conditional_only(n, attend), beside=beside)
+        both = self.unet_noise(rows, t, texts, conditional_only(n, attend), image=image)
         eps_u, eps_c = both[:n], both[n:]
-        return eps_u + guidance * soft_threshold(eps_c - eps_u, proximal)
+        return eps_u + guidance_scale * soft_threshold(eps_c - eps_u, proximal_quantile)
 
-    def two_ways(
+    def image_text_guided_noise(
         self,
         x: Tensor,
         t: int,
@@ -188,40 +188,40 @@ class Components:
 
         Rows whose factor is 0 are not run.
         """
-        n, w_i = len(without), beside.guidance or 0.0
+        n, w_i = len(without), beside.image_guidance_scale or 0.0
         counts = n * (w_i != 1), n * (w_i != w), len(x) * (w != 0)  # of the three, in this order
         rows = torch.cat([x[: counts[0]], x[: counts[1]], x[: counts[2]]])
         texts = torch.cat([without[: counts[0]], without[: counts[1]], conditional[: counts[2]]])
         attend = (
             conditional_only(counts[0] + counts[1], attend) if counts[2] else fused
         )  # no words, no attention to them
-        made = self.counted(rows, t, texts, attend, beside=beside, empty=counts[0])
+        made = self.unet_noise(rows, t, texts, attend, image=beside, empty=counts[0])
         factors = (1 - w_i, w_i - w, w)
         found = [factor * eps for factor, eps in zip(factors, made.split(counts), strict=True) if len(eps)]
         return sum(found, torch.zeros_like(x, dtype=made.dtype))
 
-    def counted(
+    def unet_noise(
         self,
         x: Tensor,
         t: int,
         context: Tensor,
         attend: Attend,
-        again: bool = False,
-        beside: ImageConditioning | None = None,
+        gradient_checkpointing: bool = False,
+        image: ImageConditioning | None = None,
         empty: int = 0,
     ) -> Tensor:
         """The UNet's prediction. Stable Diffusion XL is told of a picture that it was of this size and is whole: its
         rows and columns, where it was cut, rows and columns again (Podell et al. 2023, section 2.2). empty: the first
         so many rows have nothing beside them."""
         self.rows += len(x)
-        words, pooled = self.text.parted(context)
+        words, pooled = self.text.split_pooled(context)
         added = None
         if pooled is not None:
             size = [side * self.vae.stride for side in x.shape[-2:]]
             added = pooled, torch.tensor([[*size, 0, 0, *size]], device=x.device).expand(len(x), -1)
-        if beside is not None:
-            x = torch.cat([x, beside.rows(len(x), empty).to(x)], dim=1)
-        return self.unet(x, t, words, attend, added, again).float()
+        if image is not None:
+            x = torch.cat([x, image.rows(len(x), empty).to(x)], dim=1)
+        return self.unet(x, t, words, attend, added, gradient_checkpointing).float()
 
 
 def soft_threshold(difference: Tensor, proximal: float) -> Tensor:
@@ -236,15 +236,21 @@ def soft_threshold(difference: Tensor, proximal: float) -> Tensor:
 
 
 def unet_rows(
-    count: int, guidance: float, alike: bool = False, proximal: float = 0.0, beside: ImageConditioning | None = None
+    count: int,
+    guidance_scale: float,
+    same_latents: bool = False,
+    proximal_quantile: float = 0.0,
+    image: ImageConditioning | None = None,
 ) -> int:
     """How many rows `predict` runs for so many latents."""
-    n = 1 if alike else count
-    if beside is not None and beside.guidance is not None:
-        return n * ((beside.guidance != 1) + (beside.guidance != guidance)) + count * (guidance != 0)
-    if guidance == 1 and not proximal:
+    n = 1 if same_latents else count
+    if image is not None and image.image_guidance_scale is not None:
+        return n * ((image.image_guidance_scale != 1) + (image.image_guidance_scale != guidance_scale)) + count * (
+            guidance_scale != 0
+        )
+    if guidance_scale == 1 and not proximal_quantile:
         return count
-    return n if guidance == 0 else n + count
+    return n if guidance_scale == 0 else n + count
 
 
 def conditional_only(n: int, attend: Attend) -> Attend:

@@ -31,52 +31,54 @@ class DiffusersFolder:
                 f"{root}: no such folder; a model is a folder with unet/, vae/, text_encoder/, "
                 "tokenizer/ and scheduler/, or a .safetensors file"
             )
-        self.where, self.root, self.named, self.only = root, root, dict(named or {}), only
+        self.location, self.root, self.renamed_parts, self.weights_path = root, root, dict(named or {}), only
 
-    def of(self, part: str) -> Path:
-        return self.where / self.named.get(part, part)
+    def path(self, part: str) -> Path:
+        return self.location / self.renamed_parts.get(part, part)
 
     def has(self, part: str) -> bool:
-        return self.of(part).is_dir()
+        return self.path(part).is_dir()
 
     def config_file(self, part: str) -> Path:
         if not part:
-            return self.where / "model_index.json"
-        return self.of(part) / ("scheduler_config.json" if part == "scheduler" else "config.json")
+            return self.location / "model_index.json"
+        return self.path(part) / ("scheduler_config.json" if part == "scheduler" else "config.json")
 
     def config(self, part: str) -> dict[str, Any]:
         """What a part's config.json says; the folder's own model_index.json where the part is "". Empty where there is
         no model_index.json."""
         if part:
             return read_json(self.config_file(part))
-        index = self.where / "model_index.json"
+        index = self.location / "model_index.json"
         return read_json(index) if index.exists() else {}
 
     def tokenizer(self, part: str) -> Path:
         """The folder of a tokenizer: its vocabulary and merges, or tokenizer.json."""
-        folder = self.of(part)
+        folder = self.path(part)
         alternatives = (("vocab.json", "merges.txt"), ("tokenizer.json",))
         if not any(all((folder / name).is_file() for name in names) for names in alternatives):
-            raise FileNotFoundError(f"{folder / 'vocab.json'}: no such file; is {self.where} a diffusers model folder?")
+            raise FileNotFoundError(
+                f"{folder / 'vocab.json'}: no such file; is {self.location} a diffusers model folder?"
+            )
         return folder
 
     def weights_file(self, part: str) -> Path:
         """The file of a part's weights, or the index of several: the plain one, or else a variant.
         Raises FileNotFoundError, ValueError where there are only weights that would have to be unpickled."""
-        if self.only is not None:
-            return self.only
+        if self.weights_path is not None:
+            return self.weights_path
         stem = STEMS[part.startswith("text_encoder")]
-        found = [self.of(part) / (stem + kind) for kind in WEIGHT_SUFFIXES]
+        found = [self.path(part) / (stem + kind) for kind in WEIGHT_SUFFIXES]
         for file in found:
             if file.is_file():
                 return file
-        there: Iterable[Path] = sorted(self.of(part).glob("*")) if self.has(part) else ()
+        there: Iterable[Path] = sorted(self.path(part).glob("*")) if self.has(part) else ()
         if pickled := [file.name for file in there if file.suffix in PICKLED_SUFFIXES]:
             raise ValueError(
-                f"{self.of(part) / pickled[0]}: is pickled, and so a program, which is never run here: "
+                f"{self.path(part) / pickled[0]}: is pickled, and so a program, which is never run here: "
                 "get the weights as safetensors"
             )
-        raise FileNotFoundError(f"{found[0]}: no such file; is {self.where} a diffusers model folder?")
+        raise FileNotFoundError(f"{found[0]}: no such file; is {self.location} a diffusers model folder?")
 
     def tensors(self, part: str) -> tuple[dict[str, Tensor], Path]:
         """A part's weights by name, memory-mapped, and the file that they are from."""

@@ -50,26 +50,26 @@ def load(
     files = open_checkpoint(
         shipped_weights("tiny") if where is None else where, config, PARTS if vae is None else WITHOUT_VAE
     )
-    unet_config = UNetConfig.of(files.config("unet"), str(files.config_file("unet")))
-    sched = DDIMScheduler(SchedulerConfig.of(files.config("scheduler"), str(files.config_file("scheduler"))))
+    unet_config = UNetConfig.from_dict(files.config("unet"), str(files.config_file("unet")))
+    sched = DDIMScheduler(SchedulerConfig.from_dict(files.config("scheduler"), str(files.config_file("scheduler"))))
     text = TextEncoder(files, dtype=dtype, device=device)
     xl = unet_config.addition_embed_type is not None
-    if text.width != unet_config.cross_attention_dim or text.double != xl:
+    if text.width != unet_config.cross_attention_dim or text.has_two_encoders != xl:
         raise ValueError(
-            f"{files.where}: the text encoder is {text.width} wide, the UNet reads "
+            f"{files.location}: the text encoder is {text.width} wide, the UNet reads "
             f"{unet_config.cross_attention_dim} of {1 + xl} encoders"
         )
-    if xl and unet_config.projection_class_embeddings_input_dim != text.pooled + 6 * (
+    if xl and unet_config.projection_class_embeddings_input_dim != text.pooled_width + 6 * (
         unet_config.addition_time_embed_dim or 0
     ):
         raise ValueError(
             f"{files.config_file('unet')}: projection_class_embeddings_input_dim is not the prompt's "
-            f"{text.pooled} and six times addition_time_embed_dim"
+            f"{text.pooled_width} and six times addition_time_embed_dim"
         )
     parts: dict[str, Any] = {}
-    read: dict[str, Path] = {tower.part: tower.file for tower in text.towers}
+    read: dict[str, Path] = {tower.part: tower.file for tower in text.clip_encoders}
     others = files if vae is None else open_checkpoint(vae, None, (VAE_PART,))
-    vae_config = VAEConfig.of(with_vae_scaling(others.config("vae"), files), str(others.config_file("vae")))
+    vae_config = VAEConfig.from_dict(with_vae_scaling(others.config("vae"), files), str(others.config_file("vae")))
     wide = torch.float32 if xl and dtype == torch.float16 and vae_config.force_upcast else dtype
     for part, own, build, kind in (
         ("unet", files, lambda: UNet(unet_config), dtype),
@@ -80,15 +80,15 @@ def load(
     latents, reads = vae_config.latent_channels, unet_config.in_channels
     if unet_config.out_channels != latents or reads - latents not in (0, latents, latents + 1):
         raise ValueError(
-            f"{files.where}: the UNet reads {reads} channels and predicts {unet_config.out_channels},"
+            f"{files.location}: the UNet reads {reads} channels and predicts {unet_config.out_channels},"
             f" where the VAE's latents have {latents}; a picture's and a mask may be beside"
         )
     said = {"Pipeline": display_name(where)} | ({} if vae is None else {"VAE": display_name(vae)})
     return Pipeline(
         text=text,
-        sched=sched,
-        guidance=default_guidance(files.root, sched, xl),
-        made=CheckpointOrigin(read, said),
+        scheduler=sched,
+        default_guidance=default_guidance(files.root, sched, xl),
+        origin=CheckpointOrigin(read, said),
         **parts,
     )
 

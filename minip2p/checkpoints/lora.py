@@ -217,6 +217,6 @@ def merge(parts: Components, lora: Lora, scale: float) -> tuple[UNet, TextEncode
         if not after.isfinite().all() and before.isfinite().all():
             raise ValueError(f"{lora.file}: at a scale of {scale:g}, {part}'s {name} is too large for {before.dtype}")
         twins[part].get_submodule(path).register_parameter(leaf, nn.Parameter(after, requires_grad=False))
-    said = [*filter(None, [parts.made.said.get("LoRA")]), f"{lora.file.name} at {scale:g}"]
-    made = replace(parts.made, said={**parts.made.said, "LoRA": ", ".join(said)})
-    return twins.pop("unet", parts.unet), parts.text.having(twins), made
+    said = [*filter(None, [parts.origin.labels.get("LoRA")]), f"{lora.file.name} at {scale:g}"]
+    made = replace(parts.origin, labels={**parts.origin.labels, "LoRA": ", ".join(said)})
+    return twins.pop("unet", parts.unet), parts.text.with_encoders(twins), made

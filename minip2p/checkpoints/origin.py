@@ -11,9 +11,9 @@ class CheckpointOrigin:
     ("Model", "VAE", "LoRA")."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
-    said: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
-    def check_kept(self, file: Path) -> None:
+    def refuse_overwrite(self, file: Path) -> None:
         """Raises ValueError where a file that is to be written is one that the weights are in."""
         for own in self.files.values():
             for one in own.parent.glob("*.safetensors") if own.suffix == ".json" else [own]:  # an index names several

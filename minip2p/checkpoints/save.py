@@ -28,9 +28,9 @@ class DiffusersWriter:
     vae: VAE
     encoders: Mapping[str, Any]
     tokenizers: Mapping[str, Path]
-    sched: SchedulerConfig
-    own: Mapping[str, Any]
-    zeros: bool = False
+    scheduler: SchedulerConfig
+    sampling_defaults: Mapping[str, Any]
+    zero_empty_prompt: bool = False
 
     def write(self, folder: Path) -> None:
         """Each file whole; minip2p.json last, so that a folder which was left half-written does not have it."""
@@ -40,7 +40,7 @@ class DiffusersWriter:
             write_tensors(
                 plain_tensors(module), folder / part / "diffusion_pytorch_model.safetensors", {"format": "pt"}
             )
-        write_config(folder / "scheduler/scheduler_config.json", self.sched, "DDIMScheduler", clip_sample=False)
+        write_config(folder / "scheduler/scheduler_config.json", self.scheduler, "DDIMScheduler", clip_sample=False)
         for part, encoder in self.encoders.items():
             tensors, kind = plain_tensors(encoder), type(encoder).__name__
             # The official files have "text_model." before every name; transformers 5 itself has dropped it.
@@ -57,7 +57,7 @@ class DiffusersWriter:
             if (folder / part).resolve() != files.resolve():
                 shutil.copytree(files, folder / part, dirs_exist_ok=True)
         write_json(folder / "model_index.json", self.index)
-        write_json(folder / "minip2p.json", self.own)
+        write_json(folder / "minip2p.json", self.sampling_defaults)
 
     @property
     def index(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class DiffusersWriter:
         index: dict[str, Any] = {"_class_name": f"StableDiffusion{'XL' if xl else ''}{does}Pipeline"}
         index |= {**DIFFUSERS_VERSION, "feature_extractor": nothing}
         index |= {"image_encoder": nothing} if xl else {"requires_safety_checker": False, "safety_checker": nothing}
-        index |= {"force_zeros_for_empty_prompt": self.zeros} if xl else {}
+        index |= {"force_zeros_for_empty_prompt": self.zero_empty_prompt} if xl else {}
         return index | {
             "scheduler": ["diffusers", "DDIMScheduler"],
             **{part: ["transformers", type(encoder).__name__] for part, encoder in self.encoders.items()},
@@ -92,9 +92,11 @@ def save_model(parts: Components, folder: Path, guidance: float) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder}: is there already: choose another name for the model's folder")
     text, partial = parts.text, temporary_name(folder)
-    tokenizers = {tower.part.replace("text_encoder", "tokenizer"): tower.path for tower in text.towers}
+    tokenizers = {tower.part.replace("text_encoder", "tokenizer"): tower.tokenizer_path for tower in text.clip_encoders}
     own = {"guidance": guidance}
-    saved = DiffusersWriter(parts.unet, parts.vae, text.encoders, tokenizers, parts.sched.config, own, text.zeros)
+    saved = DiffusersWriter(
+        parts.unet, parts.vae, text.encoders, tokenizers, parts.scheduler.config, own, text.zero_empty_prompt
+    )
     try:
         saved.write(partial)
         partial.rename(folder)

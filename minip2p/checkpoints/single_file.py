@@ -59,21 +59,21 @@ class SingleFile:
     def __init__(self, file: Path, config: Path | None):
         if file.suffix in PICKLED_SUFFIXES:
             raise ValueError(f"{file}: is pickled, and so a program, which is never run here: get it as safetensors")
-        self.where, self.folder = file, None if config is None else DiffusersFolder(config)
+        self.location, self.folder = file, None if config is None else DiffusersFolder(config)
         self.root = file if config is None else config
-        self.all = read_tensors(file)
-        self.shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in self.all.items()}
-        self.said, self.xl = read_metadata(file), UNET + "label_emb.0.0.weight" in self.all
-        self.vae_prefix = VAE_PREFIX if self.there(VAE_PREFIX) else ""
+        self.all_tensors = read_tensors(file)
+        self.shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in self.all_tensors.items()}
+        self.metadata, self.xl = read_metadata(file), UNET + "label_emb.0.0.weight" in self.all_tensors
+        self.vae_prefix = VAE_PREFIX if self.has_prefix(VAE_PREFIX) else ""
         known = (UNET, VAE_PREFIX, *BARE, "cond_stage_model.", "conditioner.embedders.")
-        if odd := [name for name in self.all if not name.startswith(known) and not IGNORED.match(name)]:
+        if odd := [name for name in self.all_tensors if not name.startswith(known) and not IGNORED.match(name)]:
             raise ValueError(
                 f"{file}: {printable(odd[0])} is of no model that is known here; such a file has {UNET}… "
                 "in it, or a VAE's encoder.…"
             )
 
     def has(self, part: str) -> bool:
-        return any(map(self.there, self.prefixes(part)))
+        return any(map(self.has_prefix, self.prefixes(part)))
 
     def prefixes(self, part: str) -> tuple[str, ...]:
         """Where the file may have a part."""
@@ -82,8 +82,8 @@ class SingleFile:
 
     def config_file(self, part: str) -> Path:
         """What to name where a configuration is wrong: the folder's file, or this one where it has none."""
-        given = self.where if self.folder is None else self.folder.config_file(part)
-        return given if given.is_file() else self.where
+        given = self.location if self.folder is None else self.folder.config_file(part)
+        return given if given.is_file() else self.location
 
     def config(self, part: str) -> dict[str, Any]:
         """The folder's, or what is derived where it has none; how many channels a UNet reads, the file knows itself.
@@ -92,10 +92,10 @@ class SingleFile:
             given = self.folder.config(part)
             if part == "unet":
                 given = given | {"in_channels": self.size(f"{UNET}input_blocks.0.0.weight", 1)}
-            said = PREDICTIONS.get(self.said.get("modelspec.prediction_type", ""))
+            said = PREDICTIONS.get(self.metadata.get("modelspec.prediction_type", ""))
             if part == "scheduler" and said and said != given.get("prediction_type", "epsilon"):
                 raise ValueError(
-                    f"{self.config_file(part)}: {self.where} says of itself that it predicts {said}, and this does not"
+                    f"{self.config_file(part)}: {self.location} says of itself that it predicts {said}, and this does not"
                 )
             return given
         made: Mapping[str, Callable[[], dict[str, Any]]] = {
@@ -109,7 +109,7 @@ class SingleFile:
     def tokenizer(self, part: str) -> Path:
         if self.folder is None:
             raise ValueError(
-                f"{self.where}: a single file has no tokenizer: give, as config, a folder in diffusers' "
+                f"{self.location}: a single file has no tokenizer: give, as config, a folder in diffusers' "
                 "layout of the same family; its weights are not read"
             )
         return self.folder.tokenizer(part)
@@ -118,14 +118,14 @@ class SingleFile:
         """A part's weights by our names. Raises ValueError for tensors of the part that have no place in it."""
         used, found = {}, {}
         for ours, theirs in self.names(part).items():
-            if theirs not in self.all:
-                raise ValueError(f"{self.where}: {theirs} is missing")
-            used[theirs], found[ours] = True, convert_tensor(ours, theirs, self.all[theirs])
+            if theirs not in self.all_tensors:
+                raise ValueError(f"{self.location}: {theirs} is missing")
+            used[theirs], found[ours] = True, convert_tensor(ours, theirs, self.all_tensors[theirs])
         layers = self.layers(part) if part == "text_encoder" else 0
-        left = [name for name in self.all if name not in used and not IGNORED.match(name)]
+        left = [name for name in self.all_tensors if name not in used and not IGNORED.match(name)]
         if odd := [name for name in left if self.belongs(name, part, layers)]:
-            raise ValueError(f"{self.where}: {printable(odd[0])} is not a tensor of this model")
-        return found, self.where
+            raise ValueError(f"{self.location}: {printable(odd[0])} is not a tensor of this model")
+        return found, self.location
 
     def belongs(self, name: str, part: str, layers: int) -> bool:
         # Stable Diffusion 2 does not read the last layer, and no projection.
@@ -137,13 +137,13 @@ class SingleFile:
     def names(self, part: str) -> dict[str, str]:
         """Our names of a part's tensors -> the file's."""
         if part == "unet":
-            unet = UNetConfig.of(self.config("unet"), str(self.config_file("unet")))
+            unet = UNetConfig.from_dict(self.config("unet"), str(self.config_file("unet")))
             return {
                 name: UNET + compvis_unet_key(name, unet)
                 for name in build_on_meta(lambda: UNet(unet), self.config_file(part)).state_dict()
             }
         if part == "vae":
-            vae = VAEConfig.of(self.config("vae"), str(self.config_file("vae")))
+            vae = VAEConfig.from_dict(self.config("vae"), str(self.config_file("vae")))
             return {
                 name: self.vae_prefix + compvis_vae_key(name, vae)
                 for name in build_on_meta(lambda: VAE(vae), self.config_file(part)).state_dict()
@@ -154,7 +154,7 @@ class SingleFile:
             return {name: prefix + openclip_key(name) for name in ours}
         return {
             name.removeprefix(prefix).removeprefix("text_model."): name
-            for name in self.all
+            for name in self.all_tensors
             if name.startswith(prefix) and not IGNORED.match(name)
         }
 
@@ -163,12 +163,12 @@ class SingleFile:
     def size(self, name: str, axis: int = 0) -> int:
         """Of a tensor along an axis. Raises ValueError where it is missing."""
         if name not in self.shapes or len(self.shapes[name]) <= axis:
-            raise ValueError(f"{self.where}: {name} is missing, or of no shape that tells what the model is")
+            raise ValueError(f"{self.location}: {name} is missing, or of no shape that tells what the model is")
         return self.shapes[name][axis]
 
     def count(self, pattern: str) -> int:
         """How many different numbers stand in the place of a pattern's group."""
-        return len({match[1] for name in self.all if (match := re.match(pattern, name))})
+        return len({match[1] for name in self.all_tensors if (match := re.match(pattern, name))})
 
     def layers(self, part: str) -> int:
         """How many layers of a text encoder are read: as the folder says; of the official ones, which are known by
@@ -185,7 +185,7 @@ class SingleFile:
     def unet_config(self) -> dict[str, Any]:
         """Of the UNet: levels end with a resampler; heads are 8, or 64 wide where the projections are linear."""
         blocks = self.count(re.escape(UNET) + r"input_blocks\.(\d+)\.")
-        ends = [n for n in range(blocks) if f"{UNET}input_blocks.{n}.0.op.weight" in self.all]
+        ends = [n for n in range(blocks) if f"{UNET}input_blocks.{n}.0.op.weight" in self.all_tensors]
         layers = (ends[0] if ends else blocks) - 1
         firsts = [1, *(end + 1 for end in ends)]
         widths = [self.size(f"{UNET}input_blocks.{n}.0.out_layers.3.weight") for n in firsts]
@@ -227,26 +227,28 @@ class SingleFile:
         prefix = self.vae_prefix
         levels = self.count(re.escape(prefix) + r"encoder\.down\.(\d+)\.")
         if not levels:
-            raise ValueError(f"{self.where}: no VAE in the original names; that of diffusers has a config.json beside")
+            raise ValueError(
+                f"{self.location}: no VAE in the original names; that of diffusers has a config.json beside"
+            )
         widths = [self.size(f"{prefix}encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
         scale = {"scaling_factor": 0.13025 if self.xl else 0.18215}
-        return (scale if self.there(UNET) else {}) | {  # alone it does not tell
+        return (scale if self.has_prefix(UNET) else {}) | {  # alone it does not tell
             "block_out_channels": widths,
             "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
             "layers_per_block": self.count(re.escape(prefix) + r"encoder\.down\.0\.block\.(\d+)\."),
             "latent_channels": self.size(f"{prefix}decoder.conv_in.weight", 1),
-            "use_quant_conv": f"{prefix}quant_conv.weight" in self.all,
-            "use_post_quant_conv": f"{prefix}post_quant_conv.weight" in self.all,
+            "use_quant_conv": f"{prefix}quant_conv.weight" in self.all_tensors,
+            "use_post_quant_conv": f"{prefix}post_quant_conv.weight" in self.all_tensors,
         }
 
     def prediction(self) -> str:
         """Of noise; of Stable Diffusion 2, of which there are both kinds, what the file's metadata say. Raises
         ValueError where they say nothing."""
-        said = PREDICTIONS.get(self.said.get("modelspec.prediction_type", ""))
-        if said is None and self.there(OPENCLIP["text_encoder"]):
+        said = PREDICTIONS.get(self.metadata.get("modelspec.prediction_type", ""))
+        if said is None and self.has_prefix(OPENCLIP["text_encoder"]):
             raise ValueError(
-                f"{self.where}: a Stable Diffusion 2 predicts noise or v, and the file does not say "
+                f"{self.location}: a Stable Diffusion 2 predicts noise or v, and the file does not say "
                 "which: give, as config, a folder that does"
             )
         return said or "epsilon"
@@ -293,10 +295,10 @@ class SingleFile:
     def text_names(self, part: str) -> tuple[str, str, bool]:
         """Of a text encoder: its prefix, that of its embeddings, and whether it has OpenCLIP's names."""
         for prefix in TRANSFORMERS.get(part, ()):
-            if self.there(prefix):
-                inner = prefix + ("text_model." if self.there(prefix + "text_model.") else "")
+            if self.has_prefix(prefix):
+                inner = prefix + ("text_model." if self.has_prefix(prefix + "text_model.") else "")
                 return prefix, inner + "embeddings.", False
         return OPENCLIP[part], OPENCLIP[part], True
 
-    def there(self, prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in self.all)
+    def has_prefix(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self.all_tensors)

@@ -158,7 +158,7 @@ def paste_over_photo(args: Namespace, run: Trajectory, own: Tensor | None) -> Im
     """An edit, and the photograph's own pixels where its mask is 0: one's own, H W in picture pixels, or the run's."""
     edited = run.picture
     photograph = fit_image(read_image(args.source), (edited.shape[1], edited.shape[2]), args.fit or "crop")
-    mask = run.mask if own is None else own >= 0.5
+    mask = run.blend_mask if own is None else own >= 0.5
     assert mask is not None
     return to_pil(composite(edited, photograph, mask))
 
@@ -177,15 +177,15 @@ def edit_row(plain: Trajectory, edited: Trajectory) -> list[viz.Panel]:
         (plain.image, f"same noise, without P2P: {plain.prompt}"),
         (edited.image, f"with P2P: {edited.prompt}"),
     ]
-    if edited.mask is not None:
-        row.append((viz.mask_picture(edited.mask, edited.image.size), "mask: white may change"))
+    if edited.blend_mask is not None:
+        row.append((viz.mask_picture(edited.blend_mask, edited.image.size), "mask: white may change"))
     return row
 
 
 def maps(args: Namespace) -> None:
     """The picture, an overlay for each of its words, and a strip of them all."""
     model, base = load_model(args), output_stem(args, args.prompt)
-    words = list(dict.fromkeys(word.text for word in model.text.prompt(args.prompt).seen))
+    words = list(dict.fromkeys(word.text for word in model.text.prompt(args.prompt).visible_words))
     if not words:
         raise ValueError(f"the prompt {args.prompt!r} has no words to show")
     ends = [f"-{n}-{png.slug(word)}" for n, word in enumerate(words, 1)]

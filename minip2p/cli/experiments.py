@@ -80,7 +80,7 @@ def bench_edits(args: Namespace) -> None:
     if args.count is not None and not 1 <= args.count <= len(cases):
         raise ValueError(f"--count must lie between 1 and {len(cases)}, and is {args.count}")
     cases, model, folder = cases[: args.count], load_model(args), Path(args.out)
-    model.sched.times(args.steps)
+    model.scheduler.timesteps(args.steps)
     results = [folder / "table.csv", folder / "table.md", folder / "sheet.png"]
     png.check_writable(
         [folder / "bench.json", *results, *(edit_benchmark.row_file(folder, cases[0], name) for name in methods)]

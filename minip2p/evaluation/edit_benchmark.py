@@ -46,7 +46,7 @@ class Method:
 
     inversion: str
     masked: bool | Literal["truth"] = False
-    polish: int = 0
+    vae_refine_steps: int = 0
     attend: Callable[[Trajectory, Case], Attend | None] = lambda run, case: None
     edit: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class Method:
 def separate_objects(run: Trajectory, case: Case) -> Attend | None:
     """The objects that the target shall show compete for each pixel, where there are several."""
     names = [] if case.expected is None else case.expected["objects"]
-    return explicit(SeparateWords(run.parts.text.prompt(case.target), names)) if len(names) > 1 else None
+    return explicit(SeparateWords(run.components.text.prompt(case.target), names)) if len(names) > 1 else None
 
 
 WITHOUT_P2P: Mapping[str, Any] = MappingProxyType(
@@ -72,8 +72,8 @@ METHODS: Mapping[str, Method | None] = MappingProxyType(
         "direct": Method("direct"),
         "edit-friendly": Method("edit-friendly"),
         "direct+mask": Method("direct", masked=True),
-        "direct+mask+polish": Method("direct", masked=True, polish=20),
-        "direct+true-mask+polish": Method("direct", masked="truth", polish=20),
+        "direct+mask+polish": Method("direct", masked=True, vae_refine_steps=20),
+        "direct+true-mask+polish": Method("direct", masked="truth", vae_refine_steps=20),
         "direct+separate": Method("direct", attend=separate_objects),
         "direct+masactrl": Method("direct", attend=lambda run, case: MasaCtrl(run), edit=WITHOUT_P2P),
         "direct+plug-and-play": Method("direct", attend=lambda run, case: PlugAndPlay(run), edit=WITHOUT_P2P),
@@ -124,7 +124,7 @@ def edit_options(model: Pipeline, case: Case, method: Method) -> dict[str, Any]:
         return {**PIE_BENCH_SETTINGS, **strong, "blend": LocalBlend(**words) if words else None, **method.edit}
     blend = None
     if method.masked == "truth" and words:  # of a style, all may change
-        blend = LocalBlend(mask=case.area(case.runs, training_size(model)))
+        blend = LocalBlend(mask=case.area(case.mask_runs, training_size(model)))
     elif method.masked and words:
         blend = LocalBlend(**words, pool=False, threshold="otsu", without_threshold="otsu")
     return {**TINY_SETTINGS, "blend": blend, **method.edit}
@@ -140,7 +140,7 @@ def training_size(model: Pipeline) -> tuple[int, int]:
 def has_word(prompt: Prompt, word: str) -> bool:
     """Whether the prompt has the word."""
     try:
-        return bool(prompt.find(word))
+        return bool(prompt.token_indices(word))
     except ValueError:
         return False
 
@@ -149,7 +149,9 @@ def edit_case(model: Pipeline, case: Case, method: Method | None, picture: Tenso
     """The case's picture, 3 H W in [-1, 1], as a method edits it."""
     if method is None:
         return model.decode(model.encode(picture[None]))[0].cpu()
-    run: Trajectory = model.invert(picture, case.source, method=method.inversion, steps=steps, polish=method.polish)
+    run: Trajectory = model.invert(
+        picture, case.source, method=method.inversion, steps=steps, polish=method.vae_refine_steps
+    )
     return model.edit(run, case.target, attend=method.attend(run, case), **edit_options(model, case, method)).picture
 
 
@@ -164,7 +166,7 @@ def measure_edit(
     found = {name: outside[f"{name}_outside"] for name in ("psnr", "ssim", "mse")} | pie_bench_masked_metrics(
         before, after, mask
     )
-    found["psnr_kept"] = psnr(before, after, case.area(case.kept, size))
+    found["psnr_kept"] = psnr(before, after, case.area(case.kept_runs, size))
     if judge is not None and case.expected is not None:
         found["success"] = float(judge.finds(after, case.expected))
         found["structure"] = structure(judge.features(before), judge.features(after))
@@ -227,9 +229,9 @@ def run_benchmark(
         "steps": steps,
         "judge": judge is not None,
         "clip": clip and clip.name,
-        "cases": [case.said for case in cases],
+        "cases": [case.description for case in cases],
     }
-    if model.beside:
+    if model.extra_channels:
         raise ValueError("this model makes a picture of a picture: photographs are not inverted by it, and not edited")
     for case in cases:  # whatever is wrong with pictures or rows is said before anything is run
         read_image(case.picture)
@@ -238,7 +240,7 @@ def run_benchmark(
     left = [(case, name, folder) for name in methods for case in cases if not is_done(folder, case, name)]
     if crew is not None and left:
         with crew() as several:
-            several.measured(run_case_in_worker, left)
+            several.run_all(run_case_in_worker, left)
     else:
         for case, name, _ in progress_bar(left):
             run_case(model, case, name, folder, steps, judge, clip)

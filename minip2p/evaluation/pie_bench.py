@@ -54,15 +54,15 @@ class Case:
     picture: Path
     source: str
     target: str
-    runs: Sequence[int] = field(repr=False)
-    kept: Sequence[int] = field(default=(), repr=False)
+    mask_runs: Sequence[int] = field(repr=False)
+    kept_runs: Sequence[int] = field(default=(), repr=False)
     blend: Mapping[str, Sequence[str]] = field(default_factory=dict)
     expected: Mapping[str, Any] | None = None
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """All that a benchmark reads of the case, but for the picture's pixels."""
-        runs = f"{zlib.crc32(json.dumps([self.runs, self.kept]).encode()):08x}"
+        runs = f"{zlib.crc32(json.dumps([self.mask_runs, self.kept_runs]).encode()):08x}"
         return " | ".join(
             [
                 self.name,
@@ -84,7 +84,7 @@ class Case:
 
     def mask(self, size: tuple[int, int]) -> Tensor:
         """What may change, H W bool. Without a judge it is PIE-Bench's: as published, with a border of one pixel."""
-        mask = self.area(self.runs, size)
+        mask = self.area(self.mask_runs, size)
         if self.expected is None:
             mask[[0, -1]] = mask[:, [0, -1]] = True
         return mask

@@ -87,10 +87,11 @@ def swap_targets(
     """The same target without P2P (the same seed alone), with it at the paper's τ, at TAUS, and there with blending."""
     old, new = model.text.prompt(source), model.text.prompt(target)
     alone, usual, edited = (
-        plan_edit(old, new, steps, cross=cross, self_=self_) for cross, self_ in ((0.0, 0.0), (0.8, 0.4), TAUS)
+        plan_edit(old, new, steps, cross_replace=cross, self_replace=self_)
+        for cross, self_ in ((0.0, 0.0), (0.8, 0.4), TAUS)
     )
     size = (noise.shape[-2], noise.shape[-1])
-    blend = LocalBlendState.begin(
+    blend = LocalBlendState.start(
         LocalBlend((words[0],), (words[1],), pool=False), old, new, steps, size, model.unet.sites
     )
     return [
@@ -107,7 +108,7 @@ def measure_swap(
     """Generation of a one-object prompt, and the swap of its object. The background is what the judge takes for no
     object in any of the pictures: the source and the four targets."""
     scene, (target, old, new) = case
-    start = model.start(scene.caption, seed=number, steps=steps)
+    start = model.prepare(scene.caption, seed=number, steps=steps)
     targets = swap_targets(model, scene.caption, target, (old, new), start.noise, steps)
     runs = run_edits(model, start, targets)
     source = runs[0].source
@@ -124,7 +125,7 @@ def measure_swap(
     if found["blend_success"]:
         found["psnr_blend_right"] = found["psnr_blend"]
     if found["object"]:
-        heat, true = source.heat([old], (1, 2)).mean[0], verdict.masks(old)[0] > 0.5
+        heat, true = source.heatmaps([old], (1, 2)).mean[0], verdict.masks(old)[0] > 0.5
         size = (true.shape[0], true.shape[1])
         found["mask_iou_generated"] = iou(heatmap_to_mask(heat, size, 0.3), true)
         found["mask_iou_generated_unpooled"] = iou(heatmap_to_mask(heat, size, 0.3, pool=False), true)
@@ -133,7 +134,7 @@ def measure_swap(
 
 def measure_two_objects(model: Pipeline, judge: Judge, number: int, scene: Scene, steps: int) -> CaseResult:
     """Both objects of a two-object prompt right."""
-    view = sample(model, model.start(scene.caption, seed=number, steps=steps)).picture
+    view = sample(model, model.prepare(scene.caption, seed=number, steps=steps)).picture
     found = check_scene(judge, scene, view)
     return {"two_objects": found["object"], "two_objects_strict": found["object_strict"]}, [to_pil(view)]
 
@@ -166,7 +167,7 @@ def measure_reweighting(model: Pipeline, judge: Judge, number: int, case: tuple[
     """A graded word at rising weights: whether its measured strength (in [0, 1], not clamped) rises at each, and by
     MARGIN in all; and that rise."""
     scene, graded = case
-    start, old = model.start(scene.caption, seed=number, steps=steps), model.text.prompt(scene.caption)
+    start, old = model.prepare(scene.caption, seed=number, steps=steps), model.text.prompt(scene.caption)
     targets = [EditTarget(scene.caption, plan_edit(old, old, steps, reweight={graded: w})) for w in WEIGHTS]
     views = torch.stack([run.picture for run in run_edits(model, start, targets)])
     with torch.no_grad():

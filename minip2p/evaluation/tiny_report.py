@@ -150,9 +150,9 @@ def map_iou(model: Pipeline, sprites: Sprites, count: int) -> dict[str, float]:
     unpooled: list[float] = []
     for i, scene in enumerate(dataset(EXAM_SEED, count, held_out=True)):
         x0 = model.vae.scale(model.vae.encode(pictures([scene], sprites))[0])
-        t = model.sched.config.num_train_timesteps // 2
+        t = model.scheduler.config.num_train_timesteps // 2
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(i))
-        x, context = model.sched.add_noise(x0, noise, torch.tensor([t])), model.text(scene.caption)
+        x, context = model.scheduler.add_noise(x0, noise, torch.tensor([t])), model.text(scene.caption)
         for thing in scene.things:
             latent = (x.shape[-2], x.shape[-1])
             heat = HeatmapAccumulator(token_indicator(model.text.prompt(scene.caption), [thing.name]), latent, (1, 2))
@@ -187,12 +187,12 @@ def main() -> int:
 def report(options: argparse.Namespace) -> None:
     """Measures, prints the table and the JSON line; a full report on the model that ships is the card's."""
     model, n, steps = load(options.model), options.cases, options.steps
-    model.sched.times(steps)  # refuses what cannot be run, before the first hour
+    model.scheduler.timesteps(steps)  # refuses what cannot be run, before the first hour
     sprites = Sprites.load(fetch_sprites(options.work / "sprites"))
     options.out.mkdir(parents=True, exist_ok=True)
     table = vae_psnr(model, sprites, n) | map_iou(model, sprites, n)
     table |= run_cases(model, options.model, sprites, n, steps, options.out)
-    lines = card_table(table, n, steps, model.guidance)
+    lines = card_table(table, n, steps, model.default_guidance)
     print(lines)
     if options.model is None and (n, steps) == FULL and CARD.exists():  # an installed copy has no card
         write_card(CARD, lines)
@@ -222,7 +222,7 @@ def run_cases(
     ]
     with WorkerPool(folder, steps) as crew:
         for name, measure, cases, width in kinds:
-            found = crew.measured(measure, cases)
+            found = crew.run_all(measure, cases)
             table |= case_means(found)
             views = [(view, "") for _, views in found[:SHEET_CASES] for view in views]
             grid(views, columns=width, least=128).save(out / f"{name}.png")

@@ -43,7 +43,7 @@ class WorkerPool:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.pool.shutdown(cancel_futures=kind is not None)
 
-    def measured(self, measure: Measure, cases: Sequence[Any]) -> list[CaseResult]:
+    def run_all(self, measure: Measure, cases: Sequence[Any]) -> list[CaseResult]:
         """What every case gave, in their order."""
         numbered = list(enumerate(cases))
         shares = [numbered[start : start + CASES_PER_JOB] for start in range(0, len(numbered), CASES_PER_JOB)]

@@ -39,9 +39,9 @@ def ddim_inversion(parts: Components, start: RunSettings, progress: Progress = i
     The model is asked at the time that a step leads to, as by the published code, so that sampling asks at the same.
     """
     words, found = parts.text(start.prompt), [start.noise.to(parts.device)]
-    for i, step in enumerate(progress(list(reversed(parts.sched.steps(start.steps))))):
-        eps = parts.predict(found[-1], step.t, words, words, 1.0, fused)
-        found.append(check_finite(parts, parts.sched.step(found[-1], eps, step, "invert"), start.steps - 1 - i))
+    for i, step in enumerate(progress(list(reversed(parts.scheduler.steps(start.steps))))):
+        eps = parts.guided_noise(found[-1], step.t, words, words, 1.0, fused)
+        found.append(check_finite(parts, parts.scheduler.step(found[-1], eps, step, "invert"), start.steps - 1 - i))
     return torch.cat(found[::-1])
 
 
@@ -60,17 +60,19 @@ def negative_prompt(parts: Components, start: RunSettings, progress: Progress = 
     """The source's prompt instead of the negative one (Miyake et al. 2023, section 3.2): then ε_c − ε_u is nothing for
     the source, which so goes back the way it came, without any optimisation. Raises ValueError for a negative prompt
     besides."""
-    if start.negative not in ("", start.prompt):
+    if start.negative_prompt not in ("", start.prompt):
         raise ValueError("this inversion makes the source's prompt the negative one: it takes no other")
-    return ddim(parts, replace(start, negative=start.prompt), progress)
+    return ddim(parts, replace(start, negative_prompt=start.prompt), progress)
 
 
 def proximal(parts: Components, start: RunSettings, progress: Progress = iter, *, quantile: float = 0.7) -> Trajectory:
     """Negative-prompt inversion whose edits are guided by the large differences alone (Han et al. 2023, section 3.2):
     λ is the quantile of |ε_c − ε_u|. Their inversion guidance is not here."""
     check_number("quantile", quantile, 1)
-    return negative_prompt(parts, replace(start, way=Conditioning(proximal=quantile)), progress)
+    return negative_prompt(parts, replace(start, conditioning=Conditioning(proximal_quantile=quantile)), progress)
 
 
 def to_trajectory(parts: Components, start: RunSettings, latents: Tensor) -> Trajectory:
-    return Trajectory(parts, start.prompt, latents.cpu(), start.guidance, start.negative, way=start.way)
+    return Trajectory(
+        parts, start.prompt, latents.cpu(), start.guidance_scale, start.negative_prompt, conditioning=start.conditioning
+    )

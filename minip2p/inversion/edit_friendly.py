@@ -29,16 +29,16 @@ def edit_friendly(
     check_number("skip", skip, 1)
     if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be a whole number between 0 and 2^63 - 1, not {seed!r}")
-    steps, x0 = parts.sched.steps(start.steps), start.noise.to(parts.device)
+    steps, x0 = parts.scheduler.steps(start.steps), start.noise.to(parts.device)
     draw = torch.randn(len(steps), *x0.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x0)
-    noised = parts.sched.add_noise(x0, draw, torch.tensor([step.t for step in steps]))
+    noised = parts.scheduler.add_noise(x0, draw, torch.tensor([step.t for step in steps]))
     latents, noise = torch.cat([noised, x0]), torch.zeros_like(draw)
-    words, empty = parts.text(start.prompt), parts.text.negative(start.negative)
+    words, empty = parts.text(start.prompt), parts.text.encode_negative(start.negative_prompt)
     for i, step in enumerate(progress(steps[:-1])):
         x = latents[i : i + 1]
-        eps = parts.predict(x, step.t, empty, words, start.guidance, fused)
-        mean, sigma = parts.sched.step(x, eps, step, noise=torch.zeros_like(x)), parts.sched.sigma(step)
+        eps = parts.guided_noise(x, step.t, empty, words, start.guidance_scale, fused)
+        mean, sigma = parts.scheduler.step(x, eps, step, noise=torch.zeros_like(x)), parts.scheduler.ddpm_std(step)
         if sigma > 0:  # of 1000 steps the first two are at the same time
             noise[i] = check_finite(parts, (latents[i + 1] - mean[0]) / sigma, i)
-    way = Conditioning(noise=noise.cpu(), skip=int(skip * start.steps))
-    return to_trajectory(parts, replace(start, way=way), latents)
+    way = Conditioning(variance_noise=noise.cpu(), skip_steps=int(skip * start.steps))
+    return to_trajectory(parts, replace(start, conditioning=way), latents)

@@ -28,11 +28,11 @@ def null_text(
     start: RunSettings,
     progress: Progress = iter,
     *,
-    inner: int = 10,
-    rate: float = 0.01,
-    stop: float = 1e-5,
-    stop_more: float = 2e-5,
-    checkpointing: bool = False,
+    num_inner_steps: int = 10,
+    learning_rate: float = 0.01,
+    early_stop_epsilon: float = 1e-5,
+    early_stop_epsilon_step: float = 2e-5,
+    gradient_checkpointing: bool = False,
 ) -> Trajectory:
     """Null-text inversion (Mokady et al. 2022, algorithm 1): for each step the unconditional embedding ∅_i for which
     the guided step from z̄ meets the pivot, by a fresh Adam that begins with the step before's:
@@ -48,17 +48,28 @@ def null_text(
     names it; the published code goes on from its last. checkpointing: the UNet makes activations again for the gradient
     instead of keeping them (Chen et al. 2016): less memory, a third more time, the same numbers.
     """
-    if not is_integer(inner) or inner < 0:
-        raise ValueError(f"inner must be a whole number from 0 on, not {inner!r}")
-    for name, number in (("rate", rate), ("stop", stop), ("stop_more", stop_more)):
+    if not is_integer(num_inner_steps) or num_inner_steps < 0:
+        raise ValueError(f"inner must be a whole number from 0 on, not {num_inner_steps!r}")
+    for name, number in (("rate", learning_rate), ("stop", early_stop_epsilon), ("stop_more", early_stop_epsilon_step)):
         check_number(name, number)
     start = replace(start, noise=start.noise.clone())
     ideal, words = ddim_inversion(parts, start, progress), parts.text(start.prompt)
-    empty, x, made, kept, astray = parts.text.negative(start.negative).float(), ideal[:1], [ideal[:1]], [], []
-    for i, step in enumerate(progress(parts.sched.steps(start.steps))):
-        eps_c = parts.predict(x, step.t, words, words, 1.0, fused)
-        fit = NullTextStep(parts, x, step, eps_c, ideal[i + 1 : i + 2], start.guidance, checkpointing)
-        empty, x, worse = fit(empty, inner, rate * (1 - i / (2 * start.steps)), stop + stop_more * i)
+    empty, x, made, kept, astray = (
+        parts.text.encode_negative(start.negative_prompt).float(),
+        ideal[:1],
+        [ideal[:1]],
+        [],
+        [],
+    )
+    for i, step in enumerate(progress(parts.scheduler.steps(start.steps))):
+        eps_c = parts.guided_noise(x, step.t, words, words, 1.0, fused)
+        fit = NullTextStep(parts, x, step, eps_c, ideal[i + 1 : i + 2], start.guidance_scale, gradient_checkpointing)
+        empty, x, worse = fit(
+            empty,
+            num_inner_steps,
+            learning_rate * (1 - i / (2 * start.steps)),
+            early_stop_epsilon + early_stop_epsilon_step * i,
+        )
         astray += [i + 1] if worse else []
         made.append(check_finite(parts, x, i))
         kept.append(empty)
@@ -69,7 +80,7 @@ def null_text(
             Notice,
             stacklevel=3,
         )
-    return to_trajectory(parts, replace(start, way=Conditioning(torch.cat(kept).cpu())), torch.cat(made))
+    return to_trajectory(parts, replace(start, conditioning=Conditioning(torch.cat(kept).cpu())), torch.cat(made))
 
 
 LOSS_SCALE = 2.0**14  # the loss and Adam's ε times this: the same steps, but gradients do not vanish in 16 bits
@@ -79,19 +90,19 @@ LOSS_SCALE = 2.0**14  # the loss and Adam's ε times this: the same steps, but g
 class NullTextStep:
     """One step of null-text inversion: from x, by ε_c, towards the pivot."""
 
-    parts: Components
+    components: Components
     x: Tensor
     step: Step
     eps_c: Tensor
     pivot: Tensor
     guidance: float
-    again: bool = False  # activations are made again on the way back instead of being kept
+    gradient_checkpointing: bool = False  # activations are made again on the way back instead of being kept
 
-    def led(self, empty: Tensor) -> Tensor:
+    def guided_step(self, empty: Tensor) -> Tensor:
         """Where the guided step leads with an unconditional embedding, 1 n d -> 1 c h w."""
-        x, context = self.x.to(self.parts.dtype), empty.to(self.parts.dtype)
-        eps_u = self.parts.counted(x, self.step.t, context, fused, self.again)
-        return self.parts.sched.step(self.x, eps_u + self.guidance * (self.eps_c - eps_u), self.step)
+        x, context = self.x.to(self.components.dtype), empty.to(self.components.dtype)
+        eps_u = self.components.unet_noise(x, self.step.t, context, fused, self.gradient_checkpointing)
+        return self.components.scheduler.step(self.x, eps_u + self.guidance * (self.eps_c - eps_u), self.step)
 
     def __call__(self, empty: Tensor, inner: int, rate: float, stop: float) -> tuple[Tensor, Tensor, bool]:
         """The embedding that is found, where it leads, and whether the search ended worse than it began."""
@@ -99,7 +110,7 @@ class NullTextStep:
         adam, losses, seen = torch.optim.Adam([empty], lr=rate, eps=1e-8 * LOSS_SCALE), [], []
         for update in range(inner + 1):
             with torch.set_grad_enabled(update < inner):
-                x = self.led(empty)
+                x = self.guided_step(empty)
                 loss = F.mse_loss(x, self.pivot)
             losses.append(float(loss.detach()))
             seen.append((empty.detach().clone(), x.detach()))

@@ -81,11 +81,11 @@ class AttentionEdit:
             simplify(dense(self.R, alpha) * alpha), simplify(dense(self.S, alpha) * alpha + torch.diag(1 - alpha))
         )
 
-    def on_maps(self, source: Tensor, target: Tensor) -> Tensor:
+    def in_map_space(self, source: Tensor, target: Tensor) -> Tensor:
         """Â in map space: A_s, A_e b h i j -> b h i j."""
         return matmul_right(source, self.R) + matmul_right(target, self.S)
 
-    def on_values(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def in_value_space(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """(R v, S v): what the source's and the target's attention are applied to; v b h j d."""
         return matmul_left(self.R, v), matmul_left(self.S, v)
 
@@ -94,7 +94,7 @@ class AttentionEdit:
 
         source may be None only where R is 0.
         """
-        from_source, from_target = self.on_values(v)
+        from_source, from_target = self.in_value_space(v)
         if is_zero(self.R):
             return attend(*target, from_target, site)
         assert source is not None
@@ -117,18 +117,18 @@ class MaskedEdit:
     """
 
     edit: AttentionEdit
-    kept: AttentionEdit
-    m: Tensor
+    outside: AttentionEdit
+    mask: Tensor
     changes = reads = True  # as of a `WordEdit`
 
-    def on_maps(self, source: Tensor, target: Tensor) -> Tensor:
-        return self.mixed(self.edit.on_maps(source, target), self.kept.on_maps(source, target))
+    def in_map_space(self, source: Tensor, target: Tensor) -> Tensor:
+        return self.combine(self.edit.in_map_space(source, target), self.outside.in_map_space(source, target))
 
     def attend(self, source: QK | None, target: QK, v: Tensor, site: Site, attend: Attend = fused) -> Tensor:
-        return self.mixed(*(pair.attend(source, target, v, site, attend) for pair in (self.edit, self.kept)))
+        return self.combine(*(pair.attend(source, target, v, site, attend) for pair in (self.edit, self.outside)))
 
-    def mixed(self, inside: Tensor, outside: Tensor) -> Tensor:
-        m = self.m.to(inside)
+    def combine(self, inside: Tensor, outside: Tensor) -> Tensor:
+        m = self.mask.to(inside)
         return m * inside + (1 - m) * outside
 
 

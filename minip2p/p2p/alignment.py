@@ -57,9 +57,9 @@ def refine_alignment(source: Prompt, target: Prompt, *, parity: bool = False) ->
     parity: target padding takes whatever stands at its position in the source: where the target is shorter, the end
     token and the last words, which are then used twice (rows sum to 2).
     """
-    text = align_sequences(source.ids[: source.end + 1], target.ids[: target.end + 1])
-    first = 0 if parity else source.end + 1
-    padding = [(max(j, first), j) for j in range(target.end + 1, len(target.ids)) if first < len(source.ids)]
+    text = align_sequences(source.ids[: source.eos + 1], target.ids[: target.eos + 1])
+    first = 0 if parity else source.eos + 1
+    padding = [(max(j, first), j) for j in range(target.eos + 1, len(target.ids)) if first < len(source.ids)]
     P = torch.zeros(len(source.ids), len(target.ids))
     for i, j in text + padding:
         P[i, j] = 1
@@ -88,12 +88,12 @@ def alignment_table(source: Prompt, target: Prompt, mapper: Tensor, kept: Tensor
     kept = torch.ones(len(target.ids)) if kept is None else kept
     given = mapper * kept
     rows = [("source", "share", "target")]
-    for new in target.seen:
+    for new in target.visible_words:
         cols = slice(*new.span)
-        fed = [(old.text, float(given[slice(*old.span), cols].sum(1).mean())) for old in source.seen]
+        fed = [(old.text, float(given[slice(*old.span), cols].sum(1).mean())) for old in source.visible_words]
         fed.append(("(own map)", 1 - float(kept[cols].mean())))
         rows += [(text, f"{share:.2f}", new.text) for text, share in fed if share > 0]
-    rows += [(old.text, "0.00", "(unused)") for old in source.seen if not given[slice(*old.span)].any()]
+    rows += [(old.text, "0.00", "(unused)") for old in source.visible_words if not given[slice(*old.span)].any()]
     width = max(len(text) for text, _, _ in rows)
     return "\n".join(f"{text:<{width}}  {share:>5}  {new}" for text, share, new in rows)
 
@@ -108,7 +108,7 @@ def check_word_counts(old: int, new: int) -> None:
 
 def segments(prompt: Prompt) -> list[range]:
     """Positions in order: start, marks, word, marks, word, ..., marks, end and padding; cut where the tokens are."""
-    edges = [1, *(min(position, prompt.end) for word in prompt.words for position in word.span), prompt.end]
+    edges = [1, *(min(position, prompt.eos) for word in prompt.words for position in word.span), prompt.eos]
     return [range(a, b) for a, b in pairwise([0, *edges, len(prompt.ids)])]
 
 

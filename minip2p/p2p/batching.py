@@ -18,17 +18,22 @@ class BatchPlan:
     """What is run, step by step. wanted: the sites of the source that are read. read: the steps that the source is gone
     along. rows: the targets (their places in the list) that are one row."""
 
-    wanted: list[SitePredicate | None]
-    read: int
+    wanted_sites: list[SitePredicate | None]
+    source_steps: int
     rows: list[list[list[int]]]
 
-    def cost(self, origin: Trajectory | RunSettings, batch: int = 8) -> int:
+    def predicted_rows(self, origin: Trajectory | RunSettings, batch: int = 8) -> int:
         """The rows that the UNet will run."""
-        w, p, beside, total = origin.guidance, origin.way.proximal, origin.way.beside, 0
+        w, p, beside, total = origin.guidance_scale, origin.conditioning.proximal_quantile, origin.conditioning.image, 0
         for i, rows in enumerate(self.rows):
-            if i < self.read and not (isinstance(origin, Trajectory) and origin.knows(i, self.wanted[i])):
-                total += unet_rows(1, w, proximal=p, beside=beside)
-            total += sum(unet_rows(len(some), w, i == origin.way.skip, p, beside) for some in even_chunks(rows, batch))
+            if i < self.source_steps and not (
+                isinstance(origin, Trajectory) and origin.is_recorded(i, self.wanted_sites[i])
+            ):
+                total += unet_rows(1, w, proximal_quantile=p, image=beside)
+            total += sum(
+                unet_rows(len(some), w, i == origin.conditioning.skip_steps, p, beside)
+                for some in even_chunks(rows, batch)
+            )
         return total
 
 
@@ -37,10 +42,10 @@ def plan_batches(parts: Components, origin: Trajectory | RunSettings, targets: S
     guidance 0 no words are read, and so no attention. Steps that the origin skips have no rows."""
     latents = origin.latents if isinstance(origin, Trajectory) else origin.noise
     queries = queries_per_site(parts.unet, (latents.shape[-2], latents.shape[-1]))
-    skip, asks = origin.way.skip, origin.guidance != 0
+    skip, asks = origin.conditioning.skip_steps, origin.guidance_scale != 0
     wanted = [wanted_sites(targets, i, queries) if asks and i >= skip else None for i in range(origin.steps)]
     read = max((i + 1 for i, sites in enumerate(wanted) if sites is not None), default=0)
-    if any(target.blending is not None for target in targets):
+    if any(target.blend_state is not None for target in targets):
         read = origin.steps
     return BatchPlan(wanted, read, list(share_prefixes(targets, origin.steps, skip)))
 
@@ -57,12 +62,14 @@ def share_prefixes(targets: Sequence[EditTarget], steps: int, skip: int = 0) -> 
         if step < skip:
             yield []
             continue
-        history = intern([(past, target.edit.at(step).key) for past, target in zip(history, targets, strict=True)])
+        history = intern(
+            [(past, target.plan.at(step).cache_key) for past, target in zip(history, targets, strict=True)]
+        )
         rows: dict[int, list[int]] = {}
         for n, past in enumerate(history):
             rows.setdefault(past, []).append(n)
         yield list(rows.values())
-        blended = [None if target.blending is None else target.blending.key(step) for target in targets]
+        blended = [None if target.blend_state is None else target.blend_state.cache_key(step) for target in targets]
         history = list(zip(history, blended, strict=True))
 
 
@@ -81,11 +88,11 @@ def even_chunks(rows: Sequence[Any], most: int) -> list[Sequence[Any]]:
 
 def wanted_sites(targets: Sequence[EditTarget], step: int, queries: Mapping[Site, int]) -> SitePredicate | None:
     """Which sites of the source are read at a step; None where none are."""
-    rules = list({rule.key: rule for rule in (target.edit.at(step) for target in targets)}.values())
-    heats = [target.blending.source for target in targets if target.blending is not None]
+    rules = list({rule.cache_key: rule for rule in (target.plan.at(step) for target in targets)}.values())
+    heats = [target.blend_state.source for target in targets if target.blend_state is not None]
 
     def is_read(site: Site, n: int) -> bool:
-        return any(rule.of(site, n).reads for rule in rules) or any(heat.wants(site) for heat in heats)
+        return any(rule.at_site(site, n).reads for rule in rules) or any(heat.wants(site) for heat in heats)
 
     read = {site for site, n in queries.items() if is_read(site, n)}
     return (lambda site, queries: site in read) if read else None

@@ -36,8 +36,8 @@ def controlled_attention(
     rules: Sequence[StepEdit],
     attend: Attend = fused,
     *,
-    in_maps: bool = False,
-    watch: OnAttention | None = None,
+    explicit: bool = False,
+    on_attention: OnAttention | None = None,
 ) -> Attend:
     """An `Attend` for targets, one a row, that take from the source what their rules say.
 
@@ -46,22 +46,22 @@ def controlled_attention(
     as the paper does; else value space. watch: sees how each target attends, for its heat maps.
     """
 
-    if in_maps and attend is not fused and not isinstance(attend, Explicit):
+    if explicit and attend is not fused and not isinstance(attend, Explicit):
         raise ValueError("an explicit edit needs an attention that shows its map: attend=explicit(...)")
 
-    heads = [rule.where.heads for rule in rules]
+    heads = [rule.sites.heads for rule in rules]
 
     def inject(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
-        edits = [rule.of(site, q.shape[-2]) for rule in rules]
-        if isinstance(attend, Explicit) or (in_maps and any(edit.changes for edit in edits)):
+        edits = [rule.at_site(site, q.shape[-2]) for rule in rules]
+        if isinstance(attend, Explicit) or (explicit and any(edit.changes for edit in edits)):
             applied = in_map_space(edits, heads, source.get(site), attend, q, k, site)
         else:
             rows = [(q[n : n + 1], k[n : n + 1]) for n in range(len(edits))]
             each = zip(edits, heads, rows, strict=True)
             applied = [in_value_space(*one, source.get(site), attend, site) for one in each]
-        if watch is not None:
+        if on_attention is not None:
             for row, values in enumerate(applied):
-                watch(row, site, q, values)
+                on_attention(row, site, q, values)
         return torch.cat([values(v[n : n + 1]) for n, values in enumerate(applied)])
 
     return inject
@@ -89,7 +89,7 @@ def in_map_space(
     def edit_maps(probs: Tensor, site: Site) -> Tensor:
         kept = probs[:1] if source is None else attention_map(*source)  # unread where every R is 0
         rows = zip(edits, heads, probs.split(1), strict=True)
-        return torch.cat([select_heads(some, edit.on_maps(kept, own), own) for edit, some, own in rows])
+        return torch.cat([select_heads(some, edit.in_map_space(kept, own), own) for edit, some, own in rows])
 
     maps = with_user_maps(edit_maps, attend)(attention_map(q, k), site)
     return [partial(torch.matmul, maps[n : n + 1]) for n in range(len(edits))]
@@ -97,11 +97,11 @@ def in_map_space(
 
 def with_user_maps(edit: MapFn, attend: Attend) -> MapFn:
     """The edit with the user's own map functions around it: stores that ask for it before, all others after."""
-    own = flatten_chain(attend.edit) if isinstance(attend, Explicit) else []
+    own = flatten_chain(attend.map_fn) if isinstance(attend, Explicit) else []
     early = [f for f in own if getattr(f, "before", False)]
     return chain(*early, edit, *(f for f in own if not getattr(f, "before", False)))
 
 
 def flatten_chain(edit: MapFn) -> list[MapFn]:
     """The map functions of a chain, and of the chains in it, in order."""
-    return [f for part in edit.edits for f in flatten_chain(part)] if isinstance(edit, Chain) else [edit]
+    return [f for part in edit.map_fns for f in flatten_chain(part)] if isinstance(edit, Chain) else [edit]

@@ -22,7 +22,7 @@ class Region:
     """Where an edit is to stay: m of the queries by stride, i each, and (R', 0) for the words outside."""
 
     masks: Mapping[int, Tensor]
-    kept: AttentionEdit
+    outside: AttentionEdit
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,32 @@ class StepEdit:
     """What one target takes from the source at one step: its cross-attention by words, its self-attention by α."""
 
     cross: AttentionEdit
-    inject_self: float
-    self_pixels: int
-    where: SiteFilter = ALL_SITES
-    within: Region | None = None
+    self_alpha: float
+    self_max_queries: int
+    sites: SiteFilter = ALL_SITES
+    region: Region | None = None
 
-    def of(self, site: Site, queries: int) -> AttentionEdit | MaskedEdit:
+    def at_site(self, site: Site, queries: int) -> AttentionEdit | MaskedEdit:
         """The pair that holds at a site with so many queries."""
-        if not self.where.has(site) or (not site.cross and queries > self.self_pixels):
+        if not self.sites.includes(site) or (not site.cross and queries > self.self_max_queries):
             return IDENTITY
-        alpha = float(self.inject_self)
+        alpha = float(self.self_alpha)
         edit = self.cross if site.cross else {0.0: IDENTITY, 1.0: INJECT}.get(alpha, AttentionEdit(alpha, 1 - alpha))
-        if self.within is None:
+        if self.region is None:
             return edit
-        return MaskedEdit(edit, self.within.kept if site.cross else INJECT, self.within.masks[site.stride][:, None])
+        return MaskedEdit(edit, self.region.outside if site.cross else INJECT, self.region.masks[site.stride][:, None])
 
     @property
-    def key(self) -> Any:
+    def cache_key(self) -> Any:
         """Equal for rules that do the same."""
-        pixels = self.self_pixels if self.inject_self or self.within else 0
-        where = self.where if self.inject_self or self.cross.changes or self.within else ALL_SITES
-        masks = None if self.within is None else [cache_key(m) for m in self.within.masks.values()]
-        kept = None if self.within is None else cache_key(self.within.kept.R)
+        pixels = self.self_max_queries if self.self_alpha or self.region else 0
+        where = self.sites if self.self_alpha or self.cross.changes or self.region else ALL_SITES
+        masks = None if self.region is None else [cache_key(m) for m in self.region.masks.values()]
+        kept = None if self.region is None else cache_key(self.region.outside.R)
         return (
             cache_key(self.cross.R),
             cache_key(self.cross.S),
-            float(self.inject_self),
+            float(self.self_alpha),
             pixels,
             where,
             kept,
@@ -68,20 +68,20 @@ class EditPlan:
     """One target's edit over a whole run. words: (R, S) before the schedule. alpha: α, steps × words. self_alpha: α of
     the self-attention, steps, at sites of at most `self_pixels` queries."""
 
-    words: AttentionEdit
-    alpha: Tensor
+    word_edit: AttentionEdit
+    cross_alpha: Tensor
     self_alpha: Tensor
-    self_pixels: int
-    where: SiteFilter = ALL_SITES
-    within: Region | None = None
+    self_max_queries: int
+    sites: SiteFilter = ALL_SITES
+    region: Region | None = None
 
     def at(self, step: int) -> StepEdit:
         return StepEdit(
-            self.words.scheduled(self.alpha[step]),
+            self.word_edit.scheduled(self.cross_alpha[step]),
             float(self.self_alpha[step]),
-            self.self_pixels,
-            self.where,
-            self.within,
+            self.self_max_queries,
+            self.sites,
+            self.region,
         )
 
 
@@ -90,13 +90,13 @@ def plan_edit(
     target: Prompt,
     steps: int,
     *,
-    cross: Any = 0.8,
-    self_: Any = 0.4,
-    self_pixels: int = 32 * 32,
+    cross_replace: Any = 0.8,
+    self_replace: Any = 0.4,
+    self_max_queries: int = 32 * 32,
     kind: str = "auto",
     reweight: Mapping[Any, float] | None = None,
-    where: SiteFilter = ALL_SITES,
-    within: Mapping[int, Tensor] | None = None,
+    sites: SiteFilter = ALL_SITES,
+    region: Mapping[int, Tensor] | None = None,
     parity: bool = False,
 ) -> EditPlan:
     """The edit that leads from one prompt to another.
@@ -107,15 +107,15 @@ def plan_edit(
     steps. parity: the published code's mappers, defects included. Raises ValueError for prompts that cannot be swapped
     and for words that are not there.
     """
-    check_max_queries(self_pixels)
+    check_max_queries(self_max_queries)
     if kind not in ("auto", "swap", "refine"):
         raise ValueError(f"kind must be auto, swap or refine, not {kind!r}")
     if (infer_kind(source, target) if kind == "auto" else kind) == "swap":
         words = swap_edit(swap_mapper(source, target, parity=parity))
     else:
         words = refine_edit(*refine_alignment(source, target, parity=parity))
-    inside = None if within is None else Region(within, AttentionEdit(words.R, 0.0))
+    inside = None if region is None else Region(region, AttentionEdit(words.R, 0.0))
     if reweight:
         words = words.reweighted(equalizer(reweight, target, parity=parity))
-    alpha = cross_replace_alpha(cross, target, steps, parity=parity)
-    return EditPlan(words, alpha, step_weights("self", self_, steps, steps), self_pixels, where, inside)
+    alpha = cross_replace_alpha(cross_replace, target, steps, parity=parity)
+    return EditPlan(words, alpha, step_weights("self", self_replace, steps, steps), self_max_queries, sites, inside)

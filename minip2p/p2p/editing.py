@@ -25,7 +25,7 @@ def run_edits(
     targets: Sequence[EditTarget],
     *,
     attend: Attend | None = None,
-    in_maps: bool = False,
+    explicit: bool = False,
     batch: int = 8,
     progress: Progress = iter,
 ) -> list[Trajectory]:
@@ -41,46 +41,48 @@ def run_edits(
         plan, batch = replace(plan, rows=[[[n] for n in range(len(targets))]] * origin.steps), len(targets)
     texts = {target.prompt: parts.text(target.prompt) for target in targets}
     latents = [[source.latents[0]] for _ in targets]
-    for i, step in enumerate(progress(list(parts.sched.steps(origin.steps)))):
-        if i < origin.way.skip:
+    for i, step in enumerate(progress(list(parts.scheduler.steps(origin.steps)))):
+        if i < origin.conditioning.skip_steps:
             for states in latents:
                 states.append(source.latents[i + 1])
             continue
-        found = source.read(i, step, plan.wanted[i]) if i < plan.read else {}
+        found = source.advance(i, step, plan.wanted_sites[i]) if i < plan.source_steps else {}
         accumulate_source_heat(found, targets, origin.attend, i)
         for some in even_chunks(plan.rows[i], batch):
-            rules = [targets[row[0]].edit.at(i) for row in some]
+            rules = [targets[row[0]].plan.at(i) for row in some]
             watch = target_heat_observer([[targets[n] for n in row] for row in some])
-            injected = controlled_attention(found, rules, at_step(attend, i), in_maps=in_maps, watch=watch)
+            injected = controlled_attention(found, rules, at_step(attend, i), explicit=explicit, on_attention=watch)
             before = torch.cat([latents[row[0]][i] for row in some])
             conditional = torch.cat([texts[targets[row[0]].prompt] for row in some])
-            eps = parts.predict(
+            eps = parts.guided_noise(
                 before,
                 step.t,
-                source.unconditional(i),
+                source.uncond_embedding(i),
                 conditional,
-                origin.guidance,
+                origin.guidance_scale,
                 injected,
-                i == origin.way.skip,
-                origin.way.proximal,
-                origin.way.beside,
+                i == origin.conditioning.skip_steps,
+                origin.conditioning.proximal_quantile,
+                origin.conditioning.image,
             )
-            after = check_finite(parts, parts.sched.step(before, eps, step, noise=origin.way.z(i)), i).split(1)
+            after = check_finite(
+                parts, parts.scheduler.step(before, eps, step, noise=origin.conditioning.noise_at(i)), i
+            ).split(1)
             for row, x in zip(some, after, strict=True):
                 for n in row:
-                    latents[n].append(targets[n].blended(i, source.latents, x))
+                    latents[n].append(targets[n].apply_blend(i, source.latents, x))
     return [
         Trajectory(
             parts,
             target.prompt,
             torch.cat(states).cpu(),
-            origin.guidance,
-            origin.negative,
+            origin.guidance_scale,
+            origin.negative_prompt,
             origin.seed,
-            origin.way,
+            origin.conditioning,
             attend,
-            mask=target.mask,
-            begun=source,
+            blend_mask=target.mask,
+            source_run=source,
         )
         for target, states in zip(targets, latents, strict=True)
     ]
@@ -88,7 +90,7 @@ def run_edits(
 
 def accumulate_source_heat(found: Mapping[Site, QK], targets: Sequence[EditTarget], attend: Attend, step: int) -> None:
     """Sums the source's heat, by the attention that the source runs with."""
-    heats = [target.blending.source for target in targets if target.blending is not None]
+    heats = [target.blend_state.source for target in targets if target.blend_state is not None]
     if found and heats:
         attend = at_step(attend, step)
         for site, (q, k) in found.items():
@@ -97,5 +99,5 @@ def accumulate_source_heat(found: Mapping[Site, QK], targets: Sequence[EditTarge
 
 def target_heat_observer(rows: Sequence[Sequence[EditTarget]]) -> OnAttention:
     """Sums the targets' heat after the edit, as the masks of the paper do. rows: the targets that a row stands for."""
-    heats = [[target.blending.target for target in row if target.blending is not None] for row in rows]
+    heats = [[target.blend_state.target for target in row if target.blend_state is not None] for row in rows]
     return lambda row, site, q, values: accumulate_heat(heats[row], site, values, q)

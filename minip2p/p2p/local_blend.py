@@ -42,7 +42,7 @@ class LocalBlend:
     threshold: Any = 0.3
     without_threshold: Any = 0.3
     pool: bool = True
-    spread: int = 0
+    self_attention_hops: int = 0
     start: Any = 0.2
     strides: tuple[int, ...] | None = None
 
@@ -54,7 +54,7 @@ class LocalBlend:
             raise ValueError("a blend needs a word or a mask, and not both")
         for name in ("threshold", "without_threshold"):
             check_threshold(f"a blend's {name}", getattr(self, name))
-        check_hops(self.spread)
+        check_hops(self.self_attention_hops)
         ends = self.start if isinstance(self.start, tuple) and len(self.start) == 2 else (self.start, self.start)
         if not all(is_finite(end) for end in ends) or not 0 <= ends[0] <= ends[1] <= 1:
             raise ValueError(f"a blend's start must lie between 0 and 1, not {self.start}; or it is (from, full)")
@@ -64,7 +64,7 @@ class LocalBlend:
             object.__setattr__(self, "mask", read_mask(self.mask))
 
     @classmethod
-    def of(cls, blend: "LocalBlend | str | Sequence[Any] | None") -> "LocalBlend | None":
+    def from_argument(cls, blend: "LocalBlend | str | Sequence[Any] | None") -> "LocalBlend | None":
         """What `edit` takes: a Blend, a word that both prompts have, or a (source word, target word)."""
         if blend is None or isinstance(blend, LocalBlend):
             return blend
@@ -85,10 +85,12 @@ class LocalBlendState:
     target: HeatmapAccumulator
     first_step: int
     full_step: int
-    last: Tensor | None = field(default=None, init=False)  # the mask that it blended by, h w: bool, or soft in [0, 1]
+    last_mask: Tensor | None = field(
+        default=None, init=False
+    )  # the mask that it blended by, h w: bool, or soft in [0, 1]
 
     @classmethod
-    def begin(
+    def start(
         cls,
         blend: LocalBlend,
         source: Prompt,
@@ -102,7 +104,9 @@ class LocalBlendState:
 
         def summed(prompt: Prompt, words: tuple[Any, ...], without: tuple[Any, ...]) -> HeatmapAccumulator:
             rows = [token_indicator(prompt, group).sum(0).clamp(max=1) for group in (words, without)]
-            return HeatmapAccumulator(torch.stack(rows), latent, strides, blend.spread, finest_self_stride(sites))
+            return HeatmapAccumulator(
+                torch.stack(rows), latent, strides, blend.self_attention_hops, finest_self_stride(sites)
+            )
 
         if blend.mask is not None and blend.mask.any() and not mask_to_latent(blend.mask, latent).any():
             raise ValueError(
@@ -117,19 +121,19 @@ class LocalBlendState:
             *(int(end * steps) for end in ends),
         )
 
-    def key(self, step: int) -> Any:
+    def cache_key(self, step: int) -> Any:
         """Equal for blendings that do the same at a step, to targets that have been the same so far."""
         if step < self.first_step:
             return None
-        b, words = self.blend, [heat.columns.numpy().tobytes() for heat in (self.source, self.target)]
+        b, words = self.blend, [heat.indicators.numpy().tobytes() for heat in (self.source, self.target)]
         own = None if b.mask is None else (tuple(b.mask.shape), b.mask.cpu().numpy().tobytes())
         ramp = self.full_step - self.first_step, min(step, self.full_step) - self.first_step
-        return *words, own, b.threshold, b.without_threshold, b.pool, b.spread, ramp, self.source.strides
+        return *words, own, b.threshold, b.without_threshold, b.pool, b.self_attention_hops, ramp, self.source.strides
 
     def mask(self) -> Tensor:
         """Where the target may differ, h w: (source's words ∪ target's words) minus what is kept out. bool, or where a
         threshold is soft a share in [0, 1]: of a union the greater, of what is left the product."""
-        b, size = self.blend, self.source.latent
+        b, size = self.blend, self.source.latent_size
         out = torch.zeros(size, dtype=torch.bool)
         if b.mask is not None:
             out = mask_to_latent(b.mask, size)
@@ -148,8 +152,8 @@ class LocalBlendState:
         the full step it is m + (1 − m) (1 − r), r growing from 0 to 1, that holds."""
         if step < self.first_step:
             return target
-        self.last = self.mask()
-        m = self.last.to(target)
+        self.last_mask = self.mask()
+        m = self.last_mask.to(target)
         if step < self.full_step:
             m = 1 - (1 - m) * (step - self.first_step + 1) / (self.full_step - self.first_step + 1)
         return torch.where(m == 1, target, torch.where(m == 0, source, source + m * (target - source)))

@@ -13,7 +13,7 @@ def published_words(prompt: Prompt) -> list[tuple[str, list[int]]]:
     Words are what single spaces part. The tokens are dealt out in order, each word taking them until what they say is
     as long as the word. Raises ValueError where that code fails too: too many tokens, or some left over.
     """
-    if prompt.seen != prompt.words:
+    if prompt.visible_words != prompt.words:
         raise ValueError(f"the published code cannot take prompts of more than {len(prompt.ids)} tokens")
     words: list[tuple[str, list[int]]] = [(text, []) for text in prompt.text.split(" ")]
     n = length = 0
@@ -36,4 +36,4 @@ def token_positions(prompt: Prompt, word: Any, parity: bool) -> Sequence[int]:
         return [
             j for n, (text, positions) in enumerate(published_words(prompt)) if word in (text, n) for j in positions
         ]
-    return prompt.find(word)
+    return prompt.token_indices(word)

@@ -41,15 +41,15 @@ class SeparateWords:
             raise ValueError(f"to separate takes two words or more, not {words!r}")
         if not is_finite(sharpness) or not 1 <= sharpness <= 100:
             raise ValueError(f"sharpness lies between 1 and 100, not {sharpness!r}")
-        self.columns, self.sharpness = token_indicator(prompt, words), sharpness
-        if (self.columns.sum(0) > 1).any():
+        self.indicators, self.sharpness = token_indicator(prompt, words), sharpness
+        if (self.indicators.sum(0) > 1).any():
             raise ValueError(f"the words to separate, {', '.join(map(str, words))}, share a token")
 
     def __call__(self, probs: Tensor, site: Site) -> Tensor:
         """b h i j -> b h i j."""
         if not site.cross:
             return probs
-        words = self.columns.to(probs)
+        words = self.indicators.to(probs)
         p = probs @ words.mT  # b h i w
         mean = p.mean(1, keepdim=True)
         share = mean / mean.amax(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)

@@ -21,34 +21,38 @@ class EditTarget:
     it serves one edit."""
 
     prompt: str
-    edit: EditPlan
-    blending: LocalBlendState | None = None
+    plan: EditPlan
+    blend_state: LocalBlendState | None = None
 
-    def blended(self, step: int, source: Sequence[Tensor], x: Tensor) -> Tensor:
+    def apply_blend(self, step: int, source: Sequence[Tensor], x: Tensor) -> Tensor:
         """The latents after a step, b c h w; source: the source's of all steps so far."""
-        return x if self.blending is None else self.blending(step, source[step + 1], x)
+        return x if self.blend_state is None else self.blend_state(step, source[step + 1], x)
 
     @property
     def mask(self) -> Tensor | None:
-        return None if self.blending is None else self.blending.last
+        return None if self.blend_state is None else self.blend_state.last_mask
 
 
 def make_targets(
-    parts: Components,
+    components: Components,
     origin: Trajectory | RunSettings,
     prompts: Sequence[Any],
-    blend: LocalBlend | None,
-    within: Any,
+    local_blend: LocalBlend | None,
+    region: Any,
     **how: Any,
 ) -> list[EditTarget]:
     """A target for each prompt, all of one blend and one mask H W to stay within. how: as `plan_edit` takes it. Raises
     ValueError for what is no edit of the origin."""
     *_, rows, columns = (origin.latents if isinstance(origin, Trajectory) else origin.noise).shape
-    size, old, targets = (rows, columns), parts.text.prompt(origin.prompt), []
-    inside = None if within is None else mask_per_stride(read_mask(within), size, parts.unet.sites)
+    size, old, targets = (rows, columns), components.text.prompt(origin.prompt), []
+    inside = None if region is None else mask_per_stride(read_mask(region), size, components.unet.sites)
     for prompt in prompts:
-        new = parts.text.prompt(prompt)
-        plan = plan_edit(old, new, origin.steps, within=inside, **how)
-        begun = None if blend is None else LocalBlendState.begin(blend, old, new, origin.steps, size, parts.unet.sites)
+        new = components.text.prompt(prompt)
+        plan = plan_edit(old, new, origin.steps, region=inside, **how)
+        begun = (
+            None
+            if local_blend is None
+            else LocalBlendState.start(local_blend, old, new, origin.steps, size, components.unet.sites)
+        )
         targets.append(EditTarget(prompt, plan, begun))
     return targets

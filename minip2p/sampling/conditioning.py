@@ -26,19 +26,19 @@ class Conditioning:
     the UNet reads beside the latents, of models that were made to.
     """
 
-    unconditional: Tensor | None = None
-    noise: Tensor | None = None
-    skip: int = 0
-    proximal: float = 0.0
-    beside: ImageConditioning | None = None
+    uncond_embeddings: Tensor | None = None
+    variance_noise: Tensor | None = None
+    skip_steps: int = 0
+    proximal_quantile: float = 0.0
+    image: ImageConditioning | None = None
 
     @property
-    def alone(self) -> ImageConditioning | None:
+    def without_image_guidance(self) -> ImageConditioning | None:
         """What stands beside the conditional row, where it is run alone."""
-        return None if self.beside is None else ImageConditioning(self.beside.channels)
+        return None if self.image is None else ImageConditioning(self.image.channels)
 
-    def z(self, step: int) -> Tensor | None:
-        return None if self.noise is None else self.noise[step : step + 1]
+    def noise_at(self, step: int) -> Tensor | None:
+        return None if self.variance_noise is None else self.variance_noise[step : step + 1]
 
 
 def load_photo(parts: Components, picture: Any, size: tuple[int, int] | None, fit: str) -> Tensor:
@@ -54,9 +54,9 @@ def load_photo(parts: Components, picture: Any, size: tuple[int, int] | None, fi
 def instruct_pix2pix_conditioning(parts: Components, picture: Tensor, guidance: float) -> ImageConditioning:
     """For InstructPix2Pix (Brooks et al. 2022, section 3.2): the picture's latents, unscaled. Raises ValueError for
     another model."""
-    if parts.beside != parts.vae.config.latent_channels:
+    if parts.extra_channels != parts.vae.config.latent_channels:
         raise ValueError(
-            f"this model follows no instructions: its UNet reads {parts.beside} channels beside its "
+            f"this model follows no instructions: its UNet reads {parts.extra_channels} channels beside its "
             f"latents, and not a picture's {parts.vae.config.latent_channels}"
         )
     return ImageConditioning(parts.vae.unscale(parts.encode(picture[None])).cpu(), guidance)
@@ -66,9 +66,9 @@ def inpainting_conditioning(parts: Components, picture: Tensor, mask: Any, fit: 
     """For inpainting (Rombach et al. 2022, section 4.5): the mask, 1 where there is to be something new, and the
     latents of the picture, grey there: their mean, where diffusers draws them. mask: a file, an image of Pillow or H W
     in [0, 1], white or 1 for what is new. Raises ValueError for another model, and for a mask that is nowhere."""
-    if parts.beside != 1 + parts.vae.config.latent_channels:
+    if parts.extra_channels != 1 + parts.vae.config.latent_channels:
         raise ValueError(
-            f"this model does not paint into a picture: its UNet reads {parts.beside} channels beside its "
+            f"this model does not paint into a picture: its UNet reads {parts.extra_channels} channels beside its "
             f"latents, and not a mask and a picture's {parts.vae.config.latent_channels}"
         )
     size = (picture.shape[1], picture.shape[2])

@@ -20,24 +20,24 @@ def parameters(run: Trajectory, **more: Any) -> str:
     began from. more: further settings. A value that has a comma, a colon, a quote or a line break in it is a JSON
     string.
     """
-    stride = run.parts.vae.stride
+    stride = run.components.vae.stride
     rows, columns = (side * stride for side in run.latents.shape[-2:])
     settings = {
         "Steps": run.steps,
         "Sampler": "DDIM",
-        "CFG scale": run.guidance,
+        "CFG scale": run.guidance_scale,
         "Seed": run.seed,
         "Size": f"{columns}x{rows}",
-        **run.parts.made.said,
+        **run.components.origin.labels,
     }
     if run.seed is None:  # it began from a photograph, or from latents that were given
         del settings["Seed"]
-    if run.parts.dtype != torch.float32:  # other numbers, another picture
-        settings["Dtype"] = str(run.parts.dtype).removeprefix("torch.")
+    if run.components.dtype != torch.float32:  # other numbers, another picture
+        settings["Dtype"] = str(run.components.dtype).removeprefix("torch.")
     if run.source is not None:
         settings["Source"] = run.source.prompt
     settings |= more
-    negative = [f"Negative prompt: {run.negative}"] if run.negative else []
+    negative = [f"Negative prompt: {run.negative_prompt}"] if run.negative_prompt else []
     return "\n".join(
         [run.prompt, *negative, ", ".join(f"{name}: {quote_value(value)}" for name, value in settings.items())]
     )

@@ -28,21 +28,21 @@ class CachePolicy:
     """What a record keeps: (q, k) of the cross-attentions at the steps [start, stop) of `cross`, and of the
     self-attentions of at most `self_pixels` queries at those of `self_`; only of the sites that `where` has."""
 
-    cross: tuple[int, int]
-    self_: tuple[int, int]
-    self_pixels: int
-    where: SiteFilter = ALL_SITES
+    cross_steps: tuple[int, int]
+    self_steps: tuple[int, int]
+    self_max_queries: int
+    sites: SiteFilter = ALL_SITES
 
     def __post_init__(self) -> None:
-        check_max_queries(self.self_pixels)
+        check_max_queries(self.self_max_queries)
 
     def at(self, step: int) -> SitePredicate | None:
-        cross, self_ = (start <= step < stop for start, stop in (self.cross, self.self_))
+        cross, self_ = (start <= step < stop for start, stop in (self.cross_steps, self.self_steps))
         if not cross and not self_:
             return None
 
         def kept(site: Site, queries: int) -> bool:
-            return self.where.has(site) and (cross if site.cross else self_ and queries <= self.self_pixels)
+            return self.sites.includes(site) and (cross if site.cross else self_ and queries <= self.self_max_queries)
 
         return kept
 
@@ -80,14 +80,14 @@ class QKCache:
     tensors: Mapping[str, Tensor] = field(repr=False)
     queries: Mapping[Site, int] = field(repr=False)
 
-    def has(self, step: int, wanted: SitePredicate) -> bool:
+    def covers(self, step: int, wanted: SitePredicate) -> bool:
         """Whether all that is wanted at a step was kept."""
         names = (
             tensor_name(site, which, step) for site, n in self.queries.items() if wanted(site, n) for which in "qk"
         )
         return all(name in self.tensors for name in names)
 
-    def at(self, step: int, wanted: SitePredicate, like: Tensor) -> dict[Site, QK]:
+    def get(self, step: int, wanted: SitePredicate, like: Tensor) -> dict[Site, QK]:
         """(q, k) of the wanted sites at a step, in the dtype and on the device of `like`. Copies: in a file numbers do
         not lie where kernels like them to, and with the place in memory the bits of a result would change."""
 
@@ -96,7 +96,7 @@ class QKCache:
 
         return {site: (copied(site, "q"), copied(site, "k")) for site, n in self.queries.items() if wanted(site, n)}
 
-    def keep(self, step: int, found: Mapping[Site, QK]) -> None:
+    def put(self, step: int, found: Mapping[Site, QK]) -> None:
         """Takes what a step showed into its place."""
         for site, pair in found.items():
             for which, tensor in zip("qk", pair, strict=True):

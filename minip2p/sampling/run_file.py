@@ -37,7 +37,7 @@ def record_run(
     """
     source = SourceRun(parts, origin)
     latent = source.latents[0].shape[-2:]
-    if origin.guidance == 0:  # no words are read, and so no attention
+    if origin.guidance_scale == 0:  # no words are read, and so no attention
         keeps = CachePolicy((0, 0), (0, 0), 0)
     kept = cache_layout(parts.unet, latent, len(parts.text.prompt(origin.prompt).ids), origin.steps, keeps, dtype)
     if file is None and layout_bytes(kept) > budget:
@@ -46,19 +46,21 @@ def record_run(
             f"{budget / 1e6:,.1f}: give it a file, or keep fewer steps or a smaller dtype"
         )
     shapes: Layout = {"latents": (torch.float32, (origin.steps + 1, *source.latents[0].shape[1:]))}
-    shapes |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in conditioning_tensors(origin.way).items()}
+    shapes |= {
+        name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in conditioning_tensors(origin.conditioning).items()
+    }
     said = {} if file is None else run_metadata(parts, origin)
     if file is not None:
-        parts.made.check_kept(file)
+        parts.origin.refuse_overwrite(file)
     with nullcontext() if file is None else atomic_write(file) as partial:
         block = SafetensorsBuffer(shapes | kept, said, partial)
         made = QKCache({name: block.tensors[name] for name in kept}, queries_per_site(parts.unet, latent))
-        for i, step in enumerate(progress(parts.sched.steps(origin.steps))):
-            made.keep(i, source.read(i, step, keeps.at(i)))
-        block.tensors["latents"].copy_(source.whole.latents)
-        for name, tensor in conditioning_tensors(origin.way).items():
+        for i, step in enumerate(progress(parts.scheduler.steps(origin.steps))):
+            made.put(i, source.advance(i, step, keeps.at(i)))
+        block.tensors["latents"].copy_(source.finish.latents)
+        for name, tensor in conditioning_tensors(origin.conditioning).items():
             block.tensors[name].copy_(tensor)
-    return replace(source.whole, latents=block.tensors["latents"], record=made)
+    return replace(source.finish, latents=block.tensors["latents"], qk_cache=made)
 
 
 def load_run(parts: Components, file: Path) -> Trajectory:
@@ -78,23 +80,23 @@ def load_run(parts: Components, file: Path) -> Trajectory:
         if latents.dtype != torch.float32 or latents.ndim != 4 or not latents.numel():
             raise ValueError("its latents are not t c h w, float32")
         steps, latent = len(latents) - 1, (latents.shape[-2], latents.shape[-1])
-        parts.sched.times(steps)
+        parts.scheduler.timesteps(steps)
         prepare_run(
             parts,
             prompt,
             latents=latents[:1],
             steps=steps,
-            guidance=guidance,
+            guidance_scale=guidance,
             seed=seed or 0,
-            negative=negative,
-            beside=way.beside,
+            negative_prompt=negative,
+            image=way.image,
         )
         context, always = parts.text(prompt), CachePolicy((0, steps), (0, steps), math.prod(latent))
         shapes = cache_layout(parts.unet, latent, len(parts.text.prompt(prompt).ids), steps, always, torch.float32)
         shapes["unconditional"] = torch.float32, (steps, *context.shape[1:])
-        shapes["beside"] = torch.float32, (1, parts.beside, *latent)
+        shapes["beside"] = torch.float32, (1, parts.extra_channels, *latent)
         shapes["noise"] = torch.float32, (steps, *latents.shape[1:])
-        if not 0 <= way.skip < steps or not 0 <= way.proximal < 1:
+        if not 0 <= way.skip_steps < steps or not 0 <= way.proximal_quantile < 1:
             raise ValueError("its skip or proximal is out of range")
         for name, tensor in (tensors | conditioning_tensors(way)).items():
             if name not in shapes or tensor.shape != shapes[name][1] or tensor.dtype not in DTYPE_NAMES:
@@ -108,7 +110,7 @@ def load_run(parts: Components, file: Path) -> Trajectory:
     except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{file}: not a whole run ({error})") from None
     record = QKCache(tensors, queries_per_site(parts.unet, latent)) if tensors else None
-    return Trajectory(parts, prompt, latents, guidance, negative, seed, way, record=record)
+    return Trajectory(parts, prompt, latents, guidance, negative, seed, way, qk_cache=record)
 
 
 def read_conditioning(tensors: dict[str, Tensor], said: Mapping[str, str]) -> Conditioning:

@@ -23,42 +23,42 @@ class RunSettings:
     prompt: str
     noise: Tensor
     steps: int
-    guidance: float
-    negative: str = ""
+    guidance_scale: float
+    negative_prompt: str = ""
     seed: int | None = None
     attend: Attend = fused
-    way: Conditioning = field(default_factory=Conditioning)
+    conditioning: Conditioning = field(default_factory=Conditioning)
 
 
 def prepare_run(
     parts: Components,
     prompt: str,
     *,
-    guidance: float,
+    guidance_scale: float,
     seed: int = 0,
     steps: int = 50,
     size: tuple[int, int] | None = None,
-    negative: str = "",
+    negative_prompt: str = "",
     latents: Tensor | None = None,
     attend: Attend = fused,
-    beside: ImageConditioning | None = None,
+    image: ImageConditioning | None = None,
 ) -> RunSettings:
     """Checks what a run begins with. Raises ValueError with one line for what the model cannot take."""
-    if not is_finite(guidance):
-        raise ValueError(f"guidance must be a finite number, not {guidance}")
+    if not is_finite(guidance_scale):
+        raise ValueError(f"guidance must be a finite number, not {guidance_scale}")
     if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {seed}")
-    parts.sched.times(steps)
+    parts.scheduler.timesteps(steps)
     check_attend(attend)
-    for text in (prompt, negative):
+    for text in (prompt, negative_prompt):
         parts.text.prompt(text)
-    if parts.beside != (0 if beside is None else beside.channels.shape[1]):
+    if parts.extra_channels != (0 if image is None else image.channels.shape[1]):
         raise ValueError(
             "this model makes a picture of a picture: use instruct, or where it has a mask, inpaint"
-            if parts.beside
+            if parts.extra_channels
             else "this model reads no picture beside its latents"
         )
-    own = None if beside is None else (beside.channels.shape[-2], beside.channels.shape[-1])
+    own = None if image is None else (image.channels.shape[-2], image.channels.shape[-1])
     channels = parts.vae.config.latent_channels
     if latents is None:
         shape = own or latent_size(parts, size)
@@ -67,7 +67,7 @@ def prepare_run(
         check_latents(latents, channels, own)
         noise = latents.float()
     drawn = seed if latents is None else None
-    return RunSettings(prompt, noise, steps, guidance, negative, drawn, attend, Conditioning(beside=beside))
+    return RunSettings(prompt, noise, steps, guidance_scale, negative_prompt, drawn, attend, Conditioning(image=image))
 
 
 def check_latents(latents: Any, channels: int, size: tuple[int, int] | None) -> None:

@@ -47,35 +47,35 @@ class Trajectory:
     edits of it need not make anew. begun: of an edit, its source as far as it was needed.
     """
 
-    parts: Components = field(repr=False)
+    components: Components = field(repr=False)
     prompt: str
     latents: Tensor = field(repr=False)
-    guidance: float
-    negative: str = ""
+    guidance_scale: float
+    negative_prompt: str = ""
     seed: int | None = None
-    way: Conditioning = field(default_factory=Conditioning, repr=False)
+    conditioning: Conditioning = field(default_factory=Conditioning, repr=False)
     attend: Attend = field(default=fused, repr=False)
-    mask: Tensor | None = field(default=None, repr=False)
-    record: QKCache | None = field(default=None, repr=False)
-    begun: "SourceRun | None" = field(default=None, repr=False)
+    blend_mask: Tensor | None = field(default=None, repr=False)
+    qk_cache: QKCache | None = field(default=None, repr=False)
+    source_run: "SourceRun | None" = field(default=None, repr=False)
 
     @property
     def steps(self) -> int:
         return len(self.latents) - 1
 
-    def knows(self, step: int, wanted: SitePredicate | None) -> bool:
+    def is_recorded(self, step: int, wanted: SitePredicate | None) -> bool:
         """Whether a step can be read without running it."""
-        return wanted is None or (self.record is not None and self.record.has(step, wanted))
+        return wanted is None or (self.qk_cache is not None and self.qk_cache.covers(step, wanted))
 
     @property
     def source(self) -> "Trajectory | None":
         """Of an edit, the run it started from. What the edit did not need of it is sampled when first asked for."""
-        return None if self.begun is None else self.begun.whole
+        return None if self.source_run is None else self.source_run.finish
 
     @property
     def picture(self) -> Tensor:
         """The picture, decoded from the last latents: 3 H W in [-1, 1]."""
-        return self.parts.decode(self.latents[-1:].to(self.parts.device))[0].cpu()
+        return self.components.decode(self.latents[-1:].to(self.components.device))[0].cpu()
 
     @property
     def image(self) -> Image.Image:
@@ -90,12 +90,12 @@ class Trajectory:
         without any edit: they are the maps of the run's own prompt and latents. Raises ValueError for a word that is
         not in the prompt.
         """
-        size = tuple(self.parts.vae.stride * side for side in self.latents.shape[-2:])
-        heat = self.heat(as_list(words), strides)
+        size = tuple(self.components.vae.stride * side for side in self.latents.shape[-2:])
+        heat = self.heatmaps(as_list(words), strides)
         return F.interpolate(heat.mean[:, None], size, mode="bilinear")[:, 0].cpu()
 
-    def where(
-        self, words: Any, *, threshold: Any = "otsu", spread: int = 0, strides: Sequence[int] | None = None
+    def mask(
+        self, words: Any, *, threshold: Any = "otsu", self_attention_hops: int = 0, strides: Sequence[int] | None = None
     ) -> Tensor:
         """A mask of words, H W in picture pixels, sharper than a blend's: their heat, smoothly enlarged and cut (see
         `minip2p.attention.masks.threshold_mask`): bool, or float for a soft threshold. spread: see `HeatSum`; the model that ships was taught
@@ -103,33 +103,42 @@ class Trajectory:
         takes one. Raises ValueError.
         """
         check_threshold("a mask's threshold", threshold)
-        check_hops(spread)
-        size = tuple(self.parts.vae.stride * side for side in self.latents.shape[-2:])
-        heat = self.heat(as_list(words), strides, spread)
+        check_hops(self_attention_hops)
+        size = tuple(self.components.vae.stride * side for side in self.latents.shape[-2:])
+        heat = self.heatmaps(as_list(words), strides, self_attention_hops)
         return heatmap_to_mask(heat.total.sum(0), (size[0], size[1]), threshold, pool=False, smooth=True).cpu()
 
-    def heat(self, words: list[Any], strides: Sequence[int] | None = None, spread: int = 0) -> HeatmapAccumulator:
+    def heatmaps(self, words: list[Any], strides: Sequence[int] | None = None, hops: int = 0) -> HeatmapAccumulator:
         """What `maps` shows, at the size of the maps: a sum over sites and steps that a mask can be made of."""
-        parts, latent = self.parts, (self.latents.shape[-2], self.latents.shape[-1])
+        parts, latent = self.components, (self.latents.shape[-2], self.latents.shape[-1])
         if not words:
             raise ValueError("these would be maps of no words: name at least one")
         chosen = select_strides(strides, parts.unet.sites, latent)
         found = token_indicator(parts.text.prompt(self.prompt), words)
-        heat = HeatmapAccumulator(found, latent, chosen, spread, finest_self_stride(parts.unet.sites))
+        heat = HeatmapAccumulator(found, latent, chosen, hops, finest_self_stride(parts.unet.sites))
         context = parts.text(self.prompt)
-        for i, step in enumerate(parts.sched.steps(self.steps)):
+        for i, step in enumerate(parts.scheduler.steps(self.steps)):
             attend = accumulate_heatmap(heat, at_step(self.attend, i))
-            parts.predict(
-                self.latents[i : i + 1].to(parts.device), step.t, context, context, 1.0, attend, beside=self.way.alone
+            parts.guided_noise(
+                self.latents[i : i + 1].to(parts.device),
+                step.t,
+                context,
+                context,
+                1.0,
+                attend,
+                image=self.conditioning.without_image_guidance,
             )
         return heat
 
     def save(self, file: str | Path) -> None:
         """Writes the run, and its record if it has one, into one safetensors file; not an edit's source or mask. Raises
         ValueError for a run whose attention is a function of one's own, which no file can hold."""
-        self.parts.made.check_kept(Path(file))
-        tensors, said = {"latents": self.latents} | conditioning_tensors(self.way), run_metadata(self.parts, self)
-        tensors |= {} if self.record is None else dict(self.record.tensors)
+        self.components.origin.refuse_overwrite(Path(file))
+        tensors, said = (
+            {"latents": self.latents} | conditioning_tensors(self.conditioning),
+            run_metadata(self.components, self),
+        )
+        tensors |= {} if self.qk_cache is None else dict(self.qk_cache.tensors)
         shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         with atomic_write(Path(file)) as partial:
             block = SafetensorsBuffer(shapes, said, partial)
@@ -145,15 +154,15 @@ def as_list(words: Any) -> list[Any]:
 def sample(parts: Components, start: RunSettings, progress: Progress = iter) -> Trajectory:
     """Samples one picture by DDIM (Song et al. 2020): a source that nobody reads."""
     source = SourceRun(parts, start)
-    for i, step in enumerate(progress(parts.sched.steps(start.steps))):
-        source.read(i, step, None)
-    return source.whole
+    for i, step in enumerate(progress(parts.scheduler.steps(start.steps))):
+        source.advance(i, step, None)
+    return source.finish
 
 
 def check_finite(parts: Components, x: Tensor, step: int) -> Tensor:
     """x, or ValueError where a run has gone wrong: better one clear line than a black picture."""
     if not torch.isfinite(x).all():
-        raise parts.not_finite(f"the latents are not finite after step {step + 1}")
+        raise parts.non_finite_error(f"the latents are not finite after step {step + 1}")
     return x
 
 
@@ -164,52 +173,73 @@ class SourceRun:
     """
 
     def __init__(self, parts: Components, origin: Trajectory | RunSettings):
-        self.parts, self.origin = parts, origin
-        self.conditional, self.negative = parts.text(origin.prompt), parts.text.negative(origin.negative)
+        self.components, self.origin = parts, origin
+        self.conditional, self.negative = parts.text(origin.prompt), parts.text.encode_negative(origin.negative_prompt)
         known = origin.latents if isinstance(origin, Trajectory) else origin.noise
         self.latents = [x.clone() for x in known.to(parts.device).split(1)]  # for the bits' sake, see `Record.at`
 
-    def unconditional(self, i: int) -> Tensor:
-        own = self.origin.way.unconditional
+    def uncond_embedding(self, i: int) -> Tensor:
+        own = self.origin.conditioning.uncond_embeddings
         return self.negative if own is None else own[i : i + 1].to(self.negative)
 
-    def read(self, i: int, step: Step, wanted: SitePredicate | None) -> Mapping[Site, QK]:
+    def advance(self, i: int, step: Step, wanted: SitePredicate | None) -> Mapping[Site, QK]:
         """(q, k) of the wanted sites at step i, recorded or made anew. Where nothing is wanted and the next latents are
         known, none runs."""
         known = i + 1 < len(self.latents)
         if known and wanted is None:
             return {}
-        if isinstance(self.origin, Trajectory) and self.origin.record and wanted and self.origin.knows(i, wanted):
-            return self.origin.record.at(i, wanted, self.conditional)
+        if (
+            isinstance(self.origin, Trajectory)
+            and self.origin.qk_cache
+            and wanted
+            and self.origin.is_recorded(i, wanted)
+        ):
+            return self.origin.qk_cache.get(i, wanted, self.conditional)
         found: dict[Site, QK] = {}
         attend = at_step(self.origin.attend, i)
         if wanted is not None:
             attend = record_qk(found, wanted, attend)
-        x, w, way = self.latents[i], self.origin.guidance, self.origin.way
-        eps = self.parts.predict(
-            x, step.t, self.unconditional(i), self.conditional, w, attend, proximal=way.proximal, beside=way.beside
+        x, w, way = self.latents[i], self.origin.guidance_scale, self.origin.conditioning
+        eps = self.components.guided_noise(
+            x,
+            step.t,
+            self.uncond_embedding(i),
+            self.conditional,
+            w,
+            attend,
+            proximal_quantile=way.proximal_quantile,
+            image=way.image,
         )
         if not known:
-            self.latents.append(check_finite(self.parts, self.parts.sched.step(x, eps, step, noise=way.z(i)), i))
+            self.latents.append(
+                check_finite(self.components, self.components.scheduler.step(x, eps, step, noise=way.noise_at(i)), i)
+            )
         return found
 
     @cached_property
-    def whole(self) -> Trajectory:
+    def finish(self) -> Trajectory:
         """The whole run. What no target read of it is sampled only now."""
         if isinstance(self.origin, Trajectory):
             return self.origin
-        o, steps = self.origin, list(self.parts.sched.steps(self.origin.steps))
+        o, steps = self.origin, list(self.components.scheduler.steps(self.origin.steps))
         for i in range(len(self.latents) - 1, len(steps)):
-            self.read(i, steps[i], None)
+            self.advance(i, steps[i], None)
         return Trajectory(
-            self.parts, o.prompt, torch.cat(self.latents).cpu(), o.guidance, o.negative, o.seed, o.way, o.attend
+            self.components,
+            o.prompt,
+            torch.cat(self.latents).cpu(),
+            o.guidance_scale,
+            o.negative_prompt,
+            o.seed,
+            o.conditioning,
+            o.attend,
         )
 
 
 def conditioning_tensors(way: Conditioning) -> dict[str, Tensor]:
     """The tensors of a run's file that say how it goes through its steps."""
-    beside = None if way.beside is None else way.beside.channels
-    named = {"unconditional": way.unconditional, "noise": way.noise, "beside": beside}
+    beside = None if way.image is None else way.image.channels
+    named = {"unconditional": way.uncond_embeddings, "noise": way.variance_noise, "beside": beside}
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
@@ -222,16 +252,20 @@ def run_metadata(parts: Components, run: Trajectory | RunSettings) -> dict[str, 
         "format": FORMAT,
         "model": parts.fingerprint,
         "prompt": run.prompt,
-        "negative": run.negative,
-        "guidance": repr(float(run.guidance)),
+        "negative": run.negative_prompt,
+        "guidance": repr(float(run.guidance_scale)),
         "seed": seed,
-        "skip": str(run.way.skip),
-        "proximal": repr(float(run.way.proximal)),
-        "along": " ".join(conditioning_tensors(run.way)),
-        "picture_guidance": picture_guidance(run.way),
+        "skip": str(run.conditioning.skip_steps),
+        "proximal": repr(float(run.conditioning.proximal_quantile)),
+        "along": " ".join(conditioning_tensors(run.conditioning)),
+        "picture_guidance": picture_guidance(run.conditioning),
     }
 
 
 def picture_guidance(way: Conditioning) -> str:
     """w_I, in a file's words."""
-    return "" if way.beside is None or way.beside.guidance is None else repr(float(way.beside.guidance))
+    return (
+        ""
+        if way.image is None or way.image.image_guidance_scale is None
+        else repr(float(way.image.image_guidance_scale))
+    )

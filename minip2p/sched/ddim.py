@@ -20,16 +20,21 @@ from minip2p.config import SchedulerConfig
 from minip2p.validation import is_integer
 
 
-def split_prediction(x: Tensor, prediction: Tensor, abar: float, kind: str) -> tuple[Tensor, Tensor]:
+def split_prediction(x: Tensor, prediction: Tensor, alpha_cumprod: float, kind: str) -> tuple[Tensor, Tensor]:
     """(ε, x_0) from the model's prediction at signal share ᾱ. kind: "epsilon" or "v_prediction"."""
-    signal, noise = abar**0.5, (1 - abar) ** 0.5
+    signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
     if kind == "v_prediction":
         return signal * prediction + noise * x, signal * x - noise * prediction
     return prediction, (x - noise * prediction) / signal
 
 
 def ddim_step(
-    x: Tensor, prediction: Tensor, abar: float, abar_next: float, kind: str = "epsilon", sigma: float = 0.0
+    x: Tensor,
+    prediction: Tensor,
+    alpha_cumprod: float,
+    alpha_cumprod_prev: float,
+    kind: str = "epsilon",
+    sigma: float = 0.0,
 ) -> Tensor:
     """From signal share ᾱ to ᾱ' (Song et al. 2020, eq. 12, its noise σ z left to add):
 
@@ -38,13 +43,13 @@ def ddim_step(
     Without noise, the same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ); given the same ε, the one undoes the other.
     (Given the same v it does not: inversion reads v at the x that it has, as diffusers' DDIMInverseScheduler does.)
     """
-    eps, x0 = split_prediction(x, prediction, abar, kind)
-    return abar_next**0.5 * x0 + (1 - abar_next - sigma**2) ** 0.5 * eps
+    eps, x0 = split_prediction(x, prediction, alpha_cumprod, kind)
+    return alpha_cumprod_prev**0.5 * x0 + (1 - alpha_cumprod_prev - sigma**2) ** 0.5 * eps
 
 
-def ddpm_std(abar: float, abar_next: float) -> float:
+def ddpm_std(alpha_cumprod: float, alpha_cumprod_prev: float) -> float:
     """Of a DDPM step's noise (Song et al. 2020, eq. 16, η = 1):  σ = √((1 − ᾱ') / (1 − ᾱ) · (1 − ᾱ / ᾱ'))."""
-    return ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)) ** 0.5
+    return ((1 - alpha_cumprod_prev) / (1 - alpha_cumprod) * (1 - alpha_cumprod / alpha_cumprod_prev)) ** 0.5
 
 
 class Step(NamedTuple):
@@ -54,8 +59,8 @@ class Step(NamedTuple):
     """
 
     t: int
-    abar: float
-    abar_next: float
+    alpha_cumprod: float
+    alpha_cumprod_prev: float
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class DDIMScheduler:
     config: SchedulerConfig
 
     @property
-    def abars(self) -> Tensor:
+    def alphas_cumprod(self) -> Tensor:
         """ᾱ_t for t = 0 … T−1: the running product of 1 − β. float32, as the models were trained."""
         c = self.config
         power = 0.5 if c.beta_schedule == "scaled_linear" else 1.0
@@ -73,7 +78,7 @@ class DDIMScheduler:
         betas = torch.linspace(*ends, c.num_train_timesteps, dtype=torch.float32) ** (1 / power)
         return torch.cumprod(1 - betas, dim=0)
 
-    def times(self, steps: int) -> list[int]:
+    def timesteps(self, steps: int) -> list[int]:
         """The time steps that the model is asked at, noisiest first (spacings: Lin et al. 2023, table 2)."""
         c, total = self.config, self.config.num_train_timesteps
         if not is_integer(steps) or not 1 <= steps <= total:
@@ -91,8 +96,8 @@ class DDIMScheduler:
     def steps(self, steps: int) -> list[Step]:
         """The steps of a run, noisiest first. A step leads to the next time, so that the way back is the same grid; of
         trailing times T // steps down, as in diffusers."""
-        c, abars = self.config, self.abars.tolist()
-        times, apart = self.times(steps), c.num_train_timesteps // steps
+        c, abars = self.config, self.alphas_cumprod.tolist()
+        times, apart = self.timesteps(steps), c.num_train_timesteps // steps
         if c.timestep_spacing == "trailing":
             following = [t - apart for t in times]
         else:
@@ -110,16 +115,20 @@ class DDIMScheduler:
     ) -> Tensor:
         """One DDIM step of this model's prediction type: towards the picture, or back towards the noise. noise: z, of
         a DDPM step towards the picture (η = 1); of a DDIM step, None."""
-        here, there = (at.abar, at.abar_next) if direction == "sample" else (at.abar_next, at.abar)
-        sigma = 0.0 if noise is None else self.sigma(at)
+        here, there = (
+            (at.alpha_cumprod, at.alpha_cumprod_prev)
+            if direction == "sample"
+            else (at.alpha_cumprod_prev, at.alpha_cumprod)
+        )
+        sigma = 0.0 if noise is None else self.ddpm_std(at)
         x = ddim_step(x, prediction, here, there, self.config.prediction_type, sigma)
         return x if noise is None else x + sigma * noise.to(x)
 
-    def sigma(self, at: Step) -> float:
+    def ddpm_std(self, at: Step) -> float:
         """The deviation of a DDPM step's noise."""
-        return ddpm_std(at.abar, at.abar_next)
+        return ddpm_std(at.alpha_cumprod, at.alpha_cumprod_prev)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The forward process (Ho et al. 2020, eq. 4): x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε. t: b."""
-        abar = self.abars.to(x0.device)[t][:, None, None, None]
+        abar = self.alphas_cumprod.to(x0.device)[t][:, None, None, None]
         return abar**0.5 * x0 + (1 - abar) ** 0.5 * noise

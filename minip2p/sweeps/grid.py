@@ -46,7 +46,7 @@ class Grid:
 
     source: str
     axes: Mapping[str, Sequence[Any]]
-    run: Mapping[str, Any]
+    run_options: Mapping[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> "Grid":
@@ -54,12 +54,12 @@ class Grid:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: {'a folder, not a file' if path.exists() else 'no such file'}")
         try:
-            return cls.of(tomllib.loads(path.read_text(encoding="utf-8")))
+            return cls.from_fields(tomllib.loads(path.read_text(encoding="utf-8")))
         except (ValueError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "Grid":
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Grid":
         """From a mapping: `source`, a list of values for each axis that is compared, and settings of the run. Raises
         ValueError for a name that is not known and for an axis without values."""
         known = ("source", *AXES, *RUN_FIELDS)
@@ -90,7 +90,7 @@ class Grid:
 
     @property
     def text(self) -> str:
-        return json.dumps({"source": self.source, **self.axes, **self.run}, sort_keys=True)
+        return json.dumps({"source": self.source, **self.axes, **self.run_options}, sort_keys=True)
 
 
 def make_target(model: Pipeline, start: RunSettings, cell: Mapping[str, Any]) -> EditTarget:
@@ -98,7 +98,7 @@ def make_target(model: Pipeline, start: RunSettings, cell: Mapping[str, Any]) ->
     of the words that differ. Raises ValueError for what the prompts or the model do not have."""
     old, new = model.text.prompt(start.prompt), model.text.prompt(cell["target"])
     where = SiteFilter(*(site_values(name, cell[name]) for name in ("places", "strides", "indices", "heads")))
-    where.check(model.unet.heads)
+    where.validate(model.unet.heads)
     if not isinstance(cell["reweight"], Mapping):
         raise ValueError(f"reweight: each value is weights by word, as {{fog = 2.0}}, not {cell['reweight']!r}")
     if not is_integer(cell["self_pixels"]):
@@ -107,17 +107,17 @@ def make_target(model: Pipeline, start: RunSettings, cell: Mapping[str, Any]) ->
         old,
         new,
         start.steps,
-        cross=to_tuples(cell["cross"]),
-        self_=to_tuples(cell["self"]),
-        self_pixels=cell["self_pixels"],
+        cross_replace=to_tuples(cell["cross"]),
+        self_replace=to_tuples(cell["self"]),
+        self_max_queries=cell["self_pixels"],
         reweight=cell["reweight"],
-        where=where,
+        sites=where,
     )
     blend = make_blend(cell, old, new)
     if blend is None:
         return EditTarget(cell["target"], plan)
     size = start.noise.shape[-2], start.noise.shape[-1]
-    return EditTarget(cell["target"], plan, LocalBlendState.begin(blend, old, new, start.steps, size, model.unet.sites))
+    return EditTarget(cell["target"], plan, LocalBlendState.start(blend, old, new, start.steps, size, model.unet.sites))
 
 
 def site_values(name: str, value: Any) -> tuple[Any, ...] | None:
@@ -141,7 +141,7 @@ def make_blend(cell: Mapping[str, Any], old: Prompt, new: Prompt) -> LocalBlend 
     if cell["blend"]:
         source, sign, target = cell["blend"].partition(":")
         return LocalBlend((source,), (target if sign else source,), threshold=to_tuples(cell["threshold"]))
-    texts = [[word.text for word in prompt.seen] for prompt in (old, new)]
+    texts = [[word.text for word in prompt.visible_words] for prompt in (old, new)]
     gone, come = ([word for word in one if word not in other] for one, other in (texts, texts[::-1]))
     come += [word for word in cell["reweight"] if word not in come]
     return (

@@ -52,16 +52,16 @@ class SeedJob:
     @property
     def rows(self) -> int:
         """The UNet rows that it takes, with those that only the source's picture needs."""
-        rest = self.start.steps - self.plan.read
-        return self.plan.cost(self.start, BATCH) + rest * unet_rows(1, self.start.guidance)
+        rest = self.start.steps - self.plan.source_steps
+        return self.plan.predicted_rows(self.start, BATCH) + rest * unet_rows(1, self.start.guidance_scale)
 
 
 def plan_jobs(model: Pipeline, grid: Grid) -> list[SeedJob]:
     """The whole work, checked before any of it is done. Raises ValueError."""
     found: list[SeedJob] = []
     for seed in grid.axes["seed"]:
-        options = {name: tuple(value) if isinstance(value, list) else value for name, value in grid.run.items()}
-        start, cells = model.start(grid.source, seed=seed, **options), grid.cells(seed)
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in grid.run_options.items()}
+        start, cells = model.prepare(grid.source, seed=seed, **options), grid.cells(seed)
         targets = [make_target(model, start, cell) for cell in cells]
         found.append(SeedJob(seed, len(found) * len(cells), cells, start, targets, plan_batches(model, start, targets)))
     return found
@@ -122,7 +122,7 @@ def job_results(
     files, rows = [(source_name(unit), to_pil(before), metadata.parameters(source))], []
     for n, (cell, target, run) in enumerate(zip(unit.cells, unit.targets, runs, strict=True), unit.first):
         after = run.picture
-        mask = None if target.blending is None else upsample_mask(target.blending.mask(), after)
+        mask = None if target.blend_state is None else upsample_mask(target.blend_state.mask(), after)
         figures = preservation(before, after, mask)
         if score is not None:
             figures |= score(before, after, source.prompt, run.prompt, mask)

@@ -22,7 +22,7 @@ from minip2p.text.prompt import Prompt
 class CheckpointFiles(Protocol):
     """Where the parts of a model are: see `folder.Folder`."""
 
-    where: Path
+    location: Path
     root: Path  # where the model's own minip2p.json would be
 
     def has(self, part: str) -> bool: ...
@@ -36,28 +36,34 @@ class ClipEncoder:
     """A text encoder and its tokenizer: "text_encoder" and "tokenizer", or those whose names end in "_2"."""
 
     def __init__(self, files: CheckpointFiles, number: str, dtype: torch.dtype, device: torch.device | str):
-        self.part, self.device, self.path = f"text_encoder{number}", device, files.tokenizer(f"tokenizer{number}")
+        self.part, self.device, self.tokenizer_path = (
+            f"text_encoder{number}",
+            device,
+            files.tokenizer(f"tokenizer{number}"),
+        )
         config, where = files.config(self.part), files.config_file(self.part)
-        self.width, self.pooled = (config_size(config, name, 512, where) for name in ("hidden_size", "projection_dim"))
-        self.tokenizer = load_tokenizer(self.path)
+        self.width, self.pooled_width = (
+            config_size(config, name, 512, where) for name in ("hidden_size", "projection_dim")
+        )
+        self.tokenizer = load_tokenizer(self.tokenizer_path)
         tensors, self.file = files.tensors(self.part)
         encoder = load_text_encoder(config, where, tensors, self.file, dtype)
-        self.length, most = self.tokenizer.model_max_length, encoder.config.max_position_embeddings
-        if self.length > most:
+        self.max_tokens, most = self.tokenizer.model_max_length, encoder.config.max_position_embeddings
+        if self.max_tokens > most:
             raise ValueError(
-                f"{self.path / 'tokenizer_config.json'}: model_max_length is {self.length}, and the text "
+                f"{self.tokenizer_path / 'tokenizer_config.json'}: model_max_length is {self.max_tokens}, and the text "
                 f"encoder takes {most} tokens"
             )
         if len(self.tokenizer) > encoder.config.vocab_size:
             raise ValueError(
-                f"{self.path}: has {len(self.tokenizer)} tokens, and the text encoder {encoder.config.vocab_size}"
+                f"{self.tokenizer_path}: has {len(self.tokenizer)} tokens, and the text encoder {encoder.config.vocab_size}"
             )
         self.encoder = encoder.to(device)
 
     def __call__(self, prompts: Sequence[str], skip: int = 0) -> tuple[Tensor, Tensor | None]:
         """The last hidden states, b n d, and the projection of the end token's where the encoder has one, b p. skip:
         the states before so many last layers, and before the norm, instead."""
-        ids = torch.tensor([Prompt.of(text, self.tokenizer).ids for text in prompts], device=self.device)
+        ids = torch.tensor([Prompt.tokenize(text, self.tokenizer).ids for text in prompts], device=self.device)
         said = self.encoder(input_ids=ids, output_hidden_states=skip > 0)
         hidden = said.hidden_states[-1 - skip] if skip else said.last_hidden_state
         return hidden, getattr(said, "text_embeds", None)
@@ -72,37 +78,42 @@ class TextEncoder:
     """
 
     def __init__(self, files: CheckpointFiles, *, dtype: torch.dtype, device: torch.device | str = "cpu"):
-        self.folder, numbers = files.where, ("", "_2") if files.has("text_encoder_2") else ("",)
-        self.towers = [ClipEncoder(files, number, dtype, device) for number in numbers]
-        if len({tower.length for tower in self.towers}) > 1:
+        self.location, numbers = files.location, ("", "_2") if files.has("text_encoder_2") else ("",)
+        self.clip_encoders = [ClipEncoder(files, number, dtype, device) for number in numbers]
+        if len({tower.max_tokens for tower in self.clip_encoders}) > 1:
             raise ValueError(
-                f"{files.where}: its tokenizers are of {' and '.join(str(t.length) for t in self.towers)} "
+                f"{files.location}: its tokenizers are of {' and '.join(str(t.max_tokens) for t in self.clip_encoders)} "
                 "tokens, and what they say stands side by side"
             )
-        self.width, self.pooled = sum(tower.width for tower in self.towers), self.towers[-1].pooled
+        self.width, self.pooled_width = (
+            sum(tower.width for tower in self.clip_encoders),
+            self.clip_encoders[-1].pooled_width,
+        )
         # As in diffusers, unless model_index.json says otherwise.
-        self.zeros = self.double and files.config("").get("force_zeros_for_empty_prompt", True) is not False
+        self.zero_empty_prompt = (
+            self.has_two_encoders and files.config("").get("force_zeros_for_empty_prompt", True) is not False
+        )
 
     @property
-    def double(self) -> bool:
-        return len(self.towers) > 1
+    def has_two_encoders(self) -> bool:
+        return len(self.clip_encoders) > 1
 
     @property
     def tokenizer(self) -> Any:
-        return self.towers[0].tokenizer
+        return self.clip_encoders[0].tokenizer
 
-    def having(self, encoders: Mapping[str, Any]) -> "TextEncoder":
+    def with_encoders(self, encoders: Mapping[str, Any]) -> "TextEncoder":
         """The same, but with these encoders, by the names of their folders, in the place of its own."""
         twin = copy(self)
-        twin.towers = [copy(tower) for tower in self.towers]
-        for tower in twin.towers:
+        twin.clip_encoders = [copy(tower) for tower in self.clip_encoders]
+        for tower in twin.clip_encoders:
             tower.encoder = encoders.get(tower.part, tower.encoder)
         return twin
 
     @property
     def encoders(self) -> dict[str, Any]:
         """The encoders by the names of their folders."""
-        return {tower.part: tower.encoder for tower in self.towers}
+        return {tower.part: tower.encoder for tower in self.clip_encoders}
 
     def prompt(self, text: str) -> Prompt:
         """A prompt with its tokens and words."""
@@ -110,8 +121,8 @@ class TextEncoder:
             raise ValueError(f"a prompt must be text, not {type(text).__name__}")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"the prompt {text!r} has bytes in it that are not UTF-8 text")
-        prompt = Prompt.of(text, self.tokenizer)
-        if unread := prompt.words[len(prompt.seen) :]:
+        prompt = Prompt.tokenize(text, self.tokenizer)
+        if unread := prompt.words[len(prompt.visible_words) :]:
             warnings.warn(
                 f"the prompt {text[:40]!r}… is read to the word before {unread[0].text!r}: the text encoder "
                 f"takes {len(prompt.ids)} tokens",
@@ -125,17 +136,19 @@ class TextEncoder:
         several: list[Any] = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
         for text in several:
             self.prompt(text)
-        if not self.double:
-            return self.towers[0](several)[0]
-        (first, _), (second, pooled) = (tower(several, skip=1) for tower in self.towers)
+        if not self.has_two_encoders:
+            return self.clip_encoders[0](several)[0]
+        (first, _), (second, pooled) = (tower(several, skip=1) for tower in self.clip_encoders)
         assert pooled is not None
-        return torch.cat([torch.cat([first, second], -1), F.pad(pooled, (0, self.width - self.pooled))[:, None]], 1)
+        return torch.cat(
+            [torch.cat([first, second], -1), F.pad(pooled, (0, self.width - self.pooled_width))[:, None]], 1
+        )
 
-    def negative(self, prompt: str) -> Tensor:
+    def encode_negative(self, prompt: str) -> Tensor:
         """The context of a negative prompt, 1 n d: nothing at all for an empty one, where the model was so trained."""
         context = self([prompt])
-        return torch.zeros_like(context) if self.zeros and not prompt else context
+        return torch.zeros_like(context) if self.zero_empty_prompt and not prompt else context
 
-    def parted(self, context: Tensor) -> tuple[Tensor, Tensor | None]:
+    def split_pooled(self, context: Tensor) -> tuple[Tensor, Tensor | None]:
         """What `__call__` makes -> the tokens' rows, b n d, and of two encoders the prompts' own, b p."""
-        return (context[:, :-1], context[:, -1, : self.pooled]) if self.double else (context, None)
+        return (context[:, :-1], context[:, -1, : self.pooled_width]) if self.has_two_encoders else (context, None)

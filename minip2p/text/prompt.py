@@ -47,7 +47,7 @@ class Prompt:
     words: tuple[Word, ...]
 
     @classmethod
-    def of(cls, text: str, tokenizer: Any) -> "Prompt":
+    def tokenize(cls, text: str, tokenizer: Any) -> "Prompt":
         """Reads a prompt with a CLIPTokenizer. ValueError if its tokens cannot be traced back to its words."""
         size = tokenizer.model_max_length
         ids = tokenizer(text, padding="max_length", max_length=size, truncation=True).input_ids
@@ -56,16 +56,16 @@ class Prompt:
         return cls(text, tuple(ids), tokens, tuple(locate_words(text, uncut, tokenizer)))
 
     @property
-    def end(self) -> int:
+    def eos(self) -> int:
         """The position of the end token; the padding follows it."""
         return len(self.tokens) - 1
 
     @property
-    def seen(self) -> tuple[Word, ...]:
+    def visible_words(self) -> tuple[Word, ...]:
         """The words that the text encoder reads, and reads to their last token."""
-        return tuple(word for word in self.words if word.span[1] <= self.end)
+        return tuple(word for word in self.words if word.span[1] <= self.eos)
 
-    def find(self, word: WordSelector) -> tuple[int, ...]:
+    def token_indices(self, word: WordSelector) -> tuple[int, ...]:
         """The positions of a word's tokens.
 
         word: text, case aside: each place where it stands, and it may be several words in a row ("red car");
@@ -76,7 +76,7 @@ class Prompt:
         if not (place or is_integer(word) or isinstance(word, str | slice | range)):
             raise ValueError(f"a word is given as text, as (text, n), by index or by a range, not as {word!r}")
         places = self._by_text(word) if isinstance(word, str | tuple) else self._by_index(word)
-        whole = [place for place in places if all(n < len(self.seen) for n in place)]
+        whole = [place for place in places if all(n < len(self.visible_words) for n in place)]
         if not whole:
             raise ValueError(f"{word!r} lies beyond the last of the {len(self.ids)} tokens that the text encoder reads")
         return tuple(sorted({j for place in whole for n in place for j in range(*self.words[n].span)}))
@@ -176,7 +176,7 @@ def split_occurrence(text: str) -> tuple[str, int | None]:
 
 def token_indicator(prompt: Prompt, words: Iterable[Any]) -> Tensor:
     """1_word for each word: words j, 1 at the word's tokens. Raises ValueError for a word that is not there."""
-    found = [prompt.find(word) for word in words]
+    found = [prompt.token_indices(word) for word in words]
     out = torch.zeros(len(found), len(prompt.ids))
     for row, tokens in enumerate(found):
         out[row, list(tokens)] = 1

@@ -62,7 +62,7 @@ def slot_tokens(scene: Scene, prompt: Prompt) -> list[tuple[int, ...]]:
     phrases = [phrase if phrase in prompt.text else phrase.split()[-1] for phrase in phrases]
     named = [*phrases, *[""] * (2 - len(phrases)), scene.background, scene.attribute or ""]
     words = {word.text for word in prompt.words}
-    return [prompt.find(phrase) if phrase and words.issuperset(phrase.split()) else () for phrase in named]
+    return [prompt.token_indices(phrase) if phrase and words.issuperset(phrase.split()) else () for phrase in named]
 
 
 def target_attention(places: Sequence[Sequence[tuple[int, ...]]], masks: Tensor, length: int) -> tuple[Tensor, Tensor]:

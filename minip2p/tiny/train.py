@@ -225,7 +225,7 @@ def denoising_loss(
     words decide."""
     t = stratified_times(len(x0), sched.config.num_train_timesteps, source)
     noise = torch.randn(x0.shape, generator=source)
-    abar = sched.abars[t]
+    abar = sched.alphas_cumprod[t]
     snr = abar / (1 - abar)
     x = sched.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
     with half_precision():
@@ -267,7 +267,7 @@ def train_denoiser(
         source = generator(seed, step, 3)
         indices = torch.randint(0, latents.size(step), (BATCH,), generator=source)
         scenes, captions = draw_captions(seed, step, indices)
-        prompts = [Prompt.of(caption, tokenize) for caption in captions]
+        prompts = [Prompt.tokenize(caption, tokenize) for caption in captions]
         ids, kept = torch.tensor([prompt.ids for prompt in prompts]), MapKeeper()
         denoising = denoising_loss(denoiser, sched, scale * latents[indices], ids, source, explicit(kept))
         places = [slot_tokens(scene, prompt) for scene, prompt in zip(scenes, prompts, strict=True)]

@@ -64,27 +64,37 @@ class UNetBlock(nn.Module):
         self.downsamplers = nn.ModuleList([Downsample(outer, padding=1)] if resample == "down" else [])
         self.upsamplers = nn.ModuleList([Upsample(outer)] if resample == "up" else [])
 
-    def layer(self, i: int, x: Tensor, emb: Tensor, context: Tensor, attend: Attend, again: bool = False) -> Tensor:
+    def layer(
+        self, i: int, x: Tensor, emb: Tensor, context: Tensor, attend: Attend, gradient_checkpointing: bool = False
+    ) -> Tensor:
         """again: keep nothing of what happens here for a gradient, but make it again when it is asked for."""
-        if again:
+        if gradient_checkpointing:
             return checkpoint(self.layer, i, x, emb, context, attend, use_reentrant=False)
         x = self.resnets[i](x, emb)
         return self.attentions[i](x, context, attend) if self.attentions else x
 
-    def down(self, x: Tensor, emb: Tensor, context: Tensor, attend: Attend, again: bool = False) -> list[Tensor]:
+    def down(
+        self, x: Tensor, emb: Tensor, context: Tensor, attend: Attend, gradient_checkpointing: bool = False
+    ) -> list[Tensor]:
         """All that this level makes, in order: the last is its output, and every one is a skip for the way up."""
         made = []
         for i in range(len(self.resnets)):
-            x = self.layer(i, x, emb, context, attend, again)
+            x = self.layer(i, x, emb, context, attend, gradient_checkpointing)
             made.append(x)
         return made + [downsample(x) for downsample in self.downsamplers]
 
     def up(
-        self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor, attend: Attend, again: bool = False
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        emb: Tensor,
+        context: Tensor,
+        attend: Attend,
+        gradient_checkpointing: bool = False,
     ) -> Tensor:
         """Joins the latest skips one by one. `skips` is read from its end and must be the level's own."""
         for i, skip in zip(range(len(self.resnets)), reversed(skips), strict=True):
-            x = self.layer(i, torch.cat([x, skip], dim=1), emb, context, attend, again)
+            x = self.layer(i, torch.cat([x, skip], dim=1), emb, context, attend, gradient_checkpointing)
         return x
 
 

@@ -94,7 +94,7 @@ class UNet(nn.Module):
         """Latent pixels a side per pixel of the lowest level."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def embedding(self, t: Tensor, added: tuple[Tensor, Tensor] | None) -> Tensor:
+    def time_text_embedding(self, t: Tensor, added: tuple[Tensor, Tensor] | None) -> Tensor:
         """What the residual blocks hear of time, b e. added: pooled text b d, sizes b 6 (Podell et al. 2023)."""
         c, dtype = self.config, self.conv_in.weight.dtype
 
@@ -116,21 +116,21 @@ class UNet(nn.Module):
         t: Tensor | int,
         context: Tensor,
         attend: Attend = fused,
-        added: tuple[Tensor, Tensor] | None = None,
-        again: bool = False,
+        added_cond: tuple[Tensor, Tensor] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> Tensor:
         """x: b c h w. t: a training time step, one for all or b. context: b n d. -> the prediction, b c h w. again: of
         activations that a gradient needs keep only those between layers (Chen et al. 2016)."""
         t = torch.as_tensor(t, device=x.device).expand(len(x))
-        emb = self.embedding(t, added)
+        emb = self.time_text_embedding(t, added_cond)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            skips += block.down(skips[-1], emb, context, attend, again)
+            skips += block.down(skips[-1], emb, context, attend, gradient_checkpointing)
         x = self.mid_block(skips[-1], emb, context, attend)
         for block in self.up_blocks:
             n = len(block.resnets)
-            x = block.up(x, skips[-n:], emb, context, attend, again)
+            x = block.up(x, skips[-n:], emb, context, attend, gradient_checkpointing)
             skips = skips[:-n]
             for upsample in block.upsamplers:  # to the skip's size: odd sizes were rounded up on the way down
                 x = upsample(x, skips[-1].shape[-2:])
