@@ -1,4 +1,4 @@
-"""The sampler: one pure DDIM step, both directions."""
+"""The noise schedule and the DDIM step, in both directions."""
 
 from minip2p.sched.ddim import DDIMScheduler, Step, ddim_step, split_prediction
 

@@ -1,12 +1,18 @@
 """DDIM (Song et al. 2020, arXiv 2010.02502) as pure functions.
 
-| paper | here | meaning |
+| paper | code | meaning |
 |---|---|---|
 | x_t, x_{t−1} | x, result | latents before and after a step |
-| α_t | abar | share of signal: DDIM's α is DDPM's ᾱ, the *product* of (1 − β), a trap when reading both |
+| α_t, α_{t−1} | alpha_cumprod, alpha_cumprod_prev | signal share (of the variance) before and after a step |
 | ε_θ(x_t) | eps | predicted noise |
 | "predicted x_0" | x0 | (x_t − √(1 − α_t) ε) / √α_t |
 | v | prediction | √α ε − √(1 − α) x_0 (Salimans & Ho 2022, appendix D) |
+
+A trap when reading both papers: DDIM's α_t is DDPM's ᾱ_t, the *product* of (1 − β_s) for all s ≤ t, and not DDPM's
+α_t = 1 − β_t. Formulas below write it as ᾱ, and ᾱ' for the share that a step leads to. The code calls it
+alpha_cumprod, as diffusers does.
+
+Axes: b batch. Latents are b c h w; the functions of this module hold for tensors of any shape, except `add_noise`.
 """
 
 from dataclasses import dataclass
@@ -20,10 +26,12 @@ from minip2p.config import SchedulerConfig
 from minip2p.validation import is_integer
 
 
-def split_prediction(x: Tensor, prediction: Tensor, alpha_cumprod: float, kind: str) -> tuple[Tensor, Tensor]:
-    """(ε, x_0) from the model's prediction at signal share ᾱ. kind: "epsilon" or "v_prediction"."""
+def split_prediction(
+    x: Tensor, prediction: Tensor, alpha_cumprod: float, prediction_type: str
+) -> tuple[Tensor, Tensor]:
+    """(ε, x_0) from the model's prediction at signal share ᾱ. prediction_type: "epsilon" or "v_prediction"."""
     signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
-    if kind == "v_prediction":
+    if prediction_type == "v_prediction":
         return signal * prediction + noise * x, signal * x - noise * prediction
     return prediction, (x - noise * prediction) / signal
 
@@ -33,29 +41,33 @@ def ddim_step(
     prediction: Tensor,
     alpha_cumprod: float,
     alpha_cumprod_prev: float,
-    kind: str = "epsilon",
+    prediction_type: str = "epsilon",
     sigma: float = 0.0,
 ) -> Tensor:
-    """From signal share ᾱ to ᾱ' (Song et al. 2020, eq. 12, its noise σ z left to add):
+    """The step from signal share ᾱ to ᾱ' (Song et al. 2020, eq. 12). The caller adds its random term, σ z.
 
         x' = √ᾱ' x_0 + √(1 − ᾱ' − σ²) ε
 
-    Without noise, the same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ); given the same ε, the one undoes the other.
-    (Given the same v it does not: inversion reads v at the x that it has, as diffusers' DDIMInverseScheduler does.)
+    At σ = 0 the same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ). With the same ε, each undoes the other. With the
+    same v it does not: inversion reads v at the x that it has, as diffusers' DDIMInverseScheduler does.
     """
-    eps, x0 = split_prediction(x, prediction, alpha_cumprod, kind)
+    eps, x0 = split_prediction(x, prediction, alpha_cumprod, prediction_type)
     return alpha_cumprod_prev**0.5 * x0 + (1 - alpha_cumprod_prev - sigma**2) ** 0.5 * eps
 
 
 def ddpm_std(alpha_cumprod: float, alpha_cumprod_prev: float) -> float:
-    """Of a DDPM step's noise (Song et al. 2020, eq. 16, η = 1):  σ = √((1 − ᾱ') / (1 − ᾱ) · (1 − ᾱ / ᾱ'))."""
+    """Standard deviation of the noise that a DDPM step adds (Song et al. 2020, eq. 16, η = 1):
+
+    σ = √((1 − ᾱ') / (1 − ᾱ) · (1 − ᾱ / ᾱ'))
+    """
     return ((1 - alpha_cumprod_prev) / (1 - alpha_cumprod) * (1 - alpha_cumprod / alpha_cumprod_prev)) ** 0.5
 
 
 class Step(NamedTuple):
-    """One step of a run: the time step that the model is asked at, and the signal shares before and after.
+    """One step of a run: the timestep at which the model is evaluated, and the signal shares before and after the step.
 
-    Inversion takes the same step the other way, from `abar_next` to `abar`, and asks the model at the same t.
+    Inversion takes the same step backwards, from `alpha_cumprod_prev` to `alpha_cumprod`, and evaluates the model at
+    the same t. "prev" is the previous timestep of the forward process, as in diffusers: the less noisy side.
     """
 
     t: int
@@ -71,64 +83,73 @@ class DDIMScheduler:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """ᾱ_t for t = 0 … T−1: the running product of 1 − β. float32, as the models were trained."""
+        """ᾱ_t for t = 0 … T−1: the running product of 1 − β. float32, as in the training of the published models."""
         c = self.config
         power = 0.5 if c.beta_schedule == "scaled_linear" else 1.0
         ends = c.beta_start**power, c.beta_end**power
         betas = torch.linspace(*ends, c.num_train_timesteps, dtype=torch.float32) ** (1 / power)
         return torch.cumprod(1 - betas, dim=0)
 
-    def timesteps(self, steps: int) -> list[int]:
-        """The time steps that the model is asked at, noisiest first (spacings: Lin et al. 2023, table 2)."""
+    def timesteps(self, num_steps: int) -> list[int]:
+        """The timesteps at which a run evaluates the model, noisiest first (spacings: Lin et al. 2023, table 2).
+
+        Raises ValueError unless num_steps is an integer from 1 to T.
+        """
         c, total = self.config, self.config.num_train_timesteps
-        if not is_integer(steps) or not 1 <= steps <= total:
-            raise ValueError(f"steps must lie between 1 and {total}, not {steps!r}")
+        if not is_integer(num_steps) or not 1 <= num_steps <= total:
+            raise ValueError(f"steps must lie between 1 and {total}, not {num_steps!r}")
         if c.timestep_spacing == "leading":
-            times: np.ndarray = np.arange(steps)[::-1] * (total // steps) + c.steps_offset
+            times: np.ndarray = np.arange(num_steps)[::-1] * (total // num_steps) + c.steps_offset
         elif c.timestep_spacing == "trailing":
-            # Cut, because rounding lets arange go one too far at 62 of the 1000 numbers of steps.
-            times = np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
+            # Rounding makes arange one element too long for 62 of the 1000 possible values of num_steps.
+            times = np.round(np.arange(total, 0, -total / num_steps)[:num_steps]) - 1
         else:
-            times = np.round(np.linspace(0, total - 1, steps))[::-1]
-        # With an offset, 1000 leading steps would begin one past the end.
+            times = np.round(np.linspace(0, total - 1, num_steps))[::-1]
+        # With an offset, 1000 leading steps would begin at timestep 1000, one past the end.
         return [min(int(t), total - 1) for t in times]
 
-    def steps(self, steps: int) -> list[Step]:
-        """The steps of a run, noisiest first. A step leads to the next time, so that the way back is the same grid; of
-        trailing times T // steps down, as in diffusers."""
-        c, abars = self.config, self.alphas_cumprod.tolist()
-        times, apart = self.timesteps(steps), c.num_train_timesteps // steps
+    def steps(self, num_steps: int) -> list[Step]:
+        """The steps of a run, noisiest first. Raises ValueError as `timesteps` does.
+
+        A step leads to the timestep of the next one, so that inversion walks the same grid. With trailing spacing it
+        leads T // num_steps timesteps down instead, as in diffusers.
+        """
+        c, alphas_cumprod = self.config, self.alphas_cumprod.tolist()
+        times, interval = self.timesteps(num_steps), c.num_train_timesteps // num_steps
         if c.timestep_spacing == "trailing":
-            following = [t - apart for t in times]
+            previous = [t - interval for t in times]
         else:
-            following = times[1:] + [-1 if c.timestep_spacing == "linspace" else times[-1] - apart]
-        final = 1.0 if c.set_alpha_to_one else abars[0]
-        return [Step(t, abars[t], abars[s] if s >= 0 else final) for t, s in zip(times, following, strict=True)]
+            previous = times[1:] + [-1 if c.timestep_spacing == "linspace" else times[-1] - interval]
+        final = 1.0 if c.set_alpha_to_one else alphas_cumprod[0]
+        return [
+            Step(t, alphas_cumprod[t], alphas_cumprod[prev] if prev >= 0 else final)
+            for t, prev in zip(times, previous, strict=True)
+        ]
 
     def step(
         self,
         x: Tensor,
         prediction: Tensor,
-        at: Step,
+        step: Step,
         direction: Literal["sample", "invert"] = "sample",
         noise: Tensor | None = None,
     ) -> Tensor:
-        """One DDIM step of this model's prediction type: towards the picture, or back towards the noise. noise: z, of
-        a DDPM step towards the picture (η = 1); of a DDIM step, None."""
-        here, there = (
-            (at.alpha_cumprod, at.alpha_cumprod_prev)
-            if direction == "sample"
-            else (at.alpha_cumprod_prev, at.alpha_cumprod)
-        )
-        sigma = 0.0 if noise is None else self.ddpm_std(at)
-        x = ddim_step(x, prediction, here, there, self.config.prediction_type, sigma)
+        """One step for a model of the config's prediction type, towards the image ("sample") or the noise ("invert").
+
+        noise: z for a DDPM step (η = 1) towards the image; None for a DDIM step.
+        """
+        start, end = step.alpha_cumprod, step.alpha_cumprod_prev
+        if direction == "invert":
+            start, end = end, start
+        sigma = 0.0 if noise is None else self.ddpm_std(step)
+        x = ddim_step(x, prediction, start, end, self.config.prediction_type, sigma)
         return x if noise is None else x + sigma * noise.to(x)
 
-    def ddpm_std(self, at: Step) -> float:
-        """The deviation of a DDPM step's noise."""
-        return ddpm_std(at.alpha_cumprod, at.alpha_cumprod_prev)
+    def ddpm_std(self, step: Step) -> float:
+        """Standard deviation of the noise that a DDPM step adds."""
+        return ddpm_std(step.alpha_cumprod, step.alpha_cumprod_prev)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The forward process (Ho et al. 2020, eq. 4): x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε. t: b."""
-        abar = self.alphas_cumprod.to(x0.device)[t][:, None, None, None]
-        return abar**0.5 * x0 + (1 - abar) ** 0.5 * noise
+        """The forward process (Ho et al. 2020, eq. 4): x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε. x0, noise: b c h w; t: b."""
+        alpha_cumprod = self.alphas_cumprod.to(x0.device)[t][:, None, None, None]
+        return alpha_cumprod**0.5 * x0 + (1 - alpha_cumprod) ** 0.5 * noise

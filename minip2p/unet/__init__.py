@@ -1,4 +1,4 @@
-"""The denoising network, whose attention is an argument."""
+"""The denoising network. Its attention is an argument of the forward pass."""
 
 from minip2p.unet.model import UNet
 

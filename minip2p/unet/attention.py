@@ -1,6 +1,8 @@
-"""The transformer of the UNet. It projects, asks `attend`, and projects back: what attention is, it does not know.
+"""The UNet's transformer layers. They project to q, k and v, call `attend`, and project back.
 
-Axes: b batch, n tokens (latent pixels, or words of the context), h heads, d width of a head, c channels.
+What attention computes is up to `attend`: this module does not know. Module and parameter names are checkpoint keys.
+
+Axes: b batch, n tokens (latent pixels, or tokens of the prompt), h heads, d width of a head, c channels.
 """
 
 import torch.nn.functional as F
@@ -11,11 +13,16 @@ from minip2p.attention.contract import Attend, Site, fused
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2.2). Without a context, queries attend to themselves."""
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2): x b n c, context b n c' -> b n c.
+
+    Without a context it is self-attention.
+    """
 
     def __init__(self, channels: int, context_channels: int, heads: int, site: Site):
         super().__init__()
-        self.heads, self.width, self.site = heads, channels // heads, site
+        self.heads = heads
+        self.width = channels // heads
+        self.site = site
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_channels, channels, bias=False)
         self.to_v = nn.Linear(context_channels, channels, bias=False)
@@ -31,11 +38,11 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """GEGLU(x) = (W₁x) ⊙ gelu(W₂x) (Shazeer 2020, eq. 5), both products in one matrix."""
+    """GEGLU(x) = (W₁x) ⊙ gelu(W₂x) (Shazeer 2020, eq. 5). One matrix holds W₁ above W₂."""
 
-    def __init__(self, inner: int, outer: int):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.proj = nn.Linear(inner, 2 * outer)
+        self.proj = nn.Linear(in_channels, 2 * out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -43,11 +50,11 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """FFN_GEGLU(x) = W₃ GEGLU(x) (Shazeer 2020, eq. 6), four times as wide inside."""
+    """FFN_GEGLU(x) = W₃ GEGLU(x) (Shazeer 2020, eq. 6), with a hidden layer four times as wide."""
 
     def __init__(self, channels: int):
         super().__init__()
-        # The checkpoint numbers the layers 0 and 2; between them lay the dropout of the training.
+        # Checkpoint keys number the layers 0 and 2. Layer 1 was the dropout of the training.
         self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,12 +62,12 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x += self-attention(norm x);  x += cross-attention(norm x, words);  x += feed-forward(norm x)."""
+    """x += self_attention(norm(x));  x += cross_attention(norm(x), context);  x += feed_forward(norm(x))."""
 
-    def __init__(self, channels: int, context_channels: int, heads: int, site: Site, cross_site: Site):
+    def __init__(self, channels: int, context_channels: int, heads: int, self_site: Site, cross_site: Site):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, channels, heads, site)
+        self.attn1 = Attention(channels, channels, heads, self_site)
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, context_channels, heads, cross_site)
         self.norm3 = nn.LayerNorm(channels)
@@ -73,9 +80,10 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of a feature map, b c h w -> b c h w, residual.
+    """Transformer blocks over the pixels of a feature map, b c h w -> b c h w, with a residual connection.
 
-    SD 1.x projects in and out by 1×1 convolutions, SD 2.x and SDXL by linear layers: the same sums, other shapes.
+    `sites` alternates self-attention and cross-attention, one pair per block. The projections in and out are 1×1
+    convolutions in SD 1.x and linear layers in SD 2.x and SDXL: the same sums, weights of another shape.
     """
 
     def __init__(self, channels: int, context_channels: int, heads: int, groups: int, linear: bool, sites: list[Site]):
@@ -84,13 +92,14 @@ class SpatialTransformer(nn.Module):
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(channels, context_channels, heads, site, cross_site)
-            for site, cross_site in zip(sites[::2], sites[1::2], strict=True)
+            TransformerBlock(channels, context_channels, heads, self_site, cross_site)
+            for self_site, cross_site in zip(sites[::2], sites[1::2], strict=True)
         )
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor, attend: Attend) -> Tensor:
-        y, height = self.norm(x), x.shape[-2]
+        height = x.shape[-2]
+        y = self.norm(x)
         if not self.linear:
             y = self.proj_in(y)
         y = rearrange(y, "b c h w -> b (h w) c")

@@ -1,7 +1,12 @@
-"""The UNet's levels. One class serves the way down and the way up; parameter names are the checkpoint's."""
+"""The levels of the UNet: one class for the down path and the up path, and the block between them.
+
+Module and parameter names are checkpoint keys.
+
+Axes: b batch, c channels, h height, w width, e channels of the time embedding, n tokens of the prompt, d their width.
+"""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -18,21 +23,24 @@ Place = Literal["down", "mid", "up"]
 
 @dataclass
 class BlockBuilder:
-    """Builds layers from the config and numbers the attention sites of each place, in the order of the forward pass."""
+    """Builds layers from the config. Numbers the attention sites of each place in the order of the forward pass."""
 
     config: UNetConfig
-    numbered: dict[str, int]
+    transformer_blocks: dict[Place, int] = field(default_factory=dict)  # place -> how many have been built there
 
-    def resnet(self, inner: int, outer: int) -> ResnetBlock:
-        emb = 4 * self.config.block_out_channels[0]
-        return ResnetBlock(inner, outer, groups=self.config.norm_num_groups, eps=self.config.norm_eps, emb_channels=emb)
+    def resnet(self, in_channels: int, out_channels: int) -> ResnetBlock:
+        c = self.config
+        emb_channels = 4 * c.block_out_channels[0]
+        return ResnetBlock(
+            in_channels, out_channels, groups=c.norm_num_groups, eps=c.norm_eps, emb_channels=emb_channels
+        )
 
     def transformer(self, place: Place, level: int) -> SpatialTransformer:
         c = self.config
         sites = []
         for _ in range(c.per_level(c.transformer_layers_per_block)[level]):
-            index = self.numbered.get(place, 0)
-            self.numbered[place] = index + 1
+            index = self.transformer_blocks.get(place, 0)
+            self.transformer_blocks[place] = index + 1
             sites += [Site(place, index, cross, 2**level) for cross in (False, True)]
         return SpatialTransformer(
             channels=c.block_out_channels[level],
@@ -45,29 +53,36 @@ class BlockBuilder:
 
 
 class UNetBlock(nn.Module):
-    """One level on one side: residual blocks, after each of them a transformer where the level has attention, and a
-    resampler. `widths` are the input channels of each residual block; on the way up they include the skip's."""
+    """One level of the down path or the up path.
+
+    It holds residual blocks, a transformer after each of them if the level has attention, and a resampler if
+    `resample` is "down" or "up". `in_channels` lists the input channels of each residual block; on the up path they
+    include the channels of the skip connection.
+    """
 
     def __init__(
         self,
         build: BlockBuilder,
         place: Place,
         level: int,
-        widths: Iterable[int],
+        in_channels: Iterable[int],
         attention: bool,
         resample: str | None,
     ):
         super().__init__()
-        outer = build.config.block_out_channels[level]
-        self.resnets = nn.ModuleList(build.resnet(inner, outer) for inner in widths)
+        out_channels = build.config.block_out_channels[level]
+        self.resnets = nn.ModuleList(build.resnet(channels, out_channels) for channels in in_channels)
         self.attentions = nn.ModuleList(build.transformer(place, level) for _ in self.resnets if attention)
-        self.downsamplers = nn.ModuleList([Downsample(outer, padding=1)] if resample == "down" else [])
-        self.upsamplers = nn.ModuleList([Upsample(outer)] if resample == "up" else [])
+        self.downsamplers = nn.ModuleList([Downsample(out_channels, padding=1)] if resample == "down" else [])
+        self.upsamplers = nn.ModuleList([Upsample(out_channels)] if resample == "up" else [])
 
     def layer(
         self, i: int, x: Tensor, emb: Tensor, context: Tensor, attend: Attend, gradient_checkpointing: bool = False
     ) -> Tensor:
-        """again: keep nothing of what happens here for a gradient, but make it again when it is asked for."""
+        """The i-th residual block and its transformer: x b c h w, emb b e, context b n d -> b c h w.
+
+        gradient_checkpointing: store none of this layer's activations for the backward pass, which recomputes them.
+        """
         if gradient_checkpointing:
             return checkpoint(self.layer, i, x, emb, context, attend, use_reentrant=False)
         x = self.resnets[i](x, emb)
@@ -76,12 +91,12 @@ class UNetBlock(nn.Module):
     def down(
         self, x: Tensor, emb: Tensor, context: Tensor, attend: Attend, gradient_checkpointing: bool = False
     ) -> list[Tensor]:
-        """All that this level makes, in order: the last is its output, and every one is a skip for the way up."""
-        made = []
+        """The output of each layer, in order. Every one is a skip connection; the last is the level's output."""
+        hidden_states = []
         for i in range(len(self.resnets)):
             x = self.layer(i, x, emb, context, attend, gradient_checkpointing)
-            made.append(x)
-        return made + [downsample(x) for downsample in self.downsamplers]
+            hidden_states.append(x)
+        return hidden_states + [downsample(x) for downsample in self.downsamplers]
 
     def up(
         self,
@@ -92,19 +107,23 @@ class UNetBlock(nn.Module):
         attend: Attend,
         gradient_checkpointing: bool = False,
     ) -> Tensor:
-        """Joins the latest skips one by one. `skips` is read from its end and must be the level's own."""
+        """The level's output before it is upsampled. `skips`: this level's skip connections, consumed from the end."""
         for i, skip in zip(range(len(self.resnets)), reversed(skips), strict=True):
             x = self.layer(i, torch.cat([x, skip], dim=1), emb, context, attend, gradient_checkpointing)
         return x
 
 
 class MidBlock(nn.Module):
+    """The block between the two paths, at the lowest resolution: residual block, transformer, residual block."""
+
     def __init__(self, build: BlockBuilder):
         super().__init__()
         level = len(build.config.block_out_channels) - 1
-        width = build.config.block_out_channels[level]
-        self.resnets = nn.ModuleList(build.resnet(width, width) for _ in range(2))
+        channels = build.config.block_out_channels[level]
+        self.resnets = nn.ModuleList(build.resnet(channels, channels) for _ in range(2))
         self.attentions = nn.ModuleList([build.transformer("mid", level)])
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor, attend: Attend) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, emb), context, attend), emb)
+        x = self.resnets[0](x, emb)
+        x = self.attentions[0](x, context, attend)
+        return self.resnets[1](x, emb)

@@ -1,4 +1,9 @@
-"""The UNet of latent diffusion (Rombach et al. 2022, figure 3), generic over the fields of unet/config.json."""
+"""The UNet of latent diffusion (Rombach et al. 2022, figure 3), for any values of the fields of unet/config.json.
+
+Module and parameter names are checkpoint keys.
+
+Axes: b batch, c channels, h height, w width, e channels of the time embedding, n tokens of the prompt, d their width.
+"""
 
 import math
 
@@ -16,32 +21,45 @@ def timestep_embedding(t: Tensor, channels: int, flip_sin_to_cos: bool = True, s
     """Sinusoidal embedding (Vaswani et al. 2017, section 3.5): t b -> b channels, float32.
 
     [cos(t ω_0) …, sin(t ω_0) …],  ω_i = 10000^(−i / (channels/2 − shift))
+
+    flip_sin_to_cos=False puts the sines first.
     """
     half = channels // 2
     omega = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / (half - shift))
-    angle = t.float()[:, None] * omega  # b half
+    angle = t.float()[:, None] * omega  # b channels/2
     sin, cos = angle.sin(), angle.cos()
     return torch.cat([cos, sin] if flip_sin_to_cos else [sin, cos], dim=-1)
 
 
 class TimestepEmbedding(nn.Module):
-    def __init__(self, inner: int, outer: int):
+    """The two-layer MLP after the sinusoidal embedding: linear, silu, linear. b in -> b e."""
+
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.linear_1 = nn.Linear(inner, outer)
-        self.linear_2 = nn.Linear(outer, outer)
+        self.linear_1 = nn.Linear(in_channels, out_channels)
+        self.linear_2 = nn.Linear(out_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
+def has_attention(block_type: str, plain: str) -> bool:
+    """Whether a block type of the config has attention: "CrossAttn" + the plain type. ValueError for any other type."""
+    if block_type not in (plain, "CrossAttn" + plain):
+        raise ValueError(
+            f"unet config: block type {block_type!r} is not supported, only {plain} and CrossAttn{plain} are"
+        )
+    return block_type != plain
+
+
 class UNet(nn.Module):
-    """Predicts the noise (or v) in latents x at time t, given the words: b c h w -> b c h w."""
+    """Predicts the noise ε (or v) in the latents x at timestep t, given the text: b c h w -> b c h w."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = c = config
         widths, layers, levels = c.block_out_channels, c.layers_per_block, len(c.block_out_channels)
-        build = BlockBuilder(c, {})
+        build = BlockBuilder(c)
         self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
         if c.addition_embed_type == "text_time":  # SDXL
@@ -51,24 +69,26 @@ class UNet(nn.Module):
                 )
             self.add_embedding = TimestepEmbedding(c.projection_class_embeddings_input_dim, 4 * widths[0])
 
-        self.down_blocks, skips = nn.ModuleList(), [widths[0]]
-        for level, kind in enumerate(c.down_block_types):
+        skip_channels = [widths[0]]  # the output channels of conv_in and of every layer of the down path
+        self.down_blocks = nn.ModuleList()
+        for level, block_type in enumerate(c.down_block_types):
             last = level == levels - 1
-            inner = [widths[max(level - 1, 0)]] + [widths[level]] * (layers - 1)
-            attention = has_attention(kind, "DownBlock2D")
-            self.down_blocks.append(UNetBlock(build, "down", level, inner, attention, None if last else "down"))
-            skips += [widths[level]] * (layers if last else layers + 1)
+            in_channels = [widths[max(level - 1, 0)]] + [widths[level]] * (layers - 1)
+            attention = has_attention(block_type, "DownBlock2D")
+            self.down_blocks.append(UNetBlock(build, "down", level, in_channels, attention, None if last else "down"))
+            skip_channels += [widths[level]] * (layers if last else layers + 1)
 
         self.mid_block = MidBlock(build)
 
-        self.up_blocks, x = nn.ModuleList(), widths[-1]
-        for level, kind in zip(reversed(range(levels)), c.up_block_types, strict=True):
-            inner = []
+        channels = widths[-1]
+        self.up_blocks = nn.ModuleList()
+        for level, block_type in zip(reversed(range(levels)), c.up_block_types, strict=True):
+            in_channels = []
             for _ in range(layers + 1):
-                inner.append(x + skips.pop())
-                x = widths[level]
-            attention = has_attention(kind, "UpBlock2D")
-            self.up_blocks.append(UNetBlock(build, "up", level, inner, attention, "up" if level else None))
+                in_channels.append(channels + skip_channels.pop())
+                channels = widths[level]
+            attention = has_attention(block_type, "UpBlock2D")
+            self.up_blocks.append(UNetBlock(build, "up", level, in_channels, attention, "up" if level else None))
 
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, widths[0], eps=c.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], c.out_channels, 3, padding=1)
@@ -76,8 +96,8 @@ class UNet(nn.Module):
     @property
     def attentions(self) -> tuple[Attention, ...]:
         """Every attention module, in the order of the forward pass."""
-        parts = self.down_blocks, self.mid_block, self.up_blocks
-        return tuple(module for part in parts for module in part.modules() if isinstance(module, Attention))
+        in_order = self.down_blocks, self.mid_block, self.up_blocks
+        return tuple(module for block in in_order for module in block.modules() if isinstance(module, Attention))
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -86,29 +106,33 @@ class UNet(nn.Module):
 
     @property
     def heads(self) -> dict[Site, int]:
-        """How many heads each attention site has."""
+        """The number of heads at each attention site."""
         return {attention.site: attention.heads for attention in self.attentions}
 
     @property
     def stride(self) -> int:
-        """Latent pixels a side per pixel of the lowest level."""
+        """The side of a pixel of the lowest level, in latent pixels."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def time_text_embedding(self, t: Tensor, added: tuple[Tensor, Tensor] | None) -> Tensor:
-        """What the residual blocks hear of time, b e. added: pooled text b d, sizes b 6 (Podell et al. 2023)."""
+    def time_text_embedding(self, t: Tensor, added_cond: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The embedding that every residual block receives: t b -> b e.
+
+        added_cond: SDXL's pooled text embedding, b d, and sizes, b 6 (Podell et al. 2023, sections 2.1 and 2.2).
+        Raises ValueError if the UNet needs it and it is None.
+        """
         c, dtype = self.config, self.conv_in.weight.dtype
 
-        def wave(t: Tensor, channels: int) -> Tensor:
+        def sinusoids(t: Tensor, channels: int) -> Tensor:
             return timestep_embedding(t, channels, c.flip_sin_to_cos, c.freq_shift).to(dtype)
 
-        emb = self.time_embedding(wave(t, c.block_out_channels[0]))
+        emb = self.time_embedding(sinusoids(t, c.block_out_channels[0]))
         if c.addition_embed_type is None:
             return emb
-        if added is None or c.addition_time_embed_dim is None:
-            raise ValueError("this UNet needs `added`: the pooled text embedding and the sizes, b d and b 6")
-        pooled, sizes = added
-        waves = wave(sizes.flatten(), c.addition_time_embed_dim).reshape(len(pooled), -1)
-        return emb + self.add_embedding(torch.cat([pooled, waves], dim=-1))
+        if added_cond is None or c.addition_time_embed_dim is None:
+            raise ValueError("this UNet needs `added_cond`: the pooled text embedding and the sizes, b d and b 6")
+        pooled, sizes = added_cond
+        size_embedding = sinusoids(sizes.flatten(), c.addition_time_embed_dim).reshape(len(pooled), -1)
+        return emb + self.add_embedding(torch.cat([pooled, size_embedding], dim=-1))
 
     def forward(
         self,
@@ -119,8 +143,13 @@ class UNet(nn.Module):
         added_cond: tuple[Tensor, Tensor] | None = None,
         gradient_checkpointing: bool = False,
     ) -> Tensor:
-        """x: b c h w. t: a training time step, one for all or b. context: b n d. -> the prediction, b c h w. again: of
-        activations that a gradient needs keep only those between layers (Chen et al. 2016)."""
+        """The prediction, b c h w.
+
+        x: latents, b c h w. t: the timestep of the training schedule, one for all rows or one per row (b).
+        context: the text encoder's output, b n d. attend: the attention function, called once at each site.
+        added_cond: see `time_text_embedding`. gradient_checkpointing: store only the activations between layers for
+        the backward pass, which recomputes the others (Chen et al. 2016).
+        """
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         emb = self.time_text_embedding(t, added_cond)
         x = self.conv_in(x)
@@ -132,13 +161,6 @@ class UNet(nn.Module):
             n = len(block.resnets)
             x = block.up(x, skips[-n:], emb, context, attend, gradient_checkpointing)
             skips = skips[:-n]
-            for upsample in block.upsamplers:  # to the skip's size: odd sizes were rounded up on the way down
+            for upsample in block.upsamplers:  # to the size of the next skip: the down path rounds odd sizes up
                 x = upsample(x, skips[-1].shape[-2:])
         return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-
-def has_attention(kind: str, plain: str) -> bool:
-    """Whether a block type of the config has attention: 'CrossAttn' + the plain type. Raises for any other type."""
-    if kind not in (plain, "CrossAttn" + plain):
-        raise ValueError(f"unet config: block type {kind!r} is not supported, only {plain} and CrossAttn{plain} are")
-    return kind != plain

@@ -1,4 +1,4 @@
-"""The autoencoder between pictures and latents."""
+"""The autoencoder between images and latents."""
 
 from minip2p.vae.model import VAE
 

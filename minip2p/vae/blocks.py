@@ -1,4 +1,7 @@
-"""The VAE's halves: encoder and decoder. Parameter names are the checkpoint's. Axes: b batch, c channels, n pixels."""
+"""The VAE's two halves, encoder and decoder. Module and parameter names are checkpoint keys.
+
+Axes: b batch, c channels, h height, w width (H W of an image, h w of a feature map or latent).
+"""
 
 from collections.abc import Iterator
 from itertools import chain, pairwise
@@ -11,11 +14,14 @@ from minip2p.attention.contract import fused
 from minip2p.config import VAEConfig
 from minip2p.layers import Downsample, ResnetBlock, Upsample
 
-EPS = 1e-6  # of every group norm in the VAE; the config files do not carry it
+EPS = 1e-6  # of every group norm in the VAE; it is not a field of the config files
 
 
 class VAEAttention(nn.Module):
-    """Self-attention with one head over all pixels, residual. Not a site: nobody edits inside the autoencoder."""
+    """Single-head self-attention over all pixels, b c h w -> b c h w, with a residual connection.
+
+    It is not a `Site` and takes no `attend`: prompts do not reach the autoencoder, so no edit does.
+    """
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -32,6 +38,8 @@ class VAEAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """The block at the lowest resolution: residual block, attention, residual block."""
+
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2))
@@ -42,22 +50,25 @@ class MidBlock(nn.Module):
 
 
 class VAEBlock(nn.Module):
-    """One resolution: residual blocks, then a downsampler (encoder), an upsampler (decoder) or neither."""
+    """One resolution: `layers` residual blocks, then a downsampler (encoder), an upsampler (decoder) or neither."""
 
-    def __init__(self, inner: int, outer: int, layers: int, groups: int, resample: str | None):
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, resample: str | None):
         super().__init__()
-        widths = [inner] + [outer] * layers
+        widths = [in_channels] + [out_channels] * layers
         self.resnets = nn.ModuleList(ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(widths))
-        self.downsamplers = nn.ModuleList([Downsample(outer, padding=0)] if resample == "down" else [])
-        self.upsamplers = nn.ModuleList([Upsample(outer)] if resample == "up" else [])
+        self.downsamplers = nn.ModuleList([Downsample(out_channels, padding=0)] if resample == "down" else [])
+        self.upsamplers = nn.ModuleList([Upsample(out_channels)] if resample == "up" else [])
 
     def __iter__(self) -> Iterator[nn.Module]:
-        """Its layers one by one: whoever called the whole block would hold its input to its end, 134 MB at 512 px."""
+        """Its layers in order, for the caller to apply one by one.
+
+        A `forward` of the whole block would keep its input alive until it returns: 134 MB at 512 px.
+        """
         return chain(self.resnets, self.downsamplers, self.upsamplers)
 
 
 class Encoder(nn.Module):
-    """Pictures, b 3 H W -> the moments of the latents, b 2c h w (mean and log-variance stacked)."""
+    """Images, b 3 H W -> the moments of the latents, b 2c h w: the mean and the log-variance, stacked."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -71,15 +82,15 @@ class Encoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv_in(images)
         for layer in chain(*self.down_blocks):
             x = layer(x)
         return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
 
 
 class Decoder(nn.Module):
-    """Latents, b c h w -> pictures, b 3 H W. The widths of the encoder in reverse, one residual block more a level."""
+    """Latents, b c h w -> images, b 3 H W. The encoder's widths in reverse, with one more residual block per level."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()

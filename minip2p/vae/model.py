@@ -1,4 +1,7 @@
-"""The variational autoencoder (Kingma & Welling 2013; Rombach et al. 2022, section 3.1)."""
+"""The variational autoencoder of latent diffusion (Kingma & Welling 2013; Rombach et al. 2022, section 3.1).
+
+Axes: b batch, c latent channels, H W height and width of an image, h w of its latent (H / stride, W / stride).
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +11,11 @@ from minip2p.vae.blocks import Decoder, Encoder
 
 
 class VAE(nn.Module):
-    """Pictures in [-1, 1], b 3 H W <-> latents, b c h w. `stride` picture pixels make one latent pixel a side."""
+    """Images in [-1, 1], b 3 H W <-> latents, b c h w.
+
+    `encode` and `decode` speak of the encoder's own latents. The diffusion model works on scaled ones: `scale` and
+    `unscale` convert.
+    """
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -21,28 +28,29 @@ class VAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Its own: of Stable Diffusion XL float32 where all else is float16, in which it overflows."""
+        """The dtype of its weights. SDXL's VAE overflows in float16, so it stays float32 where the UNet is float16."""
         return self.decoder.conv_in.weight.dtype
 
     @property
     def stride(self) -> int:
+        """The side of a latent pixel, in image pixels."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z | x) = N(mean, std²): pictures in [-1, 1], b 3 H W -> mean and std, b c h w each, unscaled."""
-        moments = self.encoder(pictures)
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """q(z | x) = N(mean, std²): images in [-1, 1], b 3 H W -> mean and std, each b c h w, unscaled."""
+        moments = self.encoder(images)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         mean, log_variance = moments.chunk(2, dim=1)  # b 2c h w -> b c h w, twice
-        # The clamp is part of the model: outside of it exp under- or overflows.
+        # The clamp is part of the model: outside of this range exp underflows or overflows.
         return mean, torch.exp(0.5 * log_variance.clamp(-30, 20))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents, unscaled, b c h w -> pictures, b 3 H W, about [-1, 1] and not clamped."""
+        """Unscaled latents, b c h w -> images, b 3 H W, roughly in [-1, 1] and not clamped."""
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
 
     def scale(self, z: Tensor) -> Tensor:
-        """The encoder's latents -> the diffusion model's, of deviation about one: (z − shift) · scale."""
+        """The encoder's latents -> the diffusion model's, of standard deviation about one: (z − shift) · scale."""
         return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
 
     def unscale(self, x: Tensor) -> Tensor:
