@@ -1,6 +1,6 @@
-"""Frozen configurations, read from a checkpoint's own config.json files and strict about what they do not know.
+"""Model configurations, read from the config.json files of a checkpoint. Unknown settings are errors.
 
-Field names and defaults are those of diffusers' config.json, so that a folder explains itself.
+Field names and defaults are those of diffusers, so a config.json explains the fields here and the other way round.
 """
 
 from collections.abc import Mapping
@@ -12,43 +12,54 @@ from typing import Any, ClassVar, Self, get_args, get_origin
 from minip2p.io.files import read_json
 from minip2p.validation import is_finite, is_integer
 
-# A damaged number would be built for minutes, or take all memory. Stable Diffusion XL has ten layers in a block, and
-# 128 latents a side.
+# Limits that no real model reaches (SDXL has ten layers in a block, and 128 latents a side). A corrupted number beyond
+# them would build a network for minutes, or take all memory.
 MAX_LAYERS, MAX_SIDE = 100, 1024
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is common to all: `read` a file, or `of` its fields."""
+    """The base of all configurations: a frozen dataclass that is built from a file or a mapping, and checked."""
 
-    # Fields that we honour at one value only. Any other value is an error: it would change the numbers.
+    # Fields that are supported with one value only. Another value would change the results, so it is an error.
     required_values: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    # Fields that change nothing in what we compute, whatever their value.
+    # Fields that do not affect the results here, whatever their value.
     ignored: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any], where: str = "config") -> Self:
-        """Builds from a mapping of field -> value. Raises ValueError for a field or a value that we cannot honour."""
+    def from_dict(cls, values: Mapping[str, Any], location: str = "config") -> Self:
+        """Builds a configuration from a mapping of field -> value. Missing fields get their defaults.
+
+        Ignored are: fields in `ignored`, names that begin with an underscore, and unknown fields that are None or False
+        (options that are off). location: names the source in errors, a path for example.
+        Raises ValueError for an unknown field, a value that is not supported, a wrong type, or values that are invalid
+        together.
+        """
+        cls._check_unknown_fields(values, location)
+        known = {name: values[name] for name in (f.name for f in fields(cls)) if name in values}
+        known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+        for field in fields(cls):
+            if field.name in known and not matches_annotation(known[field.name], field.type):
+                kind = getattr(field.type, "__name__", field.type)
+                raise ValueError(f"{location}: {field.name} = {known[field.name]!r} is not of type {kind}")
+        try:
+            return cls(**known)
+        except (ValueError, ArithmeticError) as error:
+            raise ValueError(f"{location}: {error}") from None
+
+    @classmethod
+    def _check_unknown_fields(cls, values: Mapping[str, Any], location: str) -> None:
+        """Raises ValueError for a value that is not supported, and for a field that is neither known nor off."""
         known = {f.name for f in fields(cls)}
-        for name, value in given.items():
+        for name, value in values.items():
             if name in known or name in cls.ignored or name.startswith("_"):
                 continue
             if name in cls.required_values:
-                if value != cls.required_values[name]:
-                    raise ValueError(
-                        f"{where}: {name} = {value!r} is not supported, only {cls.required_values[name]!r} is"
-                    )
+                required = cls.required_values[name]
+                if value != required:
+                    raise ValueError(f"{location}: {name} = {value!r} is not supported, only {required!r} is")
             elif value is not None and value is not False:
-                raise ValueError(f"{where}: {name} = {value!r} is not a field that minip2p knows")
-        values = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in known}
-        for field in fields(cls):
-            if field.name in values and not matches_annotation(values[field.name], field.type):
-                kind = getattr(field.type, "__name__", field.type)
-                raise ValueError(f"{where}: {field.name} = {values[field.name]!r} is not of type {kind}")
-        try:
-            return cls(**values)
-        except (ValueError, ArithmeticError) as error:
-            raise ValueError(f"{where}: {error}") from None
+                raise ValueError(f"{location}: {name} = {value!r} is not a field that minip2p knows")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -57,32 +68,43 @@ class Config:
 
 
 def matches_annotation(value: Any, annotation: Any) -> bool:
-    """Whether a value is what a field's annotation says; an int is a float too."""
+    """Whether a value has the type of a field's annotation. An int is a float too; a bool is neither int nor float."""
     if isinstance(annotation, UnionType):
-        return any(matches_annotation(value, part) for part in get_args(annotation))
+        return any(matches_annotation(value, option) for option in get_args(annotation))
     if get_origin(annotation) is tuple:
-        item, length = get_args(annotation)[0], get_args(annotation)
+        arguments = get_args(annotation)
         return (
             isinstance(value, tuple)
-            and (length[-1] is Ellipsis or len(value) == len(length))
-            and all(matches_annotation(one, item) for one in value)
+            and (arguments[-1] is Ellipsis or len(value) == len(arguments))
+            and all(matches_annotation(item, arguments[0]) for item in value)
         )
     if annotation is float:
         return is_finite(value)
     return isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))
 
 
-def config_size(given: Mapping[str, Any], name: str, default: int, where: Path) -> int:
-    """A size from a configuration of transformers'. Raises ValueError for what is none."""
-    size = given.get(name, default)
+def config_size(values: Mapping[str, Any], name: str, default: int, location: Path) -> int:
+    """A size from a configuration of transformers: a whole number from 1 to 2²⁰. Raises ValueError for another value.
+
+    location: the configuration's file, for the error.
+    """
+    size = values.get(name, default)
     if not is_integer(size) or isinstance(size, bool) or not 1 <= size <= 2**20:
-        raise ValueError(f"{where}: {name} is {size!r}, and not a size")
+        raise ValueError(f"{location}: {name} is {size!r}, and not a size")
     return int(size)
 
 
 @dataclass(frozen=True)
 class UNetConfig(Config):
-    """unet/config.json. `attention_head_dim` is the *number* of heads: a misnomer of diffusers that the files keep."""
+    """unet/config.json.
+
+    sample_size: rows and columns of the latents that the model was trained on.
+    block_out_channels: the channels of each level; the number of levels is its length.
+    attention_head_dim: the *number* of heads of each level. The name is a misnomer of diffusers that the files keep.
+    transformer_layers_per_block: of each level.
+    addition_embed_type, addition_time_embed_dim, projection_class_embeddings_input_dim: SDXL's extra condition.
+    upcast_attention: accepted and not used. It concerns 16-bit runs, and torch's kernels sum in float32 anyway.
+    """
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: int = 4
@@ -102,7 +124,7 @@ class UNetConfig(Config):
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
-    upcast_attention: bool | None = False  # in 16-bit runs; torch's kernels sum in float32 anyway
+    upcast_attention: bool | None = False
 
     required_values: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
@@ -119,14 +141,14 @@ class UNetConfig(Config):
             "time_embedding_type": "positional",
         }
     )
-    ignored: ClassVar[tuple[str, ...]] = ("addition_embed_type_num_heads",)  # of other types
+    ignored: ClassVar[tuple[str, ...]] = ("addition_embed_type_num_heads",)  # read by other embedding types only
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
-        side = 1 if self.sample_size is None else self.sample_size
-        sides = side if isinstance(side, tuple) else (side,)
+        size = 1 if self.sample_size is None else self.sample_size
+        sides = size if isinstance(size, tuple) else (size,)
         if not levels or min(*self.block_out_channels, *sides, self.layers_per_block, self.in_channels) < 1:
-            raise ValueError("levels, channels, layers and sample size must be at least one")
+            raise ValueError("levels, channels, layers and sample size must be at least 1")
         if max(levels, self.layers_per_block, *self.per_level(self.transformer_layers_per_block)) > MAX_LAYERS:
             raise ValueError(f"there are more than {MAX_LAYERS} levels, or layers in a block")
         if max(sides) > MAX_SIDE:
@@ -144,13 +166,17 @@ class UNetConfig(Config):
             raise ValueError(f"addition_embed_type {self.addition_embed_type!r} is not supported")
 
     def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
-        """A field that may be one number for all levels, as one number a level."""
+        """A field with one number for all levels, or one for each level -> one for each level."""
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
 
 
 @dataclass(frozen=True)
 class VAEConfig(Config):
-    """vae/config.json."""
+    """vae/config.json.
+
+    scaling_factor, shift_factor: latents are (z − shift_factor) · scaling_factor, z the encoder's output.
+    force_upcast: SDXL's VAE overflows in float16, so it runs in float32 unless its file sets this to false.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -164,10 +190,10 @@ class VAEConfig(Config):
     shift_factor: float | None = None
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
-    force_upcast: bool = True  # of Stable Diffusion XL: its VAE overflows in float16, unless it says that it does not
+    force_upcast: bool = True
 
     required_values: ClassVar[Mapping[str, Any]] = MappingProxyType({"act_fn": "silu", "mid_block_add_attention": True})
-    ignored: ClassVar[tuple[str, ...]] = ("sample_size",)  # advice for tiling
+    ignored: ClassVar[tuple[str, ...]] = ("sample_size",)  # a hint for tiled decoding
 
     def __post_init__(self) -> None:
         for types, known in ((self.down_block_types, "DownEncoderBlock2D"), (self.up_block_types, "UpDecoderBlock2D")):
@@ -176,14 +202,15 @@ class VAEConfig(Config):
         if max(len(self.block_out_channels), self.layers_per_block) > MAX_LAYERS:
             raise ValueError(f"there are more than {MAX_LAYERS} levels, or layers in a block")
         if self.scaling_factor == 0:
-            raise ValueError("scaling_factor is 0: the latents would all be the same")
+            raise ValueError("scaling_factor is 0: all latents would be the same")
 
 
 @dataclass(frozen=True)
 class SchedulerConfig(Config):
     """scheduler/scheduler_config.json: the noise schedule that the model was trained with.
 
-    A folder whose scheduler is of another kind keeps its betas, offset and prediction type; we sample with DDIM.
+    The sampler is always DDIM. If the file names another scheduler, its betas, offset, spacing and prediction type are
+    used with DDIM.
     """
 
     num_train_timesteps: int = 1000
@@ -198,7 +225,7 @@ class SchedulerConfig(Config):
     required_values: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False, "trained_betas": None}
     )
-    # Settings of options that are off, or of other samplers than DDIM.
+    # Settings of options that are off, and of samplers other than DDIM.
     ignored: ClassVar[tuple[str, ...]] = (
         "clip_sample_range",
         "dynamic_thresholding_ratio",
@@ -250,6 +277,9 @@ class SchedulerConfig(Config):
 
 @dataclass(frozen=True)
 class SamplingDefaults(Config):
-    """minip2p.json, beside model_index.json: what a model wants of its sampling. The file may be missing."""
+    """minip2p.json, next to model_index.json: the defaults that a model asks for. The file is optional.
+
+    guidance: the guidance scale, 7.5 as in diffusers' text-to-image pipelines.
+    """
 
     guidance: float = 7.5

@@ -1,4 +1,4 @@
-"""What a program tells its user when something goes wrong: one line, and an exit status."""
+"""How a command reports what went wrong to its user: one line on stderr, and an exit status."""
 
 import os
 import re
@@ -9,47 +9,55 @@ from typing import Any
 
 
 class Notice(UserWarning):
-    """What a user should know, though the work goes on: on the command line, one line."""
+    """Something that the user should know although the work goes on. The command line prints it as one line."""
 
 
 def fail(message: str, status: int = 2) -> int:
+    """Prints an error as one line on stderr and returns the exit status."""
     print(f"minip2p: error: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def notice_printer() -> Callable[..., None]:
-    """For the place of `warnings.showwarning`, which shows a line of code as well: each notice in one line, once."""
-    seen = set()
+    """A replacement for `warnings.showwarning` that prints each Notice once, as one line without its place in the code.
 
-    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    Other warnings are printed in Python's own format.
+    """
+    printed = set()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
         text = " ".join(str(message).split())
         if not issubclass(category, Notice):
-            print(warnings.formatwarning(message, category, *place[:2]), file=sys.stderr, end="")
-        elif text not in seen:
-            seen.add(text)
+            print(warnings.formatwarning(message, category, filename, lineno), file=sys.stderr, end="")
+        elif text not in printed:
+            printed.add(text)
             print(f"minip2p: warning: {text}", file=sys.stderr)
 
     return show
 
 
 def flush_stdout() -> None:
-    """Flushes stdout. Where it cannot be written it is pointed nowhere, so that it fails no second time at the end."""
+    """Flushes stdout. If that fails, redirects stdout to the null device, so that it does not fail again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
+        with open(os.devnull, "w") as null_device:
+            os.dup2(null_device.fileno(), 1)
         raise
 
 
 def run_guarded(work: Callable[[], None]) -> int:
-    """Does the work and returns the exit status; what the user can mend is one line on stderr and not a traceback."""
+    """Runs a command and returns its exit status: 0, 2 for an error, 130 for an interrupt.
+
+    Errors that the user can correct (ValueError, OSError, no memory) become one line on stderr instead of a traceback.
+    Other exceptions, which are bugs, are raised.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = notice_printer()
             work()
         flush_stdout()
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the program that reads the output has stopped, as `head` does
         return 0
     except KeyboardInterrupt:
         print("minip2p: interrupted", file=sys.stderr)
@@ -58,7 +66,7 @@ def run_guarded(work: Callable[[], None]) -> int:
         return fail(str(error))
     except OSError as error:
         return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except (MemoryError, RuntimeError) as error:  # where the CPU's memory ends, torch raises no more than RuntimeError
+    except (MemoryError, RuntimeError) as error:  # torch raises a plain RuntimeError when the CPU's memory is exhausted
         if isinstance(error, RuntimeError) and not re.search("memory|Storage size", str(error)):
             raise
         return fail("there is not enough memory; try a smaller --size")

@@ -1,4 +1,7 @@
-"""The three convolutional layers that the UNet and the VAE share. Axes: b batch, c channels, h height, w width."""
+"""The three convolutional layers that the UNet and the VAE share.
+
+Axes: b batch, c channels, h height, w width; e channels of the time embedding; i o input and output channels.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,17 +12,20 @@ class ResnetBlock(nn.Module):
 
         h = conv1(silu(norm1(x)));  h = h + W silu(emb);  h = conv2(silu(norm2(h)));  out = shortcut(x) + h
 
-    emb is the time embedding, b e; the VAE has none (`emb_channels=None`).
+    emb is the time embedding, b e; the VAE has none (`emb_channels=None`). The shortcut is the identity where the
+    numbers of channels are equal, otherwise a 1 × 1 convolution.
     """
 
-    def __init__(self, inner: int, outer: int, *, groups: int, eps: float, emb_channels: int | None = None):
+    def __init__(
+        self, in_channels: int, out_channels: int, *, groups: int, eps: float, emb_channels: int | None = None
+    ):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inner, eps=eps)
-        self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
-        self.time_emb_proj = None if emb_channels is None else nn.Linear(emb_channels, outer)
-        self.norm2 = nn.GroupNorm(groups, outer, eps=eps)
-        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
-        self.conv_shortcut = None if inner == outer else nn.Conv2d(inner, outer, 1)
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = None if emb_channels is None else nn.Linear(emb_channels, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -30,9 +36,10 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the resolution by a convolution of stride 2.
+    """Halves the resolution by a convolution of stride 2: b c h w -> b c h/2 w/2.
 
-    The UNet pads all sides by one. The VAE pads only right and below (`padding=0`), as its weights were trained.
+    The UNet pads all four sides by one (`padding=1`). The VAE pads only the right and the lower side (`padding=0`), as
+    its weights were trained.
     """
 
     def __init__(self, channels: int, padding: int):
@@ -40,11 +47,11 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))  # b c h w -> b c h/2 w/2
+        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling to `size` (twice the resolution where none is given), then a convolution."""
+    """Nearest-neighbour upsampling to `size` (by default to twice the resolution), then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -56,9 +63,12 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, size, mode="nearest"))
 
     def upsample2x_conv(self, x: Tensor) -> Tensor:
-        """Both at once, by a transposed convolution with W ∗ 1₂ₓ₂: 16 products for a pixel of x and not 36, and the
-        large picture in between is never made. It pays where pixels are many and channels are few, as in the VAE."""
-        W = self.conv.weight.flip(2, 3).transpose(0, 1)  # o i 3 3 -> i o 3 3, as a transposed convolution reads it
+        """Upsampling by 2 and the convolution in one step: b c h w -> b c 2h 2w.
+
+        It is a transposed convolution with the kernel W ∗ 1₂ₓ₂. It takes 16 products per pixel of x instead of 36, and
+        does not form the upsampled input. It pays where pixels are many and channels are few, as in the VAE.
+        """
+        W = self.conv.weight.flip(2, 3).transpose(0, 1)  # o i 3 3 -> i o 3 3, as a transposed convolution expects
         wide = F.pad(W, (0, 1)) + F.pad(W, (1, 0))  # i o 3 4
-        both = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))  # i o 4 4
-        return F.conv_transpose2d(x, both, self.conv.bias, stride=2, padding=1)  # b c h w -> b c 2h 2w
+        kernel = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))  # i o 4 4
+        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)

@@ -1,28 +1,28 @@
-"""TODO: describe."""
+"""Checks of numbers that users pass in."""
 
 import math
 from numbers import Integral, Real
 from typing import Any
 
 
-def is_integer(given: Any) -> bool:
+def is_integer(value: Any) -> bool:
     """Whether it is a whole number, Python's or numpy's."""
-    return isinstance(given, Integral)
+    return isinstance(value, Integral)
 
 
-def is_finite(given: Any) -> bool:
-    """Whether it is a number, and neither infinite (in float32, which we compute in) nor NaN."""
-    return isinstance(given, Real) and bool(abs(given) < 2.0**128)  # type: ignore[operator]
+def is_finite(value: Any) -> bool:
+    """Whether it is a real number that is not NaN and not infinite in float32, the dtype of the computation."""
+    return isinstance(value, Real) and bool(abs(value) < 2.0**128)  # type: ignore[operator]
 
 
-def check_number(name: str, given: Any, below: float = math.inf) -> None:
-    if not is_finite(given) or not 0 <= given < below:
-        raise ValueError(
-            f"{name} must be a number from 0 on{'' if below == math.inf else f', below {below}'}, not {given!r}"
-        )
+def check_number(name: str, value: Any, below: float = math.inf) -> None:
+    """Raises ValueError if the value is not a number in [0, below)."""
+    if not is_finite(value) or not 0 <= value < below:
+        limit = "" if below == math.inf else f", below {below}"
+        raise ValueError(f"{name} must be a number from 0 on{limit}, not {value!r}")
 
 
-def check_max_queries(self_pixels: Any) -> None:
-    """Raises ValueError."""
-    if not is_integer(self_pixels) or not 0 <= self_pixels < 2**63:
-        raise ValueError(f"self_pixels is a whole number from 0 on, not {self_pixels!r}")
+def check_max_queries(self_max_queries: Any) -> None:
+    """Raises ValueError if it is not a whole number from 0 on that fits into 63 bits."""
+    if not is_integer(self_max_queries) or not 0 <= self_max_queries < 2**63:
+        raise ValueError(f"self_max_queries must be a whole number from 0 on, not {self_max_queries!r}")

@@ -1,4 +1,12 @@
-"""Attention as an argument. Every attention of the UNet goes through one door, `attend(q, k, v, site) -> out`.
+"""The contract of this project: attention is an argument. The network calls `attend(q, k, v, site) -> out`.
+
+Every attention of the UNet goes through this one call and nothing else. To observe, edit or replace attention, pass
+another function; no module is patched and no hook is registered. This file knows nothing of the UNet.
+
+    fused                  the default `Attend`: softmax(q kᵀ / √d) v in one kernel, without forming a map
+    explicit(map_fn)       an `Attend` that forms the map, passes it to `map_fn(probs, site)`, and applies the result
+    chain(f, g, ...)       several map functions as one
+    f.at(step)             optional, on either kind of function: its version for one sampling step (see `at_step`)
 
 Axes, here and everywhere: b batch, h heads, i queries (latent pixels), j keys (words or pixels), d width of a head.
 """
@@ -14,11 +22,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """Where in the UNet an attention happens. Fixed when the module is built; it never changes with the input.
+    """One attention layer of the UNet. It is fixed when the network is built and never depends on the input.
 
-    place: the half of the UNet. index: which of the place's transformer blocks, in the order of the forward pass.
-    cross: True where the keys are words, False where they are the queries' own pixels.
-    stride: latent pixels per query and side (1 at the latent's own resolution, 8 at SD 1.5's lowest level).
+    place: the part of the UNet. index: the number of the transformer block within that part, in forward order.
+    cross: True for cross-attention (the keys are words), False for self-attention (the keys are the queries' pixels).
+    stride: latent pixels per query along each side; 1 at the latent's own resolution, 8 at SD 1.5's lowest level.
     """
 
     place: Literal["down", "mid", "up"]
@@ -27,95 +35,114 @@ class Site:
     stride: int
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, Site], Tensor]  # q: b h i d, k and v: b h j d -> b h i d
+# What the network calls: q b h i d, k b h j d, v b h j d, and the site -> b h i d.
+Attend = Callable[[Tensor, Tensor, Tensor, Site], Tensor]
 
-
-MapFn = Callable[[Tensor, Site], Tensor]  # probs: b h i j -> probs: b h i j
+# An edit of attention maps: probs b h i j, and the site -> probs b h i j. `explicit` turns it into an `Attend`.
+MapFn = Callable[[Tensor, Site], Tensor]
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, site: Site | None = None) -> Tensor:
-    """softmax(q kᵀ / √d) v in one kernel: no map is ever formed. The default `Attend`."""
+    """softmax(q kᵀ / √d) v in one kernel, without forming the map. The default `Attend`."""
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def attention_map(q: Tensor, k: Tensor) -> Tensor:
-    """The map itself, softmax(q kᵀ / √d) (Vaswani et al. 2017, eq. 1): q b h i d, k b h j d -> b h i j."""
-    wide = torch.promote_types(q.dtype, torch.float32)  # as inside the fused kernel: in float16 q kᵀ may overflow
-    return ((q.to(wide) * q.shape[-1] ** -0.5) @ k.to(wide).mT).softmax(-1).to(q.dtype)
+    """softmax(q kᵀ / √d) (Vaswani et al. 2017, eq. 1): q b h i d, k b h j d -> b h i j, in q's dtype.
+
+    It is computed in float32 or wider, as inside the fused kernel: in float16, q kᵀ may overflow.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return ((q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).mT).softmax(-1).to(q.dtype)
 
 
 @dataclass(frozen=True)
 class Explicit:
-    """See `explicit`."""
+    """The `Attend` that `explicit` returns."""
 
     map_fn: MapFn
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
+        """map_fn(softmax(q kᵀ / √d), site) v."""
         return self.map_fn(attention_map(q, k), site) @ v
 
     def at(self, step: int) -> "Explicit":
+        """The same attention with its map function's version for sampling step `step` (see `at_step`)."""
         return Explicit(at_step(self.map_fn, step))
 
 
-def explicit(edit: MapFn = lambda probs, site: probs) -> Explicit:
-    """Attention that shows its map: softmax(q kᵀ / √d), edited by `edit(probs, site)`, then applied to v.
+def explicit(map_fn: MapFn = lambda probs, site: probs) -> Explicit:
+    """Attention that forms its map A = softmax(q kᵀ / √d) and returns map_fn(A, site) v.
 
-    An ablation is a lambda: `model.generate(prompt, attend=explicit(lambda probs, site: probs.roll(1, -1)))`.
+    `map_fn` gets the map b h i j with its site, and returns the map to apply. The returned map is used as it is: it is
+    not normalized again, so its rows need not sum to 1. Without a `map_fn` the result equals `fused` up to rounding.
+    The map takes memory in proportion to i · j, which the fused kernel does not need.
+
+    An ablation is a lambda: `pipe.generate(prompt, attend=explicit(lambda probs, site: probs.roll(1, -1)))`.
     """
-    return Explicit(edit)
-
-
-def at_step(function: Any, step: int) -> Any:
-    """The `Attend` or `MapFn` to use at sampling step `step` (0 is the noisiest).
-
-    A function that wants to know the step has a method `at(step)` that returns the function for that step; any other
-    is the same at every step. This is how time enters: the contract itself knows only places.
-    """
-    return function.at(step) if hasattr(function, "at") else function
+    return Explicit(map_fn)
 
 
 @dataclass(frozen=True)
 class Chain:
-    """See `chain`."""
+    """The `MapFn` that `chain` returns."""
 
     map_fns: tuple[MapFn, ...]
 
     def __call__(self, probs: Tensor, site: Site) -> Tensor:
-        for edit in self.map_fns:
-            probs = edit(probs, site)
+        """The map after all functions, the first one applied first."""
+        for map_fn in self.map_fns:
+            probs = map_fn(probs, site)
         return probs
 
     def at(self, step: int) -> "Chain":
-        return Chain(tuple(at_step(edit, step) for edit in self.map_fns))
+        """The chain of the functions' versions for sampling step `step` (see `at_step`)."""
+        return Chain(tuple(at_step(map_fn, step) for map_fn in self.map_fns))
 
 
-def chain(*edits: MapFn) -> Chain:
-    """Map functions one after the other. A store before an edit keeps the map as it was, after it as it became:
-    `explicit(chain(before, edit, after))`."""
-    return Chain(edits)
+def chain(*map_fns: MapFn) -> Chain:
+    """Map functions applied one after the other, the first one first.
+
+    A store in front of an edit keeps the map before it, a store behind it the map after it:
+    `explicit(chain(store_before, edit, store_after))`.
+    """
+    return Chain(map_fns)
 
 
-QK = tuple[Tensor, Tensor]  # queries 1 h i d and keys 1 h j d of one picture: its map, before the softmax
+def at_step(function: Any, step: int) -> Any:
+    """The version of an `Attend` or a `MapFn` for sampling step `step`; step 0 is the first and noisiest.
+
+    The contract itself has no time: a function sees a site, not a step. One that depends on the step has a method
+    `at(step)` that returns the function for that step, and the sampler calls it once per step. A function without the
+    method is used at every step as it is. `explicit` and `chain` pass `at` on to the functions inside them.
+    """
+    return function.at(step) if hasattr(function, "at") else function
 
 
-SitePredicate = Callable[[Site, int], bool]  # whether a site, with so many queries, is to be read
+# The queries 1 h i d and the keys 1 h j d of one image at one site. They determine its map, and are smaller.
+QK = tuple[Tensor, Tensor]
+
+# Whether to read or record a site, which has so many queries.
+SitePredicate = Callable[[Site, int], bool]
 
 
-HeadSelection = tuple[int, ...] | None  # that an edit reaches, all where None
+HeadSelection = tuple[int, ...] | None  # the heads that an edit changes; None: all
 
 
-def select_heads(heads: HeadSelection, edited: Tensor, own: Tensor) -> Tensor:
-    """The edited in these heads, its own in the others: b h i · each."""
+def select_heads(heads: HeadSelection, edited: Tensor, unedited: Tensor) -> Tensor:
+    """b h i ·: `edited` in these heads, `unedited` in the others."""
     if heads is None:
         return edited
-    reached = torch.tensor([head in heads for head in range(own.shape[1])], device=own.device)
-    return torch.where(reached[:, None, None], edited, own)
+    selected = torch.tensor([head in heads for head in range(unedited.shape[1])], device=unedited.device)
+    return torch.where(selected[:, None, None], edited, unedited)
 
 
 @dataclass(frozen=True)
 class SiteFilter:
-    """Which attention an edit reaches, for ablations: the sites of these places, strides and indices (see `Site`), and
-    of each these heads; all where None."""
+    """Which sites, and which heads of them, an edit changes. For ablations.
+
+    A site is included if its place, its stride and its index are each among those listed (see `Site`). None lists all.
+    """
 
     places: tuple[str, ...] | None = None
     strides: tuple[int, ...] | None = None
@@ -123,22 +150,27 @@ class SiteFilter:
     heads: tuple[int, ...] | None = None
 
     def includes(self, site: Site) -> bool:
-        asked = (self.places, site.place), (self.strides, site.stride), (self.indices, site.index)
-        return all(among is None or one in among for among, one in asked)
+        """Whether the filter includes a site."""
+        criteria = (self.places, site.place), (self.strides, site.stride), (self.indices, site.index)
+        return all(allowed is None or value in allowed for allowed, value in criteria)
 
     def validate(self, heads: Mapping[Site, int]) -> None:
-        """Raises ValueError for what a model with these sites, of so many heads, does not have."""
+        """Raises ValueError if the filter lists something that the model does not have.
+
+        heads: the model's sites and their numbers of heads (`UNet.heads`). A caller that does not know whether the
+        user passed a filter at all calls `SiteFilter.validate(value, heads)`.
+        """
         if not isinstance(self, SiteFilter):
-            raise ValueError(f"where is a Where, not {self!r}")
-        most = max(heads.values())
-        for name, given, have in (
+            raise ValueError(f"sites must be a SiteFilter, not {self!r}")
+        max_heads = max(heads.values())
+        for name, listed, available in (
             ("places", self.places, {site.place for site in heads}),
             ("strides", self.strides, {site.stride for site in heads}),
             ("indices", self.indices, {site.index for site in heads}),
-            ("heads", self.heads, set(range(most))),
+            ("heads", self.heads, set(range(max_heads))),
         ):
-            if given is not None and (not isinstance(given, tuple) or not given or not have.issuperset(given)):
-                raise ValueError(f"{name} must be some of {sorted(have)}, as a tuple, not {given!r}")
+            if listed is not None and (not isinstance(listed, tuple) or not listed or not available.issuperset(listed)):
+                raise ValueError(f"{name} must be some of {sorted(available)}, as a tuple, not {listed!r}")
 
 
 ALL_SITES = SiteFilter()

@@ -1,11 +1,17 @@
-"""Where a word is: heat maps from attention, masks from heat maps.
+"""Heat maps: how much each latent pixel attends to a word, summed over sites and steps.
 
-Axes: b batch, h heads, i queries, j words, d width of a head; y x: rows and columns of a map.
+A word's heat map is one more value column. With v = 1_word (1 at the word's tokens, 0 elsewhere), attention returns
+A v, the sum of the map's columns at those tokens. So no map needs to be formed, whatever attention A stands for.
+
+Axes: b batch, h heads, i queries, j keys, d width of a head; words: one row a word; y x: rows and columns of a map;
+h w: rows and columns of the latent.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,64 +22,71 @@ from torch import Tensor
 from minip2p.attention.contract import Attend, Site
 from minip2p.validation import is_integer
 
-ApplyAttention = Callable[[Tensor], Tensor]  # v 1 h j d -> Â v 1 h i d
+ApplyAttention = Callable[[Tensor], Tensor]  # v 1 h j d -> A v, 1 h i d: an attention whose q and k are fixed
 
 
-def word_heatmaps(apply: Callable[[Tensor], Tensor], columns: Tensor, heads: int, width: int) -> Tensor:
-    """Heat maps, words i: how much each query attends to each word, summed over its tokens, mean over the heads.
+def word_heatmaps(apply: ApplyAttention, indicators: Tensor, heads: int, width: int) -> Tensor:
+    """Heat maps A 1_word: words j -> words i, summed over each word's tokens, mean over the heads.
 
-    A word's heat map is one more value column: A 1_word. `apply(v)` attends, v 1 h j d -> 1 h i d, whatever attention
-    it stands for; d columns go in at a time, as v must be as wide as q for the fused kernel.
+    apply: the attention. indicators: 1_word of each word, words j (see `minip2p.text.prompt.token_indicator`).
+    width: the width d of a head. So many words go in at a time, as the fused kernel requires v to be as wide as q.
     """
     maps = []
-    for some in columns.split(width):
-        v = F.pad(some, (0, 0, 0, width - len(some))).mT.expand(1, heads, -1, -1)  # words j -> 1 h j d
-        maps.append(apply(v)[0, :, :, : len(some)].mean(0).mT)
+    for chunk in indicators.split(width):
+        v = F.pad(chunk, (0, 0, 0, width - len(chunk))).mT.expand(1, heads, -1, -1)  # words j -> 1 h j d
+        maps.append(apply(v)[0, :, :, : len(chunk)].mean(0).mT)
     return torch.cat(maps)
 
 
-def map_size(latent: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Rows and columns of the map at a site: the latent's, halved once a level; odd sizes round up."""
-    return -(-latent[0] // stride), -(-latent[1] // stride)
+def map_size(latent_size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of the map at a stride: the latent's, halved once a level; odd sizes round up."""
+    return -(-latent_size[0] // stride), -(-latent_size[1] // stride)
 
 
-def default_strides(sites: Sequence[Site], latent: tuple[int, int], like: int = 16 * 16) -> tuple[int, ...]:
-    """The stride that masks read where none is given: on the way down and up, that of the maps nearest to 16 × 16.
+def default_strides(sites: Sequence[Site], latent_size: tuple[int, int], target_area: int = 16 * 16) -> tuple[int, ...]:
+    """The one stride that masks read by default: the one whose maps are nearest to 16 × 16, by the logarithm of area.
 
-    At SD 1.5's 64² latents that is stride 4: the five cross-attention maps of the original. Selected by stride, not by
-    position in a list, it is right for other geometries too. (The middle, one single map, is too coarse to count.)
+    For SD 1.5's 64 × 64 latents it is stride 4, the five cross-attention maps of the published code. That code selects
+    the maps by their position in a list; selecting by stride also fits other sizes. The middle block is not considered
+    if there are other cross-attention sites: its single map is too coarse.
     """
 
     def distance(stride: int) -> float:
-        rows, cols = map_size(latent, stride)
-        return abs(math.log(rows * cols / like))
+        rows, columns = map_size(latent_size, stride)
+        return abs(math.log(rows * columns / target_area))
 
     cross = [site for site in sites if site.cross]
     outer = [site for site in cross if site.place != "mid"] or cross
     return (min(sorted({site.stride for site in outer}), key=distance),)
 
 
-def select_strides(given: Sequence[int] | None, sites: Sequence[Site], latent: tuple[int, int]) -> tuple[int, ...]:
-    """The strides to read: those given, or the default. Raises ValueError for one that no cross-attention has."""
-    have = {site.stride for site in sites if site.cross}
-    if given is not None and not isinstance(given, list | tuple):
-        raise ValueError(f"strides are several, as (2, 4), not {given!r}")
-    if missing := set(given or ()) - have:
-        raise ValueError(f"no cross-attention has stride {min(missing)}; this model's strides: {sorted(have)}")
-    return tuple(given or default_strides(sites, latent))
+def select_strides(
+    strides: Sequence[int] | None, sites: Sequence[Site], latent_size: tuple[int, int]
+) -> tuple[int, ...]:
+    """The strides to read: the user's, or the default. Raises ValueError for a stride without cross-attention."""
+    available = {site.stride for site in sites if site.cross}
+    if strides is not None and not isinstance(strides, list | tuple):
+        raise ValueError(f"strides must be a list or a tuple, such as (2, 4), not {strides!r}")
+    if missing := set(strides or ()) - available:
+        raise ValueError(f"no cross-attention has stride {min(missing)}; this model's strides: {sorted(available)}")
+    return tuple(strides or default_strides(sites, latent_size))
 
 
 def finest_self_stride(sites: Sequence[Site]) -> int:
-    """The stride of the finest self-attention, by which heat can be spread."""
+    """The stride of the finest self-attention, along which heat can be spread; 1 if there is none."""
     return min((site.stride for site in sites if not site.cross), default=1)
 
 
 @dataclass
 class HeatmapAccumulator:
-    """Heat maps of some words, summed over the sites and steps that are added. columns: words j; latent: its size.
+    """The heat maps of some words, summed over the sites and steps that are added.
 
-    spread: how often the sum is multiplied by the finest self-attention, which makes the map as fine as that and lets a
-    word's heat flow to pixels that are alike (see `total`); that attention's stride is `fine`.
+    indicators: 1_word of each word, words j. latent_size: rows and columns. strides: of the cross-attention to read.
+    hops: how often the sum is multiplied by the finest self-attention, at `finest_stride`. That makes the map as fine
+    as that attention, and spreads a word's heat to pixels that attend to each other (see `total`).
+
+    sums: stride -> the sum of the maps, words y x. count: the number of maps in them.
+    self_attention: the finest self-attention at the last step, site -> its `apply` and its queries.
     """
 
     indicators: Tensor
@@ -83,75 +96,80 @@ class HeatmapAccumulator:
     finest_stride: int = 1
     sums: dict[int, Tensor] = field(default_factory=dict, init=False)
     count: int = field(default=0, init=False)
-    self_attention: dict[Site, tuple[ApplyAttention, Tensor]] = field(
-        default_factory=dict, init=False
-    )  # self-attention, last step's
+    self_attention: dict[Site, tuple[ApplyAttention, Tensor]] = field(default_factory=dict, init=False)
 
     def wants(self, site: Site) -> bool:
-        asked = site.stride in self.strides if site.cross else self.hops > 0 and site.stride == self.finest_stride
-        return asked and bool(self.indicators.any())
+        """Whether the attention of a site is to be added."""
+        if not self.indicators.any():
+            return False
+        if site.cross:
+            return site.stride in self.strides
+        return self.hops > 0 and site.stride == self.finest_stride
 
-    def site_heatmap(self, site: Site, apply: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-        """What a site shows, words y x; like: its q, which tells heads, width, dtype and device."""
-        made = word_heatmaps(apply, self.indicators.to(like), like.shape[1], like.shape[-1]).float()
-        return rearrange(made, "w (y x) -> w y x", y=map_size(self.latent_size, site.stride)[0])
+    def site_heatmap(self, site: Site, apply: ApplyAttention, q: Tensor) -> Tensor:
+        """The words' heat maps at one site, words y x. q: the site's queries, for their heads, width, dtype, device."""
+        heat = word_heatmaps(apply, self.indicators.to(q), q.shape[1], q.shape[-1]).float()
+        return rearrange(heat, "words (y x) -> words y x", y=map_size(self.latent_size, site.stride)[0])
 
-    def add(self, site: Site, seen: Tensor) -> None:
-        self.sums[site.stride] = self.sums[site.stride] + seen if site.stride in self.sums else seen
+    def add(self, site: Site, heat: Tensor) -> None:
+        """Adds the heat maps of a site, words y x."""
+        self.sums[site.stride] = self.sums[site.stride] + heat if site.stride in self.sums else heat
         self.count += 1
 
     @property
     def total(self) -> Tensor:
-        """The sum at the finest of the strides, words y x; coarser maps are brought there by their nearest pixel.
+        """The sum over all sites and steps, words y x, at the finest stride; coarser maps are resized to the nearest.
 
-        Spread, it is A^n M: M the sum at the self-attention's own size, A that attention at the last step that was
-        added, mean over its sites and heads. Rows of A sum to 1, so that shares stay shares. In value space: M is v.
+        With hops n > 0 it is Aⁿ M: M is the sum at the self-attention's size, A that self-attention at the last step,
+        mean over its heads and sites. The rows of A sum to 1, so shares stay shares. M is the value that A is applied
+        to, so A is not formed either. Zeros h w if nothing was added: at guidance 0 no word is read.
         """
-        if not self.sums:  # at guidance 0 no word is read
+        if not self.sums:
             return torch.zeros(len(self.indicators), *self.latent_size)
-        size = map_size(
-            self.latent_size, min(self.finest_stride, *self.sums) if self.self_attention else min(self.sums)
-        )
-        made: Tensor = sum(F.interpolate(one[None], size, mode="nearest")[0] for one in self.sums.values())  # type: ignore
+        finest = min(self.finest_stride, *self.sums) if self.self_attention else min(self.sums)
+        size = map_size(self.latent_size, finest)
+        heat = reduce(operator.add, (F.interpolate(maps[None], size, mode="nearest")[0] for maps in self.sums.values()))
         for _ in range(self.hops if self.self_attention else 0):
-            seen = [
-                word_heatmaps(apply, made.flatten(1).to(like), like.shape[1], like.shape[-1]).float()
-                for apply, like in self.self_attention.values()
+            spread = [
+                word_heatmaps(apply, heat.flatten(1).to(q), q.shape[1], q.shape[-1]).float()
+                for apply, q in self.self_attention.values()
             ]
-            made = torch.stack(seen).mean(0).reshape(made.shape)
-        return made
+            heat = torch.stack(spread).mean(0).reshape(heat.shape)
+        return heat
 
     @property
     def mean(self) -> Tensor:
-        """Mean over sites and steps, words y x: shares of attention, in [0, 1]."""
+        """The mean over sites and steps, words y x: shares of attention in [0, 1]. Something must have been added."""
         return self.total / self.count
 
 
-def accumulate_heat(heats: Sequence[HeatmapAccumulator], site: Site, apply: ApplyAttention, like: Tensor) -> None:
-    """Adds what a site shows to all sums that want it; of those that want the same words it is asked once."""
-    asked: list[tuple[Tensor, Tensor]] = []
-    for heat_sum in heats:
-        if heat_sum.wants(site) and not site.cross:
-            heat_sum.self_attention[site] = apply, like
-        elif heat_sum.wants(site):
-            seen = next((seen for words, seen in asked if torch.equal(words, heat_sum.indicators)), None)
-            if seen is None:
-                seen = heat_sum.site_heatmap(site, apply, like)
-                asked.append((heat_sum.indicators, seen))
-            heat_sum.add(site, seen)
+def accumulate_heat(accumulators: Sequence[HeatmapAccumulator], site: Site, apply: ApplyAttention, q: Tensor) -> None:
+    """Adds the attention of a site to all accumulators that want it. Equal indicators are computed once."""
+    computed: list[tuple[Tensor, Tensor]] = []  # indicators and their heat maps
+    for accumulator in accumulators:
+        if not accumulator.wants(site):
+            continue
+        if not site.cross:
+            accumulator.self_attention[site] = apply, q
+            continue
+        heat = next((heat for words, heat in computed if torch.equal(words, accumulator.indicators)), None)
+        if heat is None:
+            heat = accumulator.site_heatmap(site, apply, q)
+            computed.append((accumulator.indicators, heat))
+        accumulator.add(site, heat)
 
 
-def check_hops(spread: Any) -> None:
-    """Raises ValueError."""
-    if not is_integer(spread) or not 0 <= spread <= 16:
-        raise ValueError(f"spread is a whole number from 0 to 16, not {spread!r}")
+def check_hops(hops: Any) -> None:
+    """Raises ValueError if `hops` (of `HeatmapAccumulator`) is not a whole number from 0 to 16."""
+    if not is_integer(hops) or not 0 <= hops <= 16:
+        raise ValueError(f"self_attention_hops must be a whole number from 0 to 16, not {hops!r}")
 
 
-def accumulate_heatmap(heat: HeatmapAccumulator, attend: Attend) -> Attend:
-    """An `Attend` that adds what it sees to a heat map."""
+def accumulate_heatmap(accumulator: HeatmapAccumulator, attend: Attend) -> Attend:
+    """An `Attend` that also adds the attention of every site to an accumulator."""
 
-    def watch(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
-        accumulate_heat([heat], site, lambda v: attend(q, k, v, site), q)
+    def record(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
+        accumulate_heat([accumulator], site, lambda v: attend(q, k, v, site), q)
         return attend(q, k, v, site)
 
-    return watch
+    return record

@@ -1,4 +1,7 @@
-"""TODO: describe."""
+"""Masks: from heat maps by a threshold, and from image pixels to latent pixels and queries.
+
+Axes: H W: image pixels; h w: latent pixels; y x: rows and columns of a map; i queries.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,32 +15,32 @@ from minip2p.attention.heatmaps import map_size
 from minip2p.validation import is_finite
 
 
-def mask_to_latent(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask H W as h w bool: the pixels of which it covers half or more."""
-    return F.interpolate(mask[None, None].float(), size, mode="area")[0, 0].cpu() >= 0.5
+def mask_to_latent(mask: Tensor, latent_size: tuple[int, int]) -> Tensor:
+    """A mask H W -> h w, bool: True at the latent pixels of which the mask covers half or more."""
+    return F.interpolate(mask[None, None].float(), latent_size, mode="area")[0, 0].cpu() >= 0.5
 
 
 def same_dtype(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two masks as bool, or where either is soft as float32."""
+    """Two masks in one dtype: both bool, or both float32 if one of them is soft."""
     return (a, b) if a.dtype == b.dtype else (a.float(), b.float())
 
 
-def mask_per_stride(mask: Tensor, latent: tuple[int, int], sites: Sequence[Site]) -> dict[int, Tensor]:
-    """A mask H W as m of the queries at each stride, i in [0, 1]: what it covers of each."""
-    sizes = {site.stride: map_size(latent, site.stride) for site in sites}
-    return {n: F.interpolate(mask[None, None], size, mode="area").flatten() for n, size in sizes.items()}
+def mask_per_stride(mask: Tensor, latent_size: tuple[int, int], sites: Sequence[Site]) -> dict[int, Tensor]:
+    """A mask H W -> stride -> i in [0, 1]: the share of each query's area that the mask covers."""
+    sizes = {site.stride: map_size(latent_size, site.stride) for site in sites}
+    return {stride: F.interpolate(mask[None, None], size, mode="area").flatten() for stride, size in sizes.items()}
 
 
 def heatmap_to_mask(
     heat: Tensor, size: tuple[int, int], threshold: Any, pool: bool = True, smooth: bool = False
 ) -> Tensor:
-    """A mask h w from a heat map y x (Hertz et al. 2022, local editing; the published code's steps):
+    """A heat map y x -> a mask of `size`, by the steps of the published Prompt-to-Prompt code (`LocalBlend`):
 
-        3 × 3 max-pool, nearest upsampling, divide by the maximum, > threshold
+        3 × 3 max-pooling (if `pool`), nearest upsampling, division by the maximum, > threshold
 
-    smooth: bicubic upsampling instead. threshold: see `cut`.
+    threshold: see `threshold_mask`. smooth: upsample bicubically; the published code upsamples to the nearest.
     """
-    heat = heat.clamp(min=0)  # a negative weight makes negative heat: nothing to divide by, and nowhere to be
+    heat = heat.clamp(min=0)  # a word that is reweighted by a negative number has negative heat: its mask is empty
     if pool:
         heat = F.max_pool2d(heat[None], 3, stride=1, padding=1)[0]
     heat = F.interpolate(heat[None, None], size, mode="bicubic" if smooth else "nearest")[0, 0].clamp(min=0)
@@ -45,8 +48,11 @@ def heatmap_to_mask(
 
 
 def threshold_mask(heat: Tensor, threshold: Any) -> Tensor:
-    """A mask from heat in [0, 1], y x: bool above the threshold, a number or "otsu"; or "85%": above so many percent of
-    the pixels; or, for (low, high), soft: 0 up to low, 1 from high on, and a ramp between. NaN, as of no heat, is 0."""
+    """Heat y x in [0, 1] -> a mask y x: bool, or float for a soft threshold. NaN (0 / 0, of no heat) becomes 0.
+
+    threshold: a number: heat above it. "otsu": heat above Otsu's threshold. "85%": heat above the 85th
+    percentile of the pixels. A pair (low, high): a soft mask, 0 up to low, 1 from high on, linear between.
+    """
     if isinstance(threshold, tuple):
         low, high = threshold
         return ((heat - low) / (high - low)).clamp(0, 1).nan_to_num(0)
@@ -58,29 +64,33 @@ def threshold_mask(heat: Tensor, threshold: Any) -> Tensor:
 
 
 def otsu_threshold(values: Tensor) -> float:
-    """The threshold for which the variance between the two classes is greatest (Otsu 1979), of all that part them:
+    """Otsu's threshold (Otsu 1979): of all values, the one that maximizes the variance between the two classes,
 
-    n_0 n_1 (μ_0 − μ_1)²
+        n₀ n₁ (μ₀ − μ₁)²
+
+    n and μ: the sizes and means of the values up to the threshold and above it.
     """
     x = values.detach().cpu().flatten().double().sort().values
-    count, below = torch.arange(1, len(x), dtype=torch.float64), x.cumsum(0)[:-1]
-    rest = len(x) - count
-    between = count * rest * (below / count - (x.sum() - below) / rest) ** 2
-    return float(x[between.argmax()])
+    lower_count = torch.arange(1, len(x), dtype=torch.float64)
+    upper_count = len(x) - lower_count
+    lower_sum = x.cumsum(0)[:-1]
+    upper_sum = x.sum() - lower_sum
+    variance = lower_count * upper_count * (lower_sum / lower_count - upper_sum / upper_count) ** 2
+    return float(x[variance.argmax()])
 
 
 def check_threshold(name: str, threshold: Any) -> None:
-    """Raises ValueError for what `cut` cannot take."""
+    """Raises ValueError for a threshold that `threshold_mask` does not take. name: what to call it in the error."""
     percent = isinstance(threshold, str) and threshold.endswith("%") and threshold[:-1].replace(".", "", 1).isdecimal()
-    pair = isinstance(threshold, tuple) and len(threshold) == 2 and all(is_finite(one) for one in threshold)
+    pair = isinstance(threshold, tuple) and len(threshold) == 2 and all(is_finite(end) for end in threshold)
     if pair:
-        good = 0 <= threshold[0] < threshold[1] <= 1
+        valid = 0 <= threshold[0] < threshold[1] <= 1
     elif percent:
-        good = float(threshold[:-1]) < 100
+        valid = float(threshold[:-1]) < 100
     else:
-        good = threshold == "otsu" or (is_finite(threshold) and 0 <= threshold <= 1)
-    if not good:
+        valid = threshold == "otsu" or (is_finite(threshold) and 0 <= threshold <= 1)
+    if not valid:
         raise ValueError(
-            f'{name} must lie between 0 and 1, not {threshold}; or it is "otsu", a percentage as '
+            f'{name} must lie between 0 and 1, not {threshold}; or it is "otsu", a percentage such as '
             '"85%", or a soft pair (low, high)'
         )

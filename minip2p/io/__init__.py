@@ -1,1 +1,1 @@
-"""TODO: describe."""
+"""Reading and writing: files, safetensors, images, tables and contact sheets."""

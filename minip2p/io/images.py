@@ -1,4 +1,8 @@
-"""Pictures as people have them -> what the VAE encodes: 3 H W in [-1, 1]."""
+"""Images and masks as users have them (files, Pillow images, arrays) <-> tensors as the model takes them.
+
+Axes: 3 H W: an image as an RGB tensor in [-1, 1]; H W: a mask in [0, 1], both in image pixels; h w: latent pixels.
+A `size` is (rows, columns), as tensors have it; Pillow's `Image.size` is (columns, rows).
+"""
 
 import warnings
 from pathlib import Path
@@ -12,104 +16,119 @@ from torch import Tensor
 
 
 def read_mask(mask: Any) -> Tensor:
-    """A user's mask as H W in [0, 1]: from a PIL image (white may change), an array or a tensor. Raises ValueError."""
+    """A user's mask as a float32 tensor H W in [0, 1].
+
+    mask: a Pillow image (white is 1, transparency counts as black), an array or a tensor.
+    Raises ValueError for another type, another number of axes, an empty mask, or values outside of [0, 1].
+    """
     if isinstance(mask, Image.Image):
         mask = np.asarray(to_rgb(mask, "black").convert("L"), dtype=np.float32) / 255
     if not isinstance(mask, np.ndarray | Tensor):
-        raise ValueError(f"a blend's own mask is an image, an array or a tensor, not {type(mask).__name__}")
+        raise ValueError(f"a mask is an image, an array or a tensor, not {type(mask).__name__}")
     out = torch.as_tensor(mask).float()
     if out.ndim == 2 and (out > 1).any():
-        raise ValueError(f"a blend's own mask lies between 0 and 1, and has {float(out.max()):g} in it: divide by 255?")
+        raise ValueError(f"a mask lies between 0 and 1, but its maximum is {float(out.max()):g}: divide it by 255?")
     if out.ndim != 2 or not out.numel() or not torch.isfinite(out).all():
-        raise ValueError(f"a blend's own mask must be rows × columns of finite numbers, not {tuple(out.shape)}")
+        raise ValueError(f"a mask must be rows × columns of finite numbers, not of shape {tuple(out.shape)}")
     return out
 
 
-def read_image(path: str | Path, ground: str = "white") -> Image.Image:
-    """The picture in a file, RGB, upright (EXIF), transparency on a ground, 16 bits rounded to 8; of several the first.
+def read_image(path: str | Path, background: str = "white") -> Image.Image:
+    """Reads an image file as RGB.
 
-    Raises FileNotFoundError or ValueError with one line that names the file.
+    Applies the EXIF orientation, lays transparent pixels on `background`, and rounds 16 bits to 8. Of a file with
+    several frames it reads the first. Raises FileNotFoundError or ValueError with one line that names the file.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: {'a folder, not a picture' if path.is_dir() else 'no such file'}")
+        raise FileNotFoundError(f"{path}: {'a folder, not an image' if path.is_dir() else 'no such file'}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # A few kilobytes may unpack into more memory than there is: Pillow warns from some 89 million pixels on.
+            # A file of a few kilobytes may unpack into more memory than there is. Pillow warns above 89 million pixels.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                picture.load()
-                return to_rgb(picture, ground)
+            with Image.open(path) as image:
+                image.load()
+                return to_rgb(image, background)
     except UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture that Pillow can read") from None
-    except Exception as error:  # broken files raise whatever their decoder meets
+        raise ValueError(f"{path}: not an image that Pillow can read") from None
+    except Exception as error:  # the decoders raise errors of many types for broken files
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def to_rgb(picture: Image.Image, ground: str = "white") -> Image.Image:
-    """Any mode and EXIF orientation -> upright RGB. Raises ValueError for pixels of floating-point numbers, whose white
-    nobody knows."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F":
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """A Pillow image of any mode and EXIF orientation -> upright RGB, 8 bits a channel.
+
+    Raises ValueError for floating-point pixels (mode "F"), as their value for white is unknown.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
-    if picture.mode.startswith("I"):  # 16 bits a pixel, in Pillow's 32-bit mode too
-        grey = np.clip(np.asarray(picture, dtype=np.int64), 0, 65535)
+    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow may hold them in its 32-bit mode
+        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
         return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture).convert("RGB")
-    return picture.convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
+    return image.convert("RGB")
 
 
-def fit_image(picture: Any, size: tuple[int, int], fit: str = "crop") -> Tensor:
-    """A PIL image in rows and columns of `size`, as 3 H W in [-1, 1]. fit: "crop" scales it until it covers them and
-    cuts off what is over on both sides; "stretch" does not keep its shape."""
+def fit_image(image: Any, size: tuple[int, int], fit: str = "crop") -> Tensor:
+    """A Pillow image resized to `size` (rows, columns) -> 3 H W in [-1, 1].
+
+    fit: "crop" keeps the aspect ratio and cuts off both ends of the longer side; "stretch" changes the aspect ratio.
+    Raises ValueError for another `fit`, for what is not a Pillow image, and for an image that is empty or broken.
+    """
     if fit not in ("crop", "stretch"):
         raise ValueError(f'fit is "crop" or "stretch", not {fit!r}')
-    if not isinstance(picture, Image.Image):
-        raise ValueError(f"a picture is a file, an image of Pillow or a tensor, not {type(picture).__name__}")
-    if not all(picture.size):
-        raise ValueError("the picture has no pixels")
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"an image is a file, a Pillow image or a tensor, not {type(image).__name__}")
+    if not all(image.size):
+        raise ValueError("the image has no pixels")
     try:
-        made = to_rgb(picture)
-    except OSError as error:  # opened, and not yet read
-        raise ValueError(f"the picture cannot be read ({' '.join(str(error).split())})") from None
-    if made.size != size[::-1]:
-        box = crop_box(made.size, size) if fit == "crop" else None
-        made = made.resize(size[::-1], Image.Resampling.LANCZOS, box)
-    return torch.from_numpy(np.asarray(made).copy()).permute(2, 0, 1).float() / 127.5 - 1
+        rgb = to_rgb(image)
+    except OSError as error:  # Pillow opens a file first and decodes it later
+        raise ValueError(f"the image cannot be read ({' '.join(str(error).split())})") from None
+    if rgb.size != size[::-1]:
+        box = crop_box(rgb.size, size) if fit == "crop" else None
+        rgb = rgb.resize(size[::-1], Image.Resampling.LANCZOS, box)
+    return torch.from_numpy(np.asarray(rgb).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def composite(edited: Tensor, photograph: Tensor, mask: Tensor) -> Tensor:
-    """The photograph's own pixels where the mask h w is 0, the edited picture's where it is 1; both 3 H W. What the VAE
-    alone has changed is so undone; the mask's edges can be seen."""
-    m = F.interpolate(mask[None, None].to(edited), edited.shape[1:], mode="nearest")[0]
-    return torch.where(m == 1, edited, torch.where(m == 0, photograph, photograph + m * (edited - photograph)))
+def crop_box(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The largest centred box in an image that has the aspect ratio of `size`.
 
-
-def check_image_tensor(picture: Tensor, size: Any) -> tuple[int, int]:
-    """Rows and columns of a tensor. Raises ValueError where it is not 3 H W in [-1, 1], or is to have another size."""
-    if size is not None:
-        raise ValueError("a tensor is taken in its own size: leave size out")
-    good = picture.ndim == 3 and len(picture) == 3 and picture.numel() > 0 and picture.is_floating_point()
-    if not good or not picture.isfinite().all() or picture.abs().max() > 1:
-        raise ValueError(
-            "a picture is 3 H W in [-1, 1], floating-point numbers, and not a tensor of "
-            f"{tuple(picture.shape)}, {picture.dtype}, or other values"
-        )
-    return picture.shape[1], picture.shape[2]
-
-
-def crop_box(given: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Of a picture (columns, rows) the largest part, in its middle, that has the shape of rows × columns: left, upper,
-    right, lower."""
-    width, height = given
+    image_size: (columns, rows). size: (rows, columns). Returns (left, upper, right, lower) in image pixels.
+    """
+    width, height = image_size
     scale = min(width / size[1], height / size[0])
     w, h = size[1] * scale, size[0] * scale
     return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
 
 
-def to_pil(picture: Tensor) -> Image.Image:
-    """3 H W in [-1, 1] -> 8 bits a channel."""
-    return Image.fromarray(((picture + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())
+def composite(edited: Tensor, original: Tensor, mask: Tensor) -> Tensor:
+    """The edited image where the mask is 1, the original's own pixels where it is 0, a mix between: all 3 H W.
+
+    This undoes what encoding and decoding by the VAE changed outside of the mask. The edges of the mask may be visible.
+    mask: h w in [0, 1], resized to the nearest pixel.
+    """
+    m = F.interpolate(mask[None, None].to(edited), edited.shape[1:], mode="nearest")[0]
+    return torch.where(m == 1, edited, torch.where(m == 0, original, original + m * (edited - original)))
+
+
+def check_image_tensor(image: Tensor, size: Any) -> tuple[int, int]:
+    """The rows and columns of an image tensor. Raises ValueError if it is not 3 H W in [-1, 1], or if `size` is set."""
+    if size is not None:
+        raise ValueError("an image given as a tensor keeps its size: leave size out")
+    valid = image.ndim == 3 and len(image) == 3 and image.numel() > 0 and image.is_floating_point()
+    if not valid or not image.isfinite().all() or image.abs().max() > 1:
+        raise ValueError(
+            "an image tensor is 3 H W in [-1, 1], of floating-point numbers; "
+            f"this one is {tuple(image.shape)}, {image.dtype}, or has other values"
+        )
+    return image.shape[1], image.shape[2]
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """3 H W in [-1, 1] -> a Pillow image, 8 bits a channel."""
+    return Image.fromarray(((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())

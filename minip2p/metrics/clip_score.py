@@ -1,6 +1,6 @@
-"""How well a picture fits a prompt, by a CLIP (Radford et al. 2021) in a folder of the user's, run by transformers.
+"""How well an image fits a prompt, by a CLIP (Radford et al. 2021) in a folder of the user's, run by transformers.
 
-Pictures are 3 H W in [-1, 1], masks H W bool.
+Axes: images are 3 H W in [-1, 1], masks H W bool; n patches, c channels.
 """
 
 import math
@@ -15,10 +15,13 @@ from minip2p.io.tensors import fingerprint
 
 
 class ClipScore:
-    """CLIP's similarity of pictures and prompts. folder: as transformers saves a CLIPModel and its processor."""
+    """CLIP's similarity of an image and a prompt.
+
+    folder: a CLIPModel and its processor, as transformers saves them.
+    Raises FileNotFoundError or ValueError with one line that names the folder.
+    """
 
     def __init__(self, folder: str | Path):
-        """Raises FileNotFoundError or ValueError with one line that names the folder."""
         if not (Path(folder) / "model.safetensors").is_file():
             raise FileNotFoundError(
                 f"{folder}: no CLIP; its folder has model.safetensors, config.json, "
@@ -29,35 +32,40 @@ class ClipScore:
         try:
             self.processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
             load: Any = CLIPModel.from_pretrained
-            model, said = load(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
-        except Exception as error:  # transformers' errors have no class in common, and may be pages
+            model, info = load(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
+        except Exception as error:  # transformers' errors have no common class, and their texts may fill pages
             raise ValueError(f"{folder}: cannot be read as a CLIP ({' '.join(str(error).split())[:200]})") from None
-        if odd := sorted(map(str, {*said["missing_keys"], *said["mismatched_keys"]})):
-            raise ValueError(f"{folder}: {odd[0]} is missing or of another shape; and {len(odd) - 1} more")
+        if bad_keys := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
+            raise ValueError(
+                f"{folder}: {bad_keys[0]} is missing or has another shape; and {len(bad_keys) - 1} more weights"
+            )
         self.model: Any = model.eval()
 
     @property
     def name(self) -> str:
-        """Tells one CLIP from another."""
+        """A name that tells this CLIP from others, by a fingerprint of its weights."""
         return f"clip {fingerprint([self.model])}"
 
     @torch.no_grad()
-    def __call__(self, picture: Tensor, prompt: str) -> float:
-        """100 max(cos, 0) of the picture's and the prompt's embeddings (Hessel et al. 2021, w = 100)."""
-        given = self.processor(
-            text=[prompt], images=[to_pil(picture)], return_tensors="pt", padding=True, truncation=True
+    def __call__(self, image: Tensor, prompt: str) -> float:
+        """CLIPScore 100 max(cos, 0) of the embeddings of image and prompt (Hessel et al. 2021, with w = 100)."""
+        inputs = self.processor(
+            text=[prompt], images=[to_pil(image)], return_tensors="pt", padding=True, truncation=True
         )
-        out = self.model(**given)
+        out = self.model(**inputs)
         return 100 * max(0.0, float(torch.cosine_similarity(out.image_embeds, out.text_embeds)))
 
     @torch.no_grad()
-    def features(self, picture: Tensor) -> Tensor:
-        """What it sees in each patch of a picture 3 H W: n c, the last layer's."""
-        given = self.processor(images=[to_pil(picture)], return_tensors="pt")
-        return self.model.vision_model(**given).last_hidden_state[0, 1:]
+    def features(self, image: Tensor) -> Tensor:
+        """The features of an image's patches in the last layer, n c, without the class token."""
+        inputs = self.processor(images=[to_pil(image)], return_tensors="pt")
+        return self.model.vision_model(**inputs).last_hidden_state[0, 1:]
 
     def score(self, before: Tensor, after: Tensor, source: str, target: str, mask: Tensor | None) -> dict[str, float]:
-        """The edited picture's similarity to the target, whole and inside of the mask (all else black, as PIE-Bench has
-        it; NaN without a mask), and the source's, to compare with. A `Score` of `minip2p.sweeps.sweep`."""
+        """CLIPScores with the target prompt, as a `Score` of `minip2p.sweeps.sweep`.
+
+        "clip": of the edited image. "clip_inside": of the edited image with black outside of the mask, as in PIE-Bench;
+        NaN without a mask. "clip_before": of the source image, for comparison.
+        """
         inside = math.nan if mask is None else self(torch.where(mask, after, -1.0), target)
         return {"clip": self(after, target), "clip_inside": inside, "clip_before": self(before, target)}

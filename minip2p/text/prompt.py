@@ -1,9 +1,10 @@
-"""Words and tokens: where a word's tokens stand in a prompt.
+"""A prompt's words and the positions of their tokens.
 
-Users speak of words; attention maps have a column for each token. `parity=True` finds words as the published code of
-Prompt-to-Prompt (Hertz et al. 2022) does: it splits on spaces, keeps case and punctuation, and ignores what is missing.
+Users name words; attention maps have one column per token. This file maps one to the other. The published
+Prompt-to-Prompt code (Hertz et al. 2022) does it differently: it splits on spaces, keeps case and punctuation, and
+ignores missing words. `parity=True` follows that code; see `minip2p.p2p.published`.
 
-Axis: j tokens. It counts the start token, the end token and the padding.
+Axis: j tokens. Positions count the start token, the end token and the padding.
 """
 
 import re
@@ -19,15 +20,14 @@ from torch import Tensor
 
 from minip2p.validation import is_integer
 
-WordSelector = str | int | slice | range | tuple[str, int]
+WordSelector = str | int | slice | range | tuple[str, int]  # see `Prompt.token_indices`
 
-
-WORD_JOINERS = "'’-‐‑"  # apostrophes and hyphens: punctuation that may stand inside a word
+WORD_JOINERS = "'’-‐‑"  # apostrophes and hyphens: the punctuation that a word may contain
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word as the tokenizer reads it (in lower case) and the positions [start, stop) of its tokens."""
+    """A word, in lower case as the tokenizer reads it, and the positions [start, stop) of its tokens."""
 
     text: str
     span: tuple[int, int]
@@ -35,10 +35,11 @@ class Word:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, its tokens and its words; punctuation between words is a token, but no word.
+    """A prompt with its tokens and words. Punctuation between words has tokens but is not a word.
 
-    `ids`: what the text encoder takes: start, text, end, padding, cut to the tokenizer's length.
-    `tokens`: what each id up to the end token says. `words`: all that were written, also those that the cut left out.
+    ids: the token ids that the text encoder takes: start, text, end, padding; truncated to the tokenizer's length.
+    tokens: the text of each id up to and including the end token.
+    words: all words of the text, including those that the truncation cuts off.
     """
 
     text: str
@@ -48,12 +49,11 @@ class Prompt:
 
     @classmethod
     def tokenize(cls, text: str, tokenizer: Any) -> "Prompt":
-        """Reads a prompt with a CLIPTokenizer. ValueError if its tokens cannot be traced back to its words."""
-        size = tokenizer.model_max_length
-        ids = tokenizer(text, padding="max_length", max_length=size, truncation=True).input_ids
-        uncut = tokenizer(text, verbose=False).input_ids
-        tokens = tuple(tokenizer.decode([i]) for i in ids[: len(uncut)])
-        return cls(text, tuple(ids), tokens, tuple(locate_words(text, uncut, tokenizer)))
+        """Reads a prompt with a CLIPTokenizer. Raises ValueError if its tokens cannot be assigned to its words."""
+        ids = tokenizer(text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
+        all_ids = tokenizer(text, verbose=False).input_ids  # neither padded nor truncated
+        tokens = tuple(tokenizer.decode([i]) for i in ids[: len(all_ids)])
+        return cls(text, tuple(ids), tokens, tuple(locate_words(text, all_ids, tokenizer)))
 
     @property
     def eos(self) -> int:
@@ -62,72 +62,79 @@ class Prompt:
 
     @property
     def visible_words(self) -> tuple[Word, ...]:
-        """The words that the text encoder reads, and reads to their last token."""
+        """The words that the truncation keeps, with all of their tokens."""
         return tuple(word for word in self.words if word.span[1] <= self.eos)
 
     def token_indices(self, word: WordSelector) -> tuple[int, ...]:
-        """The positions of a word's tokens.
+        """The sorted positions of a word's tokens.
 
-        word: text, case aside: each place where it stands, and it may be several words in a row ("red car");
-        "cat#2" or ("cat", 2): its second place; an int, a range or a slice: words by index, from 0.
-        Raises ValueError if there is no such word, or if it was cut off as the prompt has too many tokens.
+        word selects by text: "cat" is every occurrence, ignoring case; "red car" is several words in a row; "cat#2" or
+        ("cat", 2) is the second occurrence. It selects by number: an int, a range or a slice counts words from 0.
+        Raises ValueError if there is no such word, if the truncation cut all of its occurrences off, or for another
+        type.
         """
-        place = isinstance(word, tuple) and len(word) == 2 and isinstance(word[0], str) and not isinstance(word[1], str)
-        if not (place or is_integer(word) or isinstance(word, str | slice | range)):
+        nth = isinstance(word, tuple) and len(word) == 2 and isinstance(word[0], str) and not isinstance(word[1], str)
+        if not (nth or is_integer(word) or isinstance(word, str | slice | range)):
             raise ValueError(f"a word is given as text, as (text, n), by index or by a range, not as {word!r}")
-        places = self._by_text(word) if isinstance(word, str | tuple) else self._by_index(word)
-        whole = [place for place in places if all(n < len(self.visible_words) for n in place)]
-        if not whole:
+        matches = self._matches_of_text(word) if isinstance(word, str | tuple) else [self._indices_of_number(word)]
+        visible = [match for match in matches if all(n < len(self.visible_words) for n in match)]
+        if not visible:
             raise ValueError(f"{word!r} lies beyond the last of the {len(self.ids)} tokens that the text encoder reads")
-        return tuple(sorted({j for place in whole for n in place for j in range(*self.words[n].span)}))
+        return tuple(sorted({j for match in visible for n in match for j in range(*self.words[n].span)}))
 
-    def _by_index(self, which: int | slice | range) -> list[Sequence[int]]:
+    def _indices_of_number(self, number: int | slice | range) -> Sequence[int]:
+        """The word indices that an int (negative counts from the end), a range or a slice selects."""
         indices = range(len(self.words))
         try:
-            several: Any = which if isinstance(which, range) else [which]
-            chosen = indices[which] if isinstance(which, slice) else [indices[n] for n in several]
+            if isinstance(number, slice):
+                selected: Sequence[int] = indices[number]
+            else:
+                selected = [indices[n] for n in (number if isinstance(number, range) else [number])]
         except IndexError:
-            chosen = []
-        if not chosen:
-            raise ValueError(f"there is no word {which} in the prompt {self.text!r}, which has {len(indices)} words")
-        return [chosen]
+            selected = []
+        if not selected:
+            raise ValueError(f"there is no word {number} in the prompt {self.text!r}, which has {len(indices)} words")
+        return selected
 
-    def _by_text(self, which: str | tuple[str, int]) -> list[Sequence[int]]:
-        """The places of a word, or of several in a row, as word indices; all of them, or the n-th only."""
-        text, nth = which if isinstance(which, tuple) else split_occurrence(which)
-        folded = normalize_text(text)
-        wanted = [folded[a:b] for a, b in word_spans(folded)]
-        have = [normalize_text(word.text) for word in self.words]
-        places: list[Sequence[int]] = [
-            range(n, n + len(wanted)) for n in range(len(have)) if wanted and have[n : n + len(wanted)] == wanted
+    def _matches_of_text(self, selector: str | tuple[str, int]) -> list[Sequence[int]]:
+        """The occurrences of a word, or of several words in a row, each as word indices: all, or the n-th only."""
+        text, nth = selector if isinstance(selector, tuple) else split_occurrence(selector)
+        normalized = normalize_text(text)
+        phrase = [normalized[a:b] for a, b in word_spans(normalized)]
+        words = [normalize_text(word.text) for word in self.words]
+        matches: list[Sequence[int]] = [
+            range(n, n + len(phrase)) for n in range(len(words)) if phrase and words[n : n + len(phrase)] == phrase
         ]
-        if not places:
-            raise ValueError(f"{text!r} is not in the prompt {self.text!r}; its words are: {', '.join(have)}")
-        if nth is not None and not 1 <= nth <= len(places):
-            raise ValueError(f"{text!r} number {nth} is not in the prompt {self.text!r}, which has {len(places)} of it")
-        return places if nth is None else [places[nth - 1]]
+        if not matches:
+            raise ValueError(f"{text!r} is not in the prompt {self.text!r}; its words are: {', '.join(words)}")
+        if nth is not None and not 1 <= nth <= len(matches):
+            raise ValueError(
+                f"{text!r} number {nth} is not in the prompt {self.text!r}, which has {len(matches)} of it"
+            )
+        return matches if nth is None else [matches[nth - 1]]
 
 
 def byte_alphabet() -> dict[int, str]:
-    """Byte -> the visible character that stands for it in CLIP's vocabulary (and GPT-2's), in its order."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in plain]
-    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
+    """Byte -> the printable character that represents it in the vocabularies of CLIP and GPT-2, in their order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
 
 
 def normalize_text(text: str) -> str:
-    """Text as words are compared: without case, accents composed, one kind of apostrophe."""
+    """Text as words are compared: case-folded, with composed accents (NFC) and one kind of apostrophe."""
     return unicodedata.normalize("NFC", text).casefold().replace("’", "'")
 
 
 def locate_words(text: str, ids: Sequence[int], tokenizer: Any) -> list[Word]:
-    """All words of a text, their tokens found in `ids` (uncut, with start and end).
+    """All words of a text with the positions of their tokens in `ids` (not truncated, with start and end token).
 
-    No token spans a space, so the text is tokenized chunk by chunk between spaces. What a chunk reads is taken from its
-    tokens' own bytes, so nothing is assumed of how the tokenizer folds case or composes accents.
+    No token spans a space, so each chunk between spaces is tokenized separately. The text of a chunk is taken from the
+    bytes of its tokens, so nothing is assumed of how the tokenizer folds case or composes accents.
+    Raises ValueError if the chunks' tokens differ from those of the text.
     """
-    spaced = re.findall(r"[\S\x1c-\x1f]+", text)  # four separators are spaces for Python and not for CLIP
-    chunks = [tokenizer(chunk, add_special_tokens=False, verbose=False).input_ids for chunk in spaced]
+    texts = re.findall(r"[\S\x1c-\x1f]+", text)  # the separators \x1c-\x1f are spaces in Python, but not in CLIP
+    chunks = [tokenizer(chunk, add_special_tokens=False, verbose=False).input_ids for chunk in texts]
     if [i for chunk in chunks for i in chunk] != list(ids[1:-1]):
         raise ValueError(f"the tokens of {text!r} cannot be told apart by its spaces")
     byte_of = {character: byte for byte, character in byte_alphabet().items()}
@@ -140,9 +147,10 @@ def locate_words(text: str, ids: Sequence[int], tokenizer: Any) -> list[Word]:
 
 
 def chunk_words(tokens: Sequence[bytes], start: int) -> list[Word]:
-    """The words in a chunk of tokens, the first of which stands at `start`.
+    """The words in a chunk of tokens, whose first one has position `start`.
 
-    A token belongs to the word of its first letter: CLIP reads 'small' as 's + mall + ', whose first two are the word.
+    A token belongs to the word of its first letter: CLIP reads 'small' in quotes as ['s] [mall] ['], and the first two
+    tokens are the word. Raises ValueError if a word has no token of its own.
     """
     text = b"".join(tokens).decode()
     spans = word_spans(text)
@@ -159,25 +167,30 @@ def chunk_words(tokens: Sequence[bytes], start: int) -> list[Word]:
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """[start, stop) of each word: what is no space and no punctuation, with single apostrophes and hyphens inside."""
+    """[start, stop) of each word: a run of characters that are neither space nor punctuation.
+
+    A single apostrophe or hyphen (WORD_JOINERS) between such characters belongs to the word.
+    """
 
     def kind(c: str) -> str:
-        mark = c.isspace() or c in string.punctuation or unicodedata.category(c).startswith("P")
-        return "-" if c in WORD_JOINERS else " " if mark else "w"
+        if c in WORD_JOINERS:
+            return "-"
+        separates = c.isspace() or c in string.punctuation or unicodedata.category(c).startswith("P")
+        return " " if separates else "w"
 
     return [match.span() for match in re.finditer("w+(?:-w+)*", "".join(map(kind, text)))]
 
 
 def split_occurrence(text: str) -> tuple[str, int | None]:
-    """A word and which of its places is meant: "cat#2" -> ("cat", 2), "cat" -> ("cat", None)."""
+    """A word and the number of its occurrence: "cat#2" -> ("cat", 2), "cat" -> ("cat", None)."""
     word, sign, nth = text.rpartition("#")
     return (word, int(nth)) if sign and nth.isdecimal() else (text, None)
 
 
 def token_indicator(prompt: Prompt, words: Iterable[Any]) -> Tensor:
-    """1_word for each word: words j, 1 at the word's tokens. Raises ValueError for a word that is not there."""
-    found = [prompt.token_indices(word) for word in words]
-    out = torch.zeros(len(found), len(prompt.ids))
-    for row, tokens in enumerate(found):
-        out[row, list(tokens)] = 1
+    """1_word of each word, words j: 1 at the word's tokens, 0 elsewhere. Raises ValueError for a missing word."""
+    positions = [prompt.token_indices(word) for word in words]
+    out = torch.zeros(len(positions), len(prompt.ids))
+    for row, indices in enumerate(positions):
+        out[row, list(indices)] = 1
     return out
