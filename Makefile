@@ -1,22 +1,29 @@
-# make demo: install, edit pictures with the embedded model, write them into out/.   make test: install, lint, types, tests.
+# make demo       installs minip2p, edits pictures with the model that ships, writes them to out/
+# make test       installs the development tools, then runs lint, types and tests
+# make test-full  runs the tests at the official sizes (15 GB of memory, some minutes)
+# make docs       builds the documentation into docs/_build/html
+#
+# Variables: PYTHON (the interpreter), WORKERS (test processes), TORCH_INDEX (the package index of torch's CPU build; empty: off)
 PYTHON ?= python3
+WORKERS ?= 2
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 START := $(shell date +%s)
 TIME = echo "make $@: $$(($$(date +%s) - $(START))) s"
 
-.PHONY: demo test test-full lint
+.PHONY: demo test test-full lint docs
 
 demo: $(VENV)/core
-	$(BIN)/python -m minip2p.demo -o out
+	$(BIN)/python -m minip2p demo -o out
 	@$(TIME)
 
+# One thread for each test process: more threads than cores slow each other down.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 	@$(TIME)
 
-# The official configurations at full size: 15 GB of memory, and some minutes.
 test-full: $(VENV)/dev
 	$(BIN)/python -m pytest -m full -s
 	@$(TIME)
@@ -26,12 +33,36 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A stamp is made anew where what it was installed from has changed.
+docs: $(VENV)/docs
+	$(BIN)/sphinx-build -W -b html docs docs/_build/html
+	@$(TIME)
+
+# Each stamp is renewed when a file that it was installed from changes.
 $(VENV)/core: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) .
+	@$(CPU_TORCH)
+	$(PIP) -e .
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(INSTALL) ".[dev]"
+	$(PIP) -e ".[dev]"
 	@touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(PIP) -e ".[docs]"
+	@touch $@
+
+# On Linux the default build of torch brings gigabytes of CUDA. Where there is no NVIDIA driver and no torch yet, the CPU
+# build is installed first. --no-deps: what torch needs comes from the default index, with the versions of constraints.txt.
+define CPU_TORCH
+if [ -n "$(TORCH_INDEX)" ] && [ "$$(uname -s)" = Linux ] \
+    && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi > /dev/null \
+    && $(BIN)/python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"; then \
+  if timeout 3 $(BIN)/python -c "from urllib.request import urlopen; urlopen('$(TORCH_INDEX)/torch/')" 2> /dev/null \
+      && $(PIP) --no-deps --index-url $(TORCH_INDEX) torch; then \
+    echo "No NVIDIA driver: installed the CPU build of torch from $(TORCH_INDEX)"; \
+  else \
+    echo "Cannot install the CPU build of torch from $(TORCH_INDEX): using the default index"; \
+  fi; \
+fi
+endef
