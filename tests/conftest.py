@@ -1,5 +1,4 @@
 import pytest
-from families import pipeline, single
 
 import minip2p
 
@@ -12,16 +11,19 @@ def model():
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory):
-    """A family's name -> (its pipeline, its folder, its single file), made when first asked for."""
-    made = {}
+    """A function: the name of a family -> (diffusers' pipeline of its small model, its folder, its single file)."""
+    from families import pipeline, write_single_file  # imports diffusers, which most tests do not need
+
+    models = {}
 
     def get(name):
-        if name not in made:
+        if name not in models:
             folder = tmp_path_factory.mktemp("families") / name.replace(" ", "-")
             pipe = pipeline(name)
             pipe.save_pretrained(folder)
-            single(folder, folder.with_suffix(".safetensors"))
-            made[name] = pipe, folder, folder.with_suffix(".safetensors")
-        return made[name]
+            file = folder.with_suffix(".safetensors")
+            write_single_file(folder, file)
+            models[name] = pipe, folder, file
+        return models[name]
 
     return get

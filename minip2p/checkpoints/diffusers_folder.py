@@ -1,6 +1,6 @@
-"""A model's files in the layout of diffusers: a folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
+"""A checkpoint in the layout of diffusers: a folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,52 +9,65 @@ from torch import Tensor
 from minip2p.io.files import read_json
 from minip2p.io.tensors import printable, read_tensors
 
-STEMS = ("diffusion_pytorch_model", "model")  # of the networks', and of the text encoders' weights
-
-
-VARIANTS = ("", ".fp16", ".bf16")  # in the order in which they are taken
-
-
-WEIGHT_SUFFIXES = tuple(kind for v in VARIANTS for kind in (f"{v}.safetensors", f".safetensors.index{v}.json"))
-
-
+# The beginning of the names of weight files: that of the UNet and the VAE, and that of the text encoders.
+NETWORK_STEM, TEXT_ENCODER_STEM = "diffusion_pytorch_model", "model"
+# The rest of these names, in order of preference: full precision before fp16 before bf16, one file before shards.
+VARIANTS = ("", ".fp16", ".bf16")
+WEIGHT_SUFFIXES = tuple(
+    suffix for variant in VARIANTS for suffix in (f"{variant}.safetensors", f".safetensors.index{variant}.json")
+)
 PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 
 
-class DiffusersFolder:
-    """The parts of a model in a folder. named: a part whose folder has another name. only: the file of weights to read.
-    Raises FileNotFoundError where there is no folder."""
+def weights_stem(component: str) -> str:
+    """The beginning of the names of a component's weight files."""
+    return TEXT_ENCODER_STEM if component.startswith("text_encoder") else NETWORK_STEM
 
-    def __init__(self, root: Path, named: Mapping[str, str] | None = None, only: Path | None = None):
+
+class DiffusersFolder:
+    """The files of a checkpoint in a folder: see `minip2p.checkpoints.files.CheckpointFiles`."""
+
+    def __init__(self, root: Path, renamed: Mapping[str, str] | None = None, weights: Path | None = None):
+        """Reads nothing yet.
+
+        renamed: the folder names of components that are not stored under their own name. weights: the file of weights
+        to read, where `weights_file` is not to choose one. Raises FileNotFoundError if `root` is not a folder.
+        """
         if not root.is_dir():
             raise FileNotFoundError(
                 f"{root}: no such folder; a model is a folder with unet/, vae/, text_encoder/, "
                 "tokenizer/ and scheduler/, or a .safetensors file"
             )
-        self.location, self.root, self.renamed_parts, self.weights_path = root, root, dict(named or {}), only
+        self.location = self.root = root
+        self.renamed = dict(renamed or {})
+        self.weights = weights
 
-    def path(self, part: str) -> Path:
-        return self.location / self.renamed_parts.get(part, part)
+    def path(self, component: str) -> Path:
+        """The folder of a component."""
+        return self.location / self.renamed.get(component, component)
 
-    def has(self, part: str) -> bool:
-        return self.path(part).is_dir()
+    def has(self, component: str) -> bool:
+        return self.path(component).is_dir()
 
-    def config_file(self, part: str) -> Path:
-        if not part:
+    def config_file(self, component: str) -> Path:
+        """The file of a component's configuration; of the whole model's (model_index.json) if `component` is ""."""
+        if not component:
             return self.location / "model_index.json"
-        return self.path(part) / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        return self.path(component) / ("scheduler_config.json" if component == "scheduler" else "config.json")
 
-    def config(self, part: str) -> dict[str, Any]:
-        """What a part's config.json says; the folder's own model_index.json where the part is "". Empty where there is
-        no model_index.json."""
-        if part:
-            return read_json(self.config_file(part))
-        index = self.location / "model_index.json"
-        return read_json(index) if index.exists() else {}
+    def config(self, component: str) -> dict[str, Any]:
+        """The contents of `config_file`. A model_index.json may be missing, and is empty then.
 
-    def tokenizer(self, part: str) -> Path:
-        """The folder of a tokenizer: its vocabulary and merges, or tokenizer.json."""
-        folder = self.path(part)
+        Raises FileNotFoundError or ValueError with one line.
+        """
+        file = self.config_file(component)
+        if not component and not file.exists():
+            return {}
+        return read_json(file)
+
+    def tokenizer(self, component: str) -> Path:
+        """The folder of a tokenizer. Raises FileNotFoundError if it has neither a vocabulary nor a tokenizer.json."""
+        folder = self.path(component)
         alternatives = (("vocab.json", "merges.txt"), ("tokenizer.json",))
         if not any(all((folder / name).is_file() for name in names) for names in alternatives):
             raise FileNotFoundError(
@@ -62,46 +75,59 @@ class DiffusersFolder:
             )
         return folder
 
-    def weights_file(self, part: str) -> Path:
-        """The file of a part's weights, or the index of several: the plain one, or else a variant.
-        Raises FileNotFoundError, ValueError where there are only weights that would have to be unpickled."""
-        if self.weights_path is not None:
-            return self.weights_path
-        stem = STEMS[part.startswith("text_encoder")]
-        found = [self.path(part) / (stem + kind) for kind in WEIGHT_SUFFIXES]
-        for file in found:
+    def weights_file(self, component: str) -> Path:
+        """The file of a component's weights, or the index of its shards: the first of `WEIGHT_SUFFIXES` that exists.
+
+        Raises FileNotFoundError if there is none, and ValueError if there are only pickled weights.
+        """
+        if self.weights is not None:
+            return self.weights
+        folder, stem = self.path(component), weights_stem(component)
+        candidates = [folder / (stem + suffix) for suffix in WEIGHT_SUFFIXES]
+        for file in candidates:
             if file.is_file():
                 return file
-        there: Iterable[Path] = sorted(self.path(part).glob("*")) if self.has(part) else ()
-        if pickled := [file.name for file in there if file.suffix in PICKLED_SUFFIXES]:
-            raise ValueError(
-                f"{self.path(part) / pickled[0]}: is pickled, and so a program, which is never run here: "
-                "get the weights as safetensors"
-            )
-        raise FileNotFoundError(f"{found[0]}: no such file; is {self.location} a diffusers model folder?")
+        for file in sorted(folder.glob("*")):
+            if file.suffix in PICKLED_SUFFIXES:
+                raise pickle_error(file)
+        raise FileNotFoundError(f"{candidates[0]}: no such file; is {self.location} a diffusers model folder?")
 
-    def tensors(self, part: str) -> tuple[dict[str, Tensor], Path]:
-        """A part's weights by name, memory-mapped, and the file that they are from."""
-        file = self.weights_file(part)
+    def tensors(self, component: str) -> tuple[dict[str, Tensor], Path]:
+        """The weights of a component by name, memory-mapped, and the file (or index) that they come from.
+
+        Raises FileNotFoundError or ValueError with one line.
+        """
+        file = self.weights_file(component)
         return (read_shards(file) if file.suffix == ".json" else read_tensors(file)), file
 
 
+def pickle_error(file: Path) -> ValueError:
+    """The error to raise for a file of pickled weights: unpickling runs code from the file."""
+    return ValueError(
+        f"{file}: is a pickle, which can run any program when it is opened: get the weights as safetensors"
+    )
+
+
 def read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of the files that an index names. Raises FileNotFoundError or ValueError with one line."""
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
-        raise ValueError(f"{index}: has no weight_map, which says in which file each tensor is")
-    found: dict[str, Tensor] = {}
-    for name in sorted(set(names.values())):
-        if Path(name).name != name or "\\" in name or not name.isprintable():
-            raise ValueError(f"{index}: names the file {name!r}, which is not beside it")
-        tensors = read_tensors(index.parent / name)
-        for tensor in tensors:
-            if names.get(tensor, name) != name or tensor in found:
+    """The tensors of all files that a .safetensors.index.json names.
+
+    Raises FileNotFoundError or ValueError, with one line, unless every tensor is exactly where the index says it is.
+    """
+    files = read_json(index).get("weight_map")  # tensor name -> file name
+    if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"{index}: has no weight_map, which says which file each tensor is in")
+    merged: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        if Path(file).name != file or "\\" in file or not file.isprintable():
+            raise ValueError(f"{index}: names the file {file!r}, which is not in the same folder")
+        shard = read_tensors(index.parent / file)
+        for name in shard:
+            listed = files.get(name, file)  # a tensor that the index does not list is judged by the module's own keys
+            if listed != file or name in merged:
                 raise ValueError(
-                    f"{index}: {printable(tensor)} is in {name}, and in {printable(names.get(tensor, name))} by the index"
+                    f"{index}: {printable(name)} is in {file}, but the index says it is in {printable(listed)}"
                 )
-        found |= tensors
-    if missing := [tensor for tensor in names if tensor not in found]:
-        raise ValueError(f"{index}: {printable(missing[0])} is in none of its files")
-    return found
+        merged |= shard
+    if missing := [name for name in files if name not in merged]:
+        raise ValueError(f"{index}: {printable(missing[0])} is in none of the files that it names")
+    return merged

@@ -1,6 +1,7 @@
-"""Models by their name on the hub, org/name, through huggingface_hub: its cache, its token, its offline switches.
+"""Models by their name on the Hugging Face hub, org/name, through huggingface_hub: its cache, token and offline mode.
 
-Only what is read is downloaded: the small files, and of each part's weights the ones that `Folder` would take.
+Only the files that will be read are downloaded: the small ones, and for each component the weights that
+`DiffusersFolder` would choose.
 """
 
 import re
@@ -8,66 +9,74 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minip2p.checkpoints.diffusers_folder import STEMS, VARIANTS, WEIGHT_SUFFIXES
+from minip2p.checkpoints.diffusers_folder import VARIANTS, WEIGHT_SUFFIXES, weights_stem
 
 SMALL_FILES = re.compile(r"(model_index|minip2p)\.json|[^/]+/(config|scheduler_config)\.json|tokenizer(_2)?/[^/]+")
+WEIGHT_FOLDERS = ("unet/", "vae/", "text_encoder/", "text_encoder_2/")
+# One of these is in the root of each repository: the first in a whole model, the second in a single component (a VAE).
+MODEL_INDEX, COMPONENT_CONFIG = "model_index.json", "config.json"
 
 
-PARTS = ("unet/", "vae/", "text_encoder/", "text_encoder_2/")
+def is_repo_id(location: str) -> bool:
+    """Whether a location may be a name on the hub: two segments, and no local folder has the name of the first."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", location) is not None and not Path(location).parent.exists()
 
 
-MARKER_FILES = ("model_index.json", "config.json")  # of a model, and of a part of one alone, as VAEs are
+def files_to_download(repo_files: Iterable[str], folders: Collection[str]) -> list[str]:
+    """Which files of a repository to download: the small ones, and the weights in `folders`.
+
+    repo_files: the paths of all its files. folders: of `WEIGHT_FOLDERS`. The repository may also be a single component,
+    with its files in the root; its weights are chosen unless `folders` is empty.
+    """
+    available = list(repo_files)
+    is_component = MODEL_INDEX not in available and COMPONENT_CONFIG in available
+    chosen = [name for name in available if SMALL_FILES.fullmatch(name)]
+    if is_component:
+        chosen.append(COMPONENT_CONFIG)
+    for folder in [""] if is_component and folders else folders:
+        stem = folder + weights_stem(folder)
+        suffix = next((suffix for suffix in WEIGHT_SUFFIXES if stem + suffix in available), None)
+        if suffix is None:
+            continue
+        chosen.append(stem + suffix)
+        if suffix.endswith(".json"):
+            number, variant = r"-\d+-of-\d+", re.escape(next(v for v in reversed(VARIANTS) if v in suffix))
+            # The variant stands before the number of the shard, or after it in older files.
+            shard = re.compile(rf"{re.escape(stem)}({variant}{number}|{number}{variant})\.safetensors")
+            chosen += filter(shard.fullmatch, available)
+    return chosen
 
 
-def is_repo_id(where: str) -> bool:
-    """Whether it may be a name on the hub: two parts, of which the first is no folder here."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", where) is not None and not Path(where).parent.exists()
+def download(name: str, folders: Collection[str] = WEIGHT_FOLDERS) -> Path:
+    """Downloads what is missing in the hub's cache and returns the repository's folder there.
 
-
-def files_to_download(files: Iterable[str], parts: Collection[str]) -> list[str]:
-    """Those of a repository's files that a model is loaded from: the small ones, and the weights of these parts."""
-    there = list(files)
-    alone = MARKER_FILES[0] not in there and MARKER_FILES[1] in there
-    found = [name for name in there if SMALL_FILES.fullmatch(name) or (alone and name == MARKER_FILES[1])]
-    for part in [""] if alone and parts else parts:
-        stem = part + STEMS[part.startswith("text_encoder")]
-        kind = next((kind for kind in WEIGHT_SUFFIXES if stem + kind in there), None)
-        if kind is not None:
-            number, variant = r"-\d+-of-\d+", re.escape(next(v for v in reversed(VARIANTS) if v in kind))
-            # A variant's name stands before it, or in former files behind.
-            shard = rf"{re.escape(stem)}({variant}{number}|{number}{variant})\.safetensors"
-            several = [name for name in there if kind.endswith(".json") and re.fullmatch(shard, name)]
-            found += [stem + kind, *several]
-    return found
-
-
-def download(name: str, parts: Collection[str] = PARTS) -> Path:
-    """The folder of a repository in the hub's cache, where these parts of it are now. Raises ValueError with one line
-    where the hub does not have it or cannot be reached, and the cache has it not either."""
+    name: org/name. folders: whose weights are needed. If the hub cannot be reached, the cached copy is used.
+    Raises ValueError, with one line, if the hub has no such model, or cannot be reached and nothing is cached.
+    """
     import huggingface_hub as hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         with quiet_hub():
-            files = files_to_download(hub.HfApi().list_repo_files(name), parts)
+            files = files_to_download(hub.HfApi().list_repo_files(name), folders)
     except HFValidationError as error:
-        raise ValueError(f"{name}: no such folder, and no name on the hub ({one_line(error)})") from None
-    except Exception as error:  # offline, or of a connection, whichever library makes it
+        raise ValueError(f"{name}: no such folder, and not a valid name on the hub ({one_line(error)})") from None
+    except Exception as error:  # offline mode or a failed connection, of any library's class
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, HfHubHTTPError) and status in (401, 403, 404):
-            raise ValueError(f"{name}: no such folder, and no model of the hub that you may read") from None
+            raise ValueError(f"{name}: no such folder, and the hub has no such model that you may read") from None
         return cached_folder(name, error)
     if not any(file.endswith(".json") for file in files):
-        raise ValueError(f"{name}: on the hub, but not a model in diffusers' layout")
+        raise ValueError(f"{name}: is on the hub, but not a model in diffusers' layout")
     try:
         return Path(hub.snapshot_download(name, allow_patterns=files))
     except Exception as error:
-        raise ValueError(f"{name}: the download broke off; tried again, it goes on ({one_line(error)})") from None
+        raise ValueError(f"{name}: the download broke off; run it again to resume it ({one_line(error)})") from None
 
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Without a line of the hub's own for each time that it tries again: in the end there is one of ours."""
+    """Silences huggingface_hub, which prints a line for every retry; the caller reports the final failure."""
     from huggingface_hub.utils import logging
 
     before = logging.get_verbosity()
@@ -79,11 +88,14 @@ def quiet_hub() -> Iterator[None]:
 
 
 def cached_folder(name: str, error: Exception) -> Path:
-    """The folder of what the cache has of it, whole or not. Raises ValueError where that is nothing, by the error."""
+    """The folder of what the cache has of a repository, complete or not.
+
+    error: why the hub cannot be asked; it becomes part of the ValueError that is raised if the cache has nothing.
+    """
     import huggingface_hub as hub
 
-    for sign in MARKER_FILES:
-        file = hub.try_to_load_from_cache(name, sign)
+    for marker in (MODEL_INDEX, COMPONENT_CONFIG):
+        file = hub.try_to_load_from_cache(name, marker)
         if isinstance(file, str):
             return Path(file).parent
     raise ValueError(
@@ -92,4 +104,5 @@ def cached_folder(name: str, error: Exception) -> Path:
 
 
 def one_line(error: Exception) -> str:
+    """The message of an error as one short line."""
     return " ".join(str(error).split())[:200]

@@ -1,7 +1,8 @@
-"""The names of the original codes (CompVis' latent diffusion, Stability's generative models, OpenCLIP) for our tensors.
+"""Names of tensors in single files: diffusers' and transformers' names -> those of the original codebases.
 
-Ours are diffusers' and transformers'; each function takes one of them and says what the tensor is called in a single
-file, behind the part's prefix. What a name is depends on the sizes in the config alone.
+The original codebases are CompVis' latent diffusion, Stability's generative models and OpenCLIP. Our own names are
+those of diffusers and transformers. Each function takes one of our names and returns the tensor's name in a single
+file, without the prefix of its component. It depends on nothing but the sizes in the configuration.
 """
 
 import re
@@ -12,8 +13,19 @@ from torch import Tensor
 
 from minip2p.config import UNetConfig, VAEConfig
 
-KeyMap = Mapping[str, str]
+# What the names of a component's tensors begin with. A file with a VAE alone has no prefix before encoder., decoder., …
+UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
+BARE_VAE_PREFIXES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+# The text encoders, by their names in diffusers. Encoders of OpenCLIP have names of their own, those of CLIP have the
+# names of transformers.
+CLIP_PREFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"text_encoder": ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")}
+)
+OPENCLIP_PREFIXES: Mapping[str, str] = MappingProxyType(
+    {"text_encoder": "cond_stage_model.model.", "text_encoder_2": "conditioner.embedders.1.model."}
+)
 
+KeyMap = Mapping[str, str]  # the beginning of our name -> the beginning of the original name
 
 RESNET: KeyMap = MappingProxyType(
     {
@@ -25,8 +37,6 @@ RESNET: KeyMap = MappingProxyType(
         "conv_shortcut": "skip_connection",
     }
 )
-
-
 UNET: KeyMap = MappingProxyType(
     {
         "conv_in": "input_blocks.0.0",
@@ -38,13 +48,11 @@ UNET: KeyMap = MappingProxyType(
         "conv_out": "out.2",
     }
 )
-
-
 VAE_ATTENTION: KeyMap = MappingProxyType(
     {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 )
-
-
+VAE_RESNET: KeyMap = MappingProxyType({"conv_shortcut": "nin_shortcut"})
+VAE_ENDS: KeyMap = MappingProxyType({"conv_norm_out": "norm_out"})
 OPENCLIP: KeyMap = MappingProxyType(
     {
         "embeddings.position_embedding.weight": "positional_embedding",
@@ -53,8 +61,6 @@ OPENCLIP: KeyMap = MappingProxyType(
         "text_projection.weight": "text_projection",
     }
 )
-
-
 OPENCLIP_LAYER: KeyMap = MappingProxyType(
     {
         "layer_norm1": "ln_1",
@@ -64,25 +70,30 @@ OPENCLIP_LAYER: KeyMap = MappingProxyType(
         "self_attn.out_proj": "attn.out_proj",
     }
 )
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # in OpenCLIP one tensor, attn.in_proj
 
-
-# What may be ignored: averages of the weights, buffers that the schedule makes anew, positions, CLIP's temperature.
+# Tensors of a single file that are not weights of the model: the moving average (EMA) of the weights, buffers that the
+# noise schedule recomputes, position ids, and CLIP's temperature.
 IGNORED = re.compile(
     r"model_ema\.|.*position_ids$|.*logit_scale$|(alphas_cumprod|betas|log_one_minus|sqrt_|posterior_|lvlb_weights|"
     r"logvar|loss\.|denoiser\.|scale_factor|model\.(alphas|betas|sqrt|log|posterior)|global_step)"
 )
 
 
-def replace_prefix(name: str, names: KeyMap) -> str:
-    """The name, its beginning exchanged; as it is where none of the names is its beginning."""
-    for ours, theirs in names.items():
-        if name == ours or name.startswith(ours + "."):
-            return theirs + name[len(ours) :]
+def replace_prefix(name: str, key_map: KeyMap) -> str:
+    """Replaces the beginning of a name if the map has it; otherwise returns the name as it is."""
+    for prefix, original in key_map.items():
+        if name == prefix or name.startswith(prefix + "."):
+            return original + name[len(prefix) :]
     return name
 
 
 def compvis_unet_key(name: str, config: UNetConfig) -> str:
-    """Layers are numbered through over all levels, and a resampler is one of them, or the last one's last part."""
+    """The original name of a UNet tensor.
+
+    The original code numbers layers consecutively over all levels. A downsampler is a layer of its own; an upsampler is
+    the last module of its level's last layer.
+    """
     place, *rest = name.split(".")
     layers = config.layers_per_block
     if place == "mid_block":
@@ -92,21 +103,21 @@ def compvis_unet_key(name: str, config: UNetConfig) -> str:
         return f"middle_block.{2 * int(n)}.{replace_prefix('.'.join(inner), RESNET)}"
     if place not in ("down_blocks", "up_blocks"):
         return replace_prefix(name, UNET)
-    level, kind, n, *inner = int(rest[0]), *rest[1:3], *rest[3:]
-    down = place == "down_blocks"
-    block = ("input_blocks.%d" if down else "output_blocks.%d") % (level * (layers + 1) + int(n) + down)
-    if kind == "resnets":
-        return f"{block}.0.{replace_prefix('.'.join(inner), RESNET)}"
+    level, kind, n, *inner = int(rest[0]), *rest[1:]
+    first = level * (layers + 1)  # layer of the level, counted without conv_in
+    if kind == "downsamplers":
+        return f"input_blocks.{first + layers + 1}.0.op.{inner[-1]}"
+    if kind == "upsamplers":
+        module = 2 if config.up_block_types[level].startswith("CrossAttn") else 1
+        return f"output_blocks.{first + layers}.{module}.conv.{inner[-1]}"
+    block = f"input_blocks.{first + int(n) + 1}" if place == "down_blocks" else f"output_blocks.{first + int(n)}"
     if kind == "attentions":
         return ".".join([block, "1", *inner])
-    if kind == "downsamplers":
-        return f"input_blocks.{(level + 1) * (layers + 1)}.0.op.{inner[-1]}"
-    last = 2 if config.up_block_types[level].startswith("CrossAttn") else 1
-    return f"output_blocks.{level * (layers + 1) + layers}.{last}.conv.{inner[-1]}"
+    return f"{block}.0.{replace_prefix('.'.join(inner), RESNET)}"
 
 
 def compvis_vae_key(name: str, config: VAEConfig) -> str:
-    """Levels of the decoder are counted from the picture's side."""
+    """The original name of a VAE tensor. The original code counts the decoder's levels from the highest resolution."""
     half, *rest = name.split(".")
     if half not in ("encoder", "decoder"):
         return name  # quant_conv, post_quant_conv
@@ -115,44 +126,47 @@ def compvis_vae_key(name: str, config: VAEConfig) -> str:
         if kind == "attentions":
             return f"{half}.mid.attn_1.{replace_prefix('.'.join(inner), VAE_ATTENTION)}"
         return f"{half}.mid.block_{int(n) + 1}." + ".".join(inner)
-    if rest[0] in ("down_blocks", "up_blocks"):
-        level, kind, n, *inner = int(rest[1]), *rest[2:4], *rest[4:]
-        side = (
-            f"{half}.down.{level}" if half == "encoder" else f"{half}.up.{len(config.block_out_channels) - 1 - level}"
-        )
-        if kind == "resnets":
-            return f"{side}.block.{n}.{replace_prefix('.'.join(inner), {'conv_shortcut': 'nin_shortcut'})}"
-        return f"{side}.{kind.removesuffix('rs')}.{'.'.join(inner)}"
-    return f"{half}.{replace_prefix('.'.join(rest), {'conv_norm_out': 'norm_out'})}"
+    if rest[0] not in ("down_blocks", "up_blocks"):
+        return f"{half}.{replace_prefix('.'.join(rest), VAE_ENDS)}"
+    level, kind, n, *inner = int(rest[1]), *rest[2:]
+    highest = len(config.block_out_channels) - 1
+    block = f"{half}.down.{level}" if half == "encoder" else f"{half}.up.{highest - level}"
+    if kind == "resnets":
+        return f"{block}.block.{n}.{replace_prefix('.'.join(inner), VAE_RESNET)}"
+    return f"{block}.{kind.removesuffix('rs')}.{'.'.join(inner)}"  # downsample, upsample
 
 
 def openclip_key(name: str) -> str:
-    """For the projections of q, k and v, which are one there (`part_of`): that one."""
+    """The original name of a tensor of an OpenCLIP text encoder; for q, k and v, that of the tensor that joins them."""
     head, *rest = name.split(".")
     if head != "encoder":
         return replace_prefix(name, OPENCLIP)
     n, inner = rest[1], ".".join(rest[2:])
-    if inner.startswith(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")):
+    if inner.startswith(QKV):
         return f"transformer.resblocks.{n}.attn.in_proj_{rest[-1]}"
     return f"transformer.resblocks.{n}.{replace_prefix(inner, OPENCLIP_LAYER)}"
 
 
-def convert_tensor(name: str, theirs: str, tensor: Tensor) -> Tensor:
-    """Of the tensor that is called so in a file, what ours of this name is: a third of q, k and v, a matrix the other
-    way round, or a linear layer that was a convolution of one pixel."""
-    if ".in_proj_" in theirs:
+def convert_tensor(name: str, original_name: str, tensor: Tensor) -> Tensor:
+    """Our tensor `name`, from the tensor that a single file stores as `original_name`.
+
+    It is q, k or v out of the three that OpenCLIP joins; the transpose of OpenCLIP's text projection; the matrix of a
+    1x1 convolution in the VAE's attention; or the tensor itself.
+    """
+    if ".in_proj_" in original_name:
         return tensor.chunk(3)["qkv".index(name.split("_proj")[0][-1])]
-    if theirs.endswith(".text_projection"):
+    if original_name.endswith(".text_projection"):
         return tensor.T.contiguous()
     if "mid_block.attentions.0.to_" in name and tensor.ndim == 4:
         return tensor[:, :, 0, 0]
     return tensor
 
 
-def openclip_tensor_names(layers: int, projects: bool) -> list[str]:
-    """The tensors of a text encoder of so many layers, in transformers' names."""
-    parts = [*OPENCLIP_LAYER, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-    each = [f"encoder.layers.{n}.{part}" for n in range(layers) for part in parts] + ["final_layer_norm"]
-    weights = [name for name in OPENCLIP if name.endswith("weight") and (projects or "projection" not in name)]
-    both = [f"{name}.{what}" for name in each for what in ("weight", "bias")]
-    return [*weights, "embeddings.token_embedding.weight", *both]
+def openclip_tensor_names(layers: int, has_projection: bool) -> list[str]:
+    """Our names of all tensors of an OpenCLIP text encoder with this many layers."""
+    modules = [f"encoder.layers.{n}.{module}" for n in range(layers) for module in (*OPENCLIP_LAYER, *QKV)]
+    modules.append("final_layer_norm")
+    names = ["embeddings.position_embedding.weight", "embeddings.token_embedding.weight"]
+    if has_projection:
+        names.append("text_projection.weight")
+    return names + [f"{module}.{tensor}" for module in modules for tensor in ("weight", "bias")]

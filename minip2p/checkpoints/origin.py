@@ -1,4 +1,4 @@
-"""TODO: describe."""
+"""Where a model's weights come from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CheckpointOrigin:
-    """Where a model is from. files: of each network's weights, by its folder's name. said: what its pictures say of it
-    ("Model", "VAE", "LoRA")."""
+    """Where a model's weights come from.
+
+    files: the file of each network's weights, by the name of the network's folder in a checkpoint. labels: what the
+    metadata of a generated picture state about the model ("Model", "VAE", "LoRA").
+    """
 
     files: Mapping[str, Path] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def refuse_overwrite(self, file: Path) -> None:
-        """Raises ValueError where a file that is to be written is one that the weights are in."""
-        for own in self.files.values():
-            for one in own.parent.glob("*.safetensors") if own.suffix == ".json" else [own]:  # an index names several
-                if file.exists() and one.exists() and file.samefile(one):
+        """Raises ValueError if writing `file` would overwrite weights of the model, which are still memory-mapped."""
+        for weights in self.files.values():
+            is_index = weights.suffix == ".json"  # it names several files in its folder
+            for source in weights.parent.glob("*.safetensors") if is_index else [weights]:
+                if file.exists() and source.exists() and file.samefile(source):
                     raise ValueError(f"{file}: the model's weights are in it: choose another name")

@@ -1,4 +1,4 @@
-"""Writes a model as a folder in diffusers' layout, which it and `load` open."""
+"""Writes a model as a folder in diffusers' layout, which both diffusers and `minip2p.load` open."""
 
 import shutil
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from minip2p.checkpoints.components import Components
+from minip2p.checkpoints.diffusers_folder import NETWORK_STEM, TEXT_ENCODER_STEM
 from minip2p.config import Config, SchedulerConfig
 from minip2p.io.files import temporary_name, write_json
 from minip2p.io.tensors import write_tensors
@@ -21,8 +22,12 @@ DIFFUSERS_VERSION: Mapping[str, str] = MappingProxyType({"_diffusers_version": "
 
 @dataclass(frozen=True)
 class DiffusersWriter:
-    """What is written of a model. encoders, tokenizers: by the names of their folders; the latter as folders. own: of
-    minip2p.json. zeros: an empty negative prompt is nothing."""
+    """What is written of a model.
+
+    encoders: the text encoders, by the names of their folders. tokenizers: the folders to copy the tokenizers from, by
+    the names of their folders in a checkpoint. sampling_defaults: the contents of minip2p.json. zero_empty_prompt: see
+    `minip2p.text.encoder.TextEncoder`.
+    """
 
     unet: UNet
     vae: VAE
@@ -33,72 +38,100 @@ class DiffusersWriter:
     zero_empty_prompt: bool = False
 
     def write(self, folder: Path) -> None:
-        """Each file whole; minip2p.json last, so that a folder which was left half-written does not have it."""
+        """Writes the folder, and minip2p.json last: a folder without it was not written to the end."""
         (folder / "minip2p.json").unlink(missing_ok=True)
-        for part, module, kind in (("unet", self.unet, "UNet2DConditionModel"), ("vae", self.vae, "AutoencoderKL")):
-            write_config(folder / part / "config.json", module.config, kind)
-            write_tensors(
-                plain_tensors(module), folder / part / "diffusion_pytorch_model.safetensors", {"format": "pt"}
-            )
+        self.write_network(folder / "unet", self.unet, "UNet2DConditionModel")
+        self.write_network(folder / "vae", self.vae, "AutoencoderKL")
         write_config(folder / "scheduler/scheduler_config.json", self.scheduler, "DDIMScheduler", clip_sample=False)
-        for part, encoder in self.encoders.items():
-            tensors, kind = plain_tensors(encoder), type(encoder).__name__
-            # The official files have "text_model." before every name; transformers 5 itself has dropped it.
-            prefix = "" if any(name.startswith("text_model.") for name in tensors) else "text_model."
-            write_tensors(
-                {prefix + name: t for name, t in tensors.items()}, folder / part / "model.safetensors", {"format": "pt"}
-            )
-            dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-            write_json(
-                folder / part / "config.json",
-                encoder.config.to_dict() | {"architectures": [kind]} | {"dtype": dtype, "torch_dtype": dtype},
-            )
-        for part, files in self.tokenizers.items():
-            if (folder / part).resolve() != files.resolve():
-                shutil.copytree(files, folder / part, dirs_exist_ok=True)
-        write_json(folder / "model_index.json", self.index)
+        for name, encoder in self.encoders.items():
+            write_text_encoder(folder / name, encoder)
+        for name, source in self.tokenizers.items():
+            if (folder / name).resolve() != source.resolve():
+                shutil.copytree(source, folder / name, dirs_exist_ok=True)
+        write_json(folder / "model_index.json", self.model_index())
         write_json(folder / "minip2p.json", self.sampling_defaults)
 
-    @property
-    def index(self) -> dict[str, Any]:
-        """model_index.json: which class each part is of."""
-        nothing, xl = [None, None], len(self.encoders) > 1
-        extra = self.unet.config.in_channels - self.vae.config.latent_channels  # a picture's, or a mask's as well
-        does = "" if not extra else "InstructPix2Pix" if extra == self.vae.config.latent_channels else "Inpaint"
-        index: dict[str, Any] = {"_class_name": f"StableDiffusion{'XL' if xl else ''}{does}Pipeline"}
-        index |= {**DIFFUSERS_VERSION, "feature_extractor": nothing}
-        index |= {"image_encoder": nothing} if xl else {"requires_safety_checker": False, "safety_checker": nothing}
-        index |= {"force_zeros_for_empty_prompt": self.zero_empty_prompt} if xl else {}
+    def write_network(self, folder: Path, network: UNet | VAE, class_name: str) -> None:
+        write_config(folder / "config.json", network.config, class_name)
+        write_weights(folder / f"{NETWORK_STEM}.safetensors", plain_tensors(network))
+
+    def model_index(self) -> dict[str, Any]:
+        """The contents of model_index.json: the classes of the pipeline and of its components."""
+        absent = [None, None]
+        is_xl = len(self.encoders) > 1
+        index: dict[str, Any] = {"_class_name": self.pipeline_class(), **DIFFUSERS_VERSION, "feature_extractor": absent}
+        if is_xl:
+            index |= {"image_encoder": absent, "force_zeros_for_empty_prompt": self.zero_empty_prompt}
+        else:
+            index |= {"requires_safety_checker": False, "safety_checker": absent}
         return index | {
             "scheduler": ["diffusers", "DDIMScheduler"],
-            **{part: ["transformers", type(encoder).__name__] for part, encoder in self.encoders.items()},
-            **{part: ["transformers", "CLIPTokenizer"] for part in self.tokenizers},
+            **{name: ["transformers", type(encoder).__name__] for name, encoder in self.encoders.items()},
+            **{name: ["transformers", "CLIPTokenizer"] for name in self.tokenizers},
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         }
 
+    def pipeline_class(self) -> str:
+        """The name of diffusers' pipeline, which depends on what the UNet reads besides the latents."""
+        extra_channels = self.unet.config.in_channels - self.vae.config.latent_channels
+        if extra_channels == 0:
+            task = ""
+        elif extra_channels == self.vae.config.latent_channels:
+            task = "InstructPix2Pix"
+        else:
+            task = "Inpaint"
+        return f"StableDiffusion{'XL' if len(self.encoders) > 1 else ''}{task}Pipeline"
 
-def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The module's tensors in the plain memory format, on the CPU."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+def write_text_encoder(folder: Path, encoder: Any) -> None:
+    """Writes a `transformers` text encoder, with the tensor names of the official files."""
+    tensors = plain_tensors(encoder)
+    # The official files have "text_model." before every name; transformers 5 has dropped it.
+    prefix = "" if any(name.startswith("text_model.") for name in tensors) else "text_model."
+    prefixed = {prefix + name: tensor for name, tensor in tensors.items()}
+    write_weights(folder / f"{TEXT_ENCODER_STEM}.safetensors", prefixed)
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    fields = {"architectures": [type(encoder).__name__], "dtype": dtype, "torch_dtype": dtype}
+    write_json(folder / "config.json", encoder.config.to_dict() | fields)
 
 
-def write_config(path: Path, config: Config, kind: str, **more: Any) -> None:
-    write_json(path, {"_class_name": kind, **DIFFUSERS_VERSION, **asdict(config), **more})
+def plain_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network in the contiguous memory format, on the CPU."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
-def save_model(parts: Components, folder: Path, guidance: float) -> None:
-    """Writes a model's folder, whole or not at all. Raises FileExistsError where there is something of that name."""
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_tensors(tensors, path, {"format": "pt"})  # transformers opens no file without this metadata
+
+
+def write_config(path: Path, config: Config, class_name: str, **extra_fields: Any) -> None:
+    write_json(path, {"_class_name": class_name, **DIFFUSERS_VERSION, **asdict(config), **extra_fields})
+
+
+def save_model(components: Components, folder: Path, guidance_scale: float) -> None:
+    """Writes a model as a folder in diffusers' layout. If it fails, nothing is left.
+
+    guidance_scale: the model's default, for its minip2p.json. Raises FileExistsError if `folder` exists.
+    """
     if folder.exists():
-        raise FileExistsError(f"{folder}: is there already: choose another name for the model's folder")
-    text, partial = parts.text, temporary_name(folder)
-    tokenizers = {tower.part.replace("text_encoder", "tokenizer"): tower.tokenizer_path for tower in text.clip_encoders}
-    own = {"guidance": guidance}
-    saved = DiffusersWriter(
-        parts.unet, parts.vae, text.encoders, tokenizers, parts.scheduler.config, own, text.zero_empty_prompt
+        raise FileExistsError(f"{folder}: already exists: choose another name for the model's folder")
+    text = components.text
+    tokenizers = {
+        encoder.name.replace("text_encoder", "tokenizer"): encoder.tokenizer_path for encoder in text.clip_encoders
+    }
+    writer = DiffusersWriter(
+        unet=components.unet,
+        vae=components.vae,
+        encoders=text.encoders,
+        tokenizers=tokenizers,
+        scheduler=components.scheduler.config,
+        sampling_defaults={"guidance": guidance_scale},
+        zero_empty_prompt=text.zero_empty_prompt,
     )
+    partial = temporary_name(folder)
     try:
-        saved.write(partial)
+        writer.write(partial)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

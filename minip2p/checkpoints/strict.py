@@ -1,4 +1,4 @@
-"""Weights from safetensors files into modules: strictly, memory-mapped, and never unpickled."""
+"""Loads safetensors weights into modules: strictly, memory-mapped, and without unpickling."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,20 +11,24 @@ from minip2p.io.tensors import WEIGHT_DTYPES, printable, read_tensors
 
 M = TypeVar("M", bound=nn.Module)
 
-
-# The VAE attention of files from before 2023 has these names; the tensors are the same.
+# Old and new names of the VAE's attention layers. Files from before 2023 have the old names; the tensors are the same.
 LEGACY_VAE_KEYS = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
 
 
 def load_module(build: Callable[[], M], path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> M:
-    """Builds a module and gives it the tensors of a file: see `built` and `filled`."""
-    return load_state(
-        build_on_meta(build, path.parent / "config.json"), read_tensors(path), path, dtype=dtype, device=device
-    )
+    """Builds a module and loads the tensors of a safetensors file into it.
+
+    Raises FileNotFoundError, or ValueError with one line, as `build_on_meta`, `read_tensors` and `load_state` do.
+    """
+    module = build_on_meta(build, path.parent / "config.json")
+    return load_state(module, read_tensors(path), path, dtype=dtype, device=device)
 
 
 def build_on_meta(build: Callable[[], M], config: Path) -> M:
-    """A module without memory (on the meta device). Raises ValueError, which names the config, where it cannot be."""
+    """Builds a module on the meta device, where its tensors take no memory.
+
+    Raises ValueError, which names the config file, if the configuration does not describe a module that can be built.
+    """
     try:
         with torch.device("meta"):
             return build()
@@ -35,43 +39,46 @@ def build_on_meta(build: Callable[[], M], config: Path) -> M:
 def load_state(
     module: M, tensors: Mapping[str, Tensor], path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> M:
-    """The module with the tensors of a file.
+    """Puts the tensors of the file `path` into a module, and returns the module in evaluation mode, without gradients.
 
-    Every key and shape must match, both ways: ValueError names the first few that do not. A tensor that already has
-    the dtype and device asked for stays memory-mapped.
+    A tensor that already has the requested dtype and device stays memory-mapped. Raises ValueError, which names the
+    first few problems, unless every key and shape matches in both directions.
     """
     tensors = {upgrade_key(name): tensor for name, tensor in tensors.items()}
     check_keys(path, module.state_dict(), tensors)
     placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
     module.load_state_dict(placed, strict=True, assign=True)
-    if dtype.itemsize == 2:  # channels last: there convolutions of 16-bit numbers are faster, those of float32 are not
+    if dtype.itemsize == 2:  # channels-last convolutions are faster in 16 bits, but not in float32
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.eval().requires_grad_(False)
 
 
 def upgrade_key(name: str) -> str:
-    """The name that a tensor bears today."""
-    parts = name.split(".")
-    if "attentions" in parts:
-        for former, current in LEGACY_VAE_KEYS:
-            if former in parts:
-                return name.replace(f".{former}.", f".{current}.")
+    """Returns the current name of a tensor that may have a name from `LEGACY_VAE_KEYS`."""
+    segments = name.split(".")
+    if "attentions" in segments:
+        for legacy, current in LEGACY_VAE_KEYS:
+            if legacy in segments:
+                return name.replace(f".{legacy}.", f".{current}.")
     return name
 
 
-def check_keys(path: Path, expected: Mapping[str, Any], found: Mapping[str, Tensor]) -> None:
-    """Raises ValueError, one line, where names or shapes differ."""
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{printable(name)} is not a tensor of this model" for name in found if name not in expected]
+def check_keys(path: Path, expected: Mapping[str, Any], actual: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, with one line, if the names, the shapes or the dtypes of a file's tensors are not as expected.
+
+    expected: the module's state dict. actual: the tensors of the file `path`.
+    """
+    problems = [f"{name} is missing" for name in expected if name not in actual]
+    problems += [f"{printable(name)} is not a tensor of this model" for name in actual if name not in expected]
     problems += [
-        f"{name} is of {str(tensor.dtype).removeprefix('torch.')}, which no weights are"
-        for name, tensor in found.items()
+        f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}, which is not a dtype of weights"
+        for name, tensor in actual.items()
         if name in expected and tensor.dtype not in WEIGHT_DTYPES
     ]
     problems += [
-        f"{name} has shape {tuple(found[name].shape)} where the config says {tuple(expected[name].shape)}"
+        f"{name} has shape {tuple(actual[name].shape)} where the config says {tuple(expected[name].shape)}"
         for name in expected
-        if name in found and found[name].shape != expected[name].shape
+        if name in actual and actual[name].shape != expected[name].shape
     ]
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""

@@ -1,6 +1,6 @@
-"""What the parity tests share: random weights that two modules have in common, and how far apart their outputs are.
+"""Helpers of the parity tests: two modules with the same random weights, and the distance between their outputs.
 
-The configurations are those of the published models' own config.json files.
+The configurations are those of the published models' config.json files.
 """
 
 import numpy as np
@@ -51,6 +51,14 @@ SDXL_UNET = SD21_UNET | dict(
     upcast_attention=None,
     up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 )
+# The UNet of each published model whose tensor names and shapes are in tests/data/official.
+OFFICIAL_UNETS = {
+    "sd15": SD15_UNET,
+    "sd21": SD21_UNET,
+    "sdxl": SDXL_UNET,
+    "instruct": SD15_UNET | {"in_channels": 8},
+    "inpaint": SD15_UNET | {"in_channels": 9},
+}
 SD15_VAE = dict(
     act_fn="silu",
     block_out_channels=[128, 256, 512, 512],
@@ -66,18 +74,18 @@ SD15_VAE = dict(
 
 
 def on_meta(build, *args, **kwargs):
-    """Builds a module that takes no memory."""
+    """Builds a module on the meta device, where it takes no memory."""
     with torch.device("meta"):
         return build(*args, **kwargs)
 
 
 def share_weights(*modules, seed=0):
-    """Gives modules, built on the meta device, one and the same set of random weights, norms and biases included."""
-    draw, weights = np.random.default_rng(seed), {}
+    """Gives modules that were built on the meta device the same random weights, including norms and biases."""
+    generator, weights = np.random.default_rng(seed), {}
     for name, p in modules[0].state_dict().items():
-        w = torch.from_numpy(draw.random(p.shape, dtype=np.float32)).mul_(2).sub_(1)
+        w = torch.from_numpy(generator.random(p.shape, dtype=np.float32)).mul_(2).sub_(1)
         if p.ndim > 1:
-            weights[name] = w.mul_((3 / p[0].numel()) ** 0.5)  # of variance 1 / fan-in, so that no signal dies or grows
+            weights[name] = w.mul_((3 / p[0].numel()) ** 0.5)  # variance 1 / fan-in: activations keep their scale
         else:
             weights[name] = w.mul_(0.2).add_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     for module in modules:
@@ -86,7 +94,7 @@ def share_weights(*modules, seed=0):
 
 
 def norms(module):
-    """Where a module normalizes, and how: an ε that is wrong by ten times is too small to see in an output."""
+    """The normalization layers of a module with their settings, since a wrong ε hardly shows in the outputs."""
     kinds = torch.nn.GroupNorm, torch.nn.LayerNorm
     return {
         name: (type(m), m.eps, getattr(m, "num_groups", None))
@@ -95,10 +103,10 @@ def norms(module):
     }
 
 
-def check(what, ours, theirs, within):
-    """Asserts that ours lies within so many deviations of theirs, everywhere, and prints how far it does."""
-    assert ours.shape == theirs.shape
-    error = ((ours - theirs).abs().max() / theirs.std()).item()
-    says = f"{what}: at most {error:.1e} of the deviation apart, allowed {within:.0e}"
-    print(says)
-    assert error <= within, says
+def check(what, actual, expected, tolerance):
+    """Asserts that the largest difference is within `tolerance` standard deviations of what is expected; prints it."""
+    assert actual.shape == expected.shape
+    error = ((actual - expected).abs().max() / expected.std()).item()
+    message = f"{what}: at most {error:.1e} standard deviations apart, allowed {tolerance:.0e}"
+    print(message)
+    assert error <= tolerance, message
