@@ -1,6 +1,7 @@
-"""The front: a model can `generate`, `edit` and `invert`."""
+"""The front door: `load` returns a `Pipeline`, which generates, edits and inverts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -8,78 +9,129 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minip2p.attention.contract import ALL_SITES, Attend, SiteFilter, fused
-from minip2p.attention.store import check_attend
-from minip2p.checkpoints.components import Components
+from minip2p.attention.contract import Attend, SiteFilter
+from minip2p.checkpoints.components import Components, RowCounter
+from minip2p.checkpoints.load import load_components
 from minip2p.checkpoints.lora import Lora, merge
 from minip2p.checkpoints.origin import CheckpointOrigin
 from minip2p.checkpoints.save import save_model
+from minip2p.inversion.encode import encode_photo
 from minip2p.inversion.methods import get_method
 from minip2p.p2p.editing import run_edits
-from minip2p.p2p.local_blend import LocalBlend
+from minip2p.p2p.options import EditOptions
 from minip2p.p2p.schedules import step_range
 from minip2p.p2p.targets import make_targets
-from minip2p.sampling.conditioning import inpainting_conditioning, instruct_pix2pix_conditioning, load_photo
+from minip2p.sampling.conditioning import (
+    ImageConditioning,
+    inpainting_conditioning,
+    instruct_pix2pix_conditioning,
+    load_photo,
+)
 from minip2p.sampling.progress import progress_bar
 from minip2p.sampling.qk_cache import CachePolicy
-from minip2p.sampling.run_file import load_run, record_run
-from minip2p.sampling.settings import RunSettings, prepare_run
-from minip2p.sampling.trajectory import Trajectory, sample
+from minip2p.sampling.record import record_run
+from minip2p.sampling.sampler import sample
+from minip2p.sampling.settings import RunSettings, RunStart, prepare_run
+from minip2p.sampling.trajectory import Trajectory
 from minip2p.sched import DDIMScheduler
 from minip2p.text.encoder import TextEncoder
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 from minip2p.validation import is_finite
 
+Photo = str | Path | Image.Image | Tensor  # a file, a Pillow image, or 3 H W in [-1, 1]
 
-class Pipeline(Components):
-    """A loaded model. Its parts (`unet`, `vae`, `text`, `sched`) can be used on their own."""
 
-    def __init__(
-        self,
-        unet: UNet,
-        vae: VAE,
-        text: TextEncoder,
-        scheduler: DDIMScheduler,
-        default_guidance: float = 7.5,
-        origin: CheckpointOrigin | None = None,
-    ):
-        super().__init__(unet, vae, text, scheduler, origin or CheckpointOrigin())
-        self.default_guidance = default_guidance
+def load(
+    where: str | Path | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    vae: str | Path | None = None,
+    config: str | Path | None = None,
+) -> "Pipeline":
+    """Loads a model.
+
+    where: a folder in diffusers' layout; a single .safetensors file in the names of the original codes; a name on the
+    Hugging Face hub (org/name); or None for the small model that ships with minip2p. dtype: float32 by default.
+    device: the CPU by default. vae: a folder, file or name with another VAE. config: for a single file, which has
+    neither configurations nor tokenizers, a folder or a name on the hub of the same family.
+    Raises FileNotFoundError or ValueError with one line that names the file and what is wrong with it.
+    """
+    components, default_guidance = load_components(where, dtype=dtype, device=device, vae=vae, config=config)
+    return Pipeline(components, default_guidance)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pipeline:
+    """A loaded model. Its components can be used on their own.
+
+    default_guidance: the guidance scale where none is given.
+    """
+
+    components: Components
+    default_guidance: float = 7.5
 
     def __repr__(self) -> str:
-        return f"Model({', '.join(self.origin.labels.values())}, {self.dtype}, {self.device})"
+        labels = ", ".join(self.components.origin.labels.values())
+        return f"Pipeline({labels}, {self.dtype}, {self.device})"
+
+    @property
+    def unet(self) -> UNet:
+        return self.components.unet
+
+    @property
+    def vae(self) -> VAE:
+        return self.components.vae
+
+    @property
+    def text(self) -> TextEncoder:
+        return self.components.text
+
+    @property
+    def scheduler(self) -> DDIMScheduler:
+        return self.components.scheduler
+
+    @property
+    def origin(self) -> CheckpointOrigin:
+        """The files that the model was loaded from."""
+        return self.components.origin
+
+    @property
+    def device(self) -> torch.device:
+        return self.components.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.components.dtype
+
+    def counting(self, counter: RowCounter) -> "Pipeline":
+        """The same model, whose calls of the UNet add their rows to a counter. Both can edit each other's runs."""
+        return replace(self, components=replace(self.components, counter=counter))
 
     def generate(
         self,
         prompt: str,
         *,
-        seed: int = 0,
-        steps: int = 50,
-        guidance_scale: float | None = None,
-        size: tuple[int, int] | None = None,
-        negative_prompt: str = "",
-        latents: Tensor | None = None,
-        attend: Attend = fused,
+        seed: int = RunSettings.seed,
+        steps: int = RunSettings.steps,
+        guidance_scale: float | None = RunSettings.guidance_scale,
+        size: tuple[int, int] | None = RunSettings.size,
+        negative_prompt: str = RunSettings.negative_prompt,
+        latents: Tensor | None = RunSettings.latents,
+        attend: Attend = RunSettings.attend,
     ) -> Trajectory:
-        """Generates a picture from a prompt.
+        """Generates a picture from a prompt by DDIM.
 
-        seed: of the noise; the same seed gives the same picture. guidance: w, the model's own where None. size: rows
-        and columns of the picture in pixels. latents: the noise itself, 1 c h w; it then sets the size. attend: the
-        attention of the conditional rows; an object with a method `at(step)` is asked for each step's.
+        seed: of the noise; the same seed gives the same picture. steps: of DDIM. guidance_scale: w of classifier-free
+        guidance; None is the model's own. size: rows and columns of the picture in pixels; None is the model's own.
+        negative_prompt: what the picture should not show. latents: the initial noise itself, 1 c h w, which also
+        sets the size. attend: the attention of the conditional rows; if it has a method `at(step)`, that is called for
+        each step's attention.
         Raises ValueError for what the model cannot take.
         """
-        start = self.prepare(
-            prompt,
-            seed=seed,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            size=size,
-            negative_prompt=negative_prompt,
-            latents=latents,
-            attend=attend,
-        )
-        return sample(self, start, progress_bar)
+        settings = RunSettings(seed, steps, guidance_scale, size, negative_prompt, latents, attend)
+        return sample(self.components, self.prepare(prompt, settings), progress_bar)
 
     @overload
     def edit(self, source: Trajectory | str, target: str, **options: Any) -> Trajectory: ...
@@ -92,175 +144,191 @@ class Pipeline(Components):
         source: Trajectory | str,
         target: str | Sequence[str],
         *,
-        cross_replace: Any = 0.8,
-        self_replace: Any = 0.4,
-        self_max_queries: int = 32 * 32,
-        kind: str = "auto",
-        reweight: Mapping[Any, float] | None = None,
-        local_blend: LocalBlend | str | Sequence[Any] | None = None,
-        sites: SiteFilter = ALL_SITES,
-        region: Any = None,
-        explicit: bool = False,
-        parity: bool = False,
-        attend: Attend | None = None,
-        **options: Any,
+        cross_replace: Any = EditOptions.cross_replace,
+        self_replace: Any = EditOptions.self_replace,
+        self_max_queries: int = EditOptions.self_max_queries,
+        kind: str = EditOptions.kind,
+        reweight: Mapping[Any, float] | None = EditOptions.reweight,
+        local_blend: Any = EditOptions.local_blend,
+        sites: SiteFilter = EditOptions.sites,
+        region: Any = EditOptions.region,
+        explicit: bool = EditOptions.explicit,
+        parity: bool = EditOptions.parity,
+        attend: Attend | None = EditOptions.attend,
+        **settings: Any,
     ) -> Trajectory | list[Trajectory]:
-        """Edits a picture by editing its prompt (Hertz et al. 2022): a run for a prompt, a list of runs for a list.
+        """Edits a picture by editing its prompt (Hertz et al. 2022). Returns a run, or a list of runs for a list.
 
-        source: a run; or a prompt, with `generate`'s options: then source and targets go step by step together, the
-        source once (`out.source`). cross: τ of the cross-attention: a number, a (start, end), three that end in a ramp
-        (`rule.course`), or a dict by word of the target, whose "default_" for all others is 1.0 if not given. self_: τ
-        of the self-attention, at sites of at most `self_pixels` queries. kind: "swap", "refine" or "auto". reweight:
-        word of the target -> weight. blend: a word, a (source word, target word), or a `Blend`. where: the sites and
-        heads that the edit reaches, all by default. within: a mask H W, as `Blend` takes one's own: the attention
-        outside of it stays the source's to the end. explicit: form the maps, as the paper does. parity: the published
-        code's mappers and words, defects included (a blend finds its words our way). attend: the targets' attention
-        besides the edit, the source's where None; a source that is a prompt has the same, so to keep the maps of a
-        target alone, edit a run. An edit is a source by its latents and by the maps that its own prompt makes on them:
-        its first edit is not made again. Raises ValueError for words that are not in their prompt.
+        source: a run; or a prompt, with the settings of `generate`. Then source and targets are sampled together, the
+        source once, and `out.source_run` is the source. target: the prompt to edit to, or a list of prompts.
+
+        The options are those of `EditOptions`. In short: cross_replace and self_replace: for which share of the steps
+        the target takes the source's cross- and self-attention. self_max_queries: only self-attention of at most so
+        many queries. kind: "swap", "refine" or "auto". reweight: word -> weight. local_blend: the words where the
+        picture may change. sites: the attention sites that are edited. region: a mask outside of which the attention
+        stays the source's. explicit: form the attention maps. parity: the published code's mappers. attend: the
+        targets' attention apart from the edit. If the source is a prompt, it uses the same attention; to store the maps
+        of a target alone, edit a run.
+
+        An edit can be edited again. Then its own prompt's attention on its own latents is the source's; its first edit
+        is not applied again.
+        Raises ValueError for words that are not in their prompt, and for what the model cannot take.
         """
-        if attend is not None:
-            check_attend(attend)
-        SiteFilter.validate(sites, self.unet.heads)
-        origin = self.resolve_source(source, attend, options)
-        several = isinstance(target, list | tuple)
-        prompts: list[Any] = list(target) if several else [target]
-        if not prompts:
-            raise ValueError("an edit needs a target prompt, and the list of targets is empty")
-        targets = make_targets(
-            self,
-            origin,
-            prompts,
-            LocalBlend.from_argument(local_blend),
-            region,
+        options = EditOptions(
             cross_replace=cross_replace,
             self_replace=self_replace,
-            kind=kind,
             self_max_queries=self_max_queries,
+            kind=kind,
             reweight=reweight,
+            local_blend=local_blend,
             sites=sites,
+            region=region,
+            explicit=explicit,
             parity=parity,
+            attend=attend,
         )
-        runs = run_edits(self, origin, targets, attend=attend, explicit=explicit, progress=progress_bar)
-        return runs if several else runs[0]
+        if attend is not None and isinstance(source, str):
+            settings = {"attend": attend, **settings}
+        origin = self.resolve_source(source, settings)
+        is_list = isinstance(target, list | tuple)
+        prompts: list[Any] = list(target) if is_list else [target]
+        if not prompts:
+            raise ValueError("an edit needs a target prompt, and the list of targets is empty")
+        targets = make_targets(self.components, origin, prompts, options)
+        runs = run_edits(self.components, origin, targets, attend=attend, explicit=explicit, progress=progress_bar)
+        return runs if is_list else runs[0]
 
-    def resolve_source(
-        self, source: Trajectory | str, attend: Attend | None, options: Mapping[str, Any]
-    ) -> Trajectory | RunSettings:
-        """What an edit starts from: a run of this model, or the start of one. Raises ValueError for anything else."""
+    def resolve_source(self, source: Trajectory | str, settings: Mapping[str, Any]) -> Trajectory | RunStart:
+        """What an edit or a record starts from: a run of this model, or a prompt with its settings.
+
+        Raises ValueError for anything else.
+        """
         if isinstance(source, str):
-            return self.prepare(source, **{"attend": attend or fused, **options})
+            return self.prepare(source, RunSettings(**settings))
         if not isinstance(source, Trajectory):
             raise ValueError(f"the source of an edit is a run or a prompt, not {type(source).__name__}")
-        if source.components is not self:
+        if not source.components.shares_networks(self.components):
             raise ValueError(f"the run {source.prompt!r} is another model's: edit it with the model that made it")
-        if options:
-            raise ValueError(f"{', '.join(options)}: a run has its own; give a prompt as the source to choose")
+        if settings:
+            names = ", ".join(settings)
+            raise ValueError(f"{names}: a run has its own settings; give a prompt as the source to choose them")
         return source
 
-    def prepare(self, prompt: str, **options: Any) -> RunSettings:
-        """Where a run begins, with the options of `generate`. Raises ValueError for what the model cannot take."""
-        own = options.pop("guidance_scale", None)
-        if own is None or (
-            own == 0 and self.default_guidance == 1
-        ):  # a distilled model's card says 0, and means no guidance
-            own = self.default_guidance
-        return prepare_run(self, prompt, guidance_scale=own, **options)
+    def prepare(
+        self, prompt: str, settings: RunSettings | None = None, image: ImageConditioning | None = None
+    ) -> RunStart:
+        """Checks the settings of a run and draws its noise. Raises ValueError for what the model cannot take."""
+        settings = settings or RunSettings()
+        return prepare_run(self.components, prompt, settings, default_guidance=self.default_guidance, image=image)
 
     def invert(
         self,
-        picture: str | Path | Image.Image | Tensor,
+        picture: Photo,
         prompt: str,
         *,
         method: str = "direct",
         size: tuple[int, int] | None = None,
         fit: str = "crop",
-        steps: int = 50,
-        guidance_scale: float | None = None,
-        negative_prompt: str = "",
+        steps: int = RunSettings.steps,
+        guidance_scale: float | None = RunSettings.guidance_scale,
+        negative_prompt: str = RunSettings.negative_prompt,
         vae_refine_steps: int = 0,
         **options: Any,
     ) -> Trajectory:
-        """A photograph as a run, which can be edited as a generated picture can.
+        """Inverts a photograph into a run, which can be edited like a generated picture.
 
-        picture: a file, an image of Pillow, or 3 H W in [-1, 1], taken in its own size. prompt: what it shows. method:
-        one of `minip2p.inversion.methods.METHODS`; options: its own. size: rows and columns that it is brought to, the model's own
-        where None; fit: by "crop" or "stretch". polish: so many updates bring what the VAE makes of it nearer to it
-        (`Parts.polished`; 20 do much). Raises ValueError for what the model cannot take.
+        picture: a file, a Pillow image, or a tensor 3 H W in [-1, 1], which is taken in its own size. prompt: what it
+        shows. method: one of `minip2p.inversion.methods.METHODS`, with its own options. size: rows and columns that the
+        picture is scaled to; None is the model's own size. fit: "crop" or "stretch". vae_refine_steps: so many updates
+        of the latents bring the decoded picture nearer to the photograph (`inversion.encode.refine_latents`; 20 do
+        much).
+        Raises ValueError for what the model cannot take.
         """
-        by = get_method(method, options)
-        latents = self.encode(load_photo(self, picture, size, fit)[None], vae_refine_steps)
-        start = self.prepare(
-            prompt, steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, latents=latents
+        invert = get_method(method, options)
+        photo = load_photo(self.components, picture, size, fit)
+        latents = encode_photo(self.components, photo[None], vae_refine_steps)
+        settings = RunSettings(
+            steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, latents=latents
         )
-        return by(self, start, progress_bar, **options)
+        return invert(self.components, self.prepare(prompt, settings), progress_bar, **options)
 
     def instruct(
         self,
-        picture: str | Path | Image.Image | Tensor,
+        picture: Photo,
         instruction: str,
         *,
         image_guidance_scale: float = 1.5,
         size: tuple[int, int] | None = None,
         fit: str = "crop",
-        **options: Any,
+        **settings: Any,
     ) -> Trajectory:
-        """A picture made of a picture as it is told to, "make it snow": of models like InstructPix2Pix.
+        """Changes a picture as an instruction says ("make it snow"), with a model like InstructPix2Pix.
 
-        picture, size, fit: as for `invert`. picture_guidance: w_I, how near to it (`Parts.two_ways`); `guidance`, w_T,
-        is how strong the instruction is. options: `generate`'s. The run can be edited as any other: its prompt is the
-        instruction. Raises ValueError for another model, and what it cannot take.
+        picture, size, fit: as for `invert`. image_guidance_scale: w_I, how near the result is to the picture;
+        `guidance_scale`, w_T, is how strong the instruction is. settings: those of `generate`. The run can be edited
+        like any other: its prompt is the instruction.
+        Raises ValueError for another model, and for what the model cannot take.
         """
         if not is_finite(image_guidance_scale):
             raise ValueError(f"image_guidance_scale must be a finite number, not {image_guidance_scale!r}")
-        beside = instruct_pix2pix_conditioning(self, load_photo(self, picture, size, fit), float(image_guidance_scale))
-        return sample(self, self.prepare(instruction, image=beside, **options), progress_bar)
+        photo = load_photo(self.components, picture, size, fit)
+        image = instruct_pix2pix_conditioning(self.components, photo, float(image_guidance_scale))
+        return sample(self.components, self.prepare(instruction, RunSettings(**settings), image), progress_bar)
 
     def inpaint(
         self,
-        picture: str | Path | Image.Image | Tensor,
+        picture: Photo,
         mask: Any,
         prompt: str,
         *,
         size: tuple[int, int] | None = None,
         fit: str = "crop",
-        **options: Any,
+        **settings: Any,
     ) -> Trajectory:
-        """A picture that is made anew where a mask is white, by models that were trained for it. The rest comes near to
-        the picture, as the VAE has it. mask: see `beside.masked`; all else as for `instruct`."""
-        beside = inpainting_conditioning(self, load_photo(self, picture, size, fit), mask, fit)
-        return sample(self, self.prepare(prompt, image=beside, **options), progress_bar)
+        """Repaints a picture where a mask is white, with an inpainting model.
+
+        The rest stays near to the picture, as the VAE reproduces it. mask: see
+        `sampling.conditioning.inpainting_conditioning`. The other arguments: as for `instruct`.
+        """
+        photo = load_photo(self.components, picture, size, fit)
+        image = inpainting_conditioning(self.components, photo, mask, fit)
+        return sample(self.components, self.prepare(prompt, RunSettings(**settings), image), progress_bar)
 
     def record(
         self,
         source: Trajectory | str,
         *,
         cross_replace: Any = 1.0,
-        self_replace: Any = 0.4,
-        self_max_queries: int = 32 * 32,
-        sites: SiteFilter = ALL_SITES,
+        self_replace: Any = EditOptions.self_replace,
+        self_max_queries: int = EditOptions.self_max_queries,
+        sites: SiteFilter = EditOptions.sites,
         dtype: torch.dtype | None = None,
         budget: float = 4e9,
         file: str | Path | None = None,
-        **options: Any,
+        **settings: Any,
     ) -> Trajectory:
-        """A run that can be edited without being run again: it keeps the (q, k) that edits read.
+        """A run that keeps the (q, k) that edits read, so that its edits need not run it again.
 
-        source: a run; or a prompt, with `generate`'s options. cross, self_, self_pixels, where: up to which τ and what
-        size, and at which sites, edits will read it; what was not kept is made anew. dtype: of what is kept, the
-        model's own where None. budget: bytes of memory that it may take; ValueError for more. file: keep it
-        memory-mapped in this file instead, which is then the run's file, for `open`.
+        source: a run; or a prompt, with the settings of `generate`. cross_replace, self_replace, self_max_queries,
+        sites: what edits will read at most; everything else is computed again when an edit reads it. dtype: of the
+        cache; None is the model's. budget: bytes that a cache in memory may take. file: keep the cache memory-mapped in
+        this file instead, which then is the run's file, for `open`.
+        Raises ValueError for what the model cannot take, and where the budget would be exceeded.
         """
         if not isinstance(dtype, torch.dtype | None) or not isinstance(budget, int | float) or not budget >= 0:
-            raise ValueError(f"a record has a dtype of torch and a budget in bytes, not {dtype!r} and {budget!r}")
-        origin = self.resolve_source(source, None, options)
+            raise ValueError(f"a record has a torch dtype and a budget in bytes, not {dtype!r} and {budget!r}")
+        origin = self.resolve_source(source, settings)
         SiteFilter.validate(sites, self.unet.heads)
-        steps = step_range("cross", cross_replace, origin.steps + 1), step_range("self", self_replace, origin.steps)
-        keeps = CachePolicy(*steps, self_max_queries, sites)
+        policy = CachePolicy(
+            step_range("cross_replace", cross_replace, origin.steps + 1),
+            step_range("self_replace", self_replace, origin.steps),
+            self_max_queries,
+            sites,
+        )
         return record_run(
-            self,
+            self.components,
             origin,
-            keeps,
+            policy,
             dtype=dtype or self.dtype,
             budget=budget,
             file=None if file is None else Path(file),
@@ -268,16 +336,24 @@ class Pipeline(Components):
         )
 
     def open(self, file: str | Path) -> Trajectory:
-        """The run in a file that `record` or `Trajectory.save` wrote, memory-mapped. Raises FileNotFoundError or
-        ValueError, one line, for a file that is not a whole run of this model."""
-        return load_run(self, Path(file))
+        """Opens a run file that `record` or `Trajectory.save` wrote, memory-mapped.
+
+        Raises FileNotFoundError or ValueError, one line, for a file that is not a whole run of this model.
+        """
+        return Trajectory.open(self.components, Path(file))
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder in diffusers' layout, in the model's dtype, or nothing. Raises FileExistsError."""
-        save_model(self, Path(folder), self.default_guidance)
+        """Writes the model as a folder in diffusers' layout, in its own dtype, whole or not at all.
+
+        Raises FileExistsError.
+        """
+        save_model(self.components, Path(folder), self.default_guidance)
 
     def merged(self, file: str | Path, scale: float = 1.0) -> "Pipeline":
-        """A model with a LoRA file in its weights, W + scale · (α / r) · B A (`minip2p.checkpoints.lora`). It shares all else with
-        this one, which stays what it is. Raises FileNotFoundError or ValueError where the file does not fit."""
-        unet, text, made = merge(self, Lora.read(Path(file), self), scale)
-        return Pipeline(unet, self.vae, text, self.scheduler, self.default_guidance, made)
+        """A model with a LoRA merged into its weights: W + scale · (α / r) · B A (`minip2p.checkpoints.lora`).
+
+        It shares all unchanged weights with this model, which stays what it is.
+        Raises FileNotFoundError or ValueError where the file does not fit the model.
+        """
+        unet, text, origin = merge(self.components, Lora.read(Path(file), self.components), scale)
+        return replace(self, components=replace(self.components, unet=unet, text=text, origin=origin))

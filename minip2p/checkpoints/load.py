@@ -1,4 +1,4 @@
-"""From files of weights to a model."""
+"""From a folder, a file or a name on the hub to the components of a model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,140 +6,149 @@ from typing import Any
 
 import torch
 
-from minip2p.checkpoints.diffusers_folder import STEMS, DiffusersFolder
-from minip2p.checkpoints.hub import PARTS, download, is_repo_id
+from minip2p.checkpoints.components import Components
+from minip2p.checkpoints.diffusers_folder import NETWORK_STEM, DiffusersFolder
+from minip2p.checkpoints.files import CheckpointFiles
+from minip2p.checkpoints.hub import WEIGHT_FOLDERS, download, is_repo_id
 from minip2p.checkpoints.origin import CheckpointOrigin
 from minip2p.checkpoints.single_file import SingleFile
 from minip2p.checkpoints.strict import build_on_meta, load_state
+from minip2p.checkpoints.text_encoders import load_text
 from minip2p.config import SamplingDefaults, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.io.files import shipped_weights
-from minip2p.pipeline import Pipeline
 from minip2p.sched import DDIMScheduler
-from minip2p.text.encoder import CheckpointFiles, TextEncoder
+from minip2p.text.encoder import TextEncoder
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
-VAE_PART = "vae/"
-
-
-WITHOUT_VAE = tuple(part for part in PARTS if part != VAE_PART)
-
-
+VAE_FOLDER = "vae/"
+WITHOUT_VAE = tuple(folder for folder in WEIGHT_FOLDERS if folder != VAE_FOLDER)
 SCALING_FIELDS = ("scaling_factor", "shift_factor", "force_upcast")
 
 
-def load(
+def load_components(
     where: str | Path | None = None,
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     vae: str | Path | None = None,
     config: str | Path | None = None,
-) -> Pipeline:
-    """Loads a model: the embedded one by default; a folder in diffusers' layout; a single .safetensors file in the
-    names of the original codes; or, by its name (org/name), one of the hub.
+) -> tuple[Components, float]:
+    """Loads a model. The arguments are those of `minip2p.load`, which see.
 
-    dtype: float32 by default. device: the CPU by default. vae: a folder or a file with another VAE. config: for a
-    single file, which has none, a folder, or a name on the hub, with its family's configurations and tokenizers. Raises
-    FileNotFoundError or ValueError with one line that names the file and what is wrong with it.
+    Returns the components, and the guidance scale to use where none is given.
+    Raises FileNotFoundError or ValueError with one line that names the file and what is wrong with it.
     """
     dtype = dtype or torch.float32
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ValueError(f"dtype must be a torch dtype of floating-point numbers, not {dtype}")
     device = check_device(device or "cpu")
-    files = open_checkpoint(
-        shipped_weights("tiny") if where is None else where, config, PARTS if vae is None else WITHOUT_VAE
-    )
+    location = shipped_weights("tiny") if where is None else where
+    files = open_checkpoint(location, config, WEIGHT_FOLDERS if vae is None else WITHOUT_VAE)
     unet_config = UNetConfig.from_dict(files.config("unet"), str(files.config_file("unet")))
-    sched = DDIMScheduler(SchedulerConfig.from_dict(files.config("scheduler"), str(files.config_file("scheduler"))))
-    text = TextEncoder(files, dtype=dtype, device=device)
-    xl = unet_config.addition_embed_type is not None
-    if text.width != unet_config.cross_attention_dim or text.has_two_encoders != xl:
+    scheduler_file = str(files.config_file("scheduler"))
+    scheduler = DDIMScheduler(SchedulerConfig.from_dict(files.config("scheduler"), scheduler_file))
+    text, weights = load_text(files, dtype=dtype, device=device)
+    check_text_width(files, text, unet_config)
+
+    unet_files, vae_files = files, files if vae is None else open_checkpoint(vae, None, (VAE_FOLDER,))
+    vae_fields = with_vae_scaling(vae_files.config("vae"), files)
+    vae_config = VAEConfig.from_dict(vae_fields, str(vae_files.config_file("vae")))
+    unet = build_on_meta(lambda: UNet(unet_config), unet_files.config_file("unet"))
+    tensors, weights["unet"] = unet_files.tensors("unet")
+    load_state(unet, tensors, weights["unet"], dtype=dtype, device=device)
+    network = build_on_meta(lambda: VAE(vae_config), vae_files.config_file("vae"))
+    tensors, weights["vae"] = vae_files.tensors("vae")
+    is_xl = unet_config.addition_embed_type is not None
+    vae_dtype = torch.float32 if is_xl and dtype == torch.float16 and vae_config.force_upcast else dtype
+    load_state(network, tensors, weights["vae"], dtype=vae_dtype, device=device)
+    check_channels(files, unet_config, vae_config)
+
+    labels = {"Model": display_name(where)} | ({} if vae is None else {"VAE": display_name(vae)})
+    components = Components(unet, network, text, scheduler, CheckpointOrigin(weights, labels))
+    return components, default_guidance(files.root, scheduler, is_xl)
+
+
+def check_text_width(files: CheckpointFiles, text: TextEncoder, unet: UNetConfig) -> None:
+    """Raises ValueError where the text embeddings are not what the UNet reads."""
+    is_xl = unet.addition_embed_type is not None
+    if text.width != unet.cross_attention_dim or text.has_two_encoders != is_xl:
         raise ValueError(
-            f"{files.location}: the text encoder is {text.width} wide, the UNet reads "
-            f"{unet_config.cross_attention_dim} of {1 + xl} encoders"
+            f"{files.location}: the text encoder is {text.width} wide, but the UNet reads "
+            f"{unet.cross_attention_dim} of {1 + is_xl} encoders"
         )
-    if xl and unet_config.projection_class_embeddings_input_dim != text.pooled_width + 6 * (
-        unet_config.addition_time_embed_dim or 0
-    ):
+    sizes_width = 6 * (unet.addition_time_embed_dim or 0)
+    if is_xl and unet.projection_class_embeddings_input_dim != text.pooled_width + sizes_width:
         raise ValueError(
-            f"{files.config_file('unet')}: projection_class_embeddings_input_dim is not the prompt's "
-            f"{text.pooled_width} and six times addition_time_embed_dim"
+            f"{files.config_file('unet')}: projection_class_embeddings_input_dim is not the width of the pooled text "
+            f"embedding, {text.pooled_width}, plus six times addition_time_embed_dim"
         )
-    parts: dict[str, Any] = {}
-    read: dict[str, Path] = {tower.part: tower.file for tower in text.clip_encoders}
-    others = files if vae is None else open_checkpoint(vae, None, (VAE_PART,))
-    vae_config = VAEConfig.from_dict(with_vae_scaling(others.config("vae"), files), str(others.config_file("vae")))
-    wide = torch.float32 if xl and dtype == torch.float16 and vae_config.force_upcast else dtype
-    for part, own, build, kind in (
-        ("unet", files, lambda: UNet(unet_config), dtype),
-        ("vae", others, lambda: VAE(vae_config), wide),
-    ):
-        module, (tensors, read[part]) = build_on_meta(build, own.config_file(part)), own.tensors(part)
-        parts[part] = load_state(module, tensors, read[part], dtype=kind, device=device)
-    latents, reads = vae_config.latent_channels, unet_config.in_channels
-    if unet_config.out_channels != latents or reads - latents not in (0, latents, latents + 1):
+
+
+def check_channels(files: CheckpointFiles, unet: UNetConfig, vae: VAEConfig) -> None:
+    """Raises ValueError where the UNet does not process the VAE's latents."""
+    latents, inputs = vae.latent_channels, unet.in_channels
+    if unet.out_channels != latents or inputs - latents not in (0, latents, latents + 1):
         raise ValueError(
-            f"{files.location}: the UNet reads {reads} channels and predicts {unet_config.out_channels},"
-            f" where the VAE's latents have {latents}; a picture's and a mask may be beside"
+            f"{files.location}: the UNet reads {inputs} channels and predicts {unet.out_channels}, but the VAE's "
+            f"latents have {latents}; a UNet may read the latents of an image and a mask besides"
         )
-    said = {"Pipeline": display_name(where)} | ({} if vae is None else {"VAE": display_name(vae)})
-    return Pipeline(
-        text=text,
-        scheduler=sched,
-        default_guidance=default_guidance(files.root, sched, xl),
-        origin=CheckpointOrigin(read, said),
-        **parts,
-    )
 
 
 def display_name(where: str | Path | None) -> str:
-    """A model's or a VAE's name: the hub's, or its folder's or file's."""
+    """A model's or a VAE's name: its name on the hub, or that of its folder or file."""
     if where is None:
         return "tiny"
     return where if isinstance(where, str) and is_repo_id(where) else Path(where).resolve().name
 
 
 def with_vae_scaling(vae: dict[str, Any], files: CheckpointFiles) -> dict[str, Any]:
-    """A VAE's configuration; of one that does not say how its latents are scaled, by the model's own."""
-    own = {} if "scaling_factor" in vae else files.config("vae")
-    return {name: own[name] for name in SCALING_FIELDS if name in own} | vae
+    """A VAE's configuration; the scaling that it does not state is taken from the model's own VAE."""
+    defaults = {} if "scaling_factor" in vae else files.config("vae")
+    return {name: defaults[name] for name in SCALING_FIELDS if name in defaults} | vae
 
 
-def open_checkpoint(where: str | Path, config: str | Path | None, parts: Sequence[str]) -> CheckpointFiles:
-    """The files of a model, of which these parts are read. If it is one, that may stand alone in the folder."""
-    alone = parts[0].strip("/") if len(parts) == 1 else None
-    where = download(where, parts) if isinstance(where, str) and is_repo_id(where) else Path(where)
+def open_checkpoint(where: str | Path, config: str | Path | None, folders: Sequence[str]) -> CheckpointFiles:
+    """The files of a model.
+
+    config: for a single file, a folder or a name on the hub with its configurations and tokenizers. folders: what will
+    be read ("unet/", "vae/", …), which limits a download; a single one may be the location itself, as VAEs are shared.
+    """
+    only = folders[0].strip("/") if len(folders) == 1 else None
+    where = download(where, folders) if isinstance(where, str) and is_repo_id(where) else Path(where)
     if config is not None:
         config = download(config, ()) if isinstance(config, str) and is_repo_id(config) else Path(config)
-    if alone and where.is_file() and where.name.startswith(STEMS[0]) and (where.parent / "config.json").is_file():
-        folder = where.parent.resolve()  # a part's own file, in diffusers' names; the hub's cache has links to files
-        return DiffusersFolder(folder.parent, {alone: folder.name}, where)
+    if only and where.is_file() and where.name.startswith(NETWORK_STEM) and (where.parent / "config.json").is_file():
+        # A component's file in diffusers' names. The folder is resolved because the hub's cache links to its files.
+        folder = where.parent.resolve()
+        return DiffusersFolder(folder.parent, {only: folder.name}, where)
     if where.is_file():
         return SingleFile(where, config)
     if config is not None:
         raise ValueError(f"{config}: a config is for a single file, and {where} is a folder, which has its own")
-    if alone and where.is_dir() and not (where / alone).is_dir() and (where / "config.json").is_file():
-        return DiffusersFolder(where.resolve().parent, {alone: where.resolve().name})
+    if only and where.is_dir() and not (where / only).is_dir() and (where / "config.json").is_file():
+        return DiffusersFolder(where.resolve().parent, {only: where.resolve().name})
     return DiffusersFolder(where)
 
 
-def default_guidance(where: Path, sched: DDIMScheduler, xl: bool) -> float:
-    """What a model wants where none is given: its own file's, beside model_index.json, which diffusers' layout has no
-    place for; 1, and so no unconditional rows, of models that were distilled for few steps, which trailing time steps
-    give away; else the default of diffusers' text-to-image pipelines."""
-    if (where / "minip2p.json").exists():
-        return SamplingDefaults.read(where / "minip2p.json").guidance
-    if sched.config.timestep_spacing == "trailing":
+def default_guidance(root: Path, scheduler: DDIMScheduler, is_xl: bool) -> float:
+    """The guidance scale to use where none is given.
+
+    It is the one in the model's own minip2p.json, if there is one. Models distilled for few steps, which trailing time
+    steps give away, get 1: conditional rows alone. All others get the default of diffusers' text-to-image pipelines.
+    """
+    if (root / "minip2p.json").exists():
+        return SamplingDefaults.read(root / "minip2p.json").guidance
+    if scheduler.config.timestep_spacing == "trailing":
         return 1.0
-    return 5.0 if xl else SamplingDefaults().guidance
+    return 5.0 if is_xl else SamplingDefaults().guidance
 
 
 def check_device(device: str | torch.device) -> torch.device:
     """The device. Raises ValueError for one that torch cannot use."""
     try:
         probe = torch.zeros(1, device=device)
-        probe.item()  # which the meta device, without memory, cannot
+        probe.item()  # fails on the meta device, which has no memory
         return probe.device
-    except (RuntimeError, AssertionError) as error:  # torch says it in either way
+    except (RuntimeError, AssertionError) as error:  # torch raises either
         raise ValueError(f"device {device}: torch cannot use it: {str(error).splitlines()[0]}") from None

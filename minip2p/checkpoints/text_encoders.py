@@ -1,4 +1,7 @@
-"""Tokenizers and text encoders of `transformers` from their files. It is imported only when a model is loaded."""
+"""Loads tokenizers and text encoders, whose classes are those of `transformers`, from a checkpoint's files.
+
+`transformers` is imported only when a model is loaded, which keeps `minip2p --help` quick.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minip2p.checkpoints.files import CheckpointFiles
 from minip2p.checkpoints.strict import check_keys
 from minip2p.config import MAX_LAYERS, config_size
 from minip2p.io.files import read_json
+from minip2p.text.encoder import ClipEncoder, TextEncoder
 from minip2p.validation import is_integer
 
-# What of a text encoder's configuration makes its numbers: the sizes, by transformers' defaults, and the rest.
+# The fields of a text encoder's config.json that change its numbers: the sizes, with the defaults of transformers …
 SIZE_DEFAULTS: Mapping[str, int] = MappingProxyType(
     {
         "hidden_size": 512,
@@ -26,8 +31,7 @@ SIZE_DEFAULTS: Mapping[str, int] = MappingProxyType(
         "eos_token_id": 49407,
     }
 )
-
-
+# … and the others.
 OTHER_FIELDS = (
     "hidden_act",
     "layer_norm_eps",
@@ -38,18 +42,62 @@ OTHER_FIELDS = (
 )
 
 
-def one_line(error: Exception) -> str:
-    """What an error of transformers says, which may be a paragraph, as one line."""
-    return " ".join(str(error).split())
+def load_text(
+    files: CheckpointFiles, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[TextEncoder, dict[str, Path]]:
+    """Loads a checkpoint's text encoders and tokenizers.
+
+    Returns the text encoder, and the file of weights of each of its networks by the name of its folder.
+    Raises FileNotFoundError or ValueError with one line that names the file.
+    """
+    suffixes = ("", "_2") if files.has("text_encoder_2") else ("",)
+    encoders: list[ClipEncoder] = []
+    weights: dict[str, Path] = {}
+    for suffix in suffixes:
+        encoder, weights[f"text_encoder{suffix}"] = load_clip_encoder(files, suffix, dtype, device)
+        encoders.append(encoder)
+    lengths = [encoder.max_tokens for encoder in encoders]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"{files.location}: its tokenizers cut prompts to {' and '.join(map(str, lengths))} tokens, and the "
+            "embeddings of the two text encoders are concatenated token by token"
+        )
+    two = len(encoders) > 1
+    zero_empty = two and files.config("").get("force_zeros_for_empty_prompt", True) is not False  # diffusers' default
+    return TextEncoder(tuple(encoders), zero_empty), weights
+
+
+def load_clip_encoder(
+    files: CheckpointFiles, suffix: str, dtype: torch.dtype, device: torch.device | str
+) -> tuple[ClipEncoder, Path]:
+    """Loads "text_encoder" and "tokenizer", or those whose names end in "_2"; also returns the file of the weights."""
+    name = f"text_encoder{suffix}"
+    tokenizer_path = files.tokenizer(f"tokenizer{suffix}")
+    config, config_file = files.config(name), files.config_file(name)
+    width, pooled_width = (config_size(config, field, 512, config_file) for field in ("hidden_size", "projection_dim"))
+    tokenizer = load_tokenizer(tokenizer_path)
+    tensors, file = files.tensors(name)
+    network = load_text_encoder(config, config_file, tensors, file, dtype=dtype)
+    limit = network.config.max_position_embeddings
+    if tokenizer.model_max_length > limit:
+        raise ValueError(
+            f"{tokenizer_path / 'tokenizer_config.json'}: model_max_length is {tokenizer.model_max_length}, but the "
+            f"text encoder takes {limit} tokens"
+        )
+    if len(tokenizer) > network.config.vocab_size:
+        raise ValueError(
+            f"{tokenizer_path}: has {len(tokenizer)} tokens, but the text encoder has {network.config.vocab_size}"
+        )
+    return ClipEncoder(name, network.to(device), tokenizer, tokenizer_path, width, pooled_width), file
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer in a folder. Raises ValueError with one line for one that is broken."""
+    """The tokenizer in a folder. Raises ValueError with one line for a broken one."""
     from transformers import CLIPTokenizer
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # a broken vocabulary raises just this class
+    except Exception as error:  # a broken vocabulary raises plain Exception
         raise ValueError(f"{path}: cannot be read as a tokenizer ({one_line(error)})") from None
     size: Any = read_json(path / "tokenizer_config.json").get("model_max_length")
     if not is_integer(size) or not 2 < size < 2**16:
@@ -58,31 +106,40 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def load_text_encoder(
-    given: Mapping[str, Any], where: Path, tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype
+    fields: Mapping[str, Any], config_file: Path, tensors: Mapping[str, Tensor], file: Path, *, dtype: torch.dtype
 ) -> Any:
-    """The text encoder of a configuration, which is from `where`, with the tensors of a file. Raises ValueError."""
+    """Builds the text encoder that a config.json describes and gives it the tensors of a file.
+
+    fields: of the config.json. config_file, file: named in errors. Raises ValueError with one line.
+    """
     import transformers
 
-    sizes = {name: config_size(given, name, default, where) for name, default in SIZE_DEFAULTS.items()}
+    sizes = {name: config_size(fields, name, default, config_file) for name, default in SIZE_DEFAULTS.items()}
     if sizes["num_hidden_layers"] > MAX_LAYERS:
-        raise ValueError(f"{where}: num_hidden_layers is more than {MAX_LAYERS}")
-    projects = given.get("architectures") == ["CLIPTextModelWithProjection"]
+        raise ValueError(f"{config_file}: num_hidden_layers is more than {MAX_LAYERS}")
+    projects = fields.get("architectures") == ["CLIPTextModelWithProjection"]
     kind: Any = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
-    # Former files carry the buffer of positions 0 … 76, which is no weight.
-    tensors = {name: t for name, t in tensors.items() if not name.endswith("position_ids")}
     try:
-        config = transformers.CLIPTextConfig.from_dict({k: given[k] for k in OTHER_FIELDS if k in given} | sizes)
-        with torch.device("meta"):  # else it would draw weights first, for longer than all else here takes
+        others = {name: fields[name] for name in OTHER_FIELDS if name in fields}
+        config = transformers.CLIPTextConfig.from_dict(others | sizes)
+        with torch.device("meta"):  # skips the random initialisation, which would take longer than the loading
             encoder = kind._from_config(config, dtype=dtype)
     except Exception as error:  # transformers' errors have no class in common
-        raise ValueError(f"{where}: cannot build the text encoder ({one_line(error)})") from None
-    # transformers 4 puts "text_model." before every name and transformers 5 does not; files come in both forms.
+        raise ValueError(f"{config_file}: cannot build the text encoder ({one_line(error)})") from None
+    # Old files contain the buffer of positions 0 … 76, which is no weight.
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
+    # transformers 4 puts "text_model." before every name and transformers 5 does not; files exist in both forms.
     names = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
-    tensors = {names.get(n.removeprefix("text_model."), n): t.to(dtype) for n, t in tensors.items()}
-    check_keys(file, encoder.state_dict(), tensors)
-    encoder.load_state_dict(tensors, strict=True, assign=True)  # memory-mapped: no copy
+    renamed = {names.get(name.removeprefix("text_model."), name): tensor.to(dtype) for name, tensor in tensors.items()}
+    check_keys(file, encoder.state_dict(), renamed)
+    encoder.load_state_dict(renamed, strict=True, assign=True)  # memory-mapped: no copy
     for module in encoder.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if name == "position_ids":  # 0 … 76, which no file has today
+            if name == "position_ids":  # not in the file: fill the meta buffer
                 module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
     return encoder.eval().requires_grad_(False)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error, which may be a paragraph, as one line."""
+    return " ".join(str(error).split())

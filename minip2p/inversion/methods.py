@@ -1,4 +1,4 @@
-"""TODO: describe."""
+"""The inversion methods by their names."""
 
 from collections.abc import Callable, Mapping
 from inspect import signature
@@ -9,7 +9,9 @@ from minip2p.inversion.edit_friendly import edit_friendly
 from minip2p.inversion.null_text import null_text
 from minip2p.sampling.trajectory import Trajectory
 
-METHODS: Mapping[str, Callable[..., Trajectory]] = MappingProxyType(
+InversionMethod = Callable[..., Trajectory]
+
+METHODS: Mapping[str, InversionMethod] = MappingProxyType(
     {
         "ddim": ddim,
         "direct": direct_inversion,
@@ -21,12 +23,13 @@ METHODS: Mapping[str, Callable[..., Trajectory]] = MappingProxyType(
 )
 
 
-def get_method(method: str, options: Mapping[str, object]) -> Callable[..., Trajectory]:
-    """The method of a name. Raises ValueError for one that is not known, and for options that it does not have."""
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"the method is one of {', '.join(METHODS)}, not {method!r}")
-    own = [name for name, one in signature(METHODS[method]).parameters.items() if one.kind is one.KEYWORD_ONLY]
-    if unknown := [name for name in options if name not in own]:
-        has = f"only {', '.join(own)}" if own else "nor any other option"
-        raise ValueError(f"{method} inversion has no {unknown[0]}, {has}")
-    return METHODS[method]
+def get_method(name: str, options: Mapping[str, object]) -> InversionMethod:
+    """The method of a name. Raises ValueError for an unknown method, and for options that it does not have."""
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"the method is one of {', '.join(METHODS)}, not {name!r}")
+    parameters = signature(METHODS[name]).parameters.values()
+    available = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    if unknown := [option for option in options if option not in available]:
+        has = f"only {', '.join(available)}" if available else "nor any other option"
+        raise ValueError(f"{name} inversion has no {unknown[0]}, {has}")
+    return METHODS[name]

@@ -1,6 +1,6 @@
-"""The search that null-text inversion makes at each step (Mokady et al. 2022, algorithm 1).
+"""Null-text inversion (Mokady et al. 2022, algorithm 1).
 
-Axes: c h w latents, n tokens, d width of their embedding.
+Axes: t steps, c h w latents, n tokens, d width of a text embedding.
 """
 
 import warnings
@@ -10,22 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minip2p.attention.contract import fused
 from minip2p.checkpoints.components import Components
 from minip2p.errors import Notice
-from minip2p.inversion.ddim import ddim_inversion, to_trajectory
+from minip2p.inversion.ddim import ddim_inversion
 from minip2p.sampling.conditioning import Conditioning
+from minip2p.sampling.guidance import check_finite, guided_noise, unet_noise
 from minip2p.sampling.progress import Progress
-from minip2p.sampling.settings import RunSettings
-from minip2p.sampling.trajectory import Trajectory, check_finite
+from minip2p.sampling.settings import RunStart
+from minip2p.sampling.trajectory import Trajectory
 from minip2p.sched import Step
+from minip2p.text.encoder import TextEmbedding
 from minip2p.validation import check_number, is_integer
 
+LOSS_SCALE = 2.0**14  # of the loss and of Adam's epsilon: the steps are the same, but 16-bit gradients do not vanish
 
-@torch.inference_mode(False)  # within one, too: it needs gradients
+
+@torch.inference_mode(False)  # it needs gradients even where the caller has switched them off
 def null_text(
-    parts: Components,
-    start: RunSettings,
+    components: Components,
+    start: RunStart,
     progress: Progress = iter,
     *,
     num_inner_steps: int = 10,
@@ -34,91 +37,118 @@ def null_text(
     early_stop_epsilon_step: float = 2e-5,
     gradient_checkpointing: bool = False,
 ) -> Trajectory:
-    """Null-text inversion (Mokady et al. 2022, algorithm 1): for each step the unconditional embedding ∅_i for which
-    the guided step from z̄ meets the pivot, by a fresh Adam that begins with the step before's:
+    """Optimises an unconditional embedding ∅_i for each step, so that the guided step from z̄ leads to the next pivot:
 
         min over ∅_i of  ‖z*_{i+1} − z̄_{i+1}(z̄_i, ∅_i, words)‖²
 
-    (of Stable Diffusion XL ∅_i is its tokens and its row of the prompt as a whole).
+    The optimiser is a fresh Adam for each step, which starts from the embedding of the step before. For Stable
+    Diffusion XL, ∅_i is the embedding of the tokens and the pooled embedding.
 
-    At most `inner` updates a step, at a rate that falls to its half over the run; it stops where the mean squared error
-    is below stop + stop_more · i. The prediction that met the bar is the one that the step is made by (the published
-    code updates once more and predicts anew), so that each step costs one conditional row and at most inner + 1
-    unconditional ones. Where a step ends worse than it began it is given the best embedding that it had, and a warning
-    names it; the published code goes on from its last. checkpointing: the UNet makes activations again for the gradient
-    instead of keeping them (Chen et al. 2016): less memory, a third more time, the same numbers.
+    num_inner_steps: at most so many updates a step. learning_rate: falls to half over the run. A step stops early where
+    the mean squared error is below early_stop_epsilon + early_stop_epsilon_step · i. gradient_checkpointing: recompute
+    activations for the gradient instead of keeping them (Chen et al. 2016): less memory, a third more time, the same
+    numbers.
+
+    Deviations from the published code: the step uses the prediction that met the stopping criterion, where the code
+    updates once more and predicts again; so a step costs one conditional row and at most num_inner_steps + 1
+    unconditional ones. Where a step ends worse than it began it uses the best embedding it had, and a warning names
+    it; the code continues from the last one.
+    Raises ValueError for options that are out of range.
     """
     if not is_integer(num_inner_steps) or num_inner_steps < 0:
-        raise ValueError(f"inner must be a whole number from 0 on, not {num_inner_steps!r}")
-    for name, number in (("rate", learning_rate), ("stop", early_stop_epsilon), ("stop_more", early_stop_epsilon_step)):
+        raise ValueError(f"num_inner_steps must be a whole number from 0 on, not {num_inner_steps!r}")
+    for name, number in (
+        ("learning_rate", learning_rate),
+        ("early_stop_epsilon", early_stop_epsilon),
+        ("early_stop_epsilon_step", early_stop_epsilon_step),
+    ):
         check_number(name, number)
     start = replace(start, noise=start.noise.clone())
-    ideal, words = ddim_inversion(parts, start, progress), parts.text(start.prompt)
-    empty, x, made, kept, astray = (
-        parts.text.encode_negative(start.negative_prompt).float(),
-        ideal[:1],
-        [ideal[:1]],
-        [],
-        [],
-    )
-    for i, step in enumerate(progress(parts.scheduler.steps(start.steps))):
-        eps_c = parts.guided_noise(x, step.t, words, words, 1.0, fused)
-        fit = NullTextStep(parts, x, step, eps_c, ideal[i + 1 : i + 2], start.guidance_scale, gradient_checkpointing)
-        empty, x, worse = fit(
-            empty,
-            num_inner_steps,
-            learning_rate * (1 - i / (2 * start.steps)),
-            early_stop_epsilon + early_stop_epsilon_step * i,
+    pivots, words = ddim_inversion(components, start, progress), components.text(start.prompt)
+    embedding = components.text.encode_negative(start.negative_prompt).to(torch.float32)
+    x = pivots[:1]
+    latents, embeddings, diverged = [x], [], []
+    for i, step in enumerate(progress(components.scheduler.steps(start.steps))):
+        optimisation = NullTextStep(
+            components,
+            x,
+            step,
+            eps_cond=guided_noise(components, x, step.t, words, words, guidance_scale=1.0),
+            pivot=pivots[i + 1 : i + 2],
+            guidance_scale=start.guidance_scale,
+            gradient_checkpointing=gradient_checkpointing,
         )
-        astray += [i + 1] if worse else []
-        made.append(check_finite(parts, x, i))
-        kept.append(empty)
-    if astray:
+        rate = learning_rate * (1 - i / (2 * start.steps))
+        stop = early_stop_epsilon + early_stop_epsilon_step * i
+        embedding, x, is_worse = optimisation.run(embedding, num_inner_steps, rate, stop)
+        diverged += [i + 1] if is_worse else []
+        latents.append(check_finite(components, x, i))
+        embeddings.append(embedding)
+    if diverged:
         warnings.warn(
-            f"null-text inversion went astray at step {', '.join(map(str, astray))}; "
-            "less guidance or a smaller rate may help",
+            f"null-text inversion diverged at step {', '.join(map(str, diverged))}; "
+            "a lower guidance scale or learning rate may help",
             Notice,
             stacklevel=3,
         )
-    return to_trajectory(parts, replace(start, conditioning=Conditioning(torch.cat(kept).cpu())), torch.cat(made))
-
-
-LOSS_SCALE = 2.0**14  # the loss and Adam's ε times this: the same steps, but gradients do not vanish in 16 bits
+    conditioning = Conditioning(TextEmbedding.cat(embeddings).to("cpu"))
+    return Trajectory.from_start(components, replace(start, conditioning=conditioning), torch.cat(latents).cpu())
 
 
 @dataclass(frozen=True, eq=False)
 class NullTextStep:
-    """One step of null-text inversion: from x, by ε_c, towards the pivot."""
+    """The optimisation of one step: from x, with the conditional prediction eps_cond, to the pivot; all 1 c h w."""
 
     components: Components
     x: Tensor
     step: Step
-    eps_c: Tensor
+    eps_cond: Tensor
     pivot: Tensor
-    guidance: float
-    gradient_checkpointing: bool = False  # activations are made again on the way back instead of being kept
+    guidance_scale: float
+    gradient_checkpointing: bool = False
 
-    def guided_step(self, empty: Tensor) -> Tensor:
-        """Where the guided step leads with an unconditional embedding, 1 n d -> 1 c h w."""
-        x, context = self.x.to(self.components.dtype), empty.to(self.components.dtype)
-        eps_u = self.components.unet_noise(x, self.step.t, context, fused, self.gradient_checkpointing)
-        return self.components.scheduler.step(self.x, eps_u + self.guidance * (self.eps_c - eps_u), self.step)
+    def guided_step(self, embedding: TextEmbedding) -> Tensor:
+        """The latents after a guided step with an unconditional embedding of one row, 1 c h w."""
+        dtype = self.components.dtype
+        eps_uncond = unet_noise(
+            self.components,
+            self.x.to(dtype),
+            self.step.t,
+            embedding.to(dtype),
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+        eps = eps_uncond + self.guidance_scale * (self.eps_cond - eps_uncond)
+        return self.components.scheduler.step(self.x, eps, self.step)
 
-    def __call__(self, empty: Tensor, inner: int, rate: float, stop: float) -> tuple[Tensor, Tensor, bool]:
-        """The embedding that is found, where it leads, and whether the search ended worse than it began."""
-        empty = empty.detach().clone().requires_grad_()
-        adam, losses, seen = torch.optim.Adam([empty], lr=rate, eps=1e-8 * LOSS_SCALE), [], []
-        for update in range(inner + 1):
-            with torch.set_grad_enabled(update < inner):
-                x = self.guided_step(empty)
+    def run(
+        self, embedding: TextEmbedding, num_inner_steps: int, learning_rate: float, stop: float
+    ) -> tuple[TextEmbedding, Tensor, bool]:
+        """Optimises the embedding until the mean squared error is below `stop`.
+
+        Returns the embedding, the latents that it leads to, and whether the optimisation ended worse than it began.
+        """
+        embedding = detached_copy(embedding)
+        variables = [tensor for tensor in (embedding.tokens, embedding.pooled) if tensor is not None]
+        for tensor in variables:
+            tensor.requires_grad_()
+        adam, losses, results = torch.optim.Adam(variables, lr=learning_rate, eps=1e-8 * LOSS_SCALE), [], []
+        for update in range(num_inner_steps + 1):
+            with torch.set_grad_enabled(update < num_inner_steps):
+                x = self.guided_step(embedding)
                 loss = F.mse_loss(x, self.pivot)
             losses.append(float(loss.detach()))
-            seen.append((empty.detach().clone(), x.detach()))
-            if losses[-1] < stop or update == inner:
+            results.append((detached_copy(embedding), x.detach()))
+            if losses[-1] < stop or update == num_inner_steps:
                 break
             adam.zero_grad()
             (loss * LOSS_SCALE).backward()
             adam.step()
-        worse = not losses[-1] <= losses[0]  # NaN too
-        best = min(range(len(losses)), key=losses.__getitem__) if worse else -1
-        return *seen[best], worse
+        is_worse = not losses[-1] <= losses[0]  # also where the loss is NaN
+        best = min(range(len(losses)), key=losses.__getitem__) if is_worse else -1
+        return *results[best], is_worse
+
+
+def detached_copy(embedding: TextEmbedding) -> TextEmbedding:
+    """A copy without a graph."""
+    pooled = None if embedding.pooled is None else embedding.pooled.detach().clone()
+    return TextEmbedding(embedding.tokens.detach().clone(), pooled)

@@ -1,21 +1,21 @@
-"""Prompt-to-Prompt as algebra: every edit is a pair of word-space matrices, Â = A_s R + A_e S.
+"""The algebra of edits: every edit is a pair of word-space matrices (R, S) with Â = A_s R + A_e S.
 
-A_s and A_e are the source's and the target's attention maps at one site and step (queries × words). The two executions
-of a pair are equal within rounding: in map space, the paper's own (Hertz et al. 2022, algorithm 1), and in value space,
-Â v = A_s (R v) + A_e (S v), where no map is ever formed.
+A_s and A_e are the attention maps of the source and of the edited target at one site and step (queries × words). A pair
+can be executed in two ways, which are equal within rounding: in map space, as in the paper (Hertz et al. 2022,
+algorithm 1), and in value space, Â v = A_s (R v) + A_e (S v), where no map is ever formed.
 
 Axes: b batch, h heads, i queries, j words (or pixels), d width of a head.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minip2p.attention.contract import QK, Attend, Site, fused
 
-Matrix = Tensor | float  # words × words; the numbers 0 and 1 stand for the zero and the identity matrix
+Matrix = Tensor | float  # words × words, or a number c for c times the identity
 
 
 def is_zero(matrix: Matrix) -> bool:
@@ -23,12 +23,12 @@ def is_zero(matrix: Matrix) -> bool:
 
 
 def dense(matrix: Matrix, like: Tensor) -> Tensor:
-    """The matrix itself, words × words, for a vector of so many words."""
+    """The matrix as a tensor, words × words. like: a vector with one entry a word."""
     return matrix if isinstance(matrix, Tensor) else matrix * torch.eye(len(like)).to(like)
 
 
 def simplify(matrix: Tensor) -> Matrix:
-    """0 or 1 where the matrix is zero or the identity: what need not be multiplied, is not. But a gradient needs it."""
+    """0 for a zero matrix and 1 for the identity, which need no product; else, or if it has a gradient, the matrix."""
     if matrix.requires_grad:
         return matrix
     if not matrix.any():
@@ -37,26 +37,26 @@ def simplify(matrix: Tensor) -> Matrix:
     return 1.0 if matrix.shape == identity.shape and torch.equal(matrix, identity) else matrix
 
 
-def cache_key(matrix: Matrix) -> Any:
-    """Equal for matrices of the same numbers; to nothing at all for one with a gradient."""
+def cache_key(matrix: Matrix) -> Hashable:
+    """A key that is equal for matrices of the same numbers. A matrix with a gradient equals no other."""
     if not isinstance(matrix, Tensor):
         return matrix
     return object() if matrix.requires_grad else (tuple(matrix.shape), matrix.cpu().numpy().tobytes())
 
 
 def matmul_right(a: Tensor, b: Matrix) -> Tensor:
-    """a b, for a matrix b that may be 0 or 1."""
+    """a b, where b may be a number."""
     return a @ b.to(a) if isinstance(b, Tensor) else a * b
 
 
 def matmul_left(a: Matrix, b: Tensor) -> Tensor:
-    """a b, for a matrix a that may be 0 or 1."""
+    """a b, where a may be a number."""
     return a.to(b) @ b if isinstance(a, Tensor) else a * b
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionEdit:
-    """Â = A_s R + A_e S: what each target word (column) takes from the source's words, and from its own map."""
+    """Â = A_s R + A_e S: what each target word (column) takes from the source's words and from its own map."""
 
     R: Matrix
     S: Matrix
@@ -72,62 +72,71 @@ class AttentionEdit:
         return not is_zero(self.R)
 
     def reweighted(self, c: Tensor) -> "AttentionEdit":
-        """(R diag c, S diag c): word j's attention times c_j, not renormalised (Hertz et al. 2022, section 3.2)."""
+        """(R diag c, S diag c): the attention of word j times c_j, not renormalised (Hertz et al. 2022, sec. 3.2)."""
         return AttentionEdit(dense(self.R, c) * c, dense(self.S, c) * c)
 
     def scheduled(self, alpha: Tensor) -> "AttentionEdit":
-        """(R diag α, S diag α + diag(1 − α)): word j is edited as far as α_j says, and keeps its own map else."""
-        return AttentionEdit(
-            simplify(dense(self.R, alpha) * alpha), simplify(dense(self.S, alpha) * alpha + torch.diag(1 - alpha))
-        )
+        """(R diag α, S diag α + diag(1 − α)): word j is edited to the share α_j and otherwise keeps its own map."""
+        R = dense(self.R, alpha) * alpha
+        S = dense(self.S, alpha) * alpha + torch.diag(1 - alpha)
+        return AttentionEdit(simplify(R), simplify(S))
 
     def in_map_space(self, source: Tensor, target: Tensor) -> Tensor:
-        """Â in map space: A_s, A_e b h i j -> b h i j."""
+        """Â from A_s and A_e, b h i j each."""
         return matmul_right(source, self.R) + matmul_right(target, self.S)
 
     def in_value_space(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """(R v, S v): what the source's and the target's attention are applied to; v b h j d."""
+        """(R v, S v), the values of the source's and the target's attention; v b h j d."""
         return matmul_left(self.R, v), matmul_left(self.S, v)
 
     def attend(self, source: QK | None, target: QK, v: Tensor, site: Site, attend: Attend = fused) -> Tensor:
-        """Â v = A_s (R v) + A_e (S v) in value space, both maps by `attend`; a term whose matrix is 0 is not computed.
+        """Â v = A_s (R v) + A_e (S v), both attentions by `attend`. A term whose matrix is 0 is not computed.
 
         source may be None only where R is 0.
         """
-        from_source, from_target = self.in_value_space(v)
+        source_values, target_values = self.in_value_space(v)
         if is_zero(self.R):
-            return attend(*target, from_target, site)
+            return attend(*target, target_values, site)
         assert source is not None
         if is_zero(self.S):
-            return attend(*source, from_source, site)
-        return attend(*source, from_source, site) + attend(*target, from_target, site)
+            return attend(*source, source_values, site)
+        return attend(*source, source_values, site) + attend(*target, target_values, site)
 
 
 IDENTITY = AttentionEdit(0.0, 1.0)  # the target's own map
-
-
-INJECT = AttentionEdit(1.0, 0.0)  # the source's map as it is; at self-attention sites: injection
+INJECT = AttentionEdit(1.0, 0.0)  # the source's map; at self-attention sites: self-attention injection
 
 
 @dataclass(frozen=True, eq=False)
 class MaskedEdit:
-    """Â = m ⊙ (A_s R + A_e S) + (1 − m) ⊙ A_s R': an edit where m is 1, the source's attention where it is 0.
+    """Â = m ⊙ (A_s R + A_e S) + (1 − m) ⊙ A_s R': an edit inside of a region, the source's attention outside.
 
-    m: i 1, over the queries. kept: (R', 0), which brings the source's words to the target's places.
+    mask: m, i 1, over the queries. outside: (R', 0), which brings the source's words to the places of the target's.
     """
 
     edit: AttentionEdit
     outside: AttentionEdit
     mask: Tensor
-    changes = reads = True  # as of a `WordEdit`
+
+    @property
+    def changes(self) -> bool:
+        return True
+
+    @property
+    def reads(self) -> bool:
+        return True
 
     def in_map_space(self, source: Tensor, target: Tensor) -> Tensor:
+        """Â from A_s and A_e, b h i j each."""
         return self.combine(self.edit.in_map_space(source, target), self.outside.in_map_space(source, target))
 
     def attend(self, source: QK | None, target: QK, v: Tensor, site: Site, attend: Attend = fused) -> Tensor:
-        return self.combine(*(pair.attend(source, target, v, site, attend) for pair in (self.edit, self.outside)))
+        """Â v in value space, as `AttentionEdit.attend`."""
+        inside = self.edit.attend(source, target, v, site, attend)
+        return self.combine(inside, self.outside.attend(source, target, v, site, attend))
 
     def combine(self, inside: Tensor, outside: Tensor) -> Tensor:
+        """m ⊙ inside + (1 − m) ⊙ outside."""
         m = self.mask.to(inside)
         return m * inside + (1 - m) * outside
 
@@ -137,6 +146,9 @@ def swap_edit(M: Tensor) -> AttentionEdit:
     return AttentionEdit(M, 0.0)
 
 
-def refine_edit(P: Tensor, kept: Tensor) -> AttentionEdit:
-    """Adding a new phrase: (P diag κ, diag(1 − κ)): words that both prompts have take the source's map."""
-    return AttentionEdit(P * kept, torch.diag(1 - kept))
+def refine_edit(P: Tensor, kappa: Tensor) -> AttentionEdit:
+    """Adding a new phrase (Hertz et al. 2022, section 3.2): (P diag κ, diag(1 − κ)).
+
+    Words that both prompts have (κ = 1) take the source's map; new words keep their own.
+    """
+    return AttentionEdit(P * kappa, torch.diag(1 - kappa))

@@ -1,98 +1,125 @@
-"""TODO: describe."""
+"""What an edit of several targets runs at each step: what it reads of the source, and which targets are still equal.
+
+A grid of edits is a tree (a trie over the steps). Two targets of one prompt share their rows of the UNet up to the
+first step at which their edits differ. `BatchPlan` is computed before the run; the edit executes it, and its predicted
+cost is exact.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from minip2p.attention.contract import Site, SitePredicate
-from minip2p.checkpoints.components import Components, unet_rows
-from minip2p.p2p.targets import EditTarget
+from minip2p.checkpoints.components import Components
+from minip2p.p2p.targets import EditTarget, latent_size_of
+from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.qk_cache import queries_per_site
-from minip2p.sampling.settings import RunSettings
+from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
+
+T = TypeVar("T")
+
+MAX_BATCH = 8  # rows of targets that run at once
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What is run, step by step. wanted: the sites of the source that are read. read: the steps that the source is gone
-    along. rows: the targets (their places in the list) that are one row."""
+    """What is run, step by step.
+
+    wanted_sites: which sites of the source are read at each step; None for none. source_steps: how many steps of the
+    source are gone through. rows: for each step the groups of targets (indices into their list) that are one row.
+    """
 
     wanted_sites: list[SitePredicate | None]
     source_steps: int
     rows: list[list[list[int]]]
 
-    def predicted_rows(self, origin: Trajectory | RunSettings, batch: int = 8) -> int:
-        """The rows that the UNet will run."""
-        w, p, beside, total = origin.guidance_scale, origin.conditioning.proximal_quantile, origin.conditioning.image, 0
-        for i, rows in enumerate(self.rows):
-            if i < self.source_steps and not (
-                isinstance(origin, Trajectory) and origin.is_recorded(i, self.wanted_sites[i])
-            ):
-                total += unet_rows(1, w, proximal_quantile=p, image=beside)
-            total += sum(
-                unet_rows(len(some), w, i == origin.conditioning.skip_steps, p, beside)
-                for some in even_chunks(rows, batch)
+    def predicted_rows(self, origin: Trajectory | RunStart, batch: int = MAX_BATCH) -> int:
+        """How many rows the UNet will run."""
+        conditioning, total = origin.conditioning, 0
+
+        def rows(count: int, same_latents: bool = False) -> int:
+            return unet_rows(
+                count,
+                origin.guidance_scale,
+                same_latents=same_latents,
+                proximal_quantile=conditioning.proximal_quantile,
+                image=conditioning.image,
             )
+
+        for i, groups in enumerate(self.rows):
+            is_recorded = isinstance(origin, Trajectory) and origin.is_recorded(i, self.wanted_sites[i])
+            if i < self.source_steps and not is_recorded:
+                total += rows(1)
+            total += sum(rows(len(chunk), i == conditioning.skip_steps) for chunk in even_chunks(groups, batch))
         return total
 
 
-def plan_batches(parts: Components, origin: Trajectory | RunSettings, targets: Sequence[EditTarget]) -> BatchPlan:
-    """The plan of an edit: the source goes along as far as it is read, to the end where a target is blended with it. At
-    guidance 0 no words are read, and so no attention. Steps that the origin skips have no rows."""
-    latents = origin.latents if isinstance(origin, Trajectory) else origin.noise
-    queries = queries_per_site(parts.unet, (latents.shape[-2], latents.shape[-1]))
-    skip, asks = origin.conditioning.skip_steps, origin.guidance_scale != 0
-    wanted = [wanted_sites(targets, i, queries) if asks and i >= skip else None for i in range(origin.steps)]
-    read = max((i + 1 for i, sites in enumerate(wanted) if sites is not None), default=0)
+def plan_batches(
+    components: Components, origin: Trajectory | RunStart, targets: Sequence[EditTarget], *, share: bool = True
+) -> BatchPlan:
+    """Plans an edit. The source is gone through as far as it is read; to the end where a target is blended with it.
+
+    At guidance scale 0 the words are not read, and so the source's attention is not. The steps that the origin's
+    conditioning skips have no rows.
+
+    share: equal targets are one row; False gives every target a row of its own.
+    """
+    queries = queries_per_site(components.unet, latent_size_of(origin))
+    first, reads_words = origin.conditioning.skip_steps, origin.guidance_scale != 0
+    wanted = [wanted_sites(targets, i, queries) if reads_words and i >= first else None for i in range(origin.steps)]
+    source_steps = max((i + 1 for i, sites in enumerate(wanted) if sites is not None), default=0)
     if any(target.blend_state is not None for target in targets):
-        read = origin.steps
-    return BatchPlan(wanted, read, list(share_prefixes(targets, origin.steps, skip)))
+        source_steps = origin.steps
+    if share:
+        rows = list(share_prefixes(targets, origin.steps, first))
+    else:
+        rows = [[] if i < first else [[n] for n in range(len(targets))] for i in range(origin.steps)]
+    return BatchPlan(wanted, source_steps, rows)
 
 
-def share_prefixes(targets: Sequence[EditTarget], steps: int, skip: int = 0) -> Iterator[list[list[int]]]:
-    """For each step the rows to run: the targets (their places in the list) that have agreed so far are one. The first
-    `skip` steps have none: what is said of them does not part anybody.
+def share_prefixes(targets: Sequence[EditTarget], steps: int, skip_steps: int = 0) -> Iterator[list[list[int]]]:
+    """For each step the rows to run: groups of targets (indices into their list) that are equal so far.
 
-    A grid of edits so becomes a tree (a trie over the steps): two targets of one prompt part at the first step at which
-    their rules differ, or after the first after which they are blended in other ways.
+    Two targets part at the first step at which their edits differ, or after the first step after which they are blended
+    differently. The first `skip_steps` steps have no rows, and what targets would do there does not part them.
     """
     history: list[Any] = [target.prompt for target in targets]
     for step in range(steps):
-        if step < skip:
+        if step < skip_steps:
             yield []
             continue
-        history = intern(
-            [(past, target.plan.at(step).cache_key) for past, target in zip(history, targets, strict=True)]
-        )
-        rows: dict[int, list[int]] = {}
+        edits = [target.plan.at(step).cache_key for target in targets]
+        history = intern(list(zip(history, edits, strict=True)))
+        groups: dict[int, list[int]] = {}
         for n, past in enumerate(history):
-            rows.setdefault(past, []).append(n)
-        yield list(rows.values())
-        blended = [None if target.blend_state is None else target.blend_state.cache_key(step) for target in targets]
-        history = list(zip(history, blended, strict=True))
+            groups.setdefault(past, []).append(n)
+        yield list(groups.values())
+        blends = [None if target.blend_state is None else target.blend_state.cache_key(step) for target in targets]
+        history = list(zip(history, blends, strict=True))
 
 
 def intern(values: Sequence[Any]) -> list[int]:
-    """The same number for the same value: a long history in one word."""
+    """The same number for equal values: a long history becomes one number."""
     numbers: dict[Any, int] = {}
     return [numbers.setdefault(value, len(numbers)) for value in values]
 
 
-def even_chunks(rows: Sequence[Any], most: int) -> list[Sequence[Any]]:
-    """The rows in as few parts of at most `most` as there can be, the larger first; they depend on the number alone."""
+def even_chunks(rows: Sequence[T], most: int) -> list[Sequence[T]]:
+    """The rows in as few chunks of at most `most` as possible, larger ones first; sizes depend on the number alone."""
     count = -(-len(rows) // most)
     ends = [len(rows) - len(rows) * n // count for n in range(count, -1, -1)] if rows else []
     return [rows[a:b] for a, b in pairwise(ends)]
 
 
 def wanted_sites(targets: Sequence[EditTarget], step: int, queries: Mapping[Site, int]) -> SitePredicate | None:
-    """Which sites of the source are read at a step; None where none are."""
-    rules = list({rule.cache_key: rule for rule in (target.plan.at(step) for target in targets)}.values())
-    heats = [target.blend_state.source for target in targets if target.blend_state is not None]
-
-    def is_read(site: Site, n: int) -> bool:
-        return any(rule.at_site(site, n).reads for rule in rules) or any(heat.wants(site) for heat in heats)
-
-    read = {site for site, n in queries.items() if is_read(site, n)}
-    return (lambda site, queries: site in read) if read else None
+    """Which sites of the source are read at a step; None where none is. queries: how many each site has."""
+    edits = list({edit.cache_key: edit for edit in (target.plan.at(step) for target in targets)}.values())
+    heatmaps = [target.blend_state.source for target in targets if target.blend_state is not None]
+    sites = {
+        site
+        for site, count in queries.items()
+        if any(edit.at_site(site, count).reads for edit in edits) or any(heat.wants(site) for heat in heatmaps)
+    }
+    return (lambda site, count: site in sites) if sites else None

@@ -1,25 +1,25 @@
-"""What an edit does, where and when: the pair (R, S) that holds for a target at each step and site.
+"""The plan of an edit: which pair (R, S) holds for a target at each step and site.
 
 Axes: i queries, j words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from minip2p.attention.contract import ALL_SITES, Site, SiteFilter
 from minip2p.p2p.algebra import IDENTITY, INJECT, AttentionEdit, MaskedEdit, cache_key, refine_edit, swap_edit
 from minip2p.p2p.alignment import infer_kind, refine_alignment, swap_mapper
+from minip2p.p2p.options import EditOptions
+from minip2p.p2p.published import published_swap_mapper
 from minip2p.p2p.schedules import cross_replace_alpha, equalizer, step_weights
 from minip2p.text.prompt import Prompt
-from minip2p.validation import check_max_queries
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Where an edit is to stay: m of the queries by stride, i each, and (R', 0) for the words outside."""
+    """Where attention may change. masks: m of the queries by stride, i each. outside: (R', 0), for the words there."""
 
     masks: Mapping[int, Tensor]
     outside: AttentionEdit
@@ -27,7 +27,7 @@ class Region:
 
 @dataclass(frozen=True)
 class StepEdit:
-    """What one target takes from the source at one step: its cross-attention by words, its self-attention by α."""
+    """What one target takes from the source at one step: cross-attention by words, self-attention by the share α."""
 
     cross: AttentionEdit
     self_alpha: float
@@ -39,34 +39,36 @@ class StepEdit:
         """The pair that holds at a site with so many queries."""
         if not self.sites.includes(site) or (not site.cross and queries > self.self_max_queries):
             return IDENTITY
-        alpha = float(self.self_alpha)
-        edit = self.cross if site.cross else {0.0: IDENTITY, 1.0: INJECT}.get(alpha, AttentionEdit(alpha, 1 - alpha))
+        edit = self.cross if site.cross else injection(float(self.self_alpha))
         if self.region is None:
             return edit
-        return MaskedEdit(edit, self.region.outside if site.cross else INJECT, self.region.masks[site.stride][:, None])
+        outside = self.region.outside if site.cross else INJECT
+        return MaskedEdit(edit, outside, self.region.masks[site.stride][:, None])
 
     @property
-    def cache_key(self) -> Any:
-        """Equal for rules that do the same."""
-        pixels = self.self_max_queries if self.self_alpha or self.region else 0
-        where = self.sites if self.self_alpha or self.cross.changes or self.region else ALL_SITES
-        masks = None if self.region is None else [cache_key(m) for m in self.region.masks.values()]
-        kept = None if self.region is None else cache_key(self.region.outside.R)
-        return (
-            cache_key(self.cross.R),
-            cache_key(self.cross.S),
-            float(self.self_alpha),
-            pixels,
-            where,
-            kept,
-            str(masks),
-        )
+    def cache_key(self) -> Hashable:
+        """Equal for step edits that have the same effect."""
+        region = self.region
+        max_queries = self.self_max_queries if self.self_alpha or region else 0
+        sites = self.sites if self.self_alpha or self.cross.changes or region else ALL_SITES
+        masks = None if region is None else tuple(cache_key(mask) for mask in region.masks.values())
+        outside = None if region is None else cache_key(region.outside.R)
+        cross = cache_key(self.cross.R), cache_key(self.cross.S)
+        return *cross, float(self.self_alpha), max_queries, sites, outside, masks
+
+
+def injection(alpha: float) -> AttentionEdit:
+    """(α I, (1 − α) I): the source's self-attention, to the share α."""
+    return {0.0: IDENTITY, 1.0: INJECT}.get(alpha) or AttentionEdit(alpha, 1 - alpha)
 
 
 @dataclass(frozen=True)
 class EditPlan:
-    """One target's edit over a whole run. words: (R, S) before the schedule. alpha: α, steps × words. self_alpha: α of
-    the self-attention, steps, at sites of at most `self_pixels` queries."""
+    """One target's edit over a whole run.
+
+    word_edit: (R, S) before the schedule. cross_alpha: α of the cross-attention, steps × words. self_alpha: α of the
+    self-attention, steps, at sites of at most `self_max_queries` queries.
+    """
 
     word_edit: AttentionEdit
     cross_alpha: Tensor
@@ -76,46 +78,41 @@ class EditPlan:
     region: Region | None = None
 
     def at(self, step: int) -> StepEdit:
-        return StepEdit(
-            self.word_edit.scheduled(self.cross_alpha[step]),
-            float(self.self_alpha[step]),
-            self.self_max_queries,
-            self.sites,
-            self.region,
-        )
+        """The edit of one step."""
+        cross = self.word_edit.scheduled(self.cross_alpha[step])
+        return StepEdit(cross, float(self.self_alpha[step]), self.self_max_queries, self.sites, self.region)
 
 
 def plan_edit(
     source: Prompt,
     target: Prompt,
     steps: int,
+    options: EditOptions | None = None,
     *,
-    cross_replace: Any = 0.8,
-    self_replace: Any = 0.4,
-    self_max_queries: int = 32 * 32,
-    kind: str = "auto",
-    reweight: Mapping[Any, float] | None = None,
-    sites: SiteFilter = ALL_SITES,
-    region: Mapping[int, Tensor] | None = None,
-    parity: bool = False,
+    region_masks: Mapping[int, Tensor] | None = None,
 ) -> EditPlan:
-    """The edit that leads from one prompt to another.
+    """The plan of the edit that leads from one prompt to another.
 
-    kind: "swap", "refine" or "auto", which chooses by `kind_of`. cross: τ of the cross-attention, as `schedule` takes
-    it; self_: of the self-attention, as `course` does. reweight: word of the target -> weight c. where: the sites and
-    heads that it reaches. within: m of the queries that it reaches, by stride; the others keep the source's map at all
-    steps. parity: the published code's mappers, defects included. Raises ValueError for prompts that cannot be swapped
-    and for words that are not there.
+    An inner pair, swap or refine, is re-weighted and then scheduled, in this order.
+
+    options: the defaults where None. region_masks: `options.region` as m of the queries by stride
+    (`attention.masks.mask_per_stride`). Raises ValueError for prompts that cannot be swapped and for words that are not
+    in the target.
     """
-    check_max_queries(self_max_queries)
-    if kind not in ("auto", "swap", "refine"):
-        raise ValueError(f"kind must be auto, swap or refine, not {kind!r}")
-    if (infer_kind(source, target) if kind == "auto" else kind) == "swap":
-        words = swap_edit(swap_mapper(source, target, parity=parity))
+    options = options or EditOptions()
+    kind = infer_kind(source, target) if options.kind == "auto" else options.kind
+    if kind == "swap":
+        words = swap_edit((published_swap_mapper if options.parity else swap_mapper)(source, target))
     else:
-        words = refine_edit(*refine_alignment(source, target, parity=parity))
-    inside = None if region is None else Region(region, AttentionEdit(words.R, 0.0))
-    if reweight:
-        words = words.reweighted(equalizer(reweight, target, parity=parity))
-    alpha = cross_replace_alpha(cross_replace, target, steps, parity=parity)
-    return EditPlan(words, alpha, step_weights("self", self_replace, steps, steps), self_max_queries, sites, inside)
+        words = refine_edit(*refine_alignment(source, target, parity=options.parity))
+    region = None if region_masks is None else Region(region_masks, AttentionEdit(words.R, 0.0))
+    if options.reweight:
+        words = words.reweighted(equalizer(options.reweight, target, parity=options.parity))
+    return EditPlan(
+        words,
+        cross_replace_alpha(options.cross_replace, target, steps, parity=options.parity),
+        step_weights("self_replace", options.self_replace, steps, steps),
+        options.self_max_queries,
+        options.sites,
+        region,
+    )

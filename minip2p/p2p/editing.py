@@ -1,103 +1,151 @@
-"""Source and targets, step by step: the edits of a run, and of a run that is sampled as it is read.
+"""Prompt-to-Prompt editing. `edit_reference` is algorithm 1 of the paper; `run_edits` is the fast version of it.
 
-Axes: b batch, c h w latents; e targets.
+Axes: b batch, c h w latents, t steps.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from minip2p.attention.contract import QK, Attend, Site, at_step, fused
 from minip2p.attention.heatmaps import accumulate_heat
+from minip2p.attention.store import record_qk
 from minip2p.checkpoints.components import Components
-from minip2p.p2p.batching import even_chunks, plan_batches
+from minip2p.p2p.batching import MAX_BATCH, even_chunks, plan_batches
 from minip2p.p2p.controller import OnAttention, controlled_attention
-from minip2p.p2p.targets import EditTarget
+from minip2p.p2p.options import EditOptions
+from minip2p.p2p.targets import EditTarget, make_targets
+from minip2p.sampling.guidance import check_finite, guided_noise
 from minip2p.sampling.progress import Progress
-from minip2p.sampling.settings import RunSettings
-from minip2p.sampling.trajectory import SourceRun, Trajectory, check_finite
+from minip2p.sampling.settings import RunStart
+from minip2p.sampling.trajectory import SourceRun, Trajectory
+from minip2p.text.encoder import TextEmbedding
+
+
+def edit_reference(
+    components: Components, start: RunStart, prompt: str, options: EditOptions | None = None
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 1 of Hertz et al. (2022), line by line, for one target: the version to read first.
+
+    It edits attention maps as the paper does, without batching, prefix sharing or records. `run_edits` computes the
+    same; `tests/p2p/test_editing.py` compares the two.
+
+    start: the source. prompt: the target. Returns the last latents of the source and of the target, 1 c h w.
+    """
+    (target,) = make_targets(components, start, [prompt], options or EditOptions())
+    source_text, target_text = components.text(start.prompt), components.text(prompt)
+    negative = components.text.encode_negative(start.negative_prompt)
+    w = start.guidance_scale
+    x = x_edit = start.noise.to(components.device, copy=True)  # both start from the same noise
+    for i, step in enumerate(components.scheduler.steps(start.steps)):
+        # Predict the source's noise and keep its attention, as (q, k): the maps M_t.
+        source_qk: dict[Site, QK] = {}
+        record = record_qk(source_qk, lambda site, queries: True)
+        eps = guided_noise(components, x, step.t, negative, source_text, guidance_scale=w, attend=record)
+        accumulate_source_heat(source_qk, [target], fused)
+        # Predict the target's noise, with the maps M*_t replaced by Edit(M_t, M*_t, t).
+        observe = target_heat_observer([[target]])
+        edit = controlled_attention(source_qk, [target.plan.at(i)], explicit=True, on_attention=observe)
+        eps_edit = guided_noise(components, x_edit, step.t, negative, target_text, guidance_scale=w, attend=edit)
+        # One DDIM step each. With local editing, the target keeps the source's latents outside of the mask.
+        x = components.scheduler.step(x, eps, step)
+        x_edit = target.apply_blend(i, x, components.scheduler.step(x_edit, eps_edit, step))
+    return x, x_edit
 
 
 def run_edits(
-    parts: Components,
-    origin: Trajectory | RunSettings,
+    components: Components,
+    origin: Trajectory | RunStart,
     targets: Sequence[EditTarget],
     *,
     attend: Attend | None = None,
     explicit: bool = False,
-    batch: int = 8,
+    batch: int = MAX_BATCH,
     progress: Progress = iter,
 ) -> list[Trajectory]:
-    """Edits a source into all targets, step by step (Hertz et al. 2022, algorithm 1). Each starts from the source's
-    noise; at each step the source goes first, where a target still reads it, and the targets follow.
+    """Edits one source into all targets, step by step (Hertz et al. 2022, algorithm 1).
 
-    Targets that have agreed in all that was done to them are one row (`shared`); up to `batch` rows run at once. But an
-    `attend` of one's own, which may keep what it sees, sees all targets at once, a row each.
-    attend: the targets' attention besides the edit, the source's own where None. in_maps: the explicit execution.
+    All targets start from the source's noise. At each step the source goes first, where a target still reads it.
+    Targets that have been equal so far are one row (`plan_batches`), and up to `batch` rows run at once. A custom
+    `attend` may store what it sees, so it sees all targets at once, one row each.
+
+    origin: a finished run, or one that is sampled along with its targets. attend: the targets' attention apart from the
+    edit; None is the source's. explicit: form the attention maps (see `controlled_attention`).
+    Returns the targets' runs. Raises ValueError where latents do not stay finite.
     """
-    source, attend, plan = SourceRun(parts, origin), attend or origin.attend, plan_batches(parts, origin, targets)
-    if attend is not fused:
-        plan, batch = replace(plan, rows=[[[n] for n in range(len(targets))]] * origin.steps), len(targets)
-    texts = {target.prompt: parts.text(target.prompt) for target in targets}
+    conditioning, attend = origin.conditioning, attend or origin.attend
+    is_custom = attend is not fused
+    source = SourceRun(components, origin)
+    plan = plan_batches(components, origin, targets, share=not is_custom)
+    batch = len(targets) if is_custom else batch
+    texts = {target.prompt: components.text(target.prompt) for target in targets}
     latents = [[source.latents[0]] for _ in targets]
-    for i, step in enumerate(progress(list(parts.scheduler.steps(origin.steps)))):
-        if i < origin.conditioning.skip_steps:
+    for i, step in enumerate(progress(components.scheduler.steps(origin.steps))):
+        if i < conditioning.skip_steps:
             for states in latents:
                 states.append(source.latents[i + 1])
             continue
-        found = source.advance(i, step, plan.wanted_sites[i]) if i < plan.source_steps else {}
-        accumulate_source_heat(found, targets, origin.attend, i)
-        for some in even_chunks(plan.rows[i], batch):
-            rules = [targets[row[0]].plan.at(i) for row in some]
-            watch = target_heat_observer([[targets[n] for n in row] for row in some])
-            injected = controlled_attention(found, rules, at_step(attend, i), explicit=explicit, on_attention=watch)
-            before = torch.cat([latents[row[0]][i] for row in some])
-            conditional = torch.cat([texts[targets[row[0]].prompt] for row in some])
-            eps = parts.guided_noise(
-                before,
+        source_qk = source.advance(i, plan.wanted_sites[i]) if i < plan.source_steps else {}
+        accumulate_source_heat(source_qk, targets, at_step(origin.attend, i))
+        for groups in even_chunks(plan.rows[i], batch):
+            first = [group[0] for group in groups]  # one target stands for its group
+            control = controlled_attention(
+                source_qk,
+                [targets[n].plan.at(i) for n in first],
+                at_step(attend, i),
+                explicit=explicit,
+                on_attention=target_heat_observer([[targets[n] for n in group] for group in groups]),
+            )
+            x = torch.cat([latents[n][i] for n in first])
+            eps = guided_noise(
+                components,
+                x,
                 step.t,
                 source.uncond_embedding(i),
-                conditional,
-                origin.guidance_scale,
-                injected,
-                i == origin.conditioning.skip_steps,
-                origin.conditioning.proximal_quantile,
-                origin.conditioning.image,
+                TextEmbedding.cat(texts[targets[n].prompt] for n in first),
+                guidance_scale=origin.guidance_scale,
+                attend=control,
+                same_latents=i == conditioning.skip_steps,
+                proximal_quantile=conditioning.proximal_quantile,
+                image=conditioning.image,
             )
-            after = check_finite(
-                parts, parts.scheduler.step(before, eps, step, noise=origin.conditioning.noise_at(i)), i
-            ).split(1)
-            for row, x in zip(some, after, strict=True):
-                for n in row:
-                    latents[n].append(targets[n].apply_blend(i, source.latents, x))
+            x = components.scheduler.step(x, eps, step, noise=conditioning.noise_at(i))
+            for group, state in zip(groups, check_finite(components, x, i).split(1), strict=True):
+                for n in group:
+                    blended = state
+                    if targets[n].blend_state is not None:
+                        blended = targets[n].apply_blend(i, source.latents[i + 1], state)
+                    latents[n].append(blended)
     return [
         Trajectory(
-            parts,
+            components,
             target.prompt,
             torch.cat(states).cpu(),
             origin.guidance_scale,
             origin.negative_prompt,
             origin.seed,
-            origin.conditioning,
+            conditioning,
             attend,
-            blend_mask=target.mask,
+            blend_mask=target.blend_mask,
             source_run=source,
         )
         for target, states in zip(targets, latents, strict=True)
     ]
 
 
-def accumulate_source_heat(found: Mapping[Site, QK], targets: Sequence[EditTarget], attend: Attend, step: int) -> None:
-    """Sums the source's heat, by the attention that the source runs with."""
-    heats = [target.blend_state.source for target in targets if target.blend_state is not None]
-    if found and heats:
-        attend = at_step(attend, step)
-        for site, (q, k) in found.items():
-            accumulate_heat(heats, site, lambda v, q=q, k=k, site=site: attend(q, k, v, site), q)  # type: ignore[misc]
+def accumulate_source_heat(source_qk: Mapping[Site, QK], targets: Sequence[EditTarget], attend: Attend) -> None:
+    """Adds the source's attention to the heat maps of the targets' blends. attend: the source's attention."""
+    heatmaps = [target.blend_state.source for target in targets if target.blend_state is not None]
+    if heatmaps:
+        for site, (q, k) in source_qk.items():
+            accumulate_heat(heatmaps, site, lambda v, q=q, k=k, site=site: attend(q, k, v, site), q)  # type: ignore[misc]
 
 
-def target_heat_observer(rows: Sequence[Sequence[EditTarget]]) -> OnAttention:
-    """Sums the targets' heat after the edit, as the masks of the paper do. rows: the targets that a row stands for."""
-    heats = [[target.blend_state.target for target in row if target.blend_state is not None] for row in rows]
-    return lambda row, site, q, values: accumulate_heat(heats[row], site, values, q)
+def target_heat_observer(groups: Sequence[Sequence[EditTarget]]) -> OnAttention:
+    """Adds the targets' attention after the edit to the heat maps of their blends, as the paper's masks do.
+
+    groups: the targets that each row stands for.
+    """
+    heatmaps = [[target.blend_state.target for target in group if target.blend_state is not None] for group in groups]
+    return lambda row, site, q, apply: accumulate_heat(heatmaps[row], site, apply, q)

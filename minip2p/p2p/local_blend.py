@@ -1,9 +1,9 @@
-"""Local blending: where the picture may change, and the source's latents everywhere else.
+"""Local blending: inside of a mask the picture may change, outside of it the latents are the source's.
 
 Axes: b batch, c h w latents; y x: rows and columns of a map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,18 +20,21 @@ from minip2p.validation import is_finite
 
 @dataclass(frozen=True)
 class LocalBlend:
-    """Local blending: outside of the mask, the target's latents are the source's.
+    """Local blending: outside of a mask, the target's latents are the source's (Hertz et al. 2022, local editing).
 
-    source, target: the words whose places may change, in either prompt (one, or a tuple of them, each as `Prompt.find`
-    takes it); the mask is the union of both.
-    without_source, without_target: words whose places may not. mask: an own mask instead of the words', H W: a tensor,
-    an array or a PIL image, 1 or white where the picture may change; resized to the latent and cut at one half.
-    threshold, without_threshold: of the heat map's maximum, or another that `minip2p.attention.masks.threshold_mask` takes; a soft one blends
-    softly. spread: how often the heat is spread by the finest self-attention to pixels that are alike (`HeatSum`).
-    pool: let the mask reach one pixel of the maps further, by a 3 × 3 max-pool, as the published code does; without, it
-    keeps to the words' places, and more of the source is kept. start: the share of the run from which on it blends; of
-    two, (from, full), it sets in gradually between them. strides: of the maps that are read, `default_strides` where
-    none are given.
+    The mask is the union of the places of some words, or one of your own.
+
+    source, target: words of the source prompt and of the target prompt whose places may change: one word, or a tuple of
+    them, each as `Prompt.token_indices` takes it. without_source, without_target: words whose places may not change.
+    mask: your own mask instead of words, H W: a tensor, an array or a Pillow image, 1 or white where the picture may
+    change; it is resized to the latents and thresholded at one half.
+    threshold, without_threshold: of the heat maps, see `minip2p.attention.masks.threshold_mask`; a soft threshold
+    blends softly. pool: enlarge the mask by a 3 × 3 max-pool of the heat map, as the published code does; without it,
+    the mask is limited to the places of the words and more of the source is preserved. self_attention_hops: how often
+    the heat is propagated by the finest self-attention to similar pixels (see `HeatmapAccumulator`). start: the share
+    of the run from which on it blends; with (from, full) it sets in gradually between the two. strides: of the
+    cross-attention sites that are read, by default those of `default_strides`.
+    Raises ValueError for values that are wrong whatever the prompts are.
     """
 
     source: tuple[Any, ...] = ()
@@ -48,46 +51,52 @@ class LocalBlend:
 
     def __post_init__(self) -> None:
         for name in ("source", "target", "without_source", "without_target"):
-            words = getattr(self, name)  # one word may stand alone
+            words = getattr(self, name)  # a single word needs no tuple
             object.__setattr__(self, name, tuple(words) if isinstance(words, list | tuple) else (words,))
         if (self.mask is None) == (not (self.source or self.target)):
-            raise ValueError("a blend needs a word or a mask, and not both")
+            raise ValueError("a local blend needs words or a mask, and not both")
         for name in ("threshold", "without_threshold"):
-            check_threshold(f"a blend's {name}", getattr(self, name))
+            check_threshold(f"a local blend's {name}", getattr(self, name))
         check_hops(self.self_attention_hops)
         ends = self.start if isinstance(self.start, tuple) and len(self.start) == 2 else (self.start, self.start)
         if not all(is_finite(end) for end in ends) or not 0 <= ends[0] <= ends[1] <= 1:
-            raise ValueError(f"a blend's start must lie between 0 and 1, not {self.start}; or it is (from, full)")
+            raise ValueError(f"a local blend's start must lie between 0 and 1, not {self.start}; or it is (from, full)")
         if self.strides is not None and not isinstance(self.strides, list | tuple):
-            raise ValueError(f"a blend's strides are several, as (2, 4), not {self.strides!r}")
+            raise ValueError(f"a local blend's strides are a list or tuple, as (2, 4), not {self.strides!r}")
         if self.mask is not None:
             object.__setattr__(self, "mask", read_mask(self.mask))
 
     @classmethod
     def from_argument(cls, blend: "LocalBlend | str | Sequence[Any] | None") -> "LocalBlend | None":
-        """What `edit` takes: a Blend, a word that both prompts have, or a (source word, target word)."""
+        """From what `Pipeline.edit` takes: a LocalBlend, a word of both prompts, or a (source word, target word).
+
+        Raises ValueError for anything else.
+        """
         if blend is None or isinstance(blend, LocalBlend):
             return blend
         if isinstance(blend, str):
             return cls((blend,), (blend,))
         if not isinstance(blend, Sequence) or len(blend) != 2:
-            raise ValueError(f"a blend is a word, a (source word, target word) or a Blend, not {blend!r}")
+            raise ValueError(f"local_blend is a word, a (source word, target word) or a LocalBlend, not {blend!r}")
         source, target = tuple(blend)
         return cls((source,), (target,))
 
 
 @dataclass
 class LocalBlendState:
-    """A blend at work on one target: it sums heat as the run goes and mixes latents."""
+    """A local blend at work on one target: it accumulates heat maps during the run and blends the latents.
+
+    source, target: heat maps of the words that may change (row 0) and of those that may not (row 1), in each prompt.
+    first_step, full_step: the step at which blending starts, and the one from which on it is complete.
+    last_mask: the mask of the last step, h w: bool, or soft in [0, 1].
+    """
 
     blend: LocalBlend
     source: HeatmapAccumulator
     target: HeatmapAccumulator
     first_step: int
     full_step: int
-    last_mask: Tensor | None = field(
-        default=None, init=False
-    )  # the mask that it blended by, h w: bool, or soft in [0, 1]
+    last_mask: Tensor | None = field(default=None, init=False)
 
     @classmethod
     def start(
@@ -95,61 +104,70 @@ class LocalBlendState:
         blend: LocalBlend,
         source: Prompt,
         target: Prompt,
+        *,
         steps: int,
-        latent: tuple[int, int],
+        latent_size: tuple[int, int],
         sites: Sequence[Site],
     ) -> "LocalBlendState":
-        """Raises ValueError for words that are not in their prompt."""
-        strides = select_strides(blend.strides, sites, latent)
+        """The state before the first step. sites: the model's. Raises ValueError for words that are not in a prompt."""
+        strides = select_strides(blend.strides, sites, latent_size)
 
-        def summed(prompt: Prompt, words: tuple[Any, ...], without: tuple[Any, ...]) -> HeatmapAccumulator:
+        def accumulator(prompt: Prompt, words: tuple[Any, ...], without: tuple[Any, ...]) -> HeatmapAccumulator:
             rows = [token_indicator(prompt, group).sum(0).clamp(max=1) for group in (words, without)]
-            return HeatmapAccumulator(
-                torch.stack(rows), latent, strides, blend.self_attention_hops, finest_self_stride(sites)
-            )
+            hops = blend.self_attention_hops
+            return HeatmapAccumulator(torch.stack(rows), latent_size, strides, hops, finest_self_stride(sites))
 
-        if blend.mask is not None and blend.mask.any() and not mask_to_latent(blend.mask, latent).any():
+        if blend.mask is not None and blend.mask.any() and not mask_to_latent(blend.mask, latent_size).any():
             raise ValueError(
-                "a blend's own mask covers less than half of every pixel of the latents, which are larger "
-                "than a picture's: nothing could change"
+                "the mask of a local blend covers less than half of every latent pixel, which is larger than a pixel "
+                "of the picture: nothing could change"
             )
-        ends = blend.start if isinstance(blend.start, tuple) else (blend.start, blend.start)
+        first, full = blend.start if isinstance(blend.start, tuple) else (blend.start, blend.start)
         return cls(
             blend,
-            summed(source, blend.source, blend.without_source),
-            summed(target, blend.target, blend.without_target),
-            *(int(end * steps) for end in ends),
+            accumulator(source, blend.source, blend.without_source),
+            accumulator(target, blend.target, blend.without_target),
+            int(first * steps),
+            int(full * steps),
         )
 
-    def cache_key(self, step: int) -> Any:
-        """Equal for blendings that do the same at a step, to targets that have been the same so far."""
+    def cache_key(self, step: int) -> Hashable:
+        """Equal for two blends that have the same effect at a step, if their targets were equal so far."""
         if step < self.first_step:
             return None
-        b, words = self.blend, [heat.indicators.numpy().tobytes() for heat in (self.source, self.target)]
-        own = None if b.mask is None else (tuple(b.mask.shape), b.mask.cpu().numpy().tobytes())
+        blend = self.blend
+        words = [heat.indicators.numpy().tobytes() for heat in (self.source, self.target)]
+        mask = None if blend.mask is None else (tuple(blend.mask.shape), blend.mask.cpu().numpy().tobytes())
         ramp = self.full_step - self.first_step, min(step, self.full_step) - self.first_step
-        return *words, own, b.threshold, b.without_threshold, b.pool, b.self_attention_hops, ramp, self.source.strides
+        thresholds = blend.threshold, blend.without_threshold
+        return *words, mask, *thresholds, blend.pool, blend.self_attention_hops, ramp, self.source.strides
 
     def mask(self) -> Tensor:
-        """Where the target may differ, h w: (source's words ∪ target's words) minus what is kept out. bool, or where a
-        threshold is soft a share in [0, 1]: of a union the greater, of what is left the product."""
-        b, size = self.blend, self.source.latent_size
-        out = torch.zeros(size, dtype=torch.bool)
-        if b.mask is not None:
-            out = mask_to_latent(b.mask, size)
-        for heat, words in ((self.source, b.source), (self.target, b.target)):
-            if words and b.mask is None:
-                out = torch.maximum(*same_dtype(out, heatmap_to_mask(heat.total[0], size, b.threshold, b.pool).cpu()))
-        for heat, words in ((self.source, b.without_source), (self.target, b.without_target)):
+        """Where the target may differ from the source, h w: the places of all words minus those of the excluded words.
+
+        bool; with a soft threshold the shares in [0, 1]: the greater of two in a union, the product in a difference.
+        """
+        blend, size = self.blend, self.source.latent_size
+        mask = torch.zeros(size, dtype=torch.bool)
+        if blend.mask is not None:
+            mask = mask_to_latent(blend.mask, size)
+        for heat, words in ((self.source, blend.source), (self.target, blend.target)):
+            if words and blend.mask is None:
+                places = heatmap_to_mask(heat.total[0], size, blend.threshold, blend.pool).cpu()
+                mask = torch.maximum(*same_dtype(mask, places))
+        for heat, words in ((self.source, blend.without_source), (self.target, blend.without_target)):
             if words:
-                kept_out = heatmap_to_mask(heat.total[1], size, b.without_threshold, pool=False).cpu()
-                one, other = same_dtype(out, kept_out)
-                out = one & ~other if one.dtype == torch.bool else one * (1 - other)
-        return out
+                places = heatmap_to_mask(heat.total[1], size, blend.without_threshold, pool=False).cpu()
+                mask, places = same_dtype(mask, places)
+                mask = mask & ~places if mask.dtype == torch.bool else mask * (1 - places)
+        return mask
 
     def __call__(self, step: int, source: Tensor, target: Tensor) -> Tensor:
-        """x_s + m (x − x_s), b c h w: where m is 0 the source's latents to the bit, where it is 1 the target's. Until
-        the full step it is m + (1 − m) (1 − r), r growing from 0 to 1, that holds."""
+        """Blends the latents after a step, b c h w: x_s + m (x − x_s).
+
+        Where m is 0 they are the source's to the bit, where it is 1 the target's. Before the full step, m is replaced
+        by m + (1 − m) (1 − r), where r grows from 0 to 1.
+        """
         if step < self.first_step:
             return target
         self.last_mask = self.mask()

@@ -1,4 +1,10 @@
-"""TODO: describe."""
+"""Schedules: at which steps an edit acts, for each word, and how strongly words are re-weighted.
+
+A step share is a share of the run: an end τ; a (start, end); or a (start, end, out), where the edit fades evenly to 0
+between end and out.
+
+Axes: t steps, j target tokens.
+"""
 
 from collections.abc import Hashable, Mapping
 from numbers import Real
@@ -15,42 +21,47 @@ StepShare = float | tuple[float, float] | tuple[float, float, float]
 
 
 def cross_replace_alpha(
-    cross: StepShare | Mapping[Hashable, StepShare], prompt: Prompt, steps: int, *, parity: bool = False
+    cross_replace: StepShare | Mapping[Hashable, StepShare], prompt: Prompt, steps: int, *, parity: bool = False
 ) -> Tensor:
-    """α (steps, j) float32: 1 at the steps at which a target token takes the source's attention, else 0.
+    """α (t, j) float32: the share by which a target token takes the source's cross-attention at each step.
 
-    cross: the steps, as shares of the run, see `course`; or these by word of the *target* prompt (anything that
-    `Prompt.find` takes), with "default_" for all other tokens (1.0 if absent).
-    A share f is row int(f · (steps + 1)), as in the published code: at 50 steps .8 → 40, .4 → 20, 1.0 → all.
-    Raises ValueError for a word that is not there (parity: it is ignored) or shares that are not 0 ≤ start ≤ end ≤ 1.
+    cross_replace: a step share; or step shares by word of the *target* prompt (as `Prompt.token_indices` takes words),
+    where "default_" stands for all other tokens and is 1.0 if absent.
+    The share f is row int(f · (steps + 1)), as in the published code (`get_time_words_attention_alpha`): at 50 steps
+    .8 is row 40, .4 is row 20 and 1.0 is beyond the last.
+    Raises ValueError for a word that is not in the prompt (parity: it is ignored) and for shares that are not
+    0 ≤ start ≤ end ≤ 1.
     """
-    given = cross if isinstance(cross, Mapping) else {"default_": cross}
-    by_word: dict[Any, StepShare] = {"default_": 1.0, **given}
+    by_word = cross_replace if isinstance(cross_replace, Mapping) else {"default_": cross_replace}
+    shares: dict[Any, StepShare] = {"default_": 1.0, **by_word}  # "default_" comes first, wherever it was given
     alpha = torch.zeros(steps, len(prompt.ids))
-    for word, share in by_word.items():  # "default_" first, wherever it was given
-        tokens = list(range(len(prompt.ids)) if word == "default_" else token_positions(prompt, word, parity))
-        alpha[:, tokens] = step_weights("cross", share, steps, steps + 1)[:, None]
+    for word, share in shares.items():
+        tokens = range(len(prompt.ids)) if word == "default_" else token_positions(prompt, word, parity)
+        alpha[:, list(tokens)] = step_weights("cross_replace", share, steps, steps + 1)[:, None]
     return alpha
 
 
-def step_weights(which: str, share: StepShare, steps: int, rows: int) -> Tensor:
-    """α of each step: 1 on [start, end), of (start, end) or end alone; of three, then falling evenly to 0 at the third.
-    A share f of the run is step int(f · rows)."""
-    start, end, out = (int(bound * rows) for bound in parse_step_share(which, share))
+def step_weights(name: str, share: StepShare, steps: int, rows: int) -> Tensor:
+    """α of each step (t): 1 from start to end, then falling evenly to 0 at out. name: of the option, for errors.
+
+    The share f of the run is step int(f · rows).
+    """
+    start, end, out = (int(bound * rows) for bound in parse_step_share(name, share))
     step = torch.arange(steps)
-    return torch.where(step < end, 1.0, ((out - step) / (out - end + 1)).clamp(min=0)) * (step >= start)
+    falling = ((out - step) / (out - end + 1)).clamp(min=0)
+    return torch.where(step < end, 1.0, falling) * (step >= start)
 
 
-def step_range(which: str, share: StepShare, rows: int) -> tuple[int, int]:
-    """The steps [start, stop) at which α of a `course` is not 0."""
-    start, _, out = parse_step_share(which, share)
+def step_range(name: str, share: StepShare, rows: int) -> tuple[int, int]:
+    """The steps [start, stop) at which `step_weights` is not 0."""
+    start, _, out = parse_step_share(name, share)
     return int(start * rows), int(out * rows)
 
 
 def equalizer(weights: Mapping[Hashable, float], prompt: Prompt, *, parity: bool = False) -> Tensor:
-    """c (j) float32: the weight of each token's attention, 1 where none is given. ValueError as in `schedule`."""
+    """c (j) float32: the weight of each token's attention, 1 where none is given. Raises as `cross_replace_alpha`."""
     if not isinstance(weights, Mapping):
-        raise ValueError(f"weights are given by word, as {{'fog': 2.0}}, not {weights!r}")
+        raise ValueError(f"reweight takes weights by word, as {{'fog': 2.0}}, not {weights!r}")
     c = torch.ones(len(prompt.ids))
     for word, weight in weights.items():
         if not is_finite(weight):
@@ -59,10 +70,10 @@ def equalizer(weights: Mapping[Hashable, float], prompt: Prompt, *, parity: bool
     return c
 
 
-def parse_step_share(which: str, share: StepShare) -> tuple[float, float, float]:
-    """(start, end, out) of these, of a (start, end) or of an end alone. Raises ValueError for what is none of them."""
+def parse_step_share(name: str, share: StepShare) -> tuple[float, float, float]:
+    """(start, end, out) of a step share. Raises ValueError for anything else."""
     bounds: tuple[float, ...] = tuple(share) if isinstance(share, tuple | list) else (0.0, share)
-    rising = len(bounds) in (2, 3) and all(isinstance(one, Real) for one in bounds) and sorted(bounds) == list(bounds)
-    if not rising or not 0 <= bounds[0] <= bounds[-1] <= 1:
-        raise ValueError(f"the steps of {which} are shares 0 <= start <= end <= 1 of a run, not {share!r}")
+    numbers = len(bounds) in (2, 3) and all(isinstance(bound, Real) for bound in bounds)
+    if not numbers or sorted(bounds) != list(bounds) or not 0 <= bounds[0] <= bounds[-1] <= 1:
+        raise ValueError(f"the steps of {name} are shares 0 <= start <= end <= 1 of a run, not {share!r}")
     return bounds[0], bounds[1], bounds[-1]

@@ -1,4 +1,4 @@
-"""TODO: describe."""
+"""The targets of an edit: a prompt each, with its plan and its local blend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,53 +6,59 @@ from typing import Any
 
 from torch import Tensor
 
+from minip2p.attention.contract import SiteFilter
 from minip2p.attention.masks import mask_per_stride
 from minip2p.checkpoints.components import Components
-from minip2p.io.images import read_mask
 from minip2p.p2p.edit_plan import EditPlan, plan_edit
-from minip2p.p2p.local_blend import LocalBlend, LocalBlendState
-from minip2p.sampling.settings import RunSettings
+from minip2p.p2p.local_blend import LocalBlendState
+from minip2p.p2p.options import EditOptions
+from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
 class EditTarget:
-    """One target of an edit: its prompt, its edit, and its blending if there is one, which sums heat as the edit goes:
-    it serves one edit."""
+    """One target of an edit. blend_state accumulates heat maps during the edit, so a target serves one edit only."""
 
     prompt: str
     plan: EditPlan
     blend_state: LocalBlendState | None = None
 
-    def apply_blend(self, step: int, source: Sequence[Tensor], x: Tensor) -> Tensor:
-        """The latents after a step, b c h w; source: the source's of all steps so far."""
-        return x if self.blend_state is None else self.blend_state(step, source[step + 1], x)
+    def apply_blend(self, step: int, source: Tensor, x: Tensor) -> Tensor:
+        """The target's latents after a step, b c h w, blended with the source's where there is a local blend."""
+        return x if self.blend_state is None else self.blend_state(step, source, x)
 
     @property
-    def mask(self) -> Tensor | None:
+    def blend_mask(self) -> Tensor | None:
+        """The last mask of the local blend, h w."""
         return None if self.blend_state is None else self.blend_state.last_mask
 
 
 def make_targets(
-    components: Components,
-    origin: Trajectory | RunSettings,
-    prompts: Sequence[Any],
-    local_blend: LocalBlend | None,
-    region: Any,
-    **how: Any,
+    components: Components, origin: Trajectory | RunStart, prompts: Sequence[Any], options: EditOptions
 ) -> list[EditTarget]:
-    """A target for each prompt, all of one blend and one mask H W to stay within. how: as `plan_edit` takes it. Raises
-    ValueError for what is no edit of the origin."""
-    *_, rows, columns = (origin.latents if isinstance(origin, Trajectory) else origin.noise).shape
-    size, old, targets = (rows, columns), components.text.prompt(origin.prompt), []
-    inside = None if region is None else mask_per_stride(read_mask(region), size, components.unet.sites)
-    for prompt in prompts:
-        new = components.text.prompt(prompt)
-        plan = plan_edit(old, new, origin.steps, region=inside, **how)
-        begun = (
-            None
-            if local_blend is None
-            else LocalBlendState.start(local_blend, old, new, origin.steps, size, components.unet.sites)
-        )
-        targets.append(EditTarget(prompt, plan, begun))
+    """A target for each prompt, all with the same options.
+
+    Raises ValueError for options that the model or the prompts do not fit.
+    """
+    SiteFilter.validate(options.sites, components.unet.heads)
+    source = components.text.prompt(origin.prompt)
+    latent_size, sites = latent_size_of(origin), components.unet.sites
+    masks = None if options.region is None else mask_per_stride(options.region, latent_size, sites)
+    targets = []
+    for text in prompts:
+        target = components.text.prompt(text)
+        plan = plan_edit(source, target, origin.steps, options, region_masks=masks)
+        state = None
+        if options.local_blend is not None:
+            state = LocalBlendState.start(
+                options.local_blend, source, target, steps=origin.steps, latent_size=latent_size, sites=sites
+            )
+        targets.append(EditTarget(text, plan, state))
     return targets
+
+
+def latent_size_of(origin: Trajectory | RunStart) -> tuple[int, int]:
+    """Rows and columns of the latents of a run."""
+    latents = origin.latents if isinstance(origin, Trajectory) else origin.noise
+    return latents.shape[-2], latents.shape[-1]

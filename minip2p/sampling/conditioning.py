@@ -1,6 +1,6 @@
-"""What models read beside the latents that make a picture of a picture: InstructPix2Pix and inpainting.
+"""What a run is conditioned on besides its prompts: what an inversion leaves behind, and pictures as input.
 
-Axes: c h w latents, H W pixels.
+Axes: t steps, n tokens, d width of a text embedding; c h w latents; H W pixels.
 """
 
 from dataclasses import dataclass
@@ -12,21 +12,39 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minip2p.checkpoints.components import Components, ImageConditioning, latent_size
+from minip2p.checkpoints.components import Components
 from minip2p.io.images import check_image_tensor, fit_image, read_image, read_mask, to_rgb
+from minip2p.text.encoder import TextEmbedding
+
+
+@dataclass(frozen=True, eq=False)
+class ImageConditioning:
+    """Channels that the UNet reads besides the latents, in models trained for it.
+
+    channels: 1 c h w. image_guidance_scale: w_I of InstructPix2Pix (Brooks et al. 2022, section 3.2.1), whose
+    unconditional rows have zeros instead of the image; None for inpainting, where all rows have the same channels.
+    """
+
+    channels: Tensor
+    image_guidance_scale: float | None = None
+
+    def rows(self, count: int, empty: int = 0) -> Tensor:
+        """The channels for `count` rows, count c h w; the first `empty` of them are zeros."""
+        full = self.channels.expand(count - empty, -1, -1, -1)
+        return torch.cat([torch.zeros_like(self.channels).expand(empty, -1, -1, -1), full])
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """How a run goes through its steps, where not as usual: what an inversion leaves for those who follow.
+    """How a run differs from plain DDIM with one negative prompt. Edits of the run follow it.
 
-    unconditional: the embedding of each step, T n d, where it is not the negative prompt's (null-text inversion).
-    noise: z of each step, T c h w; the steps are then DDPM's, and not DDIM's (edit-friendly inversion). skip: an edit
-    takes so many of the source's first steps as they are. proximal: of the guidance, see `parts.shrunk`. beside: what
-    the UNet reads beside the latents, of models that were made to.
+    uncond_embeddings: the unconditional embedding of each step, t rows (null-text inversion). variance_noise: z of each
+    step, t c h w; the steps are then DDPM's (edit-friendly inversion). skip_steps: edits take so many of the source's
+    first steps unchanged. proximal_quantile: of the guidance, see `guidance.soft_threshold`. image: channels that the
+    UNet reads besides the latents.
     """
 
-    uncond_embeddings: Tensor | None = None
+    uncond_embeddings: TextEmbedding | None = None
     variance_noise: Tensor | None = None
     skip_steps: int = 0
     proximal_quantile: float = 0.0
@@ -34,52 +52,73 @@ class Conditioning:
 
     @property
     def without_image_guidance(self) -> ImageConditioning | None:
-        """What stands beside the conditional row, where it is run alone."""
+        """The image channels for a conditional row that runs alone."""
         return None if self.image is None else ImageConditioning(self.image.channels)
 
+    def uncond_at(self, step: int, negative: TextEmbedding) -> TextEmbedding:
+        """The unconditional embedding of a step, one row: the step's own, or the negative prompt's."""
+        if self.uncond_embeddings is None:
+            return negative
+        return self.uncond_embeddings[step : step + 1].to(negative.tokens)
+
     def noise_at(self, step: int) -> Tensor | None:
+        """z of a step, 1 c h w, or None where the steps are DDIM's."""
         return None if self.variance_noise is None else self.variance_noise[step : step + 1]
 
 
-def load_photo(parts: Components, picture: Any, size: tuple[int, int] | None, fit: str) -> Tensor:
-    """A picture as 3 H W in [-1, 1], of rows and columns that the model takes: a file or an image of Pillow, brought to
-    `size`, the model's own where None; or 3 H W as it is. Raises ValueError or FileNotFoundError."""
+def load_photo(components: Components, picture: Any, size: tuple[int, int] | None, fit: str) -> Tensor:
+    """A photograph as 3 H W in [-1, 1], in a size that the model takes.
+
+    picture: a file or a Pillow image, which is scaled to `size` (rows, columns; None is the model's own size) by `fit`,
+    "crop" or "stretch"; or a tensor 3 H W, which is taken as it is.
+    Raises ValueError or FileNotFoundError with one line.
+    """
     if isinstance(picture, Tensor):
-        latent_size(parts, check_image_tensor(picture, size))
+        components.latent_size(check_image_tensor(picture, size))
         return picture
-    sides = [side * parts.vae.stride for side in latent_size(parts, size)]
-    return fit_image(read_image(picture) if isinstance(picture, str | Path) else picture, (sides[0], sides[1]), fit)
+    rows, columns = (side * components.vae.stride for side in components.latent_size(size))
+    image = read_image(picture) if isinstance(picture, str | Path) else picture
+    return fit_image(image, (rows, columns), fit)
 
 
-def instruct_pix2pix_conditioning(parts: Components, picture: Tensor, guidance: float) -> ImageConditioning:
-    """For InstructPix2Pix (Brooks et al. 2022, section 3.2): the picture's latents, unscaled. Raises ValueError for
-    another model."""
-    if parts.extra_channels != parts.vae.config.latent_channels:
+def instruct_pix2pix_conditioning(
+    components: Components, picture: Tensor, image_guidance_scale: float
+) -> ImageConditioning:
+    """For InstructPix2Pix (Brooks et al. 2022, section 3.2): the unscaled latents of the picture, 3 H W.
+
+    Raises ValueError for a model that is not an InstructPix2Pix.
+    """
+    channels = components.vae.config.latent_channels
+    if components.extra_channels != channels:
         raise ValueError(
-            f"this model follows no instructions: its UNet reads {parts.extra_channels} channels beside its "
-            f"latents, and not a picture's {parts.vae.config.latent_channels}"
+            f"this model follows no instructions: its UNet reads {components.extra_channels} channels besides its "
+            f"latents, not the {channels} of a picture"
         )
-    return ImageConditioning(parts.vae.unscale(parts.encode(picture[None])).cpu(), guidance)
+    latents = components.vae.unscale(components.encode(picture[None])).cpu()
+    return ImageConditioning(latents, image_guidance_scale)
 
 
-def inpainting_conditioning(parts: Components, picture: Tensor, mask: Any, fit: str) -> ImageConditioning:
-    """For inpainting (Rombach et al. 2022, section 4.5): the mask, 1 where there is to be something new, and the
-    latents of the picture, grey there: their mean, where diffusers draws them. mask: a file, an image of Pillow or H W
-    in [0, 1], white or 1 for what is new. Raises ValueError for another model, and for a mask that is nowhere."""
-    if parts.extra_channels != 1 + parts.vae.config.latent_channels:
+def inpainting_conditioning(components: Components, picture: Tensor, mask: Any, fit: str) -> ImageConditioning:
+    """For inpainting (Rombach et al. 2022, section 4.5): the mask, and the latents of the picture greyed out under it.
+
+    The latents are the mean of the encoder's distribution; diffusers draws a sample from it.
+
+    picture: 3 H W. mask: a file, a Pillow image or H W in [0, 1]; white or 1 where something new is to be painted.
+    Raises ValueError for a model that does not inpaint, and for a mask that is white nowhere.
+    """
+    channels = 1 + components.vae.config.latent_channels
+    if components.extra_channels != channels:
         raise ValueError(
-            f"this model does not paint into a picture: its UNet reads {parts.extra_channels} channels beside its "
-            f"latents, and not a mask and a picture's {parts.vae.config.latent_channels}"
+            f"this model does not paint into a picture: its UNet reads {components.extra_channels} channels besides "
+            f"its latents, not the {channels} of a mask and a picture"
         )
     size = (picture.shape[1], picture.shape[2])
     if isinstance(mask, str | Path | Image.Image):
-        white = fit_image(
-            read_image(mask, "black") if isinstance(mask, str | Path) else to_rgb(mask, "black"), size, fit
-        )
-        mask = (white.mean(0) + 1) / 2
-    new = F.interpolate(read_mask(mask)[None, None], size, mode="nearest") >= 0.5
-    if not new.any():
+        image = read_image(mask, "black") if isinstance(mask, str | Path) else to_rgb(mask, "black")
+        mask = (fit_image(image, size, fit).mean(0) + 1) / 2
+    painted = F.interpolate(read_mask(mask)[None, None], size, mode="nearest") >= 0.5  # 1 1 H W
+    if not painted.any():
         raise ValueError("the mask is nowhere white: there is nothing to paint")
-    latents = parts.encode(torch.where(new[0], 0.0, picture)[None]).cpu()
-    rows = F.interpolate(new.float(), (latents.shape[-2], latents.shape[-1]), mode="nearest")
-    return ImageConditioning(torch.cat([rows, latents], dim=1))
+    latents = components.encode(torch.where(painted[0], 0.0, picture)[None]).cpu()
+    mask_latent = F.interpolate(painted.float(), (latents.shape[-2], latents.shape[-1]), mode="nearest")
+    return ImageConditioning(torch.cat([mask_latent, latents], dim=1))

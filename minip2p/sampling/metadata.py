@@ -1,4 +1,4 @@
-"""TODO: describe."""
+"""The settings of a run as text, for the `parameters` chunk of its PNG file."""
 
 import json
 import re
@@ -10,40 +10,34 @@ from minip2p.sampling.trajectory import Trajectory
 
 
 def parameters(run: Trajectory, **more: Any) -> str:
-    """What a run was made with, in the form that the field's tools write and read:
+    """The settings of a run, in the form that other tools (A1111's web UI and its relatives) write and read:
 
         the prompt
-        Negative prompt: what the picture should not show (where there is one)
+        Negative prompt: what the picture should not show
         Steps: 50, Sampler: DDIM, CFG scale: 4.0, Seed: 1, Size: 128x96, Model: tiny, …
 
-    Size is width x height, as there; a VAE or a LoRA besides stands after Model. Of an edit, Source is the prompt it
-    began from. more: further settings. A value that has a comma, a colon, a quote or a line break in it is a JSON
-    string.
+    The second line is missing where there is no negative prompt. Size is width x height. Model is followed by VAE and
+    LoRA where there are some. Source is the source prompt of an edit. A value with a comma, colon, quote or line break
+    is written as a JSON string.
+
+    more: further settings.
     """
-    stride = run.components.vae.stride
-    rows, columns = (side * stride for side in run.latents.shape[-2:])
-    settings = {
-        "Steps": run.steps,
-        "Sampler": "DDIM",
-        "CFG scale": run.guidance_scale,
-        "Seed": run.seed,
-        "Size": f"{columns}x{rows}",
-        **run.components.origin.labels,
-    }
-    if run.seed is None:  # it began from a photograph, or from latents that were given
-        del settings["Seed"]
-    if run.components.dtype != torch.float32:  # other numbers, another picture
+    rows, columns = run.picture_size
+    settings: dict[str, Any] = {"Steps": run.steps, "Sampler": "DDIM", "CFG scale": run.guidance_scale}
+    if run.seed is not None:  # a photograph and given latents have none
+        settings["Seed"] = run.seed
+    settings |= {"Size": f"{columns}x{rows}", **run.components.origin.labels}
+    if run.components.dtype != torch.float32:  # another dtype makes another picture
         settings["Dtype"] = str(run.components.dtype).removeprefix("torch.")
-    if run.source is not None:
-        settings["Source"] = run.source.prompt
+    if run.source_run is not None:
+        settings["Source"] = run.source_run.prompt
     settings |= more
     negative = [f"Negative prompt: {run.negative_prompt}"] if run.negative_prompt else []
-    return "\n".join(
-        [run.prompt, *negative, ", ".join(f"{name}: {quote_value(value)}" for name, value in settings.items())]
-    )
+    last = ", ".join(f"{name}: {quote_value(value)}" for name, value in settings.items())
+    return "\n".join([run.prompt, *negative, last])
 
 
 def quote_value(value: Any) -> str:
-    """A value as it stands in the last line."""
+    """A value as text; as a JSON string where it has characters that separate values."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:"\n]', text) else text

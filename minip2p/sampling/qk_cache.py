@@ -1,10 +1,8 @@
-"""A record of a run: the (q, k) that edits of it read, so that the source need not run again; and the file of a run.
+"""A cache of the (q, k) of a run, so that edits of it need not run the source again.
 
-(q, k) is the attention map without loss, and far smaller: at SD 1.5's 64² self-attention 5 MB instead of 268. Queries
-are kept for each step, and so are a self-attention's keys; a cross-attention's keys are the prompt's, kept once.
-
-A record is laid out as a safetensors file from the beginning, in memory or memory-mapped: how large it will be is known
-before the run begins, and anything that reads safetensors reads it.
+(q, k) determines the attention map exactly and is far smaller: 5 MB instead of 268 MB for SD 1.5's self-attention at
+64². Queries are kept for every step, and so are the keys of self-attention; the keys of cross-attention depend on the
+prompt alone and are kept once.
 
 Axes: h heads, i queries, j keys, d width of a head.
 """
@@ -25,8 +23,11 @@ from minip2p.validation import check_max_queries
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """What a record keeps: (q, k) of the cross-attentions at the steps [start, stop) of `cross`, and of the
-    self-attentions of at most `self_pixels` queries at those of `self_`; only of the sites that `where` has."""
+    """Which (q, k) a cache keeps.
+
+    cross_steps, self_steps: the steps [start, stop) of cross- and self-attention. self_max_queries: self-attention of
+    at most so many queries. sites: only these sites. Raises ValueError for a self_max_queries that is no such number.
+    """
 
     cross_steps: tuple[int, int]
     self_steps: tuple[int, int]
@@ -37,67 +38,73 @@ class CachePolicy:
         check_max_queries(self.self_max_queries)
 
     def at(self, step: int) -> SitePredicate | None:
-        cross, self_ = (start <= step < stop for start, stop in (self.cross_steps, self.self_steps))
-        if not cross and not self_:
+        """Which sites are kept at a step; None for no site."""
+        keeps_cross = self.cross_steps[0] <= step < self.cross_steps[1]
+        keeps_self = self.self_steps[0] <= step < self.self_steps[1]
+        if not keeps_cross and not keeps_self:
             return None
 
-        def kept(site: Site, queries: int) -> bool:
-            return self.sites.includes(site) and (cross if site.cross else self_ and queries <= self.self_max_queries)
+        def keeps(site: Site, queries: int) -> bool:
+            kind = keeps_cross if site.cross else keeps_self and queries <= self.self_max_queries
+            return kind and self.sites.includes(site)
 
-        return kept
+        return keeps
 
 
 def tensor_name(site: Site, which: str, step: int) -> str:
-    """The name of a tensor: `which` is q or k. The keys of a cross-attention are the same at all steps."""
-    kind, when = ("cross", "" if which == "k" else f".{step}") if site.cross else ("self", f".{step}")
-    return f"{site.place}.{site.index}.{kind}.{which}{when}"
+    """The name of a tensor in a run file. which: "q" or "k". A cross-attention's keys have no step."""
+    if not site.cross:
+        return f"{site.place}.{site.index}.self.{which}.{step}"
+    return f"{site.place}.{site.index}.cross.k" if which == "k" else f"{site.place}.{site.index}.cross.q.{step}"
 
 
 def queries_per_site(unet: UNet, latent: tuple[int, int]) -> dict[Site, int]:
-    """How many queries each site has for latents of so many rows and columns."""
+    """How many queries each attention site has, for latents of so many rows and columns."""
     return {site: math.prod(map_size(latent, site.stride)) for site in unet.sites}
 
 
 def cache_layout(
-    unet: UNet, latent: tuple[int, int], words: int, steps: int, keeps: CachePolicy, dtype: torch.dtype
+    unet: UNet, latent: tuple[int, int], words: int, steps: int, *, policy: CachePolicy, dtype: torch.dtype
 ) -> Layout:
-    """The tensors that a record will have."""
-    found: Layout = {}
-    queries, wanted = queries_per_site(unet, latent), [keeps.at(step) for step in range(steps)]
+    """The names, dtypes and shapes of the tensors that a cache will contain, before the run."""
+    layout: Layout = {}
+    queries, predicates = queries_per_site(unet, latent), [policy.at(step) for step in range(steps)]
     for attention in unet.attentions:
         site, count = attention.site, queries[attention.site]
-        for step, kept in enumerate(wanted):
-            if kept is not None and kept(site, count):
-                for which, n in (("q", count), ("k", words if site.cross else count)):
-                    found[tensor_name(site, which, step)] = dtype, (1, attention.heads, n, attention.width)
-    return found
+        for step, keeps in enumerate(predicates):
+            if keeps is not None and keeps(site, count):
+                for which, rows in (("q", count), ("k", words if site.cross else count)):
+                    layout[tensor_name(site, which, step)] = dtype, (1, attention.heads, rows, attention.width)
+    return layout
 
 
 @dataclass(frozen=True, eq=False)
 class QKCache:
-    """(q, k) of a run by site and step. tensors: by name; queries: how many each site has."""
+    """(q, k) of a run by site and step. tensors: by `tensor_name`. queries: how many each site has."""
 
     tensors: Mapping[str, Tensor] = field(repr=False)
     queries: Mapping[Site, int] = field(repr=False)
 
     def covers(self, step: int, wanted: SitePredicate) -> bool:
-        """Whether all that is wanted at a step was kept."""
-        names = (
-            tensor_name(site, which, step) for site, n in self.queries.items() if wanted(site, n) for which in "qk"
-        )
-        return all(name in self.tensors for name in names)
+        """Whether the cache has all wanted sites at a step."""
+        sites = [site for site, count in self.queries.items() if wanted(site, count)]
+        return all(tensor_name(site, which, step) in self.tensors for site in sites for which in "qk")
 
     def get(self, step: int, wanted: SitePredicate, like: Tensor) -> dict[Site, QK]:
-        """(q, k) of the wanted sites at a step, in the dtype and on the device of `like`. Copies: in a file numbers do
-        not lie where kernels like them to, and with the place in memory the bits of a result would change."""
+        """(q, k) of the wanted sites at a step, in the dtype and on the device of `like`.
 
-        def copied(site: Site, which: str) -> Tensor:
+        The tensors are copies. In a memory-mapped file they are not aligned as kernels prefer, and alignment changes
+        the bits of a result.
+        """
+
+        def read(site: Site, which: str) -> Tensor:
             return self.tensors[tensor_name(site, which, step)].to(like, copy=True)
 
-        return {site: (copied(site, "q"), copied(site, "k")) for site, n in self.queries.items() if wanted(site, n)}
+        sites = [site for site, count in self.queries.items() if wanted(site, count)]
+        return {site: (read(site, "q"), read(site, "k")) for site in sites}
 
-    def put(self, step: int, found: Mapping[Site, QK]) -> None:
-        """Takes what a step showed into its place."""
-        for site, pair in found.items():
+    def put(self, step: int, pairs: Mapping[Site, QK]) -> None:
+        """Copies the (q, k) of a step into the cache, whose tensors exist already."""
+        for site, pair in pairs.items():
             for which, tensor in zip("qk", pair, strict=True):
                 self.tensors[tensor_name(site, which, step)].copy_(tensor)

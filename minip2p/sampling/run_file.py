@@ -1,128 +1,193 @@
-"""Runs that are kept: recorded, so that edits need not run them again, and read back from their files.
+"""The file of a run: one safetensors file, the only format that runs are saved in.
 
-Axes: t steps, c h w latents, n tokens, d width of their embedding.
+Its tensors are the latents, what the run is conditioned on, and the (q, k) of its cache if it has one. Its metadata are
+the prompt and the settings, and a fingerprint of the model. Whoever reads safetensors can read it.
+
+Axes: t steps, c h w latents, n tokens, d width of a text embedding.
 """
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minip2p.checkpoints.components import Components, ImageConditioning
+from minip2p.attention.contract import Attend, fused
+from minip2p.checkpoints.components import Components
 from minip2p.io.files import atomic_write
-from minip2p.io.tensors import DTYPE_NAMES, Layout, SafetensorsBuffer, layout_bytes, read_metadata, read_tensors
-from minip2p.sampling.conditioning import Conditioning
-from minip2p.sampling.progress import Progress
+from minip2p.io.tensors import DTYPE_NAMES, SafetensorsBuffer, read_metadata, read_tensors
+from minip2p.sampling.conditioning import Conditioning, ImageConditioning
 from minip2p.sampling.qk_cache import CachePolicy, QKCache, cache_layout, queries_per_site
 from minip2p.sampling.settings import RunSettings, prepare_run
-from minip2p.sampling.trajectory import FORMAT, SourceRun, Trajectory, conditioning_tensors, run_metadata
+from minip2p.text.encoder import TextEmbedding
+
+FORMAT = "minip2p run 4"
 
 
-def record_run(
-    parts: Components,
-    origin: Trajectory | RunSettings,
-    keeps: CachePolicy,
-    *,
-    dtype: torch.dtype,
-    budget: float,
-    file: Path | None = None,
-    progress: Progress = iter,
-) -> Trajectory:
-    """Goes through a run once and keeps the (q, k) that `keeps` says: in memory, where they may take `budget` bytes, or
-    memory-mapped in a file, which then is the run's. Raises ValueError, before it begins, where they would take more.
-    """
-    source = SourceRun(parts, origin)
-    latent = source.latents[0].shape[-2:]
-    if origin.guidance_scale == 0:  # no words are read, and so no attention
-        keeps = CachePolicy((0, 0), (0, 0), 0)
-    kept = cache_layout(parts.unet, latent, len(parts.text.prompt(origin.prompt).ids), origin.steps, keeps, dtype)
-    if file is None and layout_bytes(kept) > budget:
-        raise ValueError(
-            f"the record would take {layout_bytes(kept) / 1e6:,.1f} MB of memory, its budget is "
-            f"{budget / 1e6:,.1f}: give it a file, or keep fewer steps or a smaller dtype"
-        )
-    shapes: Layout = {"latents": (torch.float32, (origin.steps + 1, *source.latents[0].shape[1:]))}
-    shapes |= {
-        name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in conditioning_tensors(origin.conditioning).items()
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """What a run file contains: a run without its model. latents: t+1 c h w, noise first, float32."""
+
+    prompt: str
+    latents: Tensor = field(repr=False)
+    guidance_scale: float
+    negative_prompt: str
+    seed: int | None
+    conditioning: Conditioning = field(repr=False)
+    qk_cache: QKCache | None = field(default=None, repr=False)
+
+
+def conditioning_tensors(conditioning: Conditioning) -> dict[str, Tensor]:
+    """The tensors of a run's conditioning by their names in the file."""
+    embeddings, image = conditioning.uncond_embeddings, conditioning.image
+    tensors = {
+        "uncond_tokens": None if embeddings is None else embeddings.tokens,
+        "uncond_pooled": None if embeddings is None else embeddings.pooled,
+        "variance_noise": conditioning.variance_noise,
+        "image_channels": None if image is None else image.channels,
     }
-    said = {} if file is None else run_metadata(parts, origin)
-    if file is not None:
-        parts.origin.refuse_overwrite(file)
-    with nullcontext() if file is None else atomic_write(file) as partial:
-        block = SafetensorsBuffer(shapes | kept, said, partial)
-        made = QKCache({name: block.tensors[name] for name in kept}, queries_per_site(parts.unet, latent))
-        for i, step in enumerate(progress(parts.scheduler.steps(origin.steps))):
-            made.put(i, source.advance(i, step, keeps.at(i)))
-        block.tensors["latents"].copy_(source.finish.latents)
-        for name, tensor in conditioning_tensors(origin.conditioning).items():
-            block.tensors[name].copy_(tensor)
-    return replace(source.finish, latents=block.tensors["latents"], qk_cache=made)
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def load_run(parts: Components, file: Path) -> Trajectory:
-    """The run in a file, memory-mapped. Raises FileNotFoundError or ValueError with one line that names the file."""
+def run_metadata(
+    components: Components,
+    prompt: str,
+    *,
+    guidance_scale: float,
+    negative_prompt: str,
+    seed: int | None,
+    conditioning: Conditioning,
+    attend: Attend,
+) -> dict[str, str]:
+    """The metadata of a run file. Raises ValueError for a custom attention function, which no file can hold."""
+    if attend is not fused:
+        raise ValueError(f"the run {prompt!r} has an attention function of its own, which no file can hold")
+    image_guidance = None if conditioning.image is None else conditioning.image.image_guidance_scale
+    return {
+        "format": FORMAT,
+        "model": components.fingerprint,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "guidance_scale": repr(float(guidance_scale)),
+        "seed": "" if seed is None else str(seed),
+        "skip_steps": str(conditioning.skip_steps),
+        "proximal_quantile": repr(float(conditioning.proximal_quantile)),
+        "image_guidance_scale": "" if image_guidance is None else repr(float(image_guidance)),
+        "conditioning": " ".join(conditioning_tensors(conditioning)),
+    }
+
+
+def write_run(components: Components, run: RunRecord, file: Path, attend: Attend = fused) -> None:
+    """Writes a run file, whole or not at all.
+
+    Raises ValueError for a run with a custom attention function, and for a file that holds weights of the model.
+    """
+    components.origin.refuse_overwrite(file)
+    tensors = {"latents": run.latents} | conditioning_tensors(run.conditioning)
+    metadata = run_metadata(
+        components,
+        run.prompt,
+        guidance_scale=run.guidance_scale,
+        negative_prompt=run.negative_prompt,
+        seed=run.seed,
+        conditioning=run.conditioning,
+        attend=attend,
+    )
+    tensors |= {} if run.qk_cache is None else dict(run.qk_cache.tensors)
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with atomic_write(file) as partial:
+        buffer = SafetensorsBuffer(layout, metadata, partial)
+        for name, tensor in tensors.items():
+            buffer.tensors[name].copy_(tensor)
+
+
+def read_run(components: Components, file: Path) -> RunRecord:
+    """Reads a run file, memory-mapped, and checks that it is a whole run of this model.
+
+    Raises FileNotFoundError or ValueError with one line that names the file.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file}: {'a folder, not a file' if file.exists() else 'no such file'}")
-    tensors, said = read_tensors(file), read_metadata(file)
-    if said.get("format") != FORMAT:
-        raise ValueError(f"{file}: not a run's file, which Trajectory.save and `minip2p generate --record` write")
-    if said.get("model") != parts.fingerprint:
-        raise ValueError(f"{file}: the run of another model, or of this in another dtype: open it with what made it")
+    tensors, metadata = read_tensors(file), read_metadata(file)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{file}: not a run file, which Trajectory.save and `minip2p generate --record` write")
+    if metadata.get("model") != components.fingerprint:
+        raise ValueError(f"{file}: the run of another model, or of this one in another dtype: open it with that model")
     try:
         latents = tensors.pop("latents")
-        way = read_conditioning(tensors, said)
-        prompt, negative, guidance = said["prompt"], said["negative"], float(said["guidance"])
-        seed = int(said["seed"]) if said["seed"] else None
-        if latents.dtype != torch.float32 or latents.ndim != 4 or not latents.numel():
-            raise ValueError("its latents are not t c h w, float32")
-        steps, latent = len(latents) - 1, (latents.shape[-2], latents.shape[-1])
-        parts.scheduler.timesteps(steps)
-        prepare_run(
-            parts,
-            prompt,
-            latents=latents[:1],
-            steps=steps,
-            guidance_scale=guidance,
-            seed=seed or 0,
-            negative_prompt=negative,
-            image=way.image,
+        latent = (latents.shape[-2], latents.shape[-1])
+        run = RunRecord(
+            prompt=metadata["prompt"],
+            latents=latents,
+            guidance_scale=float(metadata["guidance_scale"]),
+            negative_prompt=metadata["negative_prompt"],
+            seed=int(metadata["seed"]) if metadata["seed"] else None,
+            conditioning=read_conditioning(tensors, metadata),
+            qk_cache=QKCache(tensors, queries_per_site(components.unet, latent)) if tensors else None,
         )
-        context, always = parts.text(prompt), CachePolicy((0, steps), (0, steps), math.prod(latent))
-        shapes = cache_layout(parts.unet, latent, len(parts.text.prompt(prompt).ids), steps, always, torch.float32)
-        shapes["unconditional"] = torch.float32, (steps, *context.shape[1:])
-        shapes["beside"] = torch.float32, (1, parts.extra_channels, *latent)
-        shapes["noise"] = torch.float32, (steps, *latents.shape[1:])
-        if not 0 <= way.skip_steps < steps or not 0 <= way.proximal_quantile < 1:
-            raise ValueError("its skip or proximal is out of range")
-        for name, tensor in (tensors | conditioning_tensors(way)).items():
-            if name not in shapes or tensor.shape != shapes[name][1] or tensor.dtype not in DTYPE_NAMES:
-                raise ValueError(f"{name} is not of this run")
-        if not all(torch.isfinite(tensor).all() for tensor in (latents, *conditioning_tensors(way).values())):
-            raise ValueError("its latents, embeddings or noise are not finite")
-        if " ".join(conditioning_tensors(way)) != said["along"]:
-            raise ValueError(f"it should have {said['along'] or 'neither embeddings nor noise'} beside its latents")
+        check_run(components, run, metadata)
     except KeyError as error:
         raise ValueError(f"{file}: not a whole run (it has no {error.args[0]})") from None
     except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{file}: not a whole run ({error})") from None
-    record = QKCache(tensors, queries_per_site(parts.unet, latent)) if tensors else None
-    return Trajectory(parts, prompt, latents, guidance, negative, seed, way, qk_cache=record)
+    return run
 
 
-def read_conditioning(tensors: dict[str, Tensor], said: Mapping[str, str]) -> Conditioning:
-    """The way of a run in a file, whose tensors it takes out of these."""
-    channels, led = tensors.pop("beside", None), said["picture_guidance"]
-    beside = None if channels is None else ImageConditioning(channels, float(led) if led else None)
-    if led and not math.isfinite(float(led)):
-        raise ValueError("its picture_guidance is not a number")
+def read_conditioning(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Conditioning:
+    """The conditioning of a run file, whose tensors are taken out of `tensors`."""
+    channels, image_guidance = tensors.pop("image_channels", None), metadata["image_guidance_scale"]
+    tokens, pooled = tensors.pop("uncond_tokens", None), tensors.pop("uncond_pooled", None)
+    if image_guidance and not math.isfinite(float(image_guidance)):
+        raise ValueError("its image_guidance_scale is not a number")
+    if tokens is None and pooled is not None:
+        raise ValueError("it has pooled embeddings without tokens")
     return Conditioning(
-        tensors.pop("unconditional", None),
-        tensors.pop("noise", None),
-        int(said["skip"]),
-        float(said["proximal"]),
-        beside,
+        uncond_embeddings=None if tokens is None else TextEmbedding(tokens, pooled),
+        variance_noise=tensors.pop("variance_noise", None),
+        skip_steps=int(metadata["skip_steps"]),
+        proximal_quantile=float(metadata["proximal_quantile"]),
+        image=None
+        if channels is None
+        else ImageConditioning(channels, float(image_guidance) if image_guidance else None),
     )
+
+
+def check_run(components: Components, run: RunRecord, metadata: Mapping[str, str]) -> None:
+    """Raises ValueError where the contents of a run file do not fit each other or the model."""
+    latents, conditioning = run.latents, run.conditioning
+    if latents.dtype != torch.float32 or latents.ndim != 4 or not latents.numel():
+        raise ValueError("its latents are not t c h w, float32")
+    steps, latent = len(latents) - 1, (latents.shape[-2], latents.shape[-1])
+    settings = RunSettings(
+        latents=latents[:1],
+        steps=steps,
+        guidance_scale=run.guidance_scale,
+        seed=run.seed or 0,
+        negative_prompt=run.negative_prompt,
+    )
+    prepare_run(components, run.prompt, settings, image=conditioning.image)
+    if not 0 <= conditioning.skip_steps < steps or not 0 <= conditioning.proximal_quantile < 1:
+        raise ValueError("its skip_steps or proximal_quantile is out of range")
+    everything = CachePolicy((0, steps), (0, steps), math.prod(latent))
+    words = len(components.text.prompt(run.prompt).ids)
+    layout = cache_layout(components.unet, latent, words, steps, policy=everything, dtype=torch.float32)
+    embedding = components.text(run.prompt)
+    layout["uncond_tokens"] = torch.float32, (steps, *embedding.tokens.shape[1:])
+    if embedding.pooled is not None:
+        layout["uncond_pooled"] = torch.float32, (steps, *embedding.pooled.shape[1:])
+    layout["image_channels"] = torch.float32, (1, components.extra_channels, *latent)
+    layout["variance_noise"] = torch.float32, (steps, *latents.shape[1:])
+    extra = conditioning_tensors(conditioning)
+    cached = {} if run.qk_cache is None else run.qk_cache.tensors
+    for name, tensor in {**cached, **extra}.items():
+        if name not in layout or tensor.shape != layout[name][1] or tensor.dtype not in DTYPE_NAMES:
+            raise ValueError(f"{name} is not of this run")
+    embeddings = conditioning.uncond_embeddings
+    if embeddings is not None and (embeddings.pooled is None) != (embedding.pooled is None):
+        raise ValueError("uncond_pooled is not of this run")
+    if not all(torch.isfinite(tensor).all() for tensor in (latents, *extra.values())):
+        raise ValueError("its latents, embeddings or noise are not finite")
+    if " ".join(extra) != metadata["conditioning"]:
+        raise ValueError(f"besides its latents it should have {metadata['conditioning'] or 'nothing'}")

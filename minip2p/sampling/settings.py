@@ -1,24 +1,53 @@
-"""Where a run begins: what is asked of it, checked.
+"""What a run is asked for (`RunSettings`), and where it starts once that has been checked (`RunStart`).
 
 Axes: c h w latents.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minip2p.attention.contract import Attend, fused
 from minip2p.attention.store import check_attend
-from minip2p.checkpoints.components import Components, ImageConditioning, latent_size
-from minip2p.sampling.conditioning import Conditioning
+from minip2p.checkpoints.components import Components
+from minip2p.sampling.conditioning import Conditioning, ImageConditioning
 from minip2p.validation import is_finite, is_integer
 
 
 @dataclass(frozen=True, eq=False)
 class RunSettings:
-    """Where a run begins: its prompt and settings, and the noise, 1 c h w."""
+    """The settings of a run and their defaults, the only place where these stand.
+
+    seed: of the initial noise. steps: of DDIM. guidance_scale: w of classifier-free guidance; None is the model's own.
+    size: rows and columns of the picture in pixels; None is the model's own. negative_prompt: what the picture should
+    not show. latents: the initial noise itself, 1 c h w, instead of seed and size. attend: the attention of the
+    conditional rows.
+    Raises ValueError for values that no model takes.
+    """
+
+    seed: int = 0
+    steps: int = 50
+    guidance_scale: float | None = None
+    size: tuple[int, int] | None = None
+    negative_prompt: str = ""
+    latents: Tensor | None = None
+    attend: Attend = fused
+
+    def __post_init__(self) -> None:
+        if self.guidance_scale is not None and not is_finite(self.guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {self.guidance_scale}")
+        if not is_integer(self.seed) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}")
+        check_attend(self.attend)
+
+
+@dataclass(frozen=True, eq=False)
+class RunStart:
+    """A run about to start: its prompt, its settings as the model understands them, and its noise, 1 c h w.
+
+    seed: None where the latents were given.
+    """
 
     prompt: str
     noise: Tensor
@@ -31,49 +60,56 @@ class RunSettings:
 
 
 def prepare_run(
-    parts: Components,
+    components: Components,
     prompt: str,
+    settings: RunSettings,
     *,
-    guidance_scale: float,
-    seed: int = 0,
-    steps: int = 50,
-    size: tuple[int, int] | None = None,
-    negative_prompt: str = "",
-    latents: Tensor | None = None,
-    attend: Attend = fused,
+    default_guidance: float = 7.5,
     image: ImageConditioning | None = None,
-) -> RunSettings:
-    """Checks what a run begins with. Raises ValueError with one line for what the model cannot take."""
-    if not is_finite(guidance_scale):
-        raise ValueError(f"guidance must be a finite number, not {guidance_scale}")
-    if not is_integer(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {seed}")
-    parts.scheduler.timesteps(steps)
-    check_attend(attend)
-    for text in (prompt, negative_prompt):
-        parts.text.prompt(text)
-    if parts.extra_channels != (0 if image is None else image.channels.shape[1]):
+) -> RunStart:
+    """Checks a run's settings against a model and draws its noise.
+
+    default_guidance: the model's own guidance scale. image: what InstructPix2Pix and inpainting models read besides.
+    Raises ValueError with one line for what the model cannot take.
+    """
+    guidance_scale = settings.guidance_scale
+    if guidance_scale is None or (guidance_scale == 0 and default_guidance == 1):
+        guidance_scale = default_guidance  # the cards of distilled models say 0 and mean: no guidance
+    components.scheduler.timesteps(settings.steps)
+    for text in (prompt, settings.negative_prompt):
+        components.text.prompt(text)
+    if components.extra_channels != (0 if image is None else image.channels.shape[1]):
         raise ValueError(
-            "this model makes a picture of a picture: use instruct, or where it has a mask, inpaint"
-            if parts.extra_channels
-            else "this model reads no picture beside its latents"
+            "this model makes a picture from a picture: use instruct, or where it takes a mask, inpaint"
+            if components.extra_channels
+            else "this model reads no picture besides its latents"
         )
-    own = None if image is None else (image.channels.shape[-2], image.channels.shape[-1])
-    channels = parts.vae.config.latent_channels
-    if latents is None:
-        shape = own or latent_size(parts, size)
-        noise = torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(int(seed)))
+    image_size = None if image is None else (image.channels.shape[-2], image.channels.shape[-1])
+    channels = components.vae.config.latent_channels
+    if settings.latents is None:
+        shape = image_size or components.latent_size(settings.size)
+        generator = torch.Generator().manual_seed(int(settings.seed))
+        noise = torch.randn(1, channels, *shape, generator=generator)
     else:
-        check_latents(latents, channels, own)
-        noise = latents.float()
-    drawn = seed if latents is None else None
-    return RunSettings(prompt, noise, steps, guidance_scale, negative_prompt, drawn, attend, Conditioning(image=image))
+        check_latents(settings.latents, channels, image_size)
+        noise = settings.latents.float()
+    return RunStart(
+        prompt,
+        noise,
+        steps=settings.steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=settings.negative_prompt,
+        seed=settings.seed if settings.latents is None else None,
+        attend=settings.attend,
+        conditioning=Conditioning(image=image),
+    )
 
 
-def check_latents(latents: Any, channels: int, size: tuple[int, int] | None) -> None:
-    """Raises ValueError for what are no latents of so many channels, rows and columns."""
-    whole = isinstance(latents, Tensor) and latents.ndim == 4 and latents.numel() > 0
-    if not whole or latents.shape[:2] != (1, channels) or (size is not None and latents.shape[2:] != size):
-        raise ValueError(f"latents must be 1 {channels} h w, not {tuple(getattr(latents, 'shape', ()))}")
+def check_latents(latents: object, channels: int, size: tuple[int, int] | None) -> None:
+    """Raises ValueError for anything but finite latents, 1 channels h w; size: the rows and columns they must have."""
+    shape = tuple(getattr(latents, "shape", ()))
+    fits = isinstance(latents, Tensor) and len(shape) == 4 and shape[:2] == (1, channels) and latents.numel() > 0
+    if not fits or not isinstance(latents, Tensor) or (size is not None and shape[2:] != size):
+        raise ValueError(f"latents must be 1 {channels} h w, not {shape}")
     if not torch.isfinite(latents).all():
         raise ValueError("latents must be finite; these have NaN or infinity in them")

@@ -1,11 +1,12 @@
-"""Runs. A run is a value: its latents from noise to picture, and all that is needed to go through it again.
+"""A run is a value: its latents from noise to picture, and all that is needed to go through it again.
 
-Axes: t steps, b batch, c h w latents, n tokens, d width of their embedding.
+`Trajectory` is a finished run. `SourceRun` is a run that an edit reads step by step.
+
+Axes: t steps, b batch, c h w latents, H W pixels, n tokens, d width of a text embedding.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +26,25 @@ from minip2p.attention.heatmaps import (
 from minip2p.attention.masks import check_threshold, heatmap_to_mask
 from minip2p.attention.store import record_qk
 from minip2p.checkpoints.components import Components
-from minip2p.io.files import atomic_write
 from minip2p.io.images import to_pil
-from minip2p.io.tensors import SafetensorsBuffer
 from minip2p.sampling.conditioning import Conditioning
+from minip2p.sampling.guidance import check_finite, guided_noise
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.qk_cache import QKCache
-from minip2p.sampling.settings import RunSettings
-from minip2p.sched import Step
-from minip2p.text.prompt import token_indicator
-
-FORMAT = "minip2p run 3"  # of the file of a run
+from minip2p.sampling.run_file import RunRecord, read_run, write_run
+from minip2p.sampling.settings import RunStart
+from minip2p.text.encoder import TextEmbedding
+from minip2p.text.prompt import WordSelector, token_indicator
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A run: generated, edited or (an inverted photograph's) reconstructed.
+    """A run: generated, edited, or reconstructed from an inverted photograph.
 
-    latents: T+1 c h w, noise first, float32. way: how it goes through its steps, where not as usual. attend: the
-    attention that it ran with. mask: of an edit, the last mask that it was blended by, h w. record: the (q, k) that
-    edits of it need not make anew. begun: of an edit, its source as far as it was needed.
+    latents: t+1 c h w, noise first, float32. seed: of the noise; None where there was no seed. conditioning: how the
+    run differs from plain DDIM. attend: the attention of its conditional rows. blend_mask: the last mask by which an
+    edit was blended with its source, h w. qk_cache: the (q, k) that edits of this run need not compute again.
+    source_run: the source of an edit, run as far as the edit needed it.
     """
 
     components: Components = field(repr=False)
@@ -59,213 +59,211 @@ class Trajectory:
     qk_cache: QKCache | None = field(default=None, repr=False)
     source_run: "SourceRun | None" = field(default=None, repr=False)
 
+    @classmethod
+    def from_start(
+        cls, components: Components, start: RunStart, latents: Tensor, qk_cache: QKCache | None = None
+    ) -> "Trajectory":
+        """The finished run that began with `start`. latents: t+1 c h w."""
+        return cls(
+            components,
+            start.prompt,
+            latents,
+            start.guidance_scale,
+            start.negative_prompt,
+            start.seed,
+            start.conditioning,
+            start.attend,
+            qk_cache=qk_cache,
+        )
+
+    @classmethod
+    def open(cls, components: Components, file: Path) -> "Trajectory":
+        """The run in a file, memory-mapped. Raises FileNotFoundError or ValueError with one line."""
+        run = read_run(components, file)
+        return cls(
+            components,
+            run.prompt,
+            run.latents,
+            run.guidance_scale,
+            run.negative_prompt,
+            run.seed,
+            run.conditioning,
+            qk_cache=run.qk_cache,
+        )
+
     @property
     def steps(self) -> int:
         return len(self.latents) - 1
 
-    def is_recorded(self, step: int, wanted: SitePredicate | None) -> bool:
-        """Whether a step can be read without running it."""
-        return wanted is None or (self.qk_cache is not None and self.qk_cache.covers(step, wanted))
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Rows and columns of the latents."""
+        return self.latents.shape[-2], self.latents.shape[-1]
 
     @property
-    def source(self) -> "Trajectory | None":
-        """Of an edit, the run it started from. What the edit did not need of it is sampled when first asked for."""
-        return None if self.source_run is None else self.source_run.finish
+    def picture_size(self) -> tuple[int, int]:
+        """Rows and columns of the picture in pixels."""
+        stride, (rows, columns) = self.components.vae.stride, self.latent_size
+        return stride * rows, stride * columns
 
     @property
     def picture(self) -> Tensor:
-        """The picture, decoded from the last latents: 3 H W in [-1, 1]."""
+        """The picture, decoded from the last latents by the VAE: 3 H W in [-1, 1]."""
         return self.components.decode(self.latents[-1:].to(self.components.device))[0].cpu()
 
     @property
     def image(self) -> Image.Image:
-        """The picture, as Pillow has it."""
+        """The picture as a Pillow image."""
         return to_pil(self.picture)
 
-    def maps(self, words: Any, *, strides: Sequence[int] | None = None) -> Tensor:
-        """Heat maps of words, words H W in picture pixels: the share of attention that each pixel gives to the word,
-        mean over the heads, over all steps and over the cross-attention sites of the given strides (`default_strides`).
+    def maps(self, words: WordSelector | list[WordSelector], *, strides: Sequence[int] | None = None) -> Tensor:
+        """Heat maps of words, words H W in picture pixels: the share of attention that each pixel gives to the word.
 
-        words: one word, as `Prompt.find` takes it, or a list. The run is gone through again, its conditional rows only,
-        without any edit: they are the maps of the run's own prompt and latents. Raises ValueError for a word that is
-        not in the prompt.
+        A map is the mean over the heads, over all steps and over the cross-attention sites of some strides.
+
+        words: one word, as `Prompt.token_indices` takes it, or a list. strides: of the sites that are read, by default
+        those of `default_strides`.
+        The UNet runs once more through the latents of the run, conditional rows only and without any edit, so the maps
+        are those of the run's own prompt. Raises ValueError for a word that is not in the prompt.
         """
-        size = tuple(self.components.vae.stride * side for side in self.latents.shape[-2:])
         heat = self.heatmaps(as_list(words), strides)
-        return F.interpolate(heat.mean[:, None], size, mode="bilinear")[:, 0].cpu()
+        return F.interpolate(heat.mean[:, None], self.picture_size, mode="bilinear")[:, 0].cpu()
 
     def mask(
-        self, words: Any, *, threshold: Any = "otsu", self_attention_hops: int = 0, strides: Sequence[int] | None = None
+        self,
+        words: WordSelector | list[WordSelector],
+        *,
+        threshold: Any = "otsu",
+        self_attention_hops: int = 0,
+        strides: Sequence[int] | None = None,
     ) -> Tensor:
-        """A mask of words, H W in picture pixels, sharper than a blend's: their heat, smoothly enlarged and cut (see
-        `minip2p.attention.masks.threshold_mask`): bool, or float for a soft threshold. spread: see `HeatSum`; the model that ships was taught
-        where its words are and is better without. Masks of bool join as tensors do: `|`, `&`, `& ~`; `Blend(mask=…)`
-        takes one. Raises ValueError.
+        """The mask of words, H W in picture pixels: their heat map, enlarged smoothly and thresholded.
+
+        It is sharper than the mask of a local blend. Boolean masks combine as tensors do, by `|`, `&` and `& ~`, and
+        `LocalBlend(mask=…)` takes one.
+
+        threshold: see `minip2p.attention.masks.threshold_mask`; a soft one gives floating-point values, all others
+        bool. self_attention_hops: see `HeatmapAccumulator`; the shipped model was trained to locate its words and is
+        better without. Raises ValueError.
         """
         check_threshold("a mask's threshold", threshold)
         check_hops(self_attention_hops)
-        size = tuple(self.components.vae.stride * side for side in self.latents.shape[-2:])
         heat = self.heatmaps(as_list(words), strides, self_attention_hops)
-        return heatmap_to_mask(heat.total.sum(0), (size[0], size[1]), threshold, pool=False, smooth=True).cpu()
+        return heatmap_to_mask(heat.total.sum(0), self.picture_size, threshold, pool=False, smooth=True).cpu()
 
-    def heatmaps(self, words: list[Any], strides: Sequence[int] | None = None, hops: int = 0) -> HeatmapAccumulator:
-        """What `maps` shows, at the size of the maps: a sum over sites and steps that a mask can be made of."""
-        parts, latent = self.components, (self.latents.shape[-2], self.latents.shape[-1])
+    def heatmaps(
+        self, words: list[WordSelector], strides: Sequence[int] | None = None, hops: int = 0
+    ) -> HeatmapAccumulator:
+        """Accumulates the words' heat maps over all steps, in the resolution of the attention; see `maps`."""
+        components = self.components
         if not words:
-            raise ValueError("these would be maps of no words: name at least one")
-        chosen = select_strides(strides, parts.unet.sites, latent)
-        found = token_indicator(parts.text.prompt(self.prompt), words)
-        heat = HeatmapAccumulator(found, latent, chosen, hops, finest_self_stride(parts.unet.sites))
-        context = parts.text(self.prompt)
-        for i, step in enumerate(parts.scheduler.steps(self.steps)):
-            attend = accumulate_heatmap(heat, at_step(self.attend, i))
-            parts.guided_noise(
-                self.latents[i : i + 1].to(parts.device),
+            raise ValueError("there is no word to show: name at least one")
+        sites = components.unet.sites
+        heat = HeatmapAccumulator(
+            token_indicator(components.text.prompt(self.prompt), words),
+            self.latent_size,
+            select_strides(strides, sites, self.latent_size),
+            hops,
+            finest_self_stride(sites),
+        )
+        cond = components.text(self.prompt)
+        for i, step in enumerate(components.scheduler.steps(self.steps)):
+            guided_noise(
+                components,
+                self.latents[i : i + 1].to(components.device),
                 step.t,
-                context,
-                context,
-                1.0,
-                attend,
+                cond,
+                cond,
+                guidance_scale=1.0,
+                attend=accumulate_heatmap(heat, at_step(self.attend, i)),
                 image=self.conditioning.without_image_guidance,
             )
         return heat
 
     def save(self, file: str | Path) -> None:
-        """Writes the run, and its record if it has one, into one safetensors file; not an edit's source or mask. Raises
-        ValueError for a run whose attention is a function of one's own, which no file can hold."""
-        self.components.origin.refuse_overwrite(Path(file))
-        tensors, said = (
-            {"latents": self.latents} | conditioning_tensors(self.conditioning),
-            run_metadata(self.components, self),
+        """Writes the run and its cache, if it has one, into one safetensors file; not the source or mask of an edit.
+
+        Raises ValueError for a run with a custom attention function, which no file can hold.
+        """
+        run = RunRecord(
+            self.prompt,
+            self.latents,
+            self.guidance_scale,
+            self.negative_prompt,
+            self.seed,
+            self.conditioning,
+            self.qk_cache,
         )
-        tensors |= {} if self.qk_cache is None else dict(self.qk_cache.tensors)
-        shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        with atomic_write(Path(file)) as partial:
-            block = SafetensorsBuffer(shapes, said, partial)
-            for name, tensor in tensors.items():
-                block.tensors[name].copy_(tensor)
+        write_run(self.components, run, Path(file), self.attend)
+
+    def is_recorded(self, step: int, wanted: SitePredicate | None) -> bool:
+        """Whether the cache has all wanted sites at a step. True where none is wanted."""
+        return wanted is None or (self.qk_cache is not None and self.qk_cache.covers(step, wanted))
 
 
 def as_list(words: Any) -> list[Any]:
-    """One word, as `Prompt.find` takes it, or a list of them: as a list."""
+    """One word, as `Prompt.token_indices` takes it, or a list of them: as a list."""
     return words if isinstance(words, list) else [words]
 
 
-def sample(parts: Components, start: RunSettings, progress: Progress = iter) -> Trajectory:
-    """Samples one picture by DDIM (Song et al. 2020): a source that nobody reads."""
-    source = SourceRun(parts, start)
-    for i, step in enumerate(progress(parts.scheduler.steps(start.steps))):
-        source.advance(i, step, None)
-    return source.finish
-
-
-def check_finite(parts: Components, x: Tensor, step: int) -> Tensor:
-    """x, or ValueError where a run has gone wrong: better one clear line than a black picture."""
-    if not torch.isfinite(x).all():
-        raise parts.non_finite_error(f"the latents are not finite after step {step + 1}")
-    return x
-
-
 class SourceRun:
-    """The source of an edit, step by step: a run that is gone through again, or one that is sampled as it is read.
+    """The source of an edit, step by step: a finished run that is gone through again, or one that is sampled now.
 
-    Either way in a batch of its own, so that it is the same to the bit whatever targets follow it and however many.
+    It always runs in a batch of its own. So it is the same to the bit whatever targets follow it, and however many.
     """
 
-    def __init__(self, parts: Components, origin: Trajectory | RunSettings):
-        self.components, self.origin = parts, origin
-        self.conditional, self.negative = parts.text(origin.prompt), parts.text.encode_negative(origin.negative_prompt)
+    def __init__(self, components: Components, origin: Trajectory | RunStart):
+        self.components, self.origin = components, origin
+        self.cond = components.text(origin.prompt)
+        self.negative = components.text.encode_negative(origin.negative_prompt)
         known = origin.latents if isinstance(origin, Trajectory) else origin.noise
-        self.latents = [x.clone() for x in known.to(parts.device).split(1)]  # for the bits' sake, see `Record.at`
+        # Each step's latents have memory of their own: a kernel's bits depend on alignment, see `QKCache.get`.
+        self.latents = [x.clone() for x in known.to(components.device).split(1)]
+        self.steps = components.scheduler.steps(origin.steps)
 
-    def uncond_embedding(self, i: int) -> Tensor:
-        own = self.origin.conditioning.uncond_embeddings
-        return self.negative if own is None else own[i : i + 1].to(self.negative)
+    @property
+    def prompt(self) -> str:
+        return self.origin.prompt
 
-    def advance(self, i: int, step: Step, wanted: SitePredicate | None) -> Mapping[Site, QK]:
-        """(q, k) of the wanted sites at step i, recorded or made anew. Where nothing is wanted and the next latents are
-        known, none runs."""
-        known = i + 1 < len(self.latents)
-        if known and wanted is None:
+    def uncond_embedding(self, step: int) -> TextEmbedding:
+        """The unconditional embedding of a step, one row."""
+        return self.origin.conditioning.uncond_at(step, self.negative)
+
+    def advance(self, i: int, wanted: SitePredicate | None = None) -> Mapping[Site, QK]:
+        """Goes through step i. Steps must be taken in order.
+
+        Returns the (q, k) of the wanted sites, from the cache or by running the UNet. The UNet does not run where
+        nothing is wanted and the next latents are known. Raises ValueError where the latents do not stay finite.
+        """
+        origin, conditioning = self.origin, self.origin.conditioning
+        is_known = i + 1 < len(self.latents)
+        if is_known and wanted is None:
             return {}
-        if (
-            isinstance(self.origin, Trajectory)
-            and self.origin.qk_cache
-            and wanted
-            and self.origin.is_recorded(i, wanted)
-        ):
-            return self.origin.qk_cache.get(i, wanted, self.conditional)
-        found: dict[Site, QK] = {}
-        attend = at_step(self.origin.attend, i)
-        if wanted is not None:
-            attend = record_qk(found, wanted, attend)
-        x, w, way = self.latents[i], self.origin.guidance_scale, self.origin.conditioning
-        eps = self.components.guided_noise(
-            x,
+        if isinstance(origin, Trajectory) and origin.qk_cache and wanted and origin.is_recorded(i, wanted):
+            return origin.qk_cache.get(i, wanted, self.cond.tokens)
+        pairs: dict[Site, QK] = {}
+        attend = at_step(origin.attend, i)
+        step = self.steps[i]
+        eps = guided_noise(
+            self.components,
+            self.latents[i],
             step.t,
             self.uncond_embedding(i),
-            self.conditional,
-            w,
-            attend,
-            proximal_quantile=way.proximal_quantile,
-            image=way.image,
+            self.cond,
+            guidance_scale=origin.guidance_scale,
+            attend=attend if wanted is None else record_qk(pairs, wanted, attend),
+            proximal_quantile=conditioning.proximal_quantile,
+            image=conditioning.image,
         )
-        if not known:
-            self.latents.append(
-                check_finite(self.components, self.components.scheduler.step(x, eps, step, noise=way.noise_at(i)), i)
-            )
-        return found
+        if not is_known:
+            x = self.components.scheduler.step(self.latents[i], eps, step, noise=conditioning.noise_at(i))
+            self.latents.append(check_finite(self.components, x, i))
+        return pairs
 
-    @cached_property
-    def finish(self) -> Trajectory:
-        """The whole run. What no target read of it is sampled only now."""
+    def finish(self, progress: Progress = iter) -> Trajectory:
+        """The whole run. The steps that no target has read are run now; a second call runs nothing."""
         if isinstance(self.origin, Trajectory):
             return self.origin
-        o, steps = self.origin, list(self.components.scheduler.steps(self.origin.steps))
-        for i in range(len(self.latents) - 1, len(steps)):
-            self.advance(i, steps[i], None)
-        return Trajectory(
-            self.components,
-            o.prompt,
-            torch.cat(self.latents).cpu(),
-            o.guidance_scale,
-            o.negative_prompt,
-            o.seed,
-            o.conditioning,
-            o.attend,
-        )
-
-
-def conditioning_tensors(way: Conditioning) -> dict[str, Tensor]:
-    """The tensors of a run's file that say how it goes through its steps."""
-    beside = None if way.image is None else way.image.channels
-    named = {"unconditional": way.uncond_embeddings, "noise": way.variance_noise, "beside": beside}
-    return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-def run_metadata(parts: Components, run: Trajectory | RunSettings) -> dict[str, str]:
-    """What a run's file says of it beside its tensors. Raises ValueError for an attention of one's own."""
-    if run.attend is not fused:
-        raise ValueError(f"the run {run.prompt!r} has an attention of its own, which no file can hold")
-    seed = "" if run.seed is None else str(run.seed)
-    return {
-        "format": FORMAT,
-        "model": parts.fingerprint,
-        "prompt": run.prompt,
-        "negative": run.negative_prompt,
-        "guidance": repr(float(run.guidance_scale)),
-        "seed": seed,
-        "skip": str(run.conditioning.skip_steps),
-        "proximal": repr(float(run.conditioning.proximal_quantile)),
-        "along": " ".join(conditioning_tensors(run.conditioning)),
-        "picture_guidance": picture_guidance(run.conditioning),
-    }
-
-
-def picture_guidance(way: Conditioning) -> str:
-    """w_I, in a file's words."""
-    return (
-        ""
-        if way.image is None or way.image.image_guidance_scale is None
-        else repr(float(way.image.image_guidance_scale))
-    )
+        for i in progress(range(len(self.latents) - 1, self.origin.steps)):
+            self.advance(i)
+        return Trajectory.from_start(self.components, self.origin, torch.cat(self.latents).cpu())

@@ -1,122 +1,142 @@
-"""Tokenizers and text encoders, both by `transformers`: prompts into what the UNet reads.
+"""Text encoders: prompts become the embeddings that the UNet's cross-attention reads.
 
-Axes: b batch, n tokens, d width of the context that the UNet reads.
+The CLIP networks and tokenizers come from `transformers`; `minip2p.checkpoints.text_encoders` loads them.
+
+Axes: b batch, n tokens (77 for CLIP), d width of the UNet's context, p width of a pooled embedding.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
-from copy import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from minip2p.checkpoints.text_encoders import load_text_encoder, load_tokenizer
-from minip2p.config import config_size
 from minip2p.errors import Notice
 from minip2p.text.prompt import Prompt
 
 
-class CheckpointFiles(Protocol):
-    """Where the parts of a model are: see `folder.Folder`."""
+@dataclass(frozen=True, eq=False)
+class TextEmbedding:
+    """What the UNet knows of some prompts.
 
-    location: Path
-    root: Path  # where the model's own minip2p.json would be
-
-    def has(self, part: str) -> bool: ...
-    def config_file(self, part: str) -> Path: ...
-    def config(self, part: str) -> dict[str, Any]: ...
-    def tokenizer(self, part: str) -> Path: ...
-    def tensors(self, part: str) -> tuple[dict[str, Tensor], Path]: ...
-
-
-class ClipEncoder:
-    """A text encoder and its tokenizer: "text_encoder" and "tokenizer", or those whose names end in "_2"."""
-
-    def __init__(self, files: CheckpointFiles, number: str, dtype: torch.dtype, device: torch.device | str):
-        self.part, self.device, self.tokenizer_path = (
-            f"text_encoder{number}",
-            device,
-            files.tokenizer(f"tokenizer{number}"),
-        )
-        config, where = files.config(self.part), files.config_file(self.part)
-        self.width, self.pooled_width = (
-            config_size(config, name, 512, where) for name in ("hidden_size", "projection_dim")
-        )
-        self.tokenizer = load_tokenizer(self.tokenizer_path)
-        tensors, self.file = files.tensors(self.part)
-        encoder = load_text_encoder(config, where, tensors, self.file, dtype)
-        self.max_tokens, most = self.tokenizer.model_max_length, encoder.config.max_position_embeddings
-        if self.max_tokens > most:
-            raise ValueError(
-                f"{self.tokenizer_path / 'tokenizer_config.json'}: model_max_length is {self.max_tokens}, and the text "
-                f"encoder takes {most} tokens"
-            )
-        if len(self.tokenizer) > encoder.config.vocab_size:
-            raise ValueError(
-                f"{self.tokenizer_path}: has {len(self.tokenizer)} tokens, and the text encoder {encoder.config.vocab_size}"
-            )
-        self.encoder = encoder.to(device)
-
-    def __call__(self, prompts: Sequence[str], skip: int = 0) -> tuple[Tensor, Tensor | None]:
-        """The last hidden states, b n d, and the projection of the end token's where the encoder has one, b p. skip:
-        the states before so many last layers, and before the norm, instead."""
-        ids = torch.tensor([Prompt.tokenize(text, self.tokenizer).ids for text in prompts], device=self.device)
-        said = self.encoder(input_ids=ids, output_hidden_states=skip > 0)
-        hidden = said.hidden_states[-1 - skip] if skip else said.last_hidden_state
-        return hidden, getattr(said, "text_embeds", None)
-
-
-class TextEncoder:
-    """Prompts -> the context that the UNet's cross-attention reads.
-
-    Of Stable Diffusion 1 and 2 these are the last hidden states of one encoder. Stable Diffusion XL (Podell et al.
-    2023, section 2.1) has two, whose states before the last layer stand side by side; and of a prompt as a whole it
-    reads the second's projection, which here is one more row after the tokens', filled up with zeros (`parted`).
+    tokens: b n d, one vector a token. pooled: b p, one vector a prompt, in Stable Diffusion XL (Podell et al. 2023,
+    section 2.1); None in models with one text encoder.
     """
 
-    def __init__(self, files: CheckpointFiles, *, dtype: torch.dtype, device: torch.device | str = "cpu"):
-        self.location, numbers = files.location, ("", "_2") if files.has("text_encoder_2") else ("",)
-        self.clip_encoders = [ClipEncoder(files, number, dtype, device) for number in numbers]
-        if len({tower.max_tokens for tower in self.clip_encoders}) > 1:
-            raise ValueError(
-                f"{files.location}: its tokenizers are of {' and '.join(str(t.max_tokens) for t in self.clip_encoders)} "
-                "tokens, and what they say stands side by side"
-            )
-        self.width, self.pooled_width = (
-            sum(tower.width for tower in self.clip_encoders),
-            self.clip_encoders[-1].pooled_width,
-        )
-        # As in diffusers, unless model_index.json says otherwise.
-        self.zero_empty_prompt = (
-            self.has_two_encoders and files.config("").get("force_zeros_for_empty_prompt", True) is not False
-        )
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> "TextEmbedding":
+        return TextEmbedding(self.tokens[rows], None if self.pooled is None else self.pooled[rows])
+
+    def to(self, *args: Any, **options: Any) -> "TextEmbedding":
+        """Moves or converts both tensors, as `Tensor.to` does."""
+        pooled = None if self.pooled is None else self.pooled.to(*args, **options)
+        return TextEmbedding(self.tokens.to(*args, **options), pooled)
+
+    def repeat(self, count: int) -> "TextEmbedding":
+        """One prompt's embedding as `count` rows; an embedding of `count` rows as it is."""
+        pooled = None if self.pooled is None else self.pooled.expand(count, -1)
+        return TextEmbedding(self.tokens.expand(count, -1, -1), pooled)
+
+    @staticmethod
+    def cat(embeddings: Iterable["TextEmbedding"]) -> "TextEmbedding":
+        """The rows of several embeddings, one after the other."""
+        several = list(embeddings)
+        pooled = [embedding.pooled for embedding in several if embedding.pooled is not None]
+        tokens = torch.cat([embedding.tokens for embedding in several])
+        return TextEmbedding(tokens, torch.cat(pooled) if pooled else None)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipEncoder:
+    """One CLIP text encoder with its tokenizer.
+
+    name: its folder in a checkpoint, "text_encoder" or "text_encoder_2". network: the `transformers` module.
+    tokenizer_path: the folder of the tokenizer's files. width, pooled_width: of its hidden states and its projection.
+    """
+
+    name: str
+    network: Any
+    tokenizer: Any
+    tokenizer_path: Path
+    width: int
+    pooled_width: int
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens a prompt is cut or padded to."""
+        return int(self.tokenizer.model_max_length)
+
+    def __call__(self, prompts: Sequence[str], skip_layers: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Encodes prompts.
+
+        skip_layers: 0 returns the last hidden states after the final norm; n > 0 returns the hidden states n layers
+        before the last, without the norm.
+        Returns the hidden states, b n width, and the projected end-of-text state, b p, or None where the encoder has
+        no projection.
+        """
+        ids = [Prompt.tokenize(text, self.tokenizer).ids for text in prompts]
+        device = next(self.network.parameters()).device
+        output = self.network(input_ids=torch.tensor(ids, device=device), output_hidden_states=skip_layers > 0)
+        hidden = output.hidden_states[-1 - skip_layers] if skip_layers else output.last_hidden_state
+        return hidden, getattr(output, "text_embeds", None)
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """Prompts -> `TextEmbedding`, by one CLIP encoder (Stable Diffusion 1 and 2) or two (Stable Diffusion XL).
+
+    With two encoders the hidden states before each last layer are concatenated, and the second encoder's projection is
+    the pooled embedding (Podell et al. 2023, section 2.1).
+
+    zero_empty_prompt: an empty negative prompt is all zeros, as some models were trained (in diffusers,
+    `force_zeros_for_empty_prompt`).
+    """
+
+    clip_encoders: tuple[ClipEncoder, ...]
+    zero_empty_prompt: bool = False
 
     @property
     def has_two_encoders(self) -> bool:
         return len(self.clip_encoders) > 1
 
     @property
+    def width(self) -> int:
+        """d, the width of the tokens' embeddings."""
+        return sum(encoder.width for encoder in self.clip_encoders)
+
+    @property
+    def pooled_width(self) -> int:
+        """p, the width of the pooled embedding."""
+        return self.clip_encoders[-1].pooled_width
+
+    @property
     def tokenizer(self) -> Any:
         return self.clip_encoders[0].tokenizer
 
-    def with_encoders(self, encoders: Mapping[str, Any]) -> "TextEncoder":
-        """The same, but with these encoders, by the names of their folders, in the place of its own."""
-        twin = copy(self)
-        twin.clip_encoders = [copy(tower) for tower in self.clip_encoders]
-        for tower in twin.clip_encoders:
-            tower.encoder = encoders.get(tower.part, tower.encoder)
-        return twin
-
     @property
     def encoders(self) -> dict[str, Any]:
-        """The encoders by the names of their folders."""
-        return {tower.part: tower.encoder for tower in self.clip_encoders}
+        """The `transformers` modules by the names of their folders."""
+        return {encoder.name: encoder.network for encoder in self.clip_encoders}
+
+    def with_encoders(self, encoders: Mapping[str, Any]) -> "TextEncoder":
+        """The same text encoder with some networks exchanged, by the names of their folders."""
+        exchanged = (replace(e, network=encoders.get(e.name, e.network)) for e in self.clip_encoders)
+        return replace(self, clip_encoders=tuple(exchanged))
 
     def prompt(self, text: str) -> Prompt:
-        """A prompt with its tokens and words."""
+        """Splits a prompt into tokens and words.
+
+        Raises ValueError for anything but valid text. Warns (`Notice`) where the prompt has more tokens than the
+        encoder reads.
+        """
         if not isinstance(text, str):
             raise ValueError(f"a prompt must be text, not {type(text).__name__}")
         if any("\ud800" <= character <= "\udfff" for character in text):
@@ -124,31 +144,27 @@ class TextEncoder:
         prompt = Prompt.tokenize(text, self.tokenizer)
         if unread := prompt.words[len(prompt.visible_words) :]:
             warnings.warn(
-                f"the prompt {text[:40]!r}… is read to the word before {unread[0].text!r}: the text encoder "
-                f"takes {len(prompt.ids)} tokens",
+                f"the prompt {text[:40]!r}… is cut off before the word {unread[0].text!r}: the text encoder reads "
+                f"{len(prompt.ids)} tokens",
                 Notice,
                 stacklevel=2,
             )
         return prompt
 
-    def __call__(self, prompts: str | Sequence[str]) -> Tensor:
-        """Prompts -> b n d (n: the tokenizer's length, 77), or b n+1 d of two encoders."""
-        several: list[Any] = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
-        for text in several:
+    def __call__(self, prompts: str | Sequence[str]) -> TextEmbedding:
+        """Encodes one prompt or several: tokens b n d, and pooled b p with two encoders. ValueError as `prompt`."""
+        texts: list[Any] = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
+        for text in texts:
             self.prompt(text)
         if not self.has_two_encoders:
-            return self.clip_encoders[0](several)[0]
-        (first, _), (second, pooled) = (tower(several, skip=1) for tower in self.clip_encoders)
-        assert pooled is not None
-        return torch.cat(
-            [torch.cat([first, second], -1), F.pad(pooled, (0, self.width - self.pooled_width))[:, None]], 1
-        )
+            return TextEmbedding(self.clip_encoders[0](texts)[0])
+        (first, _), (second, pooled) = (encoder(texts, skip_layers=1) for encoder in self.clip_encoders)
+        return TextEmbedding(torch.cat([first, second], -1), pooled)
 
-    def encode_negative(self, prompt: str) -> Tensor:
-        """The context of a negative prompt, 1 n d: nothing at all for an empty one, where the model was so trained."""
-        context = self([prompt])
-        return torch.zeros_like(context) if self.zero_empty_prompt and not prompt else context
-
-    def split_pooled(self, context: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What `__call__` makes -> the tokens' rows, b n d, and of two encoders the prompts' own, b p."""
-        return (context[:, :-1], context[:, -1, : self.pooled_width]) if self.has_two_encoders else (context, None)
+    def encode_negative(self, prompt: str) -> TextEmbedding:
+        """The embedding of one negative prompt, 1 n d; zeros for an empty one where the model was trained so."""
+        embedding = self([prompt])
+        if not self.zero_empty_prompt or prompt:
+            return embedding
+        pooled = None if embedding.pooled is None else torch.zeros_like(embedding.pooled)
+        return TextEmbedding(torch.zeros_like(embedding.tokens), pooled)

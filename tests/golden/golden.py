@@ -113,7 +113,7 @@ def edits(pipe: Any) -> Iterator[tuple[str, Callable[[], Result]]]:
         yield name, lambda s=source, t=target, o=options: pipe.edit(s, t, **o)
         if name in ("swap", "refine", "ramps", "sites", "region", "blend, soft and gradual"):
             yield f"{name}, explicit", lambda s=source, t=target, o=options: pipe.edit(s, t, explicit=True, **o)
-    yield "the source of an edit", lambda: pipe.edit(CAT, TIGER, seed=4, steps=STEPS, self_replace=0.2).source
+    yield "the source of an edit", lambda: pipe.edit(CAT, TIGER, seed=4, steps=STEPS, self_replace=0.2).source_run.finish()
     yield "edit of an edit", lambda: pipe.edit(pipe.edit(run, TIGER), "a lion on the beach")
     blended = pipe.edit(run, TIGER, local_blend=("cat", "tiger"))
     yield "the mask of a blend", lambda: blended.blend_mask
@@ -245,13 +245,13 @@ def goldens(pipe: Any, work: Path) -> Iterator[tuple[str, Callable[[], Result]]]
     yield from other_attention(pipe)
     yield from records(pipe, work)
     yield from inversions(pipe, work)
-    yield from sweeps(pipe, work)
     yield from lora(pipe, work)
     yield from families(work)
     half = minip2p.load(dtype=torch.bfloat16)
     run = half.generate(CAT, seed=1, steps=3)
     yield "bfloat16", lambda: run
     yield "bfloat16, edit", lambda: half.edit(run, TIGER, local_blend=("cat", "tiger"))
+    yield from sweeps(pipe, work)
 
 
 def main() -> int:

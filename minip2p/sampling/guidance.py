@@ -1,0 +1,190 @@
+"""Classifier-free guidance: which rows the UNet runs, and how their predictions are combined.
+
+`guidance_branches` describes one step. `guided_noise` executes that description and `unet_rows` counts its rows, so the
+predicted and the executed cost cannot differ.
+
+Axes: b batch, c h w latents, n tokens, d width of a text embedding.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minip2p.attention.contract import Attend, Site, fused
+from minip2p.checkpoints.components import Components
+from minip2p.checkpoints.diagnosis import non_finite_error
+from minip2p.sampling.conditioning import ImageConditioning
+from minip2p.text.encoder import TextEmbedding
+
+
+class Branch(NamedTuple):
+    """One group of rows of a step.
+
+    kind: "unconditional" rows have neither words nor image, "image" rows have the image alone, "conditional" rows have
+    all. rows: how many. weight: the factor of their prediction in the sum.
+    """
+
+    kind: Literal["unconditional", "image", "conditional"]
+    rows: int
+    weight: float
+
+
+def guidance_branches(
+    count: int,
+    guidance_scale: float,
+    *,
+    same_latents: bool = False,
+    proximal_quantile: float = 0.0,
+    image: ImageConditioning | None = None,
+) -> list[Branch]:
+    """The rows that a step runs for `count` latents. Rows whose weight is 0 are left out.
+
+    Classifier-free guidance with scale w (Ho & Salimans 2022, eq. 6, where w is theirs plus 1) is
+    (1 − w) ε(∅) + w ε(c). With an image (Brooks et al. 2022, eq. 3; c_I the image, c_T the words) it is
+
+        (1 − w_I) ε(∅, ∅) + (w_I − w_T) ε(c_I, ∅) + w_T ε(c_I, c_T)
+
+    same_latents: all latents are equal, as at the first step of several edits; then one unconditional row serves all.
+    proximal_quantile: proximal guidance needs ε(∅) even where w = 1.
+    """
+    w = guidance_scale
+    shared = 1 if same_latents else count
+    if image is not None and image.image_guidance_scale is not None:
+        w_image = image.image_guidance_scale
+        branches = [
+            Branch("unconditional", shared, 1 - w_image),
+            Branch("image", shared, w_image - w),
+            Branch("conditional", count, w),
+        ]
+        return [branch for branch in branches if branch.weight != 0]
+    if w == 1 and not proximal_quantile:
+        return [Branch("conditional", count, 1.0)]
+    if w == 0:
+        return [Branch("unconditional", shared, 1.0)]
+    return [Branch("unconditional", shared, 1 - w), Branch("conditional", count, w)]
+
+
+def unet_rows(
+    count: int,
+    guidance_scale: float,
+    *,
+    same_latents: bool = False,
+    proximal_quantile: float = 0.0,
+    image: ImageConditioning | None = None,
+) -> int:
+    """How many rows `guided_noise` runs for `count` latents."""
+    branches = guidance_branches(
+        count, guidance_scale, same_latents=same_latents, proximal_quantile=proximal_quantile, image=image
+    )
+    return sum(branch.rows for branch in branches)
+
+
+def guided_noise(
+    components: Components,
+    x: Tensor,
+    t: int,
+    uncond: TextEmbedding,
+    cond: TextEmbedding,
+    *,
+    guidance_scale: float,
+    attend: Attend = fused,
+    same_latents: bool = False,
+    proximal_quantile: float = 0.0,
+    image: ImageConditioning | None = None,
+) -> Tensor:
+    """The UNet's prediction with guidance, b c h w, float32: the sum of `guidance_branches`.
+
+    x: latents, b c h w. t: the time step. uncond: one row, or b. cond: b rows. attend: the attention of the conditional
+    rows; all other rows use `fused`. proximal_quantile: see `soft_threshold`. The other arguments: `guidance_branches`.
+    """
+    x, count = x.to(components.dtype), len(x)
+    branches = guidance_branches(
+        count, guidance_scale, same_latents=same_latents, proximal_quantile=proximal_quantile, image=image
+    )
+    latents = torch.cat([x[: branch.rows] for branch in branches])
+    embedding = TextEmbedding.cat(
+        cond if branch.kind == "conditional" else uncond.repeat(branch.rows) for branch in branches
+    )
+    other_rows = sum(branch.rows for branch in branches if branch.kind != "conditional")
+    if other_rows == len(latents):
+        attend = fused
+    elif other_rows:
+        attend = conditional_only(other_rows, attend)
+    is_guided_by_image = image is not None and image.image_guidance_scale is not None
+    empty = sum(branch.rows for branch in branches if branch.kind == "unconditional") if is_guided_by_image else 0
+    predictions = unet_noise(components, latents, t, embedding, attend, image=image, empty_rows=empty)
+    split = predictions.split([branch.rows for branch in branches])
+    if is_guided_by_image:
+        terms = [branch.weight * eps for branch, eps in zip(branches, split, strict=True)]
+        return sum(terms, torch.zeros_like(x, dtype=predictions.dtype))
+    if len(branches) == 1:
+        return predictions.expand(count, -1, -1, -1)
+    eps_uncond, eps_cond = split
+    # The weights' sum in the form ε_u + w (ε_c − ε_u), whose difference proximal guidance thresholds.
+    return eps_uncond + guidance_scale * soft_threshold(eps_cond - eps_uncond, proximal_quantile)
+
+
+def unet_noise(
+    components: Components,
+    x: Tensor,
+    t: int,
+    embedding: TextEmbedding,
+    attend: Attend = fused,
+    *,
+    image: ImageConditioning | None = None,
+    empty_rows: int = 0,
+    gradient_checkpointing: bool = False,
+) -> Tensor:
+    """One call of the UNet, b c h w -> b c h w in float32. Its rows are counted by `components.counter`.
+
+    Stable Diffusion XL is also told the size of the picture and that it was not cropped (Podell et al. 2023, section
+    2.2): its rows and columns, the corner of the crop, rows and columns again.
+
+    empty_rows: the first so many rows get zeros for the channels of the image.
+    """
+    if components.counter is not None:
+        components.counter.rows += len(x)
+    added_cond = None
+    if embedding.pooled is not None:
+        size = [side * components.vae.stride for side in x.shape[-2:]]
+        sizes = torch.tensor([[*size, 0, 0, *size]], device=x.device).expand(len(x), -1)
+        added_cond = embedding.pooled, sizes
+    if image is not None:
+        x = torch.cat([x, image.rows(len(x), empty_rows).to(x)], dim=1)
+    return components.unet(x, t, embedding.tokens, attend, added_cond, gradient_checkpointing).float()
+
+
+def soft_threshold(difference: Tensor, quantile: float) -> Tensor:
+    """The proximal map of λ‖·‖₁ (Han et al. 2023, proximal guidance): moves each number towards 0 by λ, and to 0 what
+    is smaller. λ is the quantile of the absolute values of each row of b c h w; quantile 0 changes nothing.
+
+    The published code takes one quantile over the batch, which includes the source's row of zeros, and therefore keeps
+    more of the target's difference.
+    """
+    if quantile == 0:
+        return difference
+    magnitude = difference.abs().flatten(1)
+    bound = magnitude.quantile(quantile, dim=1)[:, None, None, None]
+    return difference - difference.clamp(-bound, bound)
+
+
+def conditional_only(other_rows: int, attend: Attend) -> Attend:
+    """An `Attend` that is `fused` on the first `other_rows` rows and `attend` on all others.
+
+    It always makes two calls, so a run has the same bits whether or not its attention is observed.
+    """
+    n = other_rows
+
+    def split(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
+        return torch.cat([fused(q[:n], k[:n], v[:n]), attend(q[n:], k[n:], v[n:], site)])
+
+    return split
+
+
+def check_finite(components: Components, x: Tensor, step: int) -> Tensor:
+    """x itself, or ValueError where it is not finite: one clear line is better than a black picture."""
+    if not torch.isfinite(x).all():
+        what = f"the latents are not finite after step {step + 1}"
+        raise non_finite_error(components.networks, components.origin, what)
+    return x
