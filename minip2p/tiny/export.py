@@ -1,4 +1,4 @@
-"""Writes a model as an official Stable Diffusion folder: what diffusers' StableDiffusionPipeline opens, and we."""
+"""Writes the tiny model as a folder of the official Stable Diffusion layout, which minip2p and diffusers both open."""
 
 import copy
 import json
@@ -8,18 +8,17 @@ from typing import Any
 
 from minip2p.checkpoints.save import DiffusersWriter
 from minip2p.config import SchedulerConfig
-from minip2p.io.files import shipped_weights, write_json
+from minip2p.io.files import read_json, shipped_weights, write_json
 from minip2p.unet import UNet
 from minip2p.vae import VAE
+from minip2p.validation import is_integer
 
 TOKENIZER = shipped_weights("tiny") / "tokenizer"
-
-
-GUIDANCE = 4.0  # what the model card recommends
+GUIDANCE_SCALE = 4.0  # the default that the model card recommends
 
 
 def load_tokenizer() -> Any:
-    """The tiny model's tokenizer: CLIP's own class on a cut vocabulary."""
+    """The tiny model's tokenizer: transformers' CLIPTokenizer with a reduced vocabulary."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
@@ -29,22 +28,22 @@ def make_text_encoder(width: int) -> Any:
     """A small CLIP text encoder with random weights: 3 layers, 4 heads."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    words = load_tokenizer()
+    tokenizer = load_tokenizer()
     encoder = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(words),
+            vocab_size=len(tokenizer),
             hidden_size=width,
             intermediate_size=4 * width,
             projection_dim=width,
             num_hidden_layers=3,
             num_attention_heads=4,
-            max_position_embeddings=words.model_max_length,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )
-    encoder.set_attn_implementation("eager")  # the fused kernel's backward is slow on a CPU at these sizes
+    encoder.set_attn_implementation("eager")  # the fused kernel's backward pass is slow on a CPU at these sizes
     return encoder
 
 
@@ -53,19 +52,34 @@ def export_model(
     vae: VAE,
     unet: UNet,
     text: Any,
-    sched: SchedulerConfig,
+    scheduler: SchedulerConfig,
     *,
     scaling_factor: float,
     trained: dict[str, int],
 ) -> None:
-    """Writes the folder, float16. The tokenizer is copied; the configs say float32, so that they open as such.
+    """Writes the folder. The weights are float16; the text encoder's config says float32, so that it opens as float32.
 
-    trained: how many steps each part has been trained, for a warm start. It is taken away first and written last, so
-    that a folder that was left half-written is no start for anything.
+    trained: the number of steps that each part has been trained ("vae", "unet"), for a warm start. The file that holds
+    it is deleted first and written last, so that a folder left half-written cannot serve for a warm start.
     """
-    half = copy.deepcopy(vae).half()
-    half.config = replace(vae.config, scaling_factor=scaling_factor)
-    own, encoders = {"guidance": GUIDANCE, "_trained": trained}, {"text_encoder": copy.deepcopy(text).half()}
-    DiffusersWriter(copy.deepcopy(unet).half(), half, encoders, {"tokenizer": TOKENIZER}, sched, own).write(folder)
+    half_vae = copy.deepcopy(vae).half()
+    half_vae.config = replace(vae.config, scaling_factor=scaling_factor)
+    encoders = {"text_encoder": copy.deepcopy(text).half()}
+    defaults = {"guidance": GUIDANCE_SCALE, "_trained": trained}
+    DiffusersWriter(
+        copy.deepcopy(unet).half(), half_vae, encoders, {"tokenizer": TOKENIZER}, scheduler, defaults
+    ).write(folder)
     config = folder / "text_encoder/config.json"
     write_json(config, json.loads(config.read_text()) | {"dtype": "float32", "torch_dtype": "float32"})
+
+
+def trained_steps(folder: Path) -> dict[str, int]:
+    """The number of steps that the weights in a folder were trained: {"vae": …, "unet": …}.
+
+    Raises ValueError if the folder does not say.
+    """
+    file = folder / "minip2p.json"
+    steps = read_json(file).get("_trained")
+    if not isinstance(steps, dict) or not all(is_integer(steps.get(part)) for part in ("vae", "unet")):
+        raise ValueError(f"{file}: does not say how many steps the weights were trained")
+    return steps

@@ -1,12 +1,13 @@
-"""Grounding: words learn to look where the thing stands that they name.
+"""Grounding: the UNet learns to attend from each object's pixels to the words that name it.
 
-The renderer knows each thing's true mask, so while the UNet is trained, its cross-attention is asked to give the words
-of a thing a fixed share of the attention inside the mask, and none outside: the pixel loss of TokenCompose (Wang et al.
-2023, arXiv 2312.03626), with a share instead of all. Left alone, a small model gathers a caption in its padding: the
-words get a few hundredths of the attention, and there is little to re-weight, to swap or to see. The maps come
-through the same door as all else: `explicit(kept)`, where `kept` is a `MapFn`.
+The renderer knows the true mask of each object. While the UNet is trained, its cross-attention is asked to give the
+words of an object a fixed share of the attention inside its mask, and none outside. This is the pixel loss of
+TokenCompose (Wang et al. 2023, arXiv 2312.03626), with a share instead of all of the attention. Without it, a small
+model gathers the caption in the padding tokens: the words get a few hundredths of the attention, which leaves little to
+re-weight, to replace or to visualize. The maps are read through the usual contract, as `explicit(keeper)` with a
+`MapFn`.
 
-Axes: b pictures, s slots, h heads, i queries, j tokens, H W cells of the latent.
+Axes: b batch, s slots, h heads, i queries, j tokens, H W height and width of the latent.
 """
 
 from collections.abc import Sequence
@@ -19,17 +20,16 @@ from torch import Tensor
 
 from minip2p.attention.contract import Site
 from minip2p.text.prompt import Prompt
-from minip2p.tiny.scenes import Render, Scene
+from minip2p.tiny.render import Render
+from minip2p.tiny.scenes import Scene
 
-ATTENTION_SHARE = 0.5  # of the attention inside a mask; the rest is the padding's and the other words'
-
-
-SLOTS = 4  # two things, the place, the attribute
+ATTENTION_SHARE = 0.5  # of the attention inside a mask; the rest is left to the padding and the other words
+SLOTS = 4  # two objects, the background, the attribute
 
 
 @dataclass
 class MapKeeper:
-    """A `MapFn` that changes nothing and keeps the maps of the cross-attentions with their graph: site -> b h i j."""
+    """A `MapFn` that keeps the maps of the cross-attentions with their graph, site -> b h i j, and changes nothing."""
 
     maps: dict[Site, Tensor] = field(default_factory=dict)
 
@@ -39,10 +39,11 @@ class MapKeeper:
         return probs
 
 
-def regions(scene: Scene, render: Render) -> np.ndarray:
-    """How much of each cell of the latent a slot's mask covers: (SLOTS, H/8, W/8) uint8, 255 all of it.
+def slot_regions(scene: Scene, render: Render) -> np.ndarray:
+    """The share of each latent pixel that each slot's mask covers: s H W uint8, 255 for all of it.
 
-    Fog and falling snow are everywhere, flowers in the place's part below the horizon. An empty slot is 0."""
+    Fog and falling snow are everywhere; flowers are on the background below the horizon. An empty slot is 0.
+    """
     height, width = render.picture.shape[:2]
     masks = np.zeros((SLOTS, height, width), np.float32)
     for slot, thing in enumerate(scene.things):
@@ -57,40 +58,47 @@ def regions(scene: Scene, render: Render) -> np.ndarray:
 
 
 def slot_tokens(scene: Scene, prompt: Prompt) -> list[tuple[int, ...]]:
-    """For each slot the positions of its tokens in the prompt: a thing's with its colour's; () where it is unsaid."""
+    """The positions of each slot's tokens in the prompt; () for a slot that the prompt does not name.
+
+    An object's tokens include its colour, if the prompt names it.
+    """
     phrases = [f"{thing.colour} {thing.name}" if thing.colour else thing.name for thing in scene.things]
     phrases = [phrase if phrase in prompt.text else phrase.split()[-1] for phrase in phrases]
-    named = [*phrases, *[""] * (2 - len(phrases)), scene.background, scene.attribute or ""]
+    phrases += [""] * (2 - len(phrases)) + [scene.background, scene.attribute or ""]
     words = {word.text for word in prompt.words}
-    return [prompt.token_indices(phrase) if phrase and words.issuperset(phrase.split()) else () for phrase in named]
+    return [prompt.token_indices(phrase) if phrase and words.issuperset(phrase.split()) else () for phrase in phrases]
 
 
-def target_attention(places: Sequence[Sequence[tuple[int, ...]]], masks: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The share of the attention that each token should get in each cell: b j H W; and which tokens have one: b j.
+def attention_targets(
+    tokens: Sequence[Sequence[tuple[int, ...]]], regions: Tensor, length: int
+) -> tuple[Tensor, Tensor]:
+    """The attention that each token should get at each latent pixel, b j H W, and which tokens have a target, b j bool.
 
-    places: for each picture, for each slot its tokens' positions. masks: b s H W in [0, 1]. The n tokens of a slot
-    share it: SHARE · mask / n each. The other tokens are free.
+    tokens: for each prompt and slot the positions of its tokens. regions: b s H W in [0, 1]. length: tokens per prompt.
+    The n tokens of a slot share its target: ATTENTION_SHARE · region / n each. The other tokens are free.
     """
-    aim = masks.new_zeros(len(masks), length, *masks.shape[2:])
-    told = torch.zeros(aim.shape[:2], dtype=torch.bool)
-    for b, slots in enumerate(places):
-        for s, tokens in enumerate(slots):
-            for j in tokens:
-                aim[b, j] += ATTENTION_SHARE * masks[b, s] / len(tokens)
-                told[b, j] = True
-    return aim, told
+    targets = regions.new_zeros(len(regions), length, *regions.shape[2:])
+    has_target = torch.zeros(targets.shape[:2], dtype=torch.bool)
+    for b, slots in enumerate(tokens):
+        for s, positions in enumerate(slots):
+            for j in positions:
+                targets[b, j] += ATTENTION_SHARE * regions[b, s] / len(positions)
+                has_target[b, j] = True
+    return targets, has_target
 
 
-def grounding_loss(maps: dict[Site, Tensor], aim: Tensor, told: Tensor) -> Tensor:
-    """Σ_sites mean_{told b j, i} KL(aim ‖ Ā), a token's aim and its attention Ā (the heads' mean) in a cell taken as
-    the probabilities of two outcomes: looks, looks not. It is 0 where each told token gets its aim."""
-    total = aim.new_zeros(())
-    if not told.any():  # all captions were dropped, or name nothing that has a place
+def grounding_loss(maps: dict[Site, Tensor], targets: Tensor, has_target: Tensor) -> Tensor:
+    """Σ_sites mean_{tokens with a target, i} KL(target ‖ Ā), where Ā is a token's attention, averaged over the heads.
+
+    target and Ā are read as probabilities of two outcomes: a query attends to the token, or not. The loss is 0 where
+    each token with a target gets it. maps: site -> b h i j. targets: b j H W. has_target: b j.
+    """
+    total = targets.new_zeros(())
+    if not has_target.any():  # every caption was dropped, or names nothing that has a region
         return total
     for site, probs in maps.items():
-        asked = F.avg_pool2d(aim, site.stride).flatten(2)[told]  # n i
-        given = (
-            (probs.sum(1, dtype=torch.float32) / probs.shape[1]).mT[told].clamp(max=1)
-        )  # a mean of ones may round above one
-        total = total + F.binary_cross_entropy(given, asked) - F.binary_cross_entropy(asked, asked)
+        target = F.avg_pool2d(targets, site.stride).flatten(2)[has_target]  # n i, for n tokens with a target
+        mean = probs.sum(1, dtype=torch.float32) / probs.shape[1]  # b i j
+        attention = mean.mT[has_target].clamp(max=1)  # rounding may raise a mean of ones above one
+        total = total + F.binary_cross_entropy(attention, target) - F.binary_cross_entropy(target, target)
     return total

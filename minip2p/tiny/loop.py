@@ -1,8 +1,8 @@
-"""A training loop that survives a kill: what a step draws depends on (seed, step) alone, every checkpoint is whole.
+"""A training loop that can be killed at any time. It resumes from its last checkpoint, with exactly the same steps.
 
-A checkpoint is one safetensors file: parameters, their moving average (EMA) and the optimizers' moments. Nothing is
-ever unpickled, and no random state needs saving: step i draws its data and noise from a generator seeded with
-(seed, i).
+The random draws of step i come from a generator seeded with (seed, i), so no random state needs saving. A checkpoint is
+one safetensors file, written completely or not at all: the parameters, their exponential moving average (EMA) and the
+optimizers' moments. Nothing is ever unpickled.
 """
 
 import json
@@ -20,180 +20,205 @@ from minip2p.io.tensors import write_tensors
 from minip2p.tiny.muon import Muon
 
 
-def generator(*seed: int) -> torch.Generator:
-    """A generator for one purpose: the seeds are mixed, so that (0, 1) and (1, 0) have nothing in common."""
+def seeded_generator(*seeds: int) -> torch.Generator:
+    """A generator for one purpose. The order of the seeds matters: (0, 1) and (1, 0) give unrelated draws."""
     mixed = 0
-    for part in seed:
-        mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+    for seed in seeds:
+        mixed = (mixed * 6364136223846793005 + seed + 1442695040888963407) % 2**63
     return torch.Generator().manual_seed(mixed)
 
 
 def half_precision() -> torch.autocast:
-    """bfloat16 where the processor multiplies matrices in it, else a context that does nothing."""
+    """A context that computes in bfloat16 if the processor can multiply bfloat16 matrices, and else does nothing."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def cooldown(step: int, steps: int, share: float = 0.3) -> float:
-    """The factor on the learning rate of a run of so many steps: one, and linearly to zero over its last share."""
+    """A learning rate factor for a run of known length: 1, then linearly to 0 over the last `share` of the run."""
     return min(1.0, (1 - step / steps) / share)
 
 
-def inverse_root(step: int, level: int = 3000) -> float:
-    """The factor on the learning rate of a run without a last step: one, and from `level` on √(level/step).
-    With the moving average it needs no decay at its end, so it can stop and go on anywhere."""
-    return min(1.0, math.sqrt(level / (step + 1)))
+def inverse_root(step: int, plateau: int = 3000) -> float:
+    """A learning rate factor for a run without a fixed end: 1, and √(plateau / step) from step `plateau` on.
+
+    With the moving average of the weights, the run needs no decay at its end, so it can stop and resume anywhere.
+    """
+    return min(1.0, math.sqrt(plateau / (step + 1)))
 
 
 def is_matrix(name: str, p: Tensor) -> bool:
-    """Whether Muon trains a parameter: matrices and convolutions but for embeddings, the first layer and the last."""
-    return p.ndim > 1 and not any(part in name for part in ("embedding", "conv_in", "conv_out"))
+    """Whether Muon trains a parameter: matrices and convolutions, except embeddings and the first and last layers."""
+    return p.ndim > 1 and not any(excluded in name for excluded in ("embedding", "conv_in", "conv_out"))
 
 
 class Training:
-    """Parameters under training by Muon (matrices) and AdamW (the others), with a moving average. `run` goes on from
-    the last checkpoint.
+    """Trains the parameters of a module with Muon (matrices) and AdamW (the others), and keeps their moving average.
 
-    `rate` gives the learning rate at a step; the first WARMUP steps after the start rise to it linearly.
+    work: the folder of the checkpoint and the log. learning_rate: step -> learning rate; the first WARMUP steps after
+    the start rise to it linearly. steps: the length of the run. ema_decay: of the moving average, per step.
     """
 
     WARMUP = 200
     MOMENTS = MappingProxyType({"AdamW": ("exp_avg", "exp_avg_sq"), "Muon": ("momentum",)})
 
     def __init__(
-        self, module: nn.Module, work: Path, *, rate: Callable[[int], float], steps: int, ema: float, seed: int = 0
+        self,
+        module: nn.Module,
+        work: Path,
+        *,
+        learning_rate: Callable[[int], float],
+        steps: int,
+        ema_decay: float,
+        seed: int = 0,
     ):
-        self.module, self.work, self.rate, self.steps, self.ema_decay = module, work, rate, steps, ema
+        self.module = module
+        self.work = work
+        self.learning_rate = learning_rate
+        self.steps = steps
+        self.ema_decay = ema_decay
         self.seed = seed
-        self.named = dict(module.named_parameters())
-        matrices = {name: p for name, p in self.named.items() if is_matrix(name, p)}
-        others = [p for name, p in self.named.items() if name not in matrices]
+        self.parameters = dict(module.named_parameters())
+        matrices = {name: p for name, p in self.parameters.items() if is_matrix(name, p)}
+        others = [p for name, p in self.parameters.items() if name not in matrices]
         self.optimizers: list[torch.optim.Optimizer] = []
         if others:
             self.optimizers.append(torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0.01, fused=True))
         if matrices:
             self.optimizers.append(Muon(matrices.values()))
-        self.average = {name: p.detach().clone() for name, p in self.named.items()}
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.step = self.start = 0
 
-    def rate_now(self) -> float:
-        return self.rate(self.step) * min(1.0, (self.step - self.start + 1) / self.WARMUP)
+    def current_learning_rate(self) -> float:
+        """The learning rate at the current step, with the warm-up."""
+        return self.learning_rate(self.step) * min(1.0, (self.step - self.start + 1) / self.WARMUP)
 
     @property
     def checkpoint(self) -> Path:
         return self.work / "checkpoint.safetensors"
 
     def save(self) -> None:
-        tensors = {f"model.{n}": p for n, p in self.named.items()} | {f"ema.{n}": p for n, p in self.average.items()}
-        names: dict[Tensor, str] = {p: name for name, p in self.named.items()}
+        """Writes the checkpoint."""
+        tensors = {f"model.{n}": p for n, p in self.parameters.items()}
+        tensors |= {f"ema.{n}": p for n, p in self.average.items()}
+        names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         for optimizer in self.optimizers:
             for p, state in optimizer.state.items():
                 for key in self.MOMENTS[type(optimizer).__name__]:
                     tensors[f"{key}.{names[p]}"] = state[key]
-        said = {"step": self.step, "start": self.start, "seed": self.seed}
-        write_tensors(tensors, self.checkpoint, {name: str(value) for name, value in said.items()})
+        metadata = {"step": self.step, "start": self.start, "seed": self.seed}
+        write_tensors(tensors, self.checkpoint, {name: str(value) for name, value in metadata.items()})
 
     @torch.no_grad()
-    def begin(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """A warm start: these weights, counted on from `step`. The moments begin anew, and so does the warm-up."""
-        for name, p in self.named.items():
+    def warm_start(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Starts from these weights at `step`. The moments and the warm-up of the learning rate start from zero."""
+        for name, p in self.parameters.items():
             p.copy_(weights[name])
             self.average[name].copy_(p)
         self.step = self.start = step
 
     @torch.no_grad()
     def resume(self) -> None:
-        """Takes up the checkpoint if there is one. Exact: the next step is the one that a kill prevented."""
+        """Loads the checkpoint, if there is one. The next step is then exactly the one that would have followed it.
+
+        Raises ValueError if the checkpoint was made with another seed.
+        """
         if not self.checkpoint.exists():
             return
         with safe_open(self.checkpoint, "pt") as f:
-            said = f.metadata()
-            if int(said["seed"]) != self.seed:
-                raise ValueError(f"{self.checkpoint}: made with seed {said['seed']}: go on with it, or in a new folder")
-            self.step, self.start = int(said["step"]), int(said["start"])
-            for name, p in self.named.items():
+            metadata = f.metadata()
+            if int(metadata["seed"]) != self.seed:
+                raise ValueError(
+                    f"{self.checkpoint}: made with seed {metadata['seed']}: resume with that seed, or use a new folder"
+                )
+            self.step, self.start = int(metadata["step"]), int(metadata["start"])
+            for name, p in self.parameters.items():
                 p.copy_(f.get_tensor(f"model.{name}"))
                 self.average[name].copy_(f.get_tensor(f"ema.{name}"))
-            names = {p: name for name, p in self.named.items()}
+            names = {p: name for name, p in self.parameters.items()}
             for optimizer in self.optimizers:
                 keys = self.MOMENTS[type(optimizer).__name__]
                 for p in optimizer.param_groups[0]["params"]:
                     if f"{keys[0]}.{names[p]}" not in f.keys():  # noqa: SIM118, not a dict
-                        continue  # it had no gradient yet
-                    # In the parameter's own memory format: AdamW's fused step reads both by their order in memory.
+                        continue  # the parameter has had no gradient yet
+                    # In the parameter's own memory format: AdamW's fused kernel reads both in the order of memory.
                     moments = {key: torch.empty_like(p).copy_(f.get_tensor(f"{key}.{names[p]}")) for key in keys}
                     optimizer.state[p] = {"step": torch.tensor(float(self.step - self.start)), **moments}
 
     @torch.no_grad()
     def freeze(self, module: nn.Module) -> None:
-        """Fixes a part at its moving average, for good; the rest trains on."""
-        fixed = set(module.parameters())
-        for name, p in self.named.items():
-            if p in fixed:
+        """Fixes the parameters of a submodule at their moving average, permanently. The others train on."""
+        frozen = set(module.parameters())
+        for name, p in self.parameters.items():
+            if p in frozen:
                 p.copy_(self.average[name]).requires_grad_(False)
 
     @torch.no_grad()
-    def averaged(self) -> None:
-        """Puts the moving average in the parameters' place, for use or export. Training cannot go on from here."""
-        for name, p in self.named.items():
+    def load_average(self) -> None:
+        """Replaces the parameters by their moving average, for use or export. The training cannot continue after it."""
+        for name, p in self.parameters.items():
             p.copy_(self.average[name])
 
     def run(
         self,
         loss: Callable[[int], Tensor],
         *,
-        show: Callable[[], None] = lambda: None,
-        show_every: int = 500,
+        preview: Callable[[], None] = lambda: None,
+        preview_every: int = 500,
         save_every: float = 180.0,
         stop_at: float = math.inf,
     ) -> None:
-        """Steps until `steps` are done or the clock passes `stop_at` (time.time()). Appends to log.jsonl.
+        """Resumes, and trains until `steps` are done or the clock (time.time()) passes `stop_at`. Appends to log.jsonl.
 
-        loss(step) must be deterministic in the step. Gradients are clipped to norm 1. `show` is called every so many
-        steps, to write what one looks at.
+        loss(step) must depend on nothing random but the step. Gradients are clipped to norm 1. `preview` is called
+        every `preview_every` steps; a checkpoint is written then, and every `save_every` seconds.
+        Raises FloatingPointError if a gradient is not finite.
         """
         self.work.mkdir(parents=True, exist_ok=True)
         self.resume()
-        saved, log = time.time(), Log(self)
+        saved, log = time.time(), TrainingLog(self)
         while self.step < self.steps and time.time() < stop_at:
             value = loss(self.step)
             self.module.zero_grad(set_to_none=True)
             value.backward()
-            norm = nn.utils.clip_grad_norm_(self.named.values(), 1.0)
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
             if not torch.isfinite(norm):
                 raise FloatingPointError(f"step {self.step}: the gradient is not finite; last good: {self.checkpoint}")
             for optimizer in self.optimizers:
-                optimizer.param_groups[0]["lr"] = self.rate_now()
+                optimizer.param_groups[0]["lr"] = self.current_learning_rate()
                 optimizer.step()
             self.step += 1
-            # A young average forgets faster, so that it is never older than the run.
+            # A young average decays faster, so that it does not remember the start.
             age = self.step - self.start
             decay = min(self.ema_decay, (1 + age) / (10 + age))
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.values()), list(self.named.values()), 1 - decay)
+                torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
             log.add(value.item())
-            if time.time() - saved > save_every or self.step % show_every == 0:
+            if time.time() - saved > save_every or self.step % preview_every == 0:
                 self.save()
                 saved = time.time()
-            if self.step % show_every == 0:
-                show()
+            if self.step % preview_every == 0:
+                preview()
                 log.since += time.time() - saved
         self.save()
 
 
-class Log:
-    """The mean loss and the time of a step, a row for every 50 steps, in log.jsonl and on the terminal."""
+class TrainingLog:
+    """Writes the mean loss and the seconds per step to log.jsonl and the terminal, every 50 steps."""
 
     def __init__(self, training: Training):
-        self.training, self.first, self.total, self.since = training, training.step, 0.0, time.time()
+        self.training = training
+        self.first_step = training.step
+        self.total_loss = 0.0
+        self.since = time.time()
 
     def add(self, loss: float) -> None:
-        self.total += loss
+        self.total_loss += loss
         step, name = self.training.step, self.training.work.name
         if step % 50:
             return
-        count, spent = step - self.first, time.time() - self.since
-        row = {"step": step, "loss": round(self.total / count, 5), "seconds": round(spent / count, 3)}
+        count, seconds = step - self.first_step, time.time() - self.since
+        row = {"step": step, "loss": round(self.total_loss / count, 5), "seconds": round(seconds / count, 3)}
         with open(self.training.work / "log.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(row) + "\n")
         print(f"{name} {step}/{self.training.steps} loss {row['loss']:.4f} {row['seconds']:.2f} s/step", flush=True)
-        self.first, self.total, self.since = step, 0.0, time.time()
+        self.first_step, self.total_loss, self.since = step, 0.0, time.time()

@@ -1,12 +1,12 @@
-"""A small CLIP tokenizer: the words of the tiny world, and the start of CLIP's own merge table.
+"""Makes the tiny model's tokenizer: a reduced CLIP vocabulary for the words of the tiny world.
 
-CLIP's byte-pair encoding (BPE) has 49,408 tokens; their embedding would be a quarter of the tiny model. A cut table
-keeps every byte, so that any text can be tokenized, the first merges (they stand in the order of frequency), and the
-merges that the given words need. A cut is exact for what it keeps: a given word has the tokens of the full table.
+CLIP's byte-pair encoding (BPE) has 49,408 tokens, whose embedding would be a quarter of the tiny model. The reduced
+vocabulary has every byte, so that any text can be tokenized; the first merges of CLIP's table, which are the most
+frequent; and the merges that the words of the tiny world need. Those words have the same tokens as in the full table.
 
     python -m minip2p.tiny.tokenizer bpe_simple_vocab_16e6.txt.gz weights/tiny/tokenizer
 
-The table, bpe_simple_vocab_16e6.txt.gz, is OpenAI CLIP's (MIT licence) and lies in the `open_clip_torch` wheel.
+The table, bpe_simple_vocab_16e6.txt.gz, is OpenAI CLIP's (MIT licence) and is part of the `open_clip_torch` wheel.
 """
 
 import gzip
@@ -20,19 +20,10 @@ from minip2p.text.prompt import byte_alphabet
 
 Merge = tuple[str, str]
 
-
-TOKENS = 77
-
-
+MAX_TOKENS = 77
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
-
-
-FULL_MERGES = 49408 - 2 * 256 - 2  # of the file's 262,144, CLIP uses these
-
-
+CLIP_MERGES = 49408 - 2 * 256 - 2  # CLIP uses only these of the file's 262,144
 FIRST_MERGES = 2000
-
-
 WORLD_WORDS = """
 a an the and or of in on at with by to from for near under over behind between beside above below next front back left
 right top middle bottom inside outside into through is are has wearing holding sitting standing running sleeping
@@ -62,18 +53,18 @@ queen robot knight astronaut crown glasses scarf sunglasses
 def read_merges(path: Path) -> list[Merge]:
     """CLIP's 48,894 merges, most frequent first, from its gzipped table."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1 : FULL_MERGES + 1]  # the first line is a version
+        lines = file.read().split("\n")[1 : CLIP_MERGES + 1]  # the first line is the version
     return [(left, right) for left, right in (line.split() for line in lines)]
 
 
-def merges_of(word: str, rank: dict[Merge, int]) -> set[Merge]:
-    """The merges that BPE applies to a word (lower-case letters): the best ranked pair, as long as there is one."""
-    parts = [*word[:-1], word[-1] + WORD_END]
+def word_merges(word: str, rank: dict[Merge, int]) -> set[Merge]:
+    """The merges that BPE applies to a word in lower case. It merges the best ranked pair while there is one."""
+    symbols = [*word[:-1], word[-1] + WORD_END]
     used = set()
-    while pairs := [pair for pair in pairwise(parts) if pair in rank]:
+    while pairs := [pair for pair in pairwise(symbols) if pair in rank]:
         best = min(pairs, key=rank.__getitem__)
-        at = next(i for i in range(len(parts)) if tuple(parts[i : i + 2]) == best)
-        parts[at : at + 2] = ["".join(best)]
+        i = next(i for i in range(len(symbols)) if tuple(symbols[i : i + 2]) == best)
+        symbols[i : i + 2] = ["".join(best)]
         used.add(best)
     return used
 
@@ -81,16 +72,16 @@ def merges_of(word: str, rank: dict[Merge, int]) -> set[Merge]:
 def cut_merges(merges: Sequence[Merge], words: Iterable[str], first: int) -> list[Merge]:
     """The `first` merges and those that `words` need, in the table's order.
 
-    Why a cut is exact: BPE takes the best ranked pair present. The best of all pairs in a kept word is in the cut, so
-    it is the best there too.
+    The words keep their tokens: BPE always merges the best ranked pair in a word. That pair is among the selected
+    merges, and so it is the best ranked pair there as well.
     """
     rank = {merge: i for i, merge in enumerate(merges)}
-    needed = set(merges[:first]).union(*(merges_of(word, rank) for word in words))
+    needed = set(merges[:first]).union(*(word_merges(word, rank) for word in words))
     return sorted(needed, key=rank.__getitem__)
 
 
 def vocabulary(merges: Sequence[Merge]) -> dict[str, int]:
-    """Token -> id, in CLIP's order: bytes, bytes that end a word, merges, start and end of text."""
+    """Token -> id, in CLIP's order: bytes, bytes at the end of a word, merges, start of text, end of text."""
     alphabet = byte_alphabet().values()
     tokens = [*alphabet, *(c + WORD_END for c in alphabet), *(left + right for left, right in merges), START, END]
     return {token: i for i, token in enumerate(tokens)}
@@ -107,7 +98,7 @@ def write_tokenizer(merges: Sequence[Merge], folder: Path) -> None:
         "add_prefix_space": False,
         "do_lower_case": True,
         "errors": "replace",
-        "model_max_length": TOKENS,
+        "model_max_length": MAX_TOKENS,
         "pad_token": END,
         "tokenizer_class": "CLIPTokenizer",
         **special_or_typed,
@@ -121,7 +112,7 @@ def write_tokenizer(merges: Sequence[Merge], folder: Path) -> None:
 
 
 def cut_tokenizer(merges: Sequence[Merge], words: Iterable[str], folder: Path, first: int = FIRST_MERGES) -> None:
-    """Writes into `folder` the tokenizer cut to `words` and the `first` merges of CLIP's table."""
+    """Writes a tokenizer folder with the `first` merges of a table and those that `words` need."""
     write_tokenizer(cut_merges(merges, words, first), folder)
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from minip2p.tiny.scenes import Scene, Sprites, dataset, fetch_sprites, render
+from minip2p.tiny.render import render
+from minip2p.tiny.scenes import Scene, dataset
+from minip2p.tiny.sprites import Sprites, fetch_sprites
 
 HERE = Path(__file__).parent
 
