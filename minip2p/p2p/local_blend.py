@@ -14,8 +14,11 @@ from minip2p.attention.contract import Site
 from minip2p.attention.heatmaps import HeatmapAccumulator, check_hops, finest_self_stride, select_strides
 from minip2p.attention.masks import check_threshold, heatmap_to_mask, mask_to_latent, same_dtype
 from minip2p.io.images import read_mask
-from minip2p.text.prompt import Prompt, token_indicator
+from minip2p.text.prompt import Prompt, WordSelector, token_indicator
 from minip2p.validation import is_finite
+
+
+Words = WordSelector | Sequence[WordSelector]  # one word, or several; `LocalBlend` keeps a tuple
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class LocalBlend:
     Raises ValueError for values that are wrong whatever the prompts are.
     """
 
-    source: tuple[Any, ...] = ()
-    target: tuple[Any, ...] = ()
-    without_source: tuple[Any, ...] = ()
-    without_target: tuple[Any, ...] = ()
+    source: Words = ()
+    target: Words = ()
+    without_source: Words = ()
+    without_target: Words = ()
     mask: Any = None
     threshold: Any = 0.3
     without_threshold: Any = 0.3
@@ -112,7 +115,7 @@ class LocalBlendState:
         """The state before the first step. sites: the model's. Raises ValueError for words that are not in a prompt."""
         strides = select_strides(blend.strides, sites, latent_size)
 
-        def accumulator(prompt: Prompt, words: tuple[Any, ...], without: tuple[Any, ...]) -> HeatmapAccumulator:
+        def accumulator(prompt: Prompt, words: Any, without: Any) -> HeatmapAccumulator:
             rows = [token_indicator(prompt, group).sum(0).clamp(max=1) for group in (words, without)]
             hops = blend.self_attention_hops
             return HeatmapAccumulator(torch.stack(rows), latent_size, strides, hops, finest_self_stride(sites))

@@ -206,7 +206,7 @@ def repeat_last_layer(tensors, layers_prefix):
 def readme_table():
     """The README's table of the supported families, made from what the tests test."""
     lines = [
-        "| family | predicts | default guidance | 20 steps as diffusers' | official names, sizes and numbers |",
+        "| family | predicts | default guidance | equals, after 20 steps | official sizes and names |",
         "|---|---|---|---|---|",
     ]
     for name, (unet, scheduler) in FAMILIES.items():
