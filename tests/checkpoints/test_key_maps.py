@@ -1,0 +1,120 @@
+"""The tensors of the official models, names and shapes, have their place here, and nothing else has.
+
+They are in tests/data/official, written by independent code (its recipe is data/make_official_keys.py). All modules are
+on the meta device, without weights.
+"""
+
+import gzip
+import json
+
+import pytest
+import torch
+from parity import OFFICIAL_UNETS, SD15_VAE, on_meta
+from paths import DATA
+from safetensors.torch import save_file
+
+from minip2p.checkpoints import single_file
+from minip2p.checkpoints.single_file import SingleFile
+from minip2p.config import UNetConfig, VAEConfig
+from minip2p.unet import UNet
+from minip2p.vae import VAE
+
+V_PREDICTION = {"modelspec.prediction_type": "v"}
+
+
+def official(family):
+    return json.loads(gzip.decompress((DATA / "official" / f"{family}.json.gz").read_bytes()))
+
+
+def shapes(module):
+    return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+@pytest.fixture
+def open_single_file(tmp_path, monkeypatch):
+    """Opens a single file that has tensors of these shapes, but no numbers: they are on the meta device."""
+
+    def open_file(tensor_shapes, metadata=None):
+        file = tmp_path / "meta.safetensors"
+        save_file({"empty": torch.zeros(1)}, file, metadata)
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes.items()}
+        monkeypatch.setattr(single_file, "read_tensors", lambda path: tensors)
+        return SingleFile(file, None)
+
+    return open_file
+
+
+@pytest.mark.parametrize("family", OFFICIAL_UNETS)
+def test_the_tensors_of_a_folder_are_the_official_ones(family):
+    expected = official(family)["folder"]
+    assert shapes(on_meta(UNet, UNetConfig.from_dict(OFFICIAL_UNETS[family]))) == expected["unet"]
+    assert shapes(on_meta(VAE, VAEConfig.from_dict(SD15_VAE))) == expected["vae"]
+
+
+@pytest.mark.parametrize("family", OFFICIAL_UNETS)
+def test_the_tensors_of_a_single_file_are_the_official_ones(family, open_single_file):
+    """The configuration is inferred from the file; it has every tensor of the folder, in the folder's shape; and every
+    tensor that it has is used, except for those that may be ignored."""
+    data = official(family)
+    file = open_single_file(data["single"] | data["extras"], V_PREDICTION if family == "sd21" else None)
+    official_unet = UNetConfig.from_dict(OFFICIAL_UNETS[family])
+    unet = UNetConfig.from_dict(file.config("unet"))
+    for name in UNetConfig.__dataclass_fields__.keys() - {"upcast_attention"}:  # which no tensor tells
+        values = [getattr(config, name) for config in (unet, official_unet)]
+        if name in ("attention_head_dim", "transformer_layers_per_block"):
+            values = [unet.per_level(value) for value in values]
+        assert values[0] == values[1], name
+    vae = VAEConfig.from_dict(file.config("vae"))
+    assert vae.block_out_channels == (128, 256, 512, 512) and vae.layers_per_block == 2
+    used = set()
+    for component, expected in data["folder"].items():
+        tensors, location = file.tensors(component)
+        found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        assert found == {name.removeprefix("text_model."): shape for name, shape in expected.items()}, component
+        assert location == file.location
+        used |= set(file.original_names(component).values())
+    unread = set(data["single"]) - used
+    if family == "sd21":  # it does not read the text encoder's last layer and its projection
+        assert {name.split(".")[4] for name in unread if "resblocks" in name} == {"23"}
+        unread = {name for name in unread if "resblocks.23." not in name and not name.endswith("text_projection")}
+    assert not unread and used <= set(data["single"])
+
+
+TEXT_CONFIGS = {
+    "sd15": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+        "intermediate_size": 3072,
+        "vocab_size": 49408,
+        "eos_token_id": 49407,
+        "bos_token_id": 49406,
+    },
+    "sd21": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+        "intermediate_size": 4096,
+    },
+    "sdxl": {
+        "hidden_size": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "hidden_act": "gelu",
+        "intermediate_size": 5120,
+        "projection_dim": 1280,
+    },
+}
+
+
+@pytest.mark.parametrize("family", TEXT_CONFIGS)
+def test_the_text_encoder_of_a_single_file_is_the_official_one(family, open_single_file):
+    """Of SDXL, the second one. Also the VAE's scaling factor and the size of pictures, which no shape tells."""
+    file = open_single_file(official(family)["single"], V_PREDICTION)
+    config = file.config("text_encoder_2" if family == "sdxl" else "text_encoder")
+    assert {name: config[name] for name in TEXT_CONFIGS[family]} == TEXT_CONFIGS[family]
+    assert file.has("text_encoder") and file.has("text_encoder_2") == (family == "sdxl")
+    assert file.config("vae")["scaling_factor"] == (0.13025 if family == "sdxl" else 0.18215)
+    assert file.config("unet")["sample_size"] == {"sd15": 64, "sd21": 96, "sdxl": 128}[family]
