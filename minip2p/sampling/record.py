@@ -52,15 +52,7 @@ def record_run(
     metadata = {}
     if file is not None:
         components.origin.refuse_overwrite(file)
-        metadata = run_metadata(
-            components,
-            origin.prompt,
-            guidance_scale=origin.guidance_scale,
-            negative_prompt=origin.negative_prompt,
-            seed=origin.seed,
-            conditioning=origin.conditioning,
-            attend=origin.attend,
-        )
+        metadata = run_metadata(components, origin, origin.attend)
     with nullcontext() if file is None else atomic_write(file) as partial:
         buffer = SafetensorsBuffer(layout | cached, metadata, partial)
         tensors = {name: buffer.tensors[name] for name in cached}

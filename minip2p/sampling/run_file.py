@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,27 +52,34 @@ def conditioning_tensors(conditioning: Conditioning) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def run_metadata(
-    components: Components,
-    prompt: str,
-    *,
-    guidance_scale: float,
-    negative_prompt: str,
-    seed: int | None,
-    conditioning: Conditioning,
-    attend: Attend,
-) -> dict[str, str]:
+class RunFields(Protocol):
+    """What the metadata of a run file are made of: a `RunRecord`, a `RunStart` and a `Trajectory` have it."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def guidance_scale(self) -> float: ...
+    @property
+    def negative_prompt(self) -> str: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def conditioning(self) -> Conditioning: ...
+
+
+def run_metadata(components: Components, run: RunFields, attend: Attend) -> dict[str, str]:
     """The metadata of a run file. Raises ValueError for a custom attention function, which no file can hold."""
     if attend is not fused:
-        raise ValueError(f"the run {prompt!r} has an attention function of its own, which no file can hold")
+        raise ValueError(f"the run {run.prompt!r} has an attention function of its own, which no file can hold")
+    conditioning = run.conditioning
     image_guidance = None if conditioning.image is None else conditioning.image.image_guidance_scale
     return {
         "format": FORMAT,
         "model": components.fingerprint,
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "guidance_scale": repr(float(guidance_scale)),
-        "seed": "" if seed is None else str(seed),
+        "prompt": run.prompt,
+        "negative_prompt": run.negative_prompt,
+        "guidance_scale": repr(float(run.guidance_scale)),
+        "seed": "" if run.seed is None else str(run.seed),
         "skip_steps": str(conditioning.skip_steps),
         "proximal_quantile": repr(float(conditioning.proximal_quantile)),
         "image_guidance_scale": "" if image_guidance is None else repr(float(image_guidance)),
@@ -86,15 +94,7 @@ def write_run(components: Components, run: RunRecord, file: Path, attend: Attend
     """
     components.origin.refuse_overwrite(file)
     tensors = {"latents": run.latents} | conditioning_tensors(run.conditioning)
-    metadata = run_metadata(
-        components,
-        run.prompt,
-        guidance_scale=run.guidance_scale,
-        negative_prompt=run.negative_prompt,
-        seed=run.seed,
-        conditioning=run.conditioning,
-        attend=attend,
-    )
+    metadata = run_metadata(components, run, attend)
     tensors |= {} if run.qk_cache is None else dict(run.qk_cache.tensors)
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with atomic_write(file) as partial:

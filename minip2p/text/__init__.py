@@ -1,1 +1,1 @@
-"""TODO: describe."""
+"""Prompts: their words and tokens, and the embeddings that the UNet reads."""
