@@ -1,0 +1,218 @@
+"""DDIM: parity with diffusers' schedulers in both directions, the equations by hand, and steps undone by inversion."""
+
+import math
+from itertools import pairwise, product
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity import check
+
+from minip2p.config import SchedulerConfig
+from minip2p.sched import DDIMScheduler, ddim_step, split_prediction
+
+SD15 = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    steps_offset=1,
+    set_alpha_to_one=False,
+)
+CONFIGS = {
+    "SD 1.5": SD15,
+    "no offset, to one": SD15 | dict(steps_offset=0, set_alpha_to_one=True),
+    "linear betas, 100 times": SD15 | dict(beta_schedule="linear", num_train_timesteps=100, steps_offset=0),
+}
+SPACINGS = ("leading", "trailing", "linspace")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+SIGNAL_SHARES = st.floats(0.004, 0.9999)
+NUMBERS = st.floats(-5, 5)
+no_deadline = settings(deadline=None)
+
+
+def scheduler(**changes):
+    return DDIMScheduler(SchedulerConfig.from_dict(SD15 | changes))
+
+
+def random_latents(seed, steps):
+    """Latents, and a prediction for each step."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(1, 4, 5, 7, generator=g), torch.randn(steps, 1, 4, 5, 7, generator=g)
+
+
+# Parity with diffusers
+
+
+def diffusers_supports(name, spacing, steps):
+    """diffusers indexes past the last timestep if a run takes all of them and there is an offset."""
+    total = CONFIGS[name].get("num_train_timesteps", 1000)
+    return steps < total or (steps == total and not (spacing == "leading" and CONFIGS[name]["steps_offset"]))
+
+
+CASES = [
+    case for case in product(CONFIGS, ("leading", "trailing"), (1, 4, 7, 50, 333, 1000)) if diffusers_supports(*case)
+]
+
+
+@pytest.mark.parametrize(("name", "spacing", "steps"), CASES)
+def test_a_step_matches_diffusers_in_both_directions(name, spacing, steps):
+    config = CONFIGS[name] | dict(timestep_spacing=spacing)
+    worst = 0.0
+    for prediction_type in PREDICTION_TYPES:
+        forward = diffusers.DDIMScheduler(**config, prediction_type=prediction_type)
+        inverse = DDIMInverseScheduler(**config, prediction_type=prediction_type)
+        forward.set_timesteps(steps)
+        inverse.set_timesteps(steps)
+        ours = DDIMScheduler(SchedulerConfig.from_dict(dict(forward.config)))
+        assert ours.timesteps(steps) == forward.timesteps.tolist() == inverse.timesteps.tolist()[::-1]
+        sampled_steps = ours.steps(steps)[:: 1 + steps // 100] + ours.steps(steps)[-1:]
+        x, predictions = random_latents(steps, len(sampled_steps))
+        for step, prediction in zip(sampled_steps, predictions, strict=True):
+            for actual, expected in (
+                (ours.step(x, prediction, step), forward.step(prediction, step.t, x).prev_sample),
+                (ours.step(x, prediction, step, "invert"), inverse.step(prediction, step.t, x).prev_sample),
+            ):
+                # relative to the largest value, because float32 itself resolves about 1e-7 of each value
+                worst = max(worst, ((actual - expected).abs().max() / expected.abs().max()).item())
+    message = f"{name}, {spacing}, {steps} steps: at most {worst:.1e} of the largest value apart, allowed 1e-6"
+    print(message)
+    assert worst <= 1e-6, message
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 50, 333, 1000])
+def test_linspace_timesteps_match_diffusers(steps):
+    theirs = diffusers.DDIMScheduler(**SD15, timestep_spacing="linspace")
+    theirs.set_timesteps(steps)
+    assert scheduler(timestep_spacing="linspace").timesteps(steps) == theirs.timesteps.tolist()
+
+
+# The noise schedule
+
+
+def test_the_noise_schedule_of_sd15_by_hand():
+    ours = scheduler()
+    assert ours.timesteps(50) == list(range(981, 0, -20))
+    steps = ours.steps(50)
+    assert steps[-1].t == 1 and steps[-1].alpha_cumprod_prev == pytest.approx(0.99915, abs=1e-7)  # 1 − β_0
+    assert steps[-1].alpha_cumprod == pytest.approx((1 - 0.00085) * (1 - 0.00085477), abs=1e-7)
+    assert ours.alphas_cumprod[-1].item() == pytest.approx(0.00466, abs=1e-5)
+    assert scheduler(set_alpha_to_one=True).steps(50)[-1].alpha_cumprod_prev == 1
+
+
+@pytest.mark.parametrize("beta_schedule, power", [("scaled_linear", 2), ("linear", 1)])
+def test_alpha_cumprod_is_the_running_product_of_one_minus_beta(beta_schedule, power):
+    alpha_cumprod, low, high = 1.0, 0.00085 ** (1 / power), 0.012 ** (1 / power)
+    for t, actual in enumerate(scheduler(beta_schedule=beta_schedule).alphas_cumprod.tolist()):
+        alpha_cumprod *= 1 - (low + (high - low) * t / 999) ** power
+        assert actual == pytest.approx(alpha_cumprod, rel=2e-5)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_number_of_steps_from_1_to_1000_is_possible(spacing, offset):
+    ours = scheduler(timestep_spacing=spacing, steps_offset=offset)
+    for steps in range(1, 1001):
+        timesteps = ours.timesteps(steps)
+        assert len(timesteps) == steps and timesteps[0] <= 999 and timesteps[-1] >= 0
+        # 1000 leading steps with an offset would begin at 1000; they begin with 999 twice instead.
+        duplicates = int(steps == 1000 and spacing == "leading" and offset == 1)
+        assert len(set(timesteps)) == steps - duplicates and sorted(timesteps, reverse=True) == timesteps
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_other_numbers_of_steps_are_errors(steps):
+    with pytest.raises(ValueError, match=f"steps must lie between 1 and 1000, not {steps}"):
+        scheduler().steps(steps)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_a_step_ends_where_the_next_begins(spacing):
+    ours = scheduler(timestep_spacing=spacing)
+    for steps in (1, 2, 3, 7, 50, 333, 501, 999, 1000):
+        run = ours.steps(steps)
+        assert all(a.alpha_cumprod_prev == b.alpha_cumprod for a, b in pairwise(run))
+        assert run[-1].alpha_cumprod_prev == ours.alphas_cumprod[0]
+
+
+def test_trailing_steps_lead_t_over_n_timesteps_down_as_in_diffusers():
+    run = scheduler(timestep_spacing="trailing").steps(7)
+    assert [step.t for step in run] == [999, 856, 713, 570, 428, 285, 142]
+    alphas_cumprod = scheduler().alphas_cumprod.tolist()
+    assert [step.alpha_cumprod_prev for step in run] == [alphas_cumprod[step.t - 142] for step in run]
+
+
+# The equations
+
+
+def test_ddim_step_is_eq_12_by_hand():
+    """ᾱ = .64, x = 1, ε = .5: x_0 = (1 − .6 · .5) / .8 = .875; at ᾱ' = .36: .6 · .875 + .8 · .5 = .925."""
+    x, half = torch.tensor(1.0), torch.tensor(0.5)
+    assert split_prediction(x, half, 0.64, "epsilon")[1].item() == pytest.approx(0.875)
+    assert ddim_step(x, half, 0.64, 0.36).item() == pytest.approx(0.925)
+    # v = .5: ε = .8 · .5 + .6 · 1 = 1, x_0 = .8 · 1 − .6 · .5 = .5; at ᾱ' = .36: .6 · .5 + .8 · 1 = 1.1.
+    assert [y.item() for y in split_prediction(x, half, 0.64, "v_prediction")] == pytest.approx([1.0, 0.5])
+    assert ddim_step(x, half, 0.64, 0.36, "v_prediction").item() == pytest.approx(1.1)
+
+
+@given(NUMBERS, NUMBERS, SIGNAL_SHARES)
+@no_deadline
+def test_v_is_sqrt_alpha_eps_minus_sqrt_one_minus_alpha_x0(eps, x0, alpha_cumprod):
+    signal, noise = math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod)
+    x, v = signal * x0 + noise * eps, signal * eps - noise * x0
+    for prediction, prediction_type in ((eps, "epsilon"), (v, "v_prediction")):
+        x_tensor, prediction_tensor = torch.tensor(x).double(), torch.tensor(prediction).double()
+        split = split_prediction(x_tensor, prediction_tensor, alpha_cumprod, prediction_type)
+        assert [y.item() for y in split] == pytest.approx([eps, x0], abs=2e-5)  # the inputs are rounded to float32
+
+
+@given(NUMBERS, NUMBERS, SIGNAL_SHARES, SIGNAL_SHARES)
+@no_deadline
+def test_a_ddim_step_is_undone_by_the_step_back(x, eps, alpha, alpha_prev):
+    x, eps = torch.tensor(x, dtype=torch.float64), torch.tensor(eps, dtype=torch.float64)
+    stepped = ddim_step(x, eps, alpha, alpha_prev)
+    assert ddim_step(stepped, eps, alpha_prev, alpha).item() == pytest.approx(x.item(), abs=1e-9)
+    assert ddim_step(x, eps, alpha, alpha).item() == pytest.approx(x.item(), abs=1e-9)
+    _, x0 = split_prediction(x, eps, alpha, "epsilon")
+    assert split_prediction(stepped, eps, alpha_prev, "epsilon")[1].item() == pytest.approx(x0.item(), abs=1e-9)
+    # The same ε corresponds to a different v at the other end.
+    v, v_prev = (a**0.5 * eps - (1 - a) ** 0.5 * x0 for a in (alpha, alpha_prev))
+    assert ddim_step(x, v, alpha, alpha_prev, "v_prediction").item() == pytest.approx(stepped.item(), abs=1e-9)
+    assert ddim_step(stepped, v_prev, alpha_prev, alpha, "v_prediction").item() == pytest.approx(x.item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 50, 333, 1000])
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_a_run_is_undone_by_inversion_with_the_same_predicted_noise(spacing, steps):
+    ours, (x, eps) = scheduler(timestep_spacing=spacing), random_latents(steps, steps)
+    run, y = list(zip(ours.steps(steps), eps.double(), strict=True)), x.double()
+    for step, e in run:
+        y = ours.step(y, e, step)
+    assert steps == 1 or (y - x).std() > 0.1
+    for step, e in reversed(run):
+        y = ours.step(y, e, step, "invert")
+    check(f"{spacing}, {steps} steps and back", y, x.double(), 1e-6)
+
+
+@given(st.integers(0, 999), NUMBERS, NUMBERS)
+@no_deadline
+def test_add_noise_is_ho_eq_4(t, x0, eps):
+    noisy = scheduler().add_noise(torch.full((1, 1, 1, 1), x0), torch.full((1, 1, 1, 1), eps), torch.tensor([t])).item()
+    alpha_cumprod = np.prod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000)[: t + 1] ** 2)
+    assert noisy == pytest.approx(alpha_cumprod**0.5 * x0 + (1 - alpha_cumprod) ** 0.5 * eps, abs=5e-5)
+
+
+def test_add_noise_takes_a_timestep_for_each_row():
+    x0, noise = random_latents(0, 1)[0].expand(2, -1, -1, -1), random_latents(1, 1)[0].expand(2, -1, -1, -1)
+    theirs = diffusers.DDIMScheduler(**SD15).add_noise(x0, noise, torch.tensor([0, 999]))
+    check("add_noise", scheduler().add_noise(x0, noise, torch.tensor([0, 999])), theirs, 1e-6)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_the_last_step_may_end_at_alpha_cumprod_one(spacing):
+    for steps in (1, 7, 50):
+        assert scheduler(timestep_spacing=spacing, set_alpha_to_one=True).steps(steps)[-1].alpha_cumprod_prev == 1.0
