@@ -1,4 +1,4 @@
-"""`python -m minip2p` is the command `minip2p`."""
+"""Makes `python -m minip2p` the command `minip2p`."""
 
 import sys
 

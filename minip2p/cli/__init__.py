@@ -1,1 +1,1 @@
-"""TODO: describe."""
+"""The command line of minip2p."""

@@ -1,42 +1,41 @@
-"""What the model that ships can do, in five pictures: python -m minip2p.cli.demo
+"""The command `minip2p demo`: five pictures that show what the model that ships can do.
 
-Each is written into the output folder, with one line that says what to look at; demo.png has them all on one sheet.
+It writes each picture into the output folder and prints one line that says what to look at. demo.png shows all of them
+on one sheet.
 """
 
-import argparse
-import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minip2p.checkpoints.load import load
-from minip2p.cli import commands
-from minip2p.errors import run_guarded
+from minip2p.cli.commands import edit_row, finished_source, maps_row
 from minip2p.io import png, viz
-from minip2p.pipeline import Pipeline
+from minip2p.pipeline import Pipeline, load
 from minip2p.sampling import metadata
 from minip2p.sampling.trajectory import Trajectory
 
 STEPS = 50
-
-
-STRENGTHS = (0.0, 1.0, 2.0)
+STRENGTHS = (0.0, 1.0, 2.0)  # of the re-weighted word
+SHEET_COLUMNS = 3
 
 
 @dataclass(frozen=True)
 class Example:
-    """One edit and what to look at."""
+    """A picture of the demo: how it is made, and what to look at.
+
+    name: of its file. target: the target prompt, or the words to re-weight or to map.
+    """
 
     name: str
     source: str
     target: str
     seed: int
-    look: str
+    caption: str
 
 
-Row = tuple[Example, Trajectory, list[viz.Panel]]  # what is shown, the run that it shows, and its panels
-
+Row = tuple[Example, Trajectory, list[viz.Panel]]  # an example, the run whose settings its PNG has, and its panels
 
 EDITS = (
     Example(
@@ -44,14 +43,14 @@ EDITS = (
         "a pig on the grass",
         "a sheep on the grass",
         1,
-        "a word swap: a sheep in the pig's place and pose; without P2P, pose and clouds are others",
+        "a word swap: a sheep in the pig's place and pose; without P2P, the pose and the clouds differ",
     ),
     Example(
         "2-phrase",
         "a red car on the street",
         "a red car on the street in the fog",
         5,
-        "an added phrase: fog comes in; the car stays where it is and of the same make",
+        "an added phrase: fog appears; the same car stays in its place",
     ),
     Example(
         "3-style",
@@ -61,17 +60,13 @@ EDITS = (
         "a style edit: painted now; the same tiger in the same place",
     ),
 )
-
-
-WEIGHTS = Example(
+REWEIGHT = Example(
     "4-reweight",
     "a red car on the street in the fog",
     "fog",
     5,
-    "a re-weighting: the same picture with hardly any fog, with fog as it was, with more of it",
+    "a re-weighting: the same picture with hardly any fog, with the fog as it was, and with more of it",
 )
-
-
 MAPS = Example(
     "5-maps",
     "a tiger in the meadow",
@@ -81,58 +76,52 @@ MAPS = Example(
 )
 
 
-def edit_rows(model: Pipeline) -> Iterator[Row]:
-    """Each edit in a row: source, target without Prompt-to-Prompt, target with it."""
-    for show in EDITS:
-        edited = model.edit(show.source, show.target, seed=show.seed, steps=STEPS)
-        plain = model.generate(show.target, seed=show.seed, steps=STEPS)
-        yield show, edited, commands.edit_row(plain, edited)
-
-
-def reweight_row(model: Pipeline) -> Row:
-    """One picture with a word at several strengths, 1 as it is."""
-    run = model.generate(WEIGHTS.source, seed=WEIGHTS.seed, steps=STEPS)
-    runs = [run if c == 1 else model.edit(run, run.prompt, reweight={WEIGHTS.target: c}) for c in STRENGTHS]
-    captions = [f"{run.prompt}: {WEIGHTS.target} x {c:g}" for c in STRENGTHS]
-    return WEIGHTS, run, [(one.image, caption) for one, caption in zip(runs, captions, strict=True)]
-
-
-def maps_row(model: Pipeline) -> Row:
-    """A picture and the heat maps of all its words, those first that the sheet shows."""
-    run = model.generate(MAPS.source, seed=MAPS.seed, steps=STEPS)
-    first = MAPS.target.split()
-    return MAPS, run, commands.maps_row(run, [*first, *(word for word in MAPS.source.split() if word not in first)])
-
-
-def all_rows(model: Pipeline) -> Iterator[Row]:
-    yield from edit_rows(model)
-    yield reweight_row(model)
-    yield maps_row(model)
-
-
-def write_demo(folder: Path) -> None:
-    """Writes the pictures. Raises OSError, before the first of them is made, where the folder cannot be written."""
-    paths = {show: folder / f"{show.name}.png" for show in (*EDITS, WEIGHTS, MAPS)}
+def demo(args: Namespace) -> None:
+    """Writes the pictures. Raises OSError if the folder cannot be written, before the first picture is made."""
+    folder = Path(args.out)
+    paths = {example.name: folder / f"{example.name}.png" for example in (*EDITS, REWEIGHT, MAPS)}
     sheet = folder / "demo.png"
     png.check_writable([*paths.values(), sheet])
-    start, model, panels, texts = time.perf_counter(), load(), [], []
-    for show, run, row in all_rows(model):
-        panels += row[:3]
-        texts.append(metadata.parameters(run))
-        png.write_pngs([(paths[show], viz.grid(row, columns=len(row)), texts[-1])])
-        print(f"{paths[show]}  {show.look}", flush=True)
-    png.write_pngs([(sheet, viz.grid(panels, columns=3), "\n\n".join(texts))])
+    start, pipe = time.perf_counter(), load()
+    panels: list[viz.Panel] = []
+    texts: list[str] = []
+    for example, run, row in all_rows(pipe):
+        path, text = paths[example.name], metadata.parameters(run)
+        panels += row[:SHEET_COLUMNS]
+        texts.append(text)
+        png.write_pngs([(path, viz.grid(row, columns=len(row)), text)])
+        print(f"{path}  {example.caption}", flush=True)
+    png.write_pngs([(sheet, viz.grid(panels, columns=SHEET_COLUMNS), "\n\n".join(texts))])
     print(f"{sheet}  all of them\nthe demo's own work took {time.perf_counter() - start:.0f} s")
 
 
-def main() -> int:
-    options = argparse.ArgumentParser(
-        "python -m minip2p.cli.demo", description=__doc__.split("\n")[0] if __doc__ else None
-    )
-    options.add_argument("-o", "--out", type=Path, default=Path("out"), metavar="FOLDER", help="(default: out)")
-    folder = options.parse_args().out
-    return run_guarded(lambda: write_demo(folder))
+def all_rows(pipe: Pipeline) -> Iterator[Row]:
+    yield from edit_examples(pipe)
+    yield reweight_example(pipe)
+    yield maps_example(pipe)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def edit_examples(pipe: Pipeline) -> Iterator[Row]:
+    """For each edit a row: the source, the target without Prompt-to-Prompt, the target with it."""
+    for example in EDITS:
+        edited = pipe.edit(example.source, example.target, seed=example.seed, steps=STEPS)
+        plain = pipe.generate(example.target, seed=example.seed, steps=STEPS)
+        yield example, edited, edit_row(finished_source(edited), plain, edited)
+
+
+def reweight_example(pipe: Pipeline) -> Row:
+    """The same picture with a word at several strengths; strength 1 is the picture itself."""
+    word = REWEIGHT.target
+    run = pipe.generate(REWEIGHT.source, seed=REWEIGHT.seed, steps=STEPS)
+    panels = []
+    for strength in STRENGTHS:
+        edited = run if strength == 1 else pipe.edit(run, run.prompt, reweight={word: strength})
+        panels.append((edited.image, f"{run.prompt}: {word} x {strength:g}"))
+    return REWEIGHT, run, panels
+
+
+def maps_example(pipe: Pipeline) -> Row:
+    """A picture and the heat maps of all its words; the words that the sheet shows come first."""
+    run = pipe.generate(MAPS.source, seed=MAPS.seed, steps=STEPS)
+    first = MAPS.target.split()
+    return MAPS, run, maps_row(run, [*first, *(word for word in MAPS.source.split() if word not in first)])

@@ -1,16 +1,19 @@
-"""The commands of `minip2p` that measure: tables, charts and sheets of many edits. As those of `commands.py` they print
-the names of the files that they wrote and raise ValueError or OSError with one clear line."""
+"""The commands of `minip2p` that measure: tables, charts and contact sheets of many edits.
+
+They take, print and raise what the commands of `commands.py` do. They are in a module of their own because they import
+the benchmark, the judge and a process pool, which the other commands do without.
+"""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from minip2p.checkpoints.load import load
+from minip2p.checkpoints.components import RowCounter
+from minip2p.cli.options import load_model
 from minip2p.evaluation import edit_benchmark, tables
 from minip2p.evaluation.pie_bench import read_cases
 from minip2p.evaluation.workers import WorkerPool
@@ -18,119 +21,113 @@ from minip2p.io import png
 from minip2p.io.files import write_text
 from minip2p.io.tables import to_csv
 from minip2p.metrics.clip_score import ClipScore
-from minip2p.pipeline import Pipeline
 from minip2p.sampling.progress import Progress
-from minip2p.sweeps import sweep as sweeping
+from minip2p.sampling.settings import RunSettings
+from minip2p.sweeps import sweep as sweeps
 from minip2p.sweeps.grid import Grid
 from minip2p.tiny.judge import Judge
 
-SHEET = 7  # cases that a benchmark's sheet shows: of those that ship one of each kind
-
-
-def load_model(args: Namespace) -> Pipeline:
-    """The model that the options ask for."""
-    model = load(args.model, dtype=getattr(torch, args.dtype), device=args.device, vae=args.vae, config=args.config)
-    for given in args.lora:
-        file, scale = parse_lora(given)
-        model = model.merged(file, scale)
-    return model
-
-
-def parse_lora(given: str) -> tuple[str, float]:
-    """FILE, or FILE:SCALE. Raises ValueError for a scale that is no number."""
-    file, colon, scale = given.rpartition(":")
-    if not colon or given.endswith(".safetensors"):
-        return given, 1.0
-    try:
-        return file, float(scale)
-    except ValueError:
-        raise ValueError(f"--lora {given}: what follows the colon is the scale, a number") from None
+SHEET_CASES = 7  # cases on a benchmark's contact sheet; of the cases that ship, this is one of each kind
 
 
 def sweep(args: Namespace) -> None:
-    """The pictures, the table, and for each pair of axes a contact sheet and a chart."""
+    """Runs a grid of edits. Writes its pictures, its table, and a contact sheet and a chart for each pair of axes."""
     check_extras("a sweep")
     from minip2p.sweeps import charts
 
-    grid, model, folder = Grid.read(Path(args.grid)), load_model(args), Path(args.out)
+    grid, pipe, folder = Grid.read(Path(args.grid)), load_model(args), Path(args.out)
     try:
-        work = sweeping.plan_jobs(model, grid)
+        jobs = sweeps.plan_jobs(pipe, grid)
     except ValueError as error:
         raise ValueError(f"{args.grid}: {error}") from None
-    pictures = [folder / name for unit in work for name in sweeping.picture_names(unit)]
-    parts = [sweeping.rows_file(folder, unit) for unit in work]
-    png.check_writable([folder / "grid.json", *charts.results(folder, grid), *parts, *pictures])
+    pictures = [folder / name for job in jobs for name in sweeps.picture_names(job)]
+    rows_files = [sweeps.rows_file(folder, job) for job in jobs]
+    png.check_writable([folder / "grid.json", *charts.result_paths(folder, grid), *rows_files, *pictures])
     score, scored_by = make_scorer(args)
-    print(sweeping.describe(work), flush=True)
-    before = model.rows
-    rows = sweeping.sweep(model, grid, folder, score=score, scored_by=scored_by, progress=rows_progress)
-    print(f"{model.rows - before:,} rows of the UNet were run")
+    print(sweeps.describe(jobs), flush=True)
+    counter = RowCounter()
+    rows = sweeps.sweep(pipe, grid, folder, score=score, scored_by=scored_by, counter=counter, progress=rows_progress)
+    print(f"{counter.rows:,} rows of the UNet were run")
     print(*charts.write_results(folder, grid, rows), sep="\n")
 
 
 def bench_edits(args: Namespace) -> None:
-    """The edited pictures, a sheet of the first, a table of all figures and one of their means, which is printed; last
-    one line of JSON."""
-    check_extras("a benchmark")
+    """Runs a benchmark of edits of photographs.
 
-    methods = list(edit_benchmark.METHODS) if args.methods == "all" else args.methods.split(",")
-    if unknown := [name for name in methods if name not in edit_benchmark.METHODS]:
-        raise ValueError(f"the methods are {', '.join(edit_benchmark.METHODS)}, or all, and not {unknown[0]!r}")
+    Writes the edited pictures, a contact sheet of the first cases and a table of all figures. Prints the table of
+    means, and in its last line the means as JSON.
+    """
+    check_extras("a benchmark")
+    methods = parse_methods(args.methods)
     cases = read_cases(None if args.cases is None else Path(args.cases))
     if args.count is not None and not 1 <= args.count <= len(cases):
         raise ValueError(f"--count must lie between 1 and {len(cases)}, and is {args.count}")
-    cases, model, folder = cases[: args.count], load_model(args), Path(args.out)
-    model.scheduler.timesteps(args.steps)
+    cases, pipe, folder = cases[: args.count], load_model(args), Path(args.out)
+    steps = RunSettings.steps if args.steps is None else args.steps
+    pipe.scheduler.timesteps(steps)
     results = [folder / "table.csv", folder / "table.md", folder / "sheet.png"]
-    png.check_writable(
-        [folder / "bench.json", *results, *(edit_benchmark.row_file(folder, cases[0], name) for name in methods)]
-    )
+    row_files = [edit_benchmark.row_file(folder, cases[0], name) for name in methods]
+    png.check_writable([folder / "bench.json", *results, *row_files])
     judge = Judge.load() if args.model is None and args.cases is None else None
     clip = None if args.clip is None else ClipScore(args.clip)
-    alone = judge is None or clip is not None or args.dtype != "float32" or args.device != "cpu"
+    # The processes of a pool load the judge and the model that ships as it is, in float32 on the CPU.
+    as_shipped = args.vae is None and not args.lora and args.dtype == "float32" and args.device == "cpu"
+    can_share = judge is not None and clip is None and as_shipped
     rows = edit_benchmark.run_benchmark(
-        model,
+        pipe,
         cases,
         methods,
         folder,
-        steps=args.steps,
+        steps=steps,
         judge=judge,
         clip=clip,
-        crew=None if alone else partial(WorkerPool, None, args.steps),
+        make_pool=partial(WorkerPool, None, steps) if can_share else None,
     )
-    made = tables.summary(rows, methods)
+    summaries = tables.summarize(rows, methods)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_text(results[0], to_csv([{key: row.get(key) for key in columns} for row in rows]))
-    write_text(results[1], tables.table(made))
-    png.write_pngs([(results[2], tables.sheet(folder, cases[:SHEET], methods), "photographs, edited")])
-    print(tables.table(made), *results, tables.as_json(made), sep="\n")
+    write_text(results[1], tables.markdown_tables(summaries))
+    sheet = tables.contact_sheet(folder, cases[:SHEET_CASES], methods)
+    png.write_pngs([(results[2], sheet, "photographs, edited")])
+    print(tables.markdown_tables(summaries), *results, tables.json_line(summaries), sep="\n")
 
 
-def check_extras(what: str) -> None:
-    """Raises ValueError where what a command needs besides the core is not installed."""
+def parse_methods(text: str) -> list[str]:
+    """'ddim,direct' -> ['ddim', 'direct']; 'all' -> all methods. Raises ValueError for an unknown method."""
+    methods = list(edit_benchmark.METHODS) if text == "all" else text.split(",")
+    if unknown := [name for name in methods if name not in edit_benchmark.METHODS]:
+        raise ValueError(f"--methods has {unknown[0]!r}; the methods are {', '.join(edit_benchmark.METHODS)}, or all")
+    return methods
+
+
+def check_extras(purpose: str) -> None:
+    """Raises ValueError if a package of the extra "sweep" is not installed. purpose: what needs it, for the message."""
     try:
-        import skimage.metrics  # noqa: F401, read when the first figures are made
+        import skimage.metrics  # noqa: F401, imported when the first figures are computed
 
         from minip2p.sweeps import charts  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"{what} needs {error.name}: pip install 'minip2p[sweep]'") from None
+        raise ValueError(f"{purpose} needs {error.name}: pip install 'minip2p[sweep]'") from None
 
 
-def make_scorer(args: Namespace) -> tuple[sweeping.Score | None, str | None]:
-    """What says whether an edit has come, and its name: a CLIP that is given; for the model that ships, its judge."""
+def make_scorer(args: Namespace) -> tuple[sweeps.Score | None, str | None]:
+    """What scores the edits of a sweep, and its name: the CLIP of --clip; for the model that ships, its judge."""
     if args.clip is not None:
         clip = ClipScore(args.clip)
         return clip.score, clip.name
     return (Judge.load().score, "judge") if args.model is None else (None, None)
 
 
-def rows_progress(total: int, done: Callable[[], int]) -> Progress:
-    """A progress bar in rows of the UNet, which take the same time each, and most of it."""
-    shown = tqdm(total=total, disable=None, leave=False, unit="row")
+def rows_progress(total: int, counter: RowCounter) -> Progress:
+    """A progress bar in rows of the UNet, which take most of the time and all the same time.
 
-    def steps(given: Iterable[Any]) -> Iterator[Any]:
-        for step in given:
+    total: how many rows will be run. counter: counts those that have been run.
+    """
+    bar = tqdm(total=total, disable=None, leave=False, unit="row")
+
+    def progress(steps: Iterable[Any]) -> Iterator[Any]:
+        for step in steps:
             yield step
-            shown.update(done() - shown.n)
+            bar.update(counter.rows - bar.n)
 
-    return steps
+    return progress

@@ -1,21 +1,26 @@
-"""The command `minip2p`: its options, and its errors in one line.
+"""The command `minip2p`: its parser, and the dispatch to the module that does the work.
 
-Nothing but argparse is imported until the arguments are read, so that --help answers at once.
+Only argparse and the error messages are imported here. The library is imported after the arguments have been parsed, so
+that --help is quick, and of it only what the command needs. For the same reason most options have no default in the
+parser: an option that is not given is left to the library, and a test compares the defaults in the help texts with the
+library's.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn, TypeAlias
 
 from minip2p.errors import fail, run_guarded
 
-EPILOG = """where the pictures go:
-  -o FOLDER    into the folder, which is made if need be; their names begin with the prompt and the seed
-  -o FILE.png  there, and all others beside it; their names begin with FILE
-Each PNG carries what it was made with in its text chunk "parameters". Files of the same name are replaced.
+EPILOG = """output files:
+  -o FOLDER    into the folder, which is created if needed; the names start with the prompt and the seed
+  -o FILE.png  to this file, and further pictures next to it; their names start with FILE
+Each PNG stores its settings in the text chunk "parameters". Existing files of the same name are replaced.
 
 examples:
+  minip2p demo
   minip2p generate "a cat on the beach" --seed 1
   minip2p edit "a cat on the beach" "a tiger on the beach" "a cat on the beach, watercolor" --seed 1
   minip2p edit "a red car on the street" "a blue car on the street" --cross .6 --cross blue=0 --blend car
@@ -33,230 +38,291 @@ examples:
 """
 
 
+Group: TypeAlias = argparse._ArgumentGroup
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line."""
+    """An ArgumentParser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         sys.exit(fail(f"{message}; see {self.prog} --help"))
 
 
 def parser() -> Parser:
-    """The whole command line. `command` names the function of minip2p.cli.commands that does the work."""
+    """The whole command line. The parsed `module` and `command` name the function that does the work."""
     top = Parser(
         "minip2p",
-        description="Generate pictures, edit them by editing their prompts, see where words look.",
+        description="Generate pictures, edit them by editing their prompts, and show where each word looks.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     commands = top.add_subparsers(metavar="COMMAND", dest="command", required=True)
-
-    def command(name: str, does: str) -> Parser:
-        return commands.add_parser(name, help=does, description=does, allow_abbrev=False)
-
-    one = command("generate", "generate a picture from a prompt")
-    one.add_argument("prompt", metavar="PROMPT")
-    add_run_options(one)
-    one.add_argument("--record", metavar="FILE", help="keep the run in this file (.safetensors), to be edited later")
-    one = command("edit", "edit a generated picture by editing its prompt")
-    add_edited(one)
-    one = command("invert", "make a photograph a run, which edit takes as it takes a generated one")
-    add_photograph(one)
-    add_painters(command)
-    one = command("maps", "generate a picture and show where each word of its prompt looks")
-    one.add_argument("prompt", metavar="PROMPT")
-    add_run_options(one)
-    one = command("sweep", "make every edit of a grid, with a table, contact sheets and charts (needs minip2p[sweep])")
-    one.add_argument("grid", metavar="GRID", help="a TOML file: the source, what is compared, and settings of the run")
-    one.add_argument("-o", "--out", default="out", metavar="FOLDER", help="where the results go (default: out)")
-    one.add_argument(
-        "--clip",
-        metavar="FOLDER",
-        help="a CLIP, by which the edits' success is measured (default: the "
-        "judge, for the model that ships; else none)",
-    )
-    add_model_options(one)
-    one = command("bench-edits", "measure edits of photographs, on 301 pictures that ship (needs minip2p[sweep])")
-    add_bench_options(one)
+    add_demo(commands)
+    add_generate(commands)
+    add_edit(commands)
+    add_invert(commands)
+    add_instruct(commands)
+    add_inpaint(commands)
+    add_maps(commands)
+    add_sweep(commands)
+    add_bench_edits(commands)
     return top
 
 
-def add_edited(one: Parser) -> None:
-    one.add_argument(
+def add_command(commands: Commands, name: str, description: str, module: str = "commands") -> Parser:
+    """Adds a subcommand. module: the module of `minip2p.cli` with the function that does its work."""
+    sub = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
+    sub.set_defaults(module=module)
+    return sub
+
+
+def add_demo(commands: Commands) -> None:
+    sub = add_command(commands, "demo", "show in five pictures what the model that ships can do", module="demo")
+    sub.add_argument("-o", "--out", default="out", metavar="FOLDER", help="the folder of the pictures (default: out)")
+
+
+def add_generate(commands: Commands) -> None:
+    sub = add_command(commands, "generate", "generate a picture from a prompt")
+    sub.add_argument("prompt", metavar="PROMPT")
+    add_record_option(add_output_options(sub))
+    add_run_options(sub)
+    add_model_options(sub)
+
+
+def add_edit(commands: Commands) -> None:
+    sub = add_command(commands, "edit", "edit a generated picture or a photograph by editing its prompt")
+    sub.add_argument(
         "source",
         metavar="SOURCE",
-        help="the prompt of the picture to edit; the file (.safetensors) of a run; or, with --prompt, a photograph",
+        help="the prompt of the picture to edit; the file of a run (.safetensors); or, with --prompt, a photograph",
     )
-    one.add_argument("targets", metavar="TARGET", nargs="+", help="what it should become")
-    add_run_options(one)
-    add_edit_options(one)
-    one.add_argument("--prompt", metavar="PROMPT", help="SOURCE is a photograph, and this is what it shows")
-    one.add_argument("--paste", action="store_true", help="outside of --blend or --mask, the photograph's own pixels")
-    add_invert_options(one)
-
-
-def add_painters(command: Callable[[str, str], Parser]) -> None:
-    one = command("instruct", "make a picture of a picture as it is told to, by models such as InstructPix2Pix")
-    add_painted(one, "INSTRUCTION", 'what is to be done, "make it snow"')
-    one.add_argument(
-        "--picture-guidance",
-        type=float,
-        default=1.5,
-        metavar="W",
-        help="how near to the picture; --guidance: how strong the instruction (default: 1.5)",
+    sub.add_argument("targets", metavar="TARGET", nargs="+", help="the prompt of the edited picture")
+    add_output_options(sub)
+    add_edit_options(sub)
+    photo = sub.add_argument_group("photograph as the source")
+    photo.add_argument("--prompt", metavar="PROMPT", help="SOURCE is a photograph, and PROMPT describes it")
+    photo.add_argument(
+        "--paste", action="store_true", help="keep the photograph's pixels outside of the --blend or --mask"
     )
-    one = command("inpaint", "make a picture anew where a mask is white, by models that were trained for it")
-    add_painted(one, "PROMPT", "what it shall show")
-    one.add_argument("--mask", required=True, metavar="IMAGE", help="white where there is to be something new")
+    add_inversion_options(photo)
+    add_run_options(sub)
+    add_model_options(sub)
 
 
-def add_bench_options(one: Parser) -> None:
-    add = one.add_argument
-    add(
-        "--methods",
-        default="vae,ddim,direct,direct+mask",
-        metavar="A,B",
-        help="what is compared, or all (default: vae,ddim,direct,direct+mask)",
-    )
-    add("--cases", metavar="FOLDER", help="of PIE-Bench's layout (default: the pictures that ship)")
-    add("--count", type=int, metavar="N", help="the first N cases alone")
-    add("--steps", type=int, default=50, help="of DDIM (default: 50)")
-    add("--clip", metavar="FOLDER", help="a CLIP, by which success is measured as well")
-    add(
-        "-o",
-        "--out",
-        default="out/bench",
-        metavar="FOLDER",
-        help="where results go, and are gone on with (default: out/bench)",
-    )
-    add_model_options(one)
-
-
-def add_painted(one: Parser, name: str, says: str) -> None:
-    one.add_argument("picture", metavar="IMAGE")
-    one.add_argument("prompt", metavar=name, help=says)
-    one.add_argument("--fit", choices=("crop", "stretch"), help="how the picture gets its size (default: crop)")
-    one.add_argument("--record", metavar="FILE", help="keep the run in this file (.safetensors), to be edited later")
-    add_run_options(one)
-
-
-def add_photograph(one: Parser) -> None:
-    add = one.add_argument
-    add("picture", metavar="IMAGE")
-    add("prompt", metavar="PROMPT", help="what it shows")
-    add(
+def add_invert(commands: Commands) -> None:
+    sub = add_command(commands, "invert", "turn a photograph into a run, which edit accepts like a generated one")
+    sub.add_argument("picture", metavar="IMAGE")
+    sub.add_argument("prompt", metavar="PROMPT", help="what the photograph shows")
+    sub.add_argument(
         "-o",
         "--out",
         default="out/run.safetensors",
         metavar="FILE",
-        help="the run's file (.safetensors); what it shows goes beside it as a PNG (default: out/run.safetensors)",
+        help="the run's file (.safetensors); its picture is written next to it as a PNG (default: out/run.safetensors)",
     )
-    add_way_options(one)
-    add_invert_options(one)
+    add_inversion_options(sub.add_argument_group("inversion"))
+    add_run_options(sub, seed=False)
+    add_model_options(sub)
 
 
-def add_model_options(one: Parser) -> None:
-    add = one.add_argument
-    add(
-        "--model",
-        metavar="PATH",
-        help="a folder in diffusers' layout, a .safetensors file, or org/name on the hub (default: the one that ships)",
+def add_instruct(commands: Commands) -> None:
+    sub = add_command(commands, "instruct", "edit a picture by an instruction, with a model such as InstructPix2Pix")
+    sub.add_argument("picture", metavar="IMAGE")
+    sub.add_argument("prompt", metavar="INSTRUCTION", help='what to do, as "make it snow"')
+    add_record_option(add_output_options(sub))
+    run = add_run_options(sub)
+    run.add_argument(
+        "--picture-guidance",
+        type=float,
+        metavar="W",
+        help="image guidance scale: how close to IMAGE; --guidance: how strong the instruction (default: 1.5)",
     )
-    add("--config", metavar="PATH", help="for a single file: a folder of its family, or org/name, for its small files")
-    add("--vae", metavar="PATH", help="another VAE: a folder, a file, or org/name")
-    add("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge a LoRA; several times for several")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    add_fit_option(run)
+    add_model_options(sub)
 
 
-def add_run_options(one: Parser) -> None:
-    add = one.add_argument
-    add("-o", "--out", default="out", metavar="OUT", help="a folder, or a file that ends in .png (default: out)")
-    add("--seed", type=int, help="of the noise (default: 0)")
-    add_way_options(one)
+def add_inpaint(commands: Commands) -> None:
+    sub = add_command(commands, "inpaint", "regenerate a picture where a mask is white, with an inpainting model")
+    sub.add_argument("picture", metavar="IMAGE")
+    sub.add_argument("prompt", metavar="PROMPT", help="what the picture should show")
+    sub.add_argument("--mask", required=True, metavar="IMAGE", help="white where the picture is regenerated")
+    add_record_option(add_output_options(sub))
+    add_fit_option(add_run_options(sub))
+    add_model_options(sub)
 
 
-def add_way_options(one: Parser) -> None:
-    add = one.add_argument
-    add("--steps", type=int, help="of DDIM, 1 to 1000 (default: 50)")
-    add("--guidance", type=float, metavar="W", help="of the classifier-free guidance (default: the model's own)")
-    add("--size", metavar="HxW", help="rows x columns in pixels (default: the model's own)")
-    add("--negative", metavar="PROMPT", help="what the picture should not show")
-    add_model_options(one)
+def add_maps(commands: Commands) -> None:
+    sub = add_command(commands, "maps", "generate a picture and show the heat map of each word of its prompt")
+    sub.add_argument("prompt", metavar="PROMPT")
+    add_output_options(sub)
+    add_run_options(sub)
+    add_model_options(sub)
 
 
-def add_invert_options(one: Parser) -> None:
-    add = one.add_argument
-    add(
-        "--method",
-        choices=("ddim", "direct", "negative-prompt", "proximal", "null-text", "edit-friendly"),
-        help="of the inversion (default: direct, which meets the picture as the VAE has it)",
+def add_sweep(commands: Commands) -> None:
+    sub = add_command(
+        commands,
+        "sweep",
+        "run every edit of a grid; write a table, contact sheets and charts (needs minip2p[sweep])",
+        "experiments",
     )
-    add(
-        "--fit",
-        choices=("crop", "stretch"),
-        help="how a photograph of another shape, and a mask, is brought to the size (default: crop)",
+    sub.add_argument("grid", metavar="GRID", help="a TOML file: the source, the values to compare, settings of the run")
+    sub.add_argument("-o", "--out", default="out", metavar="FOLDER", help="the folder of the results (default: out)")
+    sub.add_argument(
+        "--clip",
+        metavar="FOLDER",
+        help="a CLIP that scores the edits (default: the judge for the model that ships, else no score)",
     )
-    add(
-        "--polish",
-        type=int,
-        metavar="N",
-        help="so many updates bring what the VAE makes of the photograph nearer to it (default: 0; 20 do much)",
-    )
+    add_model_options(sub)
 
 
-def add_edit_options(one: Parser) -> None:
-    add = one.add_argument
-    add(
+def add_bench_edits(commands: Commands) -> None:
+    sub = add_command(
+        commands, "bench-edits", "measure edits of photographs, 301 of which ship (needs minip2p[sweep])", "experiments"
+    )
+    sub.add_argument(
+        "--methods",
+        default="vae,ddim,direct,direct+mask",
+        metavar="A,B",
+        help="the methods to compare, or all (default: vae,ddim,direct,direct+mask)",
+    )
+    sub.add_argument("--cases", metavar="FOLDER", help="cases in PIE-Bench's layout (default: those that ship)")
+    sub.add_argument("--count", type=int, metavar="N", help="run only the first N cases")
+    sub.add_argument("--steps", type=int, help="number of DDIM steps (default: 50)")
+    sub.add_argument("--clip", metavar="FOLDER", help="a CLIP that scores the edits as well")
+    sub.add_argument(
+        "-o",
+        "--out",
+        default="out/bench",
+        metavar="FOLDER",
+        help="the folder of the results; an interrupted benchmark continues there (default: out/bench)",
+    )
+    add_model_options(sub)
+
+
+# --- groups of options that several commands share
+
+
+def add_output_options(sub: Parser) -> Group:
+    group = sub.add_argument_group("output")
+    group.add_argument("-o", "--out", default="out", metavar="OUT", help="a folder, or a .png file (default: out)")
+    return group
+
+
+def add_record_option(group: Group) -> None:
+    group.add_argument("--record", metavar="FILE", help="save the run to this file (.safetensors), to be edited later")
+
+
+def add_run_options(sub: Parser, seed: bool = True) -> Group:
+    group = sub.add_argument_group("run")
+    if seed:
+        group.add_argument("--seed", type=int, help="seed of the noise (default: 0)")
+    group.add_argument("--steps", type=int, help="number of DDIM steps, 1 to 1000 (default: 50)")
+    group.add_argument(
+        "--guidance", type=float, metavar="W", help="classifier-free guidance scale (default: the model's)"
+    )
+    group.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the model's)")
+    group.add_argument("--negative", metavar="PROMPT", help="negative prompt: what the picture should not show")
+    return group
+
+
+def add_edit_options(sub: Parser) -> None:
+    group = sub.add_argument_group("edit")
+    group.add_argument(
         "--kind",
         choices=("auto", "swap", "refine"),
-        default="auto",
-        help="words are exchanged (swap), or added or left out (refine) (default: auto, by the prompts)",
+        help="swap: words are replaced; refine: words are added or removed (default: auto, from the prompts)",
     )
-    add(
+    group.add_argument(
         "--cross",
         action="append",
-        default=[".8"],
         metavar="[WORD=]SHARE",
-        help="for what share of the run, from its start, the target takes the source's cross-attention (default: .8); "
-        "START:END for a part, START:END:OUT if it is to fade until OUT; cat=.4 for one word of the target. May be "
-        "repeated",
+        help="the share of the steps, from the first, at which the target takes the source's cross-attention "
+        "(default: 0.8); START:END for an interval, START:END:OUT to fade out from END to OUT; cat=.4 for one word of "
+        "the target. May be repeated",
     )
-    add("--self", dest="self_", default=".4", metavar="SHARE", help="the same for the self-attention (default: .4)")
-    add(
+    group.add_argument("--self", dest="self_", metavar="SHARE", help="the same for self-attention (default: 0.4)")
+    group.add_argument(
         "--reweight",
         action="append",
         default=[],
         metavar="WORD=WEIGHT",
-        help="more (2) or less (.5, 0, -1) of a word of the target. May be repeated",
+        help="strengthen (2) or weaken (.5, 0, -1) a word of the target. May be repeated",
     )
-    add(
+    group.add_argument(
         "--blend",
         metavar="WORD[:WORD]",
-        help="nothing may change but where this word is; source:target if it is another word there",
+        help="local blending: only this word's place may change; source:target if the target has another word there",
     )
-    add(
+    group.add_argument(
         "--threshold",
         metavar="T",
-        help="of --blend: a share of the map's maximum (default: .3), otsu, 85%% (above so "
-        "many percent of the pixels), or LOW:HIGH, softly",
+        help="threshold of --blend: a share of the heat map's maximum (default: 0.3), otsu, 85%% (higher than so many "
+        "percent of the pixels), or LOW:HIGH for a soft mask",
     )
-    add("--mask", metavar="IMAGE", help="instead of --blend: nothing may change but where this picture is white")
-    add(
+    group.add_argument("--mask", metavar="IMAGE", help="instead of --blend: only what is white in IMAGE may change")
+    group.add_argument(
         "--within",
         metavar="IMAGE",
-        help="the edit reaches the attention where this picture is white; elsewhere it stays the source's to the end",
+        help="edit the attention only where IMAGE is white; elsewhere it remains the source's in all steps",
     )
-    add("--explicit", action="store_true", help="form the attention maps, as the paper does; the result is the same")
+    group.add_argument(
+        "--explicit", action="store_true", help="compute the attention maps, as in the paper; the result is the same"
+    )
+
+
+def add_inversion_options(group: Group) -> None:
+    group.add_argument(
+        "--method",
+        choices=("ddim", "direct", "negative-prompt", "proximal", "null-text", "edit-friendly"),
+        help="method of inversion (default: direct, which reconstructs the VAE's version of the photograph exactly)",
+    )
+    add_fit_option(group)
+    group.add_argument(
+        "--polish",
+        type=int,
+        metavar="N",
+        help="updates that move the latents so that the VAE decodes them closer to the photograph (default: 0; "
+        "20 help much)",
+    )
+
+
+def add_fit_option(group: Group) -> None:
+    group.add_argument(
+        "--fit", choices=("crop", "stretch"), help="how a picture or mask of another shape is fitted (default: crop)"
+    )
+
+
+def add_model_options(sub: Parser) -> None:
+    group = sub.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        metavar="PATH",
+        help="a folder in diffusers' layout, a .safetensors file, or org/name on the hub (default: the one that ships)",
+    )
+    group.add_argument(
+        "--config",
+        metavar="PATH",
+        help="for a single file: a folder or org/name with the configurations and tokenizers of its family",
+    )
+    group.add_argument("--vae", metavar="PATH", help="another VAE: a folder, a file, or org/name")
+    group.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge a LoRA. May be repeated"
+    )
+    group.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)"
+    )
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns 0; 2 for an error, after one line on stderr; 130 after Ctrl-C."""
+    """Runs a command. Returns 0; 2 after an error, which is one line on stderr; 130 after Ctrl-C."""
     args = parser().parse_args(argv)
 
     def work() -> None:
-        from minip2p.cli import commands
-
-        getattr(commands, args.command.replace("-", "_"))(args)
+        module = import_module(f"minip2p.cli.{args.module}")
+        getattr(module, args.command.replace("-", "_"))(args)
 
     return run_guarded(work)

@@ -1,79 +1,130 @@
-"""What the options of the command line say, as the functions of the library take it. Each raises ValueError with one
-clear line for what it cannot read."""
+"""The options of the command line, translated into arguments of the library.
+
+Options that were not given are left out, so that the library's defaults apply. Each function raises ValueError with one
+line for a value that it cannot read.
+"""
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from minip2p.p2p.local_blend import LocalBlend
+from minip2p.p2p.options import EditOptions
+from minip2p.pipeline import Pipeline, load
 
-RUN_SUFFIX = ".safetensors"  # how the name of a run's file ends
+RUN_SUFFIX = ".safetensors"  # the suffix of a run's file
+
+# The options that need a photograph as the source, and the keyword of `Pipeline.invert` that each sets.
+INVERSION_OPTIONS = (("method", "method"), ("fit", "fit"), ("polish", "vae_refine_steps"))
+
+
+# --- the model
+
+
+def load_model(args: Namespace) -> Pipeline:
+    """Loads the model that the options name, with its LoRAs merged."""
+    pipe = load(args.model, dtype=getattr(torch, args.dtype), device=args.device, vae=args.vae, config=args.config)
+    for text in args.lora:
+        file, scale = parse_lora(text)
+        pipe = pipe.merged(file, scale)
+    return pipe
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """'a.safetensors' -> ('a.safetensors', 1.0); 'a.safetensors:.5' -> ('a.safetensors', 0.5)."""
+    file, colon, scale = text.rpartition(":")
+    if not colon or text.endswith(".safetensors"):
+        return text, 1.0
+    try:
+        return file, float(scale)
+    except ValueError:
+        raise ValueError(f"--lora {text}: the scale after the colon must be a number") from None
+
+
+# --- runs
 
 
 def run_options(args: Namespace) -> dict[str, Any]:
-    """Those of the options that all commands share that are given, as `Model.generate` takes them."""
-    given = {name: getattr(args, name, None) for name in ("seed", "steps", "guidance", "negative")}
-    given["size"] = None if args.size is None else parse_size(args.size)
-    return {name: value for name, value in given.items() if value is not None}
+    """The options of a run that were given, as keywords of `Pipeline.generate`."""
+    values = {
+        "seed": getattr(args, "seed", None),
+        "steps": args.steps,
+        "guidance_scale": args.guidance,
+        "negative_prompt": args.negative,
+        "size": None if args.size is None else parse_size(args.size),
+    }
+    return without_none(values)
 
 
 def invert_options(args: Namespace) -> dict[str, Any]:
-    """Those of an inversion that are given, as `Model.invert` takes them."""
-    return {name: value for name in ("method", "fit", "polish") if (value := getattr(args, name)) is not None}
+    """The options of an inversion that were given, as keywords of `Pipeline.invert`."""
+    return without_none({keyword: getattr(args, name) for name, keyword in INVERSION_OPTIONS})
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'128x96' -> (128, 96), rows and columns."""
+    rows, separator, columns = text.partition("x")
+    if not (separator and rows.isdecimal() and columns.isdecimal()):
+        raise ValueError(f"--size is rows x columns in pixels, as 128x96, not {text!r}")
+    return int(rows), int(columns)
+
+
+def without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# --- edits
 
 
 def edit_options(args: Namespace) -> dict[str, Any]:
-    """The options of an edit, as `Model.edit` takes them; but its masks, which are to be read for its size."""
+    """The options of an edit, as keywords of `Pipeline.edit`, except for its masks, which depend on its size."""
     if args.blend is not None and args.mask is not None:
-        raise ValueError("--blend says by words where the picture may change, --mask by a picture: give one of them")
+        raise ValueError("--blend finds the place that may change by words, --mask by a picture: give one of them")
     if args.threshold is not None and args.blend is None:
-        raise ValueError("--threshold is of the maps that --blend reads: say of which word")
-    return {
-        "cross": {word or "default_": parse_share(value) for word, value in split_by_word(args.cross).items()},
-        "self_": parse_share(args.self_),
+        raise ValueError("--threshold is for the heat maps of --blend: give a word with --blend")
+    values = {
+        "cross_replace": None if args.cross is None else cross_replace(args.cross),
+        "self_replace": None if args.self_ is None else parse_share(args.self_),
         "kind": args.kind,
         "reweight": {word: parse_weight(word, value) for word, value in split_by_word(args.reweight).items()},
-        "blend": local_blend(args),
+        "local_blend": local_blend(args),
         "explicit": args.explicit,
     }
+    return without_none(values)
+
+
+def cross_replace(texts: Sequence[str]) -> dict[str, Any]:
+    """['.5', 'cat=.4'] -> {'default_': 0.5, 'cat': 0.4}. The words that are not named have the default of an edit."""
+    shares = {word or "default_": parse_share(value) for word, value in split_by_word(texts).items()}
+    return {"default_": EditOptions.cross_replace} | shares
 
 
 def local_blend(args: Namespace) -> LocalBlend | None:
-    """--blend, by the threshold."""
+    """The blend of --blend and --threshold."""
     if args.blend is None:
         return None
-    source, sign, target = args.blend.partition(":")
-    given = {} if args.threshold is None else {"threshold": parse_threshold(args.threshold)}
-    return LocalBlend((source,), (target if sign else source,), **given)
-
-
-def parse_threshold(text: str) -> Any:
-    """'.3' -> 0.3, '.2:.5' -> (0.2, 0.5); 'otsu' and '85%' as they are. Raises ValueError."""
-    if text == "otsu" or text.endswith("%"):
-        return text
-    try:
-        numbers = tuple(float(part) for part in text.split(":"))
-    except ValueError:
-        raise ValueError(f"--threshold is a number as .3, two as .2:.5, otsu or a percentage, not {text!r}") from None
-    return numbers if len(numbers) > 1 else numbers[0]
+    source, colon, target = args.blend.partition(":")
+    threshold = {} if args.threshold is None else {"threshold": parse_threshold(args.threshold)}
+    return LocalBlend((source,), (target if colon else source,), **threshold)
 
 
 def edit_settings(args: Namespace) -> dict[str, str]:
-    """An edit's settings for its PNG, in the words of the command line."""
+    """The settings of an edit for its PNG, written as on the command line."""
 
-    def joined(given: Mapping[str, str]) -> str:
-        return ", ".join(f"{word}={value}" if word else value for word, value in given.items())
+    def join(texts: Sequence[str]) -> str:
+        return ", ".join(f"{word}={value}" if word else value for word, value in split_by_word(texts).items())
 
-    given = {
-        "Cross": joined(split_by_word(args.cross)),
-        "Self": args.self_,
-        "Kind": args.kind,
-        "Reweight": joined(split_by_word(args.reweight)),
-        "LocalBlend": args.blend,
+    values = {
+        "Cross": join([f"{EditOptions.cross_replace}", *(args.cross or ())]),
+        "Self": args.self_ or f"{EditOptions.self_replace}",
+        "Kind": args.kind or EditOptions.kind,
+        "Reweight": join(args.reweight),
+        "Blend": args.blend,
         "Threshold": args.threshold,
         "Mask": args.mask,
         "Within": args.within,
@@ -82,49 +133,59 @@ def edit_settings(args: Namespace) -> dict[str, str]:
         "Polish": args.polish,
         "Fit": args.fit,
     }
-    return {name: value for name, value in given.items() if value}
+    return {name: value for name, value in values.items() if value}
 
 
-def split_by_word(given: Sequence[str]) -> dict[str, str]:
-    """['.8', 'cat=.4'] -> {'': '.8', 'cat': '.4'}; of two for the same word the last."""
-    return {word: value for word, _, value in (text.rpartition("=") for text in given)}
+def split_by_word(texts: Sequence[str]) -> dict[str, str]:
+    """['.8', 'cat=.4'] -> {'': '.8', 'cat': '.4'}. Of several values for the same word, the last one counts."""
+    return {word: value for word, _, value in (text.rpartition("=") for text in texts)}
 
 
 def parse_share(text: str) -> Any:
-    """'.8' -> 0.8, '.2:.8' -> (0.2, 0.8), '0:.6:.9' -> (0, 0.6, 0.9). Raises ValueError."""
+    """'.8' -> 0.8, '.2:.8' -> (0.2, 0.8), '0:.6:.9' -> (0.0, 0.6, 0.9)."""
     try:
-        numbers = tuple(float(part) for part in text.split(":"))
+        return parse_numbers(text)
     except ValueError:
-        raise ValueError(f"a share of the run is a number as .8, or two as .2:.8, not {text!r}") from None
+        raise ValueError(f"a share of the steps is a number as .8, or two as .2:.8, not {text!r}") from None
+
+
+def parse_threshold(text: str) -> Any:
+    """'.3' -> 0.3, '.2:.5' -> (0.2, 0.5); 'otsu' and '85%' stay as they are."""
+    if text == "otsu" or text.endswith("%"):
+        return text
+    try:
+        return parse_numbers(text)
+    except ValueError:
+        raise ValueError(f"--threshold is a number as .3, two as .2:.5, otsu or a percentage, not {text!r}") from None
+
+
+def parse_numbers(text: str) -> float | tuple[float, ...]:
+    """Numbers separated by colons; a single number is not wrapped in a tuple."""
+    numbers = tuple(float(number) for number in text.split(":"))
     return numbers if len(numbers) > 1 else numbers[0]
 
 
 def parse_weight(word: str, text: str) -> float:
-    """Raises ValueError where the word is missing or the weight is no number."""
+    """The weight of --reweight WORD=WEIGHT."""
     try:
-        number = float(text)
+        weight = float(text)
     except ValueError:
-        number = None
-    if not word or number is None:
+        weight = None
+    if not word or weight is None:
         raise ValueError(f"--reweight takes a word and its weight, as fog=2, not {f'{word}={text}' if word else text}")
-    return number
+    return weight
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """'128x96' -> (128, 96): rows, columns. Raises ValueError."""
-    rows, sign, columns = text.partition("x")
-    if not (sign and rows.isdecimal() and columns.isdecimal()):
-        raise ValueError(f"--size is rows x columns in pixels, as 128x96, not {text!r}")
-    return int(rows), int(columns)
+# --- files
 
 
 def looks_like_picture_file(source: str) -> bool:
-    """Whether it is a file, or is called as a picture is: no prompt."""
+    """Whether a source names a file or has the suffix of a picture, and so cannot be a prompt."""
     return os.path.isfile(source) or Path(source).suffix.lower() in Image.registered_extensions()
 
 
 def run_file_path(name: str) -> Path:
-    """Raises ValueError for a name that is not of a run's file."""
+    """The path of a run's file."""
     if not name.endswith(RUN_SUFFIX):
-        raise ValueError(f"{name}: the file of a run ends in {RUN_SUFFIX}")
+        raise ValueError(f"{name}: the name of a run's file must end in {RUN_SUFFIX}")
     return Path(name)

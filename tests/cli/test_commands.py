@@ -1,0 +1,455 @@
+"""The commands that make pictures: what they write, what their PNGs say, and one line for each mistake."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from command_line import CAT, PHOTO, TIGER, error_line, pixels, png_settings, run
+from paths import ROOT
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from minip2p import LocalBlend
+from minip2p.cli import commands, options
+from minip2p.io import viz
+
+TINY = ROOT / "weights" / "tiny"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def in_checkout(monkeypatch):
+    """Relative paths in the commands are relative to the checkout."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def loaded(model, monkeypatch):
+    """The commands get the model that ships without loading it again."""
+    load = options.load
+
+    def load_once(path=None, **settings):
+        is_default = path is None and settings == {"dtype": torch.float32, "device": "cpu", "vae": None, "config": None}
+        return model if is_default else load(path, **settings)
+
+    monkeypatch.setattr(options, "load", load_once)
+
+
+# --- generate
+
+
+def test_generate_writes_a_picture_that_its_settings_reproduce(tmp_path, capsys):
+    out = tmp_path / "deep" / "v1.5.png"
+    first = "--negative", "fog: thick", "--steps", 2, "--seed", 3, "--guidance", 2.5, "--size", "64x128"
+    assert run("generate", "a cat, on the beach", *first, "-o", out) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    prompt, negative, settings = png_settings(out)
+    assert (prompt, negative) == ("a cat, on the beach", "fog: thick")
+    expected = {"Steps": "2", "Sampler": "DDIM", "CFG scale": "2.5", "Seed": "3", "Size": "128x64", "Model": "tiny"}
+    assert settings == expected
+    columns, rows = settings["Size"].split("x")
+    second = "--negative", negative, "--steps", settings["Steps"], "--guidance", settings["CFG scale"]
+    second += "--seed", settings["Seed"], "--size", f"{rows}x{columns}"
+    assert run("generate", prompt, *second, "-o", tmp_path / "folder") == 0
+    assert pixels(tmp_path / "folder" / "a-cat-on-the-beach-seed3.png") == pixels(out)
+    assert Image.open(out).size == (128, 64)
+
+
+def test_a_prompt_that_is_cut_off_is_one_line_of_warning(tmp_path, capsys, loaded):
+    assert run("generate", "a cat " * 60, "--steps", 1, "-o", tmp_path / "a.png") == 0
+    errors = capsys.readouterr().err
+    assert errors.startswith("minip2p: warning: the prompt 'a cat a cat") and errors.count("\n") == 1, errors
+
+
+# --- edit
+
+
+def test_edit_writes_targets_source_strip_and_prints_the_alignment(tmp_path, capsys, loaded):
+    targets = [TIGER, "a cat on the beach in the fog"]
+    settings = "--steps", 2, "--cross", ".6", "--cross", "beach=.2:.4", "--self", ".3"
+    settings += "--reweight", "beach=-1.5", "--blend", "beach"
+    assert run("edit", CAT, *targets, *settings, "-o", tmp_path) == 0
+    names = [f"a-tiger-on-the-beach-seed0-{suffix}.png" for suffix in ("1", "2", "source", "strip")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    output = capsys.readouterr().out
+    assert all(str(tmp_path / name) in output for name in names)
+    assert re.search(r"cat +1\.00 +tiger", output) and re.search(r"\(own map\) +1\.00 +fog", output)
+    for target, name in zip(targets, names, strict=False):
+        prompt, _, pairs = png_settings(tmp_path / name)
+        assert prompt == target
+        assert pairs["Source"] == CAT and pairs["Cross"] == ".6, beach=.2:.4" and pairs["Self"] == ".3"
+        assert pairs["Reweight"] == "beach=-1.5" and pairs["Blend"] == "beach" and pairs["Kind"] == "auto"
+    assert png_settings(tmp_path / names[2])[0] == CAT
+    with Image.open(tmp_path / names[3]) as strip:
+        assert strip.width > 4 * 256 and strip.height > 2 * 256
+
+
+def test_every_option_of_an_edit_reaches_the_library(tmp_path, loaded, model):
+    """No option is at its default, and each of them changes the picture, except for a blend (see below)."""
+    arguments = "--cross .5 --self .9 --kind refine --reweight tiger=-2 --blend cat:tiger --steps 4 --guidance 3"
+    arguments += " --negative fog --size 64x96 --seed 5 --explicit"
+    assert run("edit", CAT, TIGER, *arguments.split(), "-o", tmp_path / "all.png") == 0
+    keywords = {"steps": 4, "guidance_scale": 3.0, "negative_prompt": "fog", "size": (64, 96), "seed": 5}
+    keywords |= {"cross_replace": 0.5, "self_replace": 0.9, "kind": "refine", "reweight": {"tiger": -2}}
+
+    def edited(keywords):
+        return model.edit(CAT, TIGER, **keywords, local_blend=("cat", "tiger"), explicit=True).image.tobytes()
+
+    assert pixels(tmp_path / "all.png") == edited(keywords)
+    for name in keywords.keys() - {"steps", "size"}:
+        assert pixels(tmp_path / "all.png") != edited({k: v for k, v in keywords.items() if k != name}), name
+
+
+def test_explicit_asks_for_the_explicit_execution(tmp_path, monkeypatch, loaded):
+    calls = []
+
+    def stop(*_, explicit, **__):
+        calls.append(explicit)
+        raise SystemExit(7)
+
+    monkeypatch.setattr("minip2p.pipeline.Pipeline.edit", stop)
+    for option in ([], ["--explicit"]):
+        assert run("edit", CAT, TIGER, *option, "-o", tmp_path) == 7
+    assert calls == [False, True]
+
+
+def test_a_recorded_run_is_edited_in_another_process_to_the_same_bytes(tmp_path, capsys, loaded):
+    file, settings = tmp_path / "runs" / "cat.safetensors", ("--seed", 3, "--steps", 4)
+    assert run("generate", CAT, *settings, "--record", file, "-o", tmp_path / "generated.png") == 0
+    assert capsys.readouterr().out == f"{file}\n{tmp_path / 'generated.png'}\n"
+    assert run("edit", CAT, TIGER, *settings, "-o", tmp_path / "from-prompt") == 0
+    command = [sys.executable, "-m", "minip2p", "edit", file, TIGER, "-o", tmp_path / "from-file"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{CAT} -> {TIGER}" in done.stdout
+    names = [f"a-tiger-on-the-beach-seed3{suffix}.png" for suffix in ("", "-source", "-strip")]
+    assert sorted(path.name for path in (tmp_path / "from-file").iterdir()) == sorted(names)
+    for name in names:
+        assert (tmp_path / "from-file" / name).read_bytes() == (tmp_path / "from-prompt" / name).read_bytes()
+    assert pixels(tmp_path / "generated.png") == pixels(tmp_path / "from-file" / names[1])
+
+
+def test_a_recorded_run_keeps_its_settings(tmp_path, capsys, loaded):
+    file = tmp_path / "cat.safetensors"
+    assert run("generate", CAT, "--steps", 1, "--record", file, "-o", tmp_path / "x.png") == 0
+    capsys.readouterr()
+    line = error_line(capsys, "edit", file, TIGER, "--seed", 0, "--steps", 1, "-o", tmp_path / "y")
+    assert line == "seed, steps: a run has its own settings; give a prompt as the source to choose them"
+    assert not (tmp_path / "y").exists()
+
+
+def test_the_panel_without_p2p_keeps_the_conditioning_of_the_run(model):
+    run = model.invert(PHOTO, CAT, method="edit-friendly", steps=4)
+    plain = commands.without_p2p(model, run, CAT)
+    assert (plain.latents[:-1] - run.latents[:-1]).abs().max() < 1e-3
+    generated = model.generate(CAT, seed=3, steps=2, size=(64, 64))
+    plain = commands.without_p2p(model, generated, TIGER)
+    expected = model.generate(TIGER, seed=3, steps=2, size=(64, 64))
+    torch.testing.assert_close(plain.latents, expected.latents, rtol=0, atol=1e-4)
+
+
+# --- photographs
+
+
+def test_a_photograph_is_inverted_and_edited_in_one_command_or_two(tmp_path, capsys, loaded, model):
+    """The pixels are the same either way, and the source is the picture as the VAE has it."""
+    photo, file, steps = tmp_path / "my photo.png", tmp_path / "runs" / "photo.safetensors", ("--steps", 2)
+    shutil.copy(PHOTO, photo)
+    assert run("invert", photo, CAT, "-o", file, "--method", "negative-prompt", *steps) == 0
+    assert capsys.readouterr().out == f"{file}\n{file.with_suffix('.png')}\n"
+    assert png_settings(file.with_suffix(".png"))[2]["Method"] == "negative-prompt"
+    assert run("edit", file, TIGER, "-o", tmp_path / "two.png") == 0
+    inversion = "--prompt", CAT, "--method", "negative-prompt", *steps
+    assert run("edit", photo, TIGER, *inversion, "-o", tmp_path / "one.png") == 0
+    assert pixels(tmp_path / "one.png") == pixels(tmp_path / "two.png")
+    settings = png_settings(tmp_path / "one.png")[2]
+    assert settings["Method"] == "negative-prompt" and settings["Source"] == CAT and "Seed" not in settings
+    assert run("edit", photo, TIGER, "--prompt", CAT, *steps, "-o", tmp_path / "direct.png") == 0
+    assert png_settings(tmp_path / "direct.png")[2]["Method"] == "direct"
+    assert pixels(tmp_path / "direct-source.png") == model.invert(photo, CAT, steps=1).image.tobytes()
+
+
+def test_polish_refines_the_latents_of_the_photograph(tmp_path, loaded, model):
+    out = tmp_path / "p.png"
+    assert run("edit", PHOTO, TIGER, "--prompt", CAT, "--polish", 2, "--steps", 2, "-o", out) == 0
+    refined, plain = (model.edit(model.invert(PHOTO, CAT, steps=2, vae_refine_steps=n), TIGER) for n in (2, 0))
+    assert pixels(out) == refined.image.tobytes() != plain.image.tobytes()
+    assert png_settings(out)[2]["Polish"] == "2"
+
+
+def test_paste_keeps_the_photographs_pixels_outside_of_the_mask(tmp_path, loaded, model):
+    out = tmp_path / "p.png"
+    assert run("edit", PHOTO, TIGER, "--prompt", CAT, "--blend", "cat:tiger", "--paste", "--steps", 4, "-o", out) == 0
+    edited, photo = (np.asarray(Image.open(path).convert("RGB")) for path in (out, PHOTO))
+    plain = model.edit(model.invert(PHOTO, CAT, steps=4), TIGER, local_blend=("cat", "tiger"))
+    mask = plain.blend_mask.repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
+    assert 0 < mask.mean() < 1 and png_settings(out)[2]["Paste"] == "True"
+    assert (edited[~mask] == photo[~mask]).all() and (edited[mask] == np.asarray(plain.image)[mask]).all()
+
+
+def test_paste_follows_the_edges_of_a_mask_from_a_file_to_the_pixel(tmp_path, loaded):
+    """Also where they do not follow the latents' pixels, which are eight wide."""
+    mask = Image.new("L", (128, 128), 255)
+    mask.paste(0, (0, 61, 128, 64))  # a line of three pixels
+    mask.save(tmp_path / "line.png")
+    settings = "--prompt", CAT, "--mask", tmp_path / "line.png", "--paste", "--steps", 2
+    assert run("edit", PHOTO, TIGER, *settings, "-o", tmp_path / "out.png") == 0
+    with Image.open(tmp_path / "out.png") as edited, Image.open(PHOTO) as photo:
+        box, photo = (0, 61, 128, 64), photo.convert("RGB")
+        assert edited.crop(box).tobytes() == photo.crop(box).tobytes()
+        assert edited.tobytes() != photo.tobytes()
+
+
+@pytest.mark.parametrize("arguments", [[PHOTO, TIGER, "--prompt", CAT], [CAT, TIGER, "--blend", "cat:tiger"]])
+def test_paste_needs_a_photograph_and_a_mask(arguments, tmp_path, capsys, loaded):
+    line = error_line(capsys, "edit", *arguments, "--paste", "-o", tmp_path / "p.png")
+    assert line == "--paste needs a photograph, with --prompt, and a mask, with --blend or --mask"
+
+
+@pytest.mark.parametrize("command", ["invert", "edit", "--mask", "--within"])
+def test_an_input_is_never_overwritten(command, tmp_path, capsys, loaded):
+    photo = tmp_path / "photo.png"
+    shutil.copy(PHOTO, photo)
+    arguments = {
+        "invert": ("invert", photo, CAT, "-o", tmp_path / "photo.safetensors"),
+        "edit": ("edit", photo, TIGER, "--prompt", CAT, "-o", photo),
+    }.get(command, ("edit", CAT, TIGER, command, photo, "-o", photo))
+    line = error_line(capsys, *arguments, "--steps", 1)
+    assert line == f"{photo}: is an input and would be overwritten: choose another name for the output"
+    assert photo.read_bytes() == PHOTO.read_bytes() and list(tmp_path.iterdir()) == [photo]
+
+
+# --- masks
+
+
+def test_masks_are_fitted_to_the_size_of_the_edit(tmp_path, loaded, model):
+    """A mask of another size and shape is cropped as a photograph is. Both masks reach the edit, and both matter."""
+    mask = Image.new("L", (128, 64))
+    mask.paste(255, (64, 0, 128, 64))  # the right half, also of the middle 64 x 64 that a crop leaves
+    mask.save(tmp_path / "right.png")
+    arguments = ["--mask", tmp_path / "right.png", "--within", tmp_path / "right.png", "--steps", 4, "--size", "64x64"]
+    assert run("edit", CAT, TIGER, *arguments, "-o", tmp_path / "all.png") == 0
+    right = torch.zeros(64, 64)
+    right[:, 32:] = 1
+    masks = {"local_blend": LocalBlend(mask=right), "region": right}
+
+    def edited(masks):
+        return model.edit(CAT, TIGER, steps=4, size=(64, 64), **masks).image.tobytes()
+
+    assert pixels(tmp_path / "all.png") == edited(masks)
+    for name in masks:
+        assert pixels(tmp_path / "all.png") != edited({key: mask for key, mask in masks.items() if key != name})
+    assert png_settings(tmp_path / "all.png")[2]["Mask"] == str(tmp_path / "right.png")
+    assert run("edit", CAT, TIGER, *arguments, "--fit", "stretch", "-o", tmp_path / "other.png") == 0
+
+
+def test_a_mask_too_small_for_the_latents_is_one_line(tmp_path, capsys, loaded):
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (10, 10, 14, 14))
+    mask.save(tmp_path / "spot.png")
+    line = error_line(
+        capsys, "edit", CAT, TIGER, "--mask", tmp_path / "spot.png", "--steps", 2, "-o", tmp_path / "out.png"
+    )
+    assert "covers less than half of every pixel of the latents" in line
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_nothing_changes_where_a_mask_is_transparent(tmp_path, loaded):
+    """White on transparent pixels, as drawing programs save a mask: only the white right half may change."""
+    ink, flat = Image.new("RGBA", (128, 128), (255, 255, 255, 0)), Image.new("L", (128, 128), 0)
+    ink.paste((255, 255, 255, 255), (64, 0, 128, 128))
+    flat.paste(255, (64, 0, 128, 128))
+    for name, mask in (("ink", ink), ("flat", flat)):
+        mask.save(tmp_path / f"{name}.png")
+        arguments = ["--mask", tmp_path / f"{name}.png", "--steps", 2, "-o", tmp_path / f"{name}-out.png"]
+        assert run("edit", CAT, TIGER, *arguments) == 0
+    assert pixels(tmp_path / "ink-out.png") == pixels(tmp_path / "flat-out.png")
+
+
+# --- maps
+
+
+def test_maps_writes_an_overlay_for_each_word_and_a_strip(tmp_path, capsys, loaded):
+    assert run("maps", "A cat and a dog", "--steps", 1, "-o", tmp_path / "m.png") == 0
+    names = ["m.png", "m-1-a.png", "m-2-cat.png", "m-3-and.png", "m-4-dog.png", "m-strip.png"]
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    assert {png_settings(tmp_path / name)[0] for name in names} == {"A cat and a dog"}
+
+
+def test_each_overlay_shows_the_map_of_its_word(tmp_path, loaded, model):
+    assert run("maps", CAT, "--steps", 2, "-o", tmp_path / "m.png") == 0
+    generated = model.generate(CAT, steps=2)
+    for number, word in enumerate(CAT.split(), 1):
+        overlay = viz.overlay(generated.image, generated.maps(word)[0])
+        assert pixels(tmp_path / f"m-{number}-{word}.png") == overlay.tobytes()
+
+
+# --- mistakes
+
+RENDER = "tests/data/renders/00.png"
+MANY = "a cat " + "and a cat " * 25 + "and a dog"
+MISTAKES = (
+    (("edit", CAT, TIGER, "--blend", "cow"), "'cow' is not in the prompt 'a cat on the beach'"),
+    (("edit", CAT, TIGER, "--blend", "cat"), "'cat' is not in the prompt 'a tiger on the beach'"),
+    (("edit", CAT, TIGER, "--cross", "fog=.4"), "'fog' is not in the prompt"),
+    (("edit", CAT, TIGER, "--reweight", "fog=2"), "'fog' is not in the prompt"),
+    (("edit", MANY, MANY, "--reweight", "dog=2"), "'dog' lies beyond the last of the 77 tokens"),
+    (("edit", CAT, "a big tiger on the beach", "--kind", "swap"), "a swap needs as many words"),
+    (("edit", CAT, TIGER, "--reweight", "tiger=nan"), "the weight of 'tiger' is nan"),
+    (("edit", CAT, TIGER, "--reweight", "tiger=inf"), "the weight of 'tiger' is inf"),
+    (("edit", CAT, TIGER, "--reweight", "tiger"), "--reweight takes a word and its weight"),
+    (("edit", CAT, TIGER, "--reweight", "tiger=1:2"), "--reweight takes a word and its weight"),
+    (("edit", CAT, TIGER, "--cross", "nan"), "the steps of cross are shares 0 <= start <= end <= 1"),
+    (("edit", CAT, TIGER, "--cross", ".8:.2"), "0 <= start <= end <= 1"),
+    (("edit", CAT, TIGER, "--cross", "often"), "a share of the run is a number as .8, or two as .2:.8, not 'often'"),
+    (("edit", CAT, TIGER, "--self", "2"), "the steps of self are shares 0 <= start <= end <= 1"),
+    (("maps", "?!"), "has no words to show"),
+    (("generate", CAT, "--guidance", "nan"), "guidance must be a finite number"),
+    (("generate", CAT, "--guidance", "inf"), "guidance must be a finite number"),
+    (("generate", CAT, "--guidance", "1e30"), "the latents are not finite after step"),
+    (("generate", CAT, "--steps", "0"), "steps must lie between 1 and 1000"),
+    (("generate", CAT, "--steps", "1001"), "steps must lie between 1 and 1000"),
+    (("generate", CAT, "--size", "100x128"), "size must be two multiples of 8"),
+    (("generate", CAT, "--size", "0x0"), "size must be two multiples of 8"),
+    (("generate", CAT, "--size", "8x8"), "size must be two multiples of 8"),
+    (("generate", CAT, "--size", "128"), "--size is rows x columns"),
+    (("generate", CAT, "--size", "8000000000x8000000000"), "is too large"),
+    (("generate", CAT, "--seed", "99999999999999999999"), "seed must lie between"),
+    (("generate", CAT, "--device", "abacus"), "device abacus: torch cannot use it"),
+    (("generate", CAT, "--device", "cuda:99"), "device cuda:99: torch cannot use it"),
+    (("generate", CAT, "--device", "meta"), "device meta: torch cannot use it"),
+    (("generate", CAT, "--model", "no/such/folder"), "no/such/folder: no such folder"),
+    (("generate", CAT, "--model", "setup.cfg"), "setup.cfg: not a whole safetensors file"),
+    (("generate", CAT, "--record", "run.bin"), "run.bin: the file of a run ends in .safetensors"),
+    (("generate", CAT, "--record", "setup.cfg/x.safetensors"), "setup.cfg is not a folder"),
+    (("edit", "none.safetensors", TIGER), "none.safetensors: no such file"),
+    (("edit", f"weights/tiny/unet/{WEIGHTS}", TIGER), "not a run's file"),
+    (("edit", "none.png", TIGER, "--prompt", CAT), "none.png: no such file"),
+    (("edit", "setup.cfg", TIGER, "--prompt", CAT), "setup.cfg: not an image that Pillow can read"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--seed", "1"), "direct inversion has no seed"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--blend", "cow"), "'cow' is not in the prompt"),
+    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--mask", RENDER), "give one of them"),
+    (("edit", CAT, TIGER, "--threshold", ".3"), "--threshold is of the maps that --blend reads"),
+    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", "much"), "not 'much'"),
+    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", ".5:.2"), "a blend's threshold must lie between"),
+    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", "x%"), "a blend's threshold must lie between"),
+    (("edit", CAT, TIGER, "--mask", "nothere.png"), "nothere.png: no such file"),
+    (("edit", CAT, TIGER, "--within", "setup.cfg"), "not an image that Pillow can read"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--polish", "-3"), "polish is a whole number of updates"),
+    (("edit", CAT, TIGER, "--polish", "3"), "--polish is for a photograph"),
+    (("edit", RENDER, TIGER), f"{RENDER} names a file: say what the photograph shows, with --prompt"),
+    (("edit", "nothere.JPG", TIGER), "nothere.JPG names a file: say what the photograph shows, with --prompt"),
+    (("edit", "CAT.SAFETENSORS", TIGER), "CAT.SAFETENSORS: no such file"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "proximal", "--negative", "fog"), "it takes no other"),
+    (("generate", CAT, "--record", "x" * 250 + ".safetensors"), "File name too long"),
+    (("edit", CAT, TIGER, "--method", "ddim"), "--method is for a photograph: say what it shows, with --prompt"),
+)
+
+
+@pytest.mark.parametrize("arguments, message", MISTAKES, ids=[" ".join(a[:1] + a[-2:]) for a, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys, loaded):
+    steps = () if "--steps" in arguments or arguments[1].endswith(".safetensors") else ("--steps", "2")
+    assert message in error_line(capsys, *arguments, *steps, "-o", tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_that_is_not_text_is_one_line(capsys, loaded):
+    for arguments in (["a \udcff cat"], ["a cat", "--negative", "\udcff"]):
+        assert "not UTF-8" in error_line(capsys, "generate", *arguments, "--steps", 1)
+
+
+@pytest.mark.parametrize("out", ["file/out", "file/x.png", "folder.png", "x" * 300 + ".png", "/proc/minip2p/x.png"])
+def test_an_output_that_cannot_be_written_is_reported_before_the_run(out, tmp_path, capsys, monkeypatch, loaded):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr("minip2p.pipeline.Pipeline.generate", lambda *_, **__: pytest.fail("it ran"))
+    error_line(capsys, "generate", CAT, "-o", tmp_path / out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+# --- broken models
+
+
+def model_folder(folder, *changed):
+    """A copy of the tiny model in which the named files may be changed; the others are links."""
+    for file in (path for path in TINY.rglob("*") if path.is_file()):
+        name = file.relative_to(TINY)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if str(name) in changed:
+            shutil.copy(file, folder / name)
+        else:
+            (folder / name).symlink_to(file)
+    return folder
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without(name):
+    def change(path):
+        tensors = load_file(path)
+        del tensors[name]
+        save_file(tensors, path)
+
+    return change
+
+
+def with_surplus(path):
+    tensors = load_file(path)
+    save_file(tensors | {"surplus": tensors["conv_in.bias"].clone()}, path)
+
+
+def with_wrong_shape(path):
+    tensors = load_file(path)
+    save_file(tensors | {"conv_in.bias": tensors["conv_in.bias"][:-1].clone()}, path)
+
+
+def with_nan(path):
+    tensors = load_file(path)
+    tensors["conv_in.bias"][0] = float("nan")
+    save_file(tensors, path)
+
+
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+BROKEN = (
+    (f"unet/{WEIGHTS}", os.remove, "no such file"),
+    (f"unet/{WEIGHTS}", truncate, "not a whole safetensors file"),
+    (f"unet/{WEIGHTS}", without("conv_in.bias"), "conv_in.bias is missing"),
+    (f"unet/{WEIGHTS}", with_surplus, "surplus is not a tensor of this model"),
+    (f"unet/{WEIGHTS}", with_wrong_shape, "conv_in.bias has shape"),
+    (f"unet/{WEIGHTS}", with_nan, "is not finite: the weights are damaged"),
+    (f"vae/{WEIGHTS}", truncate, "not a whole safetensors file"),
+    (f"vae/{WEIGHTS}", replace_by_folder, "no such file"),
+    ("text_encoder/model.safetensors", truncate, "not a whole safetensors file"),
+    ("text_encoder/model.safetensors", os.remove, "no such file"),
+    ("unet/config.json", os.remove, "no such file"),
+    ("unet/config.json", truncate, "cannot be read as JSON"),
+    ("unet/config.json", replace_by_folder, "cannot be read as JSON"),
+    ("vae/config.json", lambda path: path.write_text('{"frob": 3}'), "frob = 3 is not a field that minip2p knows"),
+    ("scheduler/scheduler_config.json", lambda path: path.write_text("[]"), "expected a JSON object, found list"),
+    ("text_encoder/config.json", truncate, "cannot be read as JSON"),
+    ("tokenizer/vocab.json", os.remove, "no such file"),
+    ("tokenizer/vocab.json", truncate, ""),
+    ("tokenizer/tokenizer_config.json", os.remove, "no such file"),
+    ("tokenizer/tokenizer_config.json", lambda path: path.write_text('{"model_max_length": "x"}'), ""),
+    ("tokenizer/merges.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), ""),
+)
+
+
+@pytest.mark.parametrize("file, change, message", BROKEN, ids=[f"{file} {n}" for n, (file, _, _) in enumerate(BROKEN)])
+def test_a_broken_model_is_one_line_that_names_the_file(file, change, message, tmp_path, capsys):
+    folder = model_folder(tmp_path / "model", file)
+    change(folder / file)
+    line = error_line(capsys, "generate", CAT, "--steps", 1, "--model", folder, "-o", tmp_path / "out")
+    assert message in line and file.split("/")[0] in line
+    assert not (tmp_path / "out").exists()

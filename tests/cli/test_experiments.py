@@ -1,0 +1,74 @@
+"""`minip2p sweep` and `minip2p bench-edits`: their own work. What they run is tested in tests/sweeps and tests/evaluation."""
+
+import sys
+
+import pytest
+from command_line import error_line, run
+
+from minip2p.checkpoints.components import RowCounter
+from minip2p.cli import experiments
+from minip2p.evaluation import edit_benchmark
+
+
+def test_methods_are_named_or_all():
+    assert experiments.parse_methods("direct,ddim") == ["direct", "ddim"]
+    assert experiments.parse_methods("all") == list(edit_benchmark.METHODS)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--methods", "direct,magic"), "--methods has 'magic'; the methods are vae, ddim"),
+        (("--methods", ""), "--methods has ''"),
+        (("--count", "0"), "--count must lie between 1 and 301, and is 0"),
+        (("--count", "302"), "--count must lie between 1 and 301, and is 302"),
+        (("--steps", "0"), "steps must lie between 1 and 1000"),
+        (("--cases", "nothere"), "nothere/mapping_file.json: no such file"),
+        (("--clip", "nothere"), "nothere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys):
+    assert message in error_line(capsys, "bench-edits", *arguments, "-o", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, shares",
+    [
+        ((), True),
+        (("--dtype", "bfloat16"), False),
+        (("--vae", "weights/tiny"), False),
+        (("--model", "weights/tiny"), False),
+    ],
+)
+def test_only_the_model_that_ships_shares_its_cases_among_processes(arguments, shares, tmp_path, monkeypatch):
+    """The processes of the pool load that model and no other."""
+    calls = []
+
+    def stop(*_, **options):
+        calls.append(options)
+        raise SystemExit(7)
+
+    monkeypatch.setattr(edit_benchmark, "run_benchmark", stop)
+    assert run("bench-edits", "--count", 1, *arguments, "-o", tmp_path) == 7
+    assert (calls[0]["make_pool"] is not None) == shares and calls[0]["steps"] == 50
+
+
+@pytest.mark.parametrize("package", ["skimage.metrics", "matplotlib.figure", "pyarrow"])
+def test_a_missing_extra_is_one_line(package, monkeypatch, capsys):
+    for module in [name for name in sys.modules if name.startswith("minip2p.sweeps.charts")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    line = error_line(capsys, "sweep", "grid.toml")
+    assert line.startswith("a sweep needs ") and line.endswith("pip install 'minip2p[sweep]'")
+
+
+def test_the_progress_bar_counts_rows():
+    counter = RowCounter()
+
+    def steps():
+        for step in "abc":
+            yield step
+            counter.rows += 4
+
+    assert list(experiments.rows_progress(12, counter)(steps())) == ["a", "b", "c"]

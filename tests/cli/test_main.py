@@ -1,0 +1,197 @@
+"""The parser, the dispatch and the exit status of `minip2p`."""
+
+import inspect
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import CAT, TIGER, error_line, run, run_python
+from paths import ROOT
+
+from minip2p import LocalBlend
+from minip2p.cli import commands, main
+from minip2p.p2p.options import EditOptions
+from minip2p.pipeline import Pipeline
+from minip2p.sampling.settings import RunSettings
+
+COMMANDS = ["demo", "generate", "edit", "invert", "instruct", "inpaint", "maps", "sweep", "bench-edits"]
+
+
+def subparsers():
+    """Name -> parser of every subcommand."""
+    (action,) = (action for action in main.parser()._actions if action.dest == "command")
+    return action.choices
+
+
+def test_these_are_the_commands():
+    assert list(subparsers()) == COMMANDS
+
+
+# --- defaults
+
+
+def keyword_default(function, name):
+    return inspect.signature(function).parameters[name].default
+
+
+DEFAULTS = {  # option -> the library's default; None: the model's
+    "--seed": RunSettings.seed,
+    "--steps": RunSettings.steps,
+    "--guidance": RunSettings.guidance_scale,
+    "--size": RunSettings.size,
+    "--kind": EditOptions.kind,
+    "--cross": EditOptions.cross_replace,
+    "--self": EditOptions.self_replace,
+    "--threshold": LocalBlend.threshold,
+    "--method": keyword_default(Pipeline.invert, "method"),
+    "--fit": keyword_default(Pipeline.invert, "fit"),
+    "--polish": keyword_default(Pipeline.invert, "vae_refine_steps"),
+    "--picture-guidance": keyword_default(Pipeline.instruct, "image_guidance_scale"),
+}
+WITHOUT_DEFAULT = {
+    "--blend",
+    "--config",
+    "--lora",
+    "--mask",
+    "--negative",
+    "--prompt",
+    "--record",
+    "--reweight",
+    "--vae",
+}
+WITHOUT_DEFAULT |= {"--cases", "--count", "--within"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_the_librarys_defaults_and_the_parser_has_none_of_its_own(command):
+    """What an option's help calls the default is the library's, for every option of a run, an edit or an inversion."""
+    for action in subparsers()[command]._actions:
+        if not action.option_strings or action.nargs == 0:
+            continue
+        option = action.option_strings[-1]
+        default = re.search(r"\(default: ([^),;]+)", action.help)
+        if option in DEFAULTS:
+            value = DEFAULTS[option]
+            assert default, option
+            assert default[1] == ("the model's" if value is None else str(value)), option
+            assert action.default is None, option
+        elif default is None:
+            assert option in WITHOUT_DEFAULT or (command, option) == ("bench-edits", "--clip"), option
+
+
+def test_the_default_method_in_the_metadata_is_the_librarys():
+    assert commands.DEFAULT_METHOD == DEFAULTS["--method"]
+    assert {
+        keyword_default(function, "fit") for function in (Pipeline.invert, Pipeline.instruct, Pipeline.inpaint)
+    } == {DEFAULTS["--fit"]}
+    assert not RunSettings.negative_prompt and not EditOptions.reweight and not EditOptions.explicit
+
+
+# --- imports
+
+
+def test_help_does_not_import_torch_and_takes_less_than_a_second():
+    code = (
+        "import sys; from minip2p.cli import main\n"
+        "for arguments in (['--help'], ['edit', '--help']):\n"
+        "    try: main.main(arguments)\n"
+        "    except SystemExit as end: print(end.code)\n"
+        "print(sorted({'torch', 'numpy', 'PIL', 'transformers', 'tqdm'} & set(sys.modules)))"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        output = run_python(code)
+        times.append(time.perf_counter() - start)
+        assert output.count("usage: minip2p") == 2 and output.endswith("0\n[]\n")
+        if times[-1] < 1:
+            break
+    assert min(times) < 1
+
+
+def test_generate_imports_neither_the_experiments_nor_what_only_they_need(tmp_path):
+    heavy = ["minip2p.evaluation", "minip2p.tiny", "minip2p.sweeps", "minip2p.cli.experiments", "minip2p.baselines"]
+    heavy += ["matplotlib", "pyarrow", "skimage", "concurrent.futures.process"]
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "from minip2p.cli import main\n"
+        f"status = main.main(['generate', {CAT!r}, '--steps', '1', '-o', {str(tmp_path / 'cat.png')!r}])\n"
+        f"print(status, sorted(set({heavy}) & (set(sys.modules) - before)))"
+    )
+    assert run_python(code) == f"{tmp_path / 'cat.png'}\n0 []\n"
+
+
+# --- exit status
+
+
+def test_ctrl_c_is_one_line_and_status_130(tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minip2p.pipeline.Pipeline.generate", interrupt)
+    assert run("generate", CAT, "-o", tmp_path / "out") == 130
+    assert capsys.readouterr().err == "minip2p: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")]
+)
+def test_too_little_memory_is_one_line(error, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "generate", lambda _: (_ for _ in ()).throw(error))
+    assert "not enough memory" in error_line(capsys, "generate", CAT)
+
+
+def test_a_bug_is_a_traceback(monkeypatch):
+    monkeypatch.setattr(commands, "generate", lambda _: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run("generate", CAT)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("frobnicate", CAT), "invalid choice: 'frobnicate'"),
+        (("generate", CAT, "--frob"), "unrecognized arguments: --frob"),
+        (("generate", CAT, "--neg", "fog"), "unrecognized arguments: --neg fog"),
+        (("generate", CAT, "--steps", "many"), "argument --steps: invalid int value: 'many'"),
+        (("generate", CAT, "--size", "-128x128"), "argument --size"),
+        (("edit", CAT), "the following arguments are required: TARGET"),
+        (("edit", CAT, TIGER, "--kind", "guess"), "invalid choice: 'guess'"),
+        (("edit", CAT, TIGER, "--prompt", CAT, "--method", "magic"), "invalid choice: 'magic'"),
+        (("inpaint", "a.png", CAT), "the following arguments are required: --mask"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys):
+    line = error_line(capsys, *arguments)
+    assert message in line and line.endswith("--help")
+
+
+# --- processes
+
+
+def test_python_m_minip2p_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "minip2p", "edit"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+def test_a_closed_output_is_no_error_and_the_pictures_are_written(tmp_path):
+    """The reader of the output has gone before the first line is written."""
+    command = [sys.executable, "-u", "-m", "minip2p", "edit", "a cat", "a dog", "--steps", "1", "-o", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait() == 0 and errors == b"" and len(list(tmp_path.glob("*.png"))) == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_output_that_cannot_be_written_is_one_line():
+    code = "import sys; from minip2p.errors import run_guarded; sys.exit(run_guarded(lambda: print(1)))"
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
