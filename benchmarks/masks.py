@@ -64,10 +64,10 @@ def main() -> None:
         made = {name: mask(run, words, size) for name, mask in MASKS.items()}
         for name, mask in made.items():
             found[name].append(iou(mask, true))
-        panels = [(picture, case.source), (viz.mask_picture(true, picture.size), f"{words[0]}: the true mask")]
+        panels = [(picture, case.source), (viz.mask_image(true, picture.size), f"{words[0]}: the true mask")]
         columns.append(
             panels
-            + [(viz.mask_picture(mask, picture.size), f"{name}: {iou(mask, true):.2f}") for name, mask in made.items()]
+            + [(viz.mask_image(mask, picture.size), f"{name}: {iou(mask, true):.2f}") for name, mask in made.items()]
         )
     print("| mask | IoU |\n|---|---|")
     for name, values in found.items():
