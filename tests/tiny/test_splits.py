@@ -1,0 +1,71 @@
+"""No examination uses training data: which scenes every examination and every training asks for."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from judges import random_judge
+
+from minip2p.evaluation import tiny_cases, tiny_report
+from minip2p.tiny import judge_exam, judge_train, latents, scenes, train_unet, train_vae
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """The arguments of each call of `dataset` during a test: (seed, held out, fixed values)."""
+    calls = []
+
+    def dataset(seed, n, *, start=0, held_out=False, **fixed):
+        calls.append((seed, held_out, fixed))
+        return scenes.dataset(seed, n, start=start, held_out=held_out, **fixed)
+
+    for module in (tiny_cases, tiny_report, judge_exam, judge_train, latents, train_unet, train_vae):
+        monkeypatch.setattr(module, "dataset", dataset)
+    return calls
+
+
+def test_examinations_use_held_out_scenes(requests, model, sprites):
+    named = {"name_place": True, "name_colour": True}
+    tiny_report.vae_psnr(model, sprites, 1)
+    tiny_report.map_iou(model, sprites, 1)
+    judge_exam.examine(random_judge(), sprites, count=40)
+    list(tiny_cases.swap_cases(1))
+    list(tiny_cases.held_out_scenes(1, 2))
+    tiny_cases.graded_cases(3)
+    fixed = {"objects": 1, "style": "photo", "strength": 0.5, "name_place": True}
+    graded = [
+        fixed | {"background": background, "attribute": attribute}
+        for attribute, background in (("fog", "street"), ("flowers", "beach"), ("snow", "street"))
+    ]
+    assert requests == [
+        (9001, True, {}),
+        (9001, True, {}),
+        (7001, True, {}),
+        (9002, True, named | {"objects": 1}),
+        (9003, True, named | {"objects": 2}),
+        *((9004, True, values) for values in graded),
+    ]
+
+
+def test_trainings_use_the_other_split_and_other_seeds(requests, sprites, tmp_path, monkeypatch):
+    class OneStep:
+        """A training that only computes the loss of one step."""
+
+        def __init__(self, *_, steps, **__):
+            self.step = steps
+
+        def run(self, loss, **_):
+            loss(5)
+
+        def load_average(self):
+            pass
+
+    monkeypatch.setattr(judge_train, "Training", OneStep)
+    judge_train.train(tmp_path, 3, sprites, 0.0)
+    train_vae.vae_batch(3, 0, sprites)
+    train_vae.vae_batch(3, train_vae.CROP_STEPS, sprites)
+    train_unet.draw_captions(3, 0, torch.tensor([1]))
+    monkeypatch.setattr(latents, "CHUNK", 32)
+    vae = SimpleNamespace(encode=lambda x: (torch.zeros(len(x), 4, 16, 16), None))
+    latents.LatentCache(tmp_path, vae, 3, sprites).load_chunk(0)
+    assert requests == [(3, False, {})] * 5
