@@ -8,7 +8,7 @@ from minip2p.attention.contract import ALL_SITES, Attend, SiteFilter
 from minip2p.attention.store import check_attend
 from minip2p.io.images import read_mask
 from minip2p.p2p.local_blend import LocalBlend
-from minip2p.p2p.schedules import StepShare, parse_step_share
+from minip2p.p2p.schedules import StepShare, check_weights, parse_step_share
 from minip2p.validation import check_max_queries
 
 
@@ -49,7 +49,12 @@ class EditOptions:
             raise ValueError(f"kind must be auto, swap or refine, not {self.kind!r}")
         if not isinstance(self.sites, SiteFilter):
             raise ValueError(f"sites must be a SiteFilter, not {self.sites!r}")
+        cross = self.cross_replace
+        for share in cross.values() if isinstance(cross, Mapping) else [cross]:
+            parse_step_share("cross_replace", share)
         parse_step_share("self_replace", self.self_replace)
+        if self.reweight is not None:
+            check_weights(self.reweight)
         object.__setattr__(self, "local_blend", LocalBlend.from_argument(self.local_blend))
         if self.region is not None:
             object.__setattr__(self, "region", read_mask(self.region))

@@ -60,12 +60,9 @@ def step_range(name: str, share: StepShare, rows: int) -> tuple[int, int]:
 
 def equalizer(weights: Mapping[Hashable, float], prompt: Prompt, *, parity: bool = False) -> Tensor:
     """c (j) float32: the weight of each token's attention, 1 where none is given. Raises as `cross_replace_alpha`."""
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"reweight takes weights by word, as {{'fog': 2.0}}, not {weights!r}")
+    check_weights(weights)
     c = torch.ones(len(prompt.ids))
     for word, weight in weights.items():
-        if not is_finite(weight):
-            raise ValueError(f"the weight of {word!r} is {weight}, which is not a finite number")
         c[list(token_positions(prompt, word, parity))] = float(weight)
     return c
 
@@ -77,3 +74,12 @@ def parse_step_share(name: str, share: StepShare) -> tuple[float, float, float]:
     if not numbers or sorted(bounds) != list(bounds) or not 0 <= bounds[0] <= bounds[-1] <= 1:
         raise ValueError(f"the steps of {name} are shares 0 <= start <= end <= 1 of a run, not {share!r}")
     return bounds[0], bounds[1], bounds[-1]
+
+
+def check_weights(weights: Any) -> None:
+    """Raises ValueError for anything but finite weights by word."""
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"reweight takes weights by word, as {{'fog': 2.0}}, not {weights!r}")
+    for word, weight in weights.items():
+        if not is_finite(weight):
+            raise ValueError(f"the weight of {word!r} is {weight}, which is not a finite number")
