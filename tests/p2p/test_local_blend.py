@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from prompts import tokenize
-from word_heat import SEED, SOURCE, STEPS, TARGET, finest_cross_store, stored_run, word_heat
+from word_heat import RUN, SIZE, SOURCE, TARGET, finest_cross_store, stored_run, word_heat
 
 from minip2p import LocalBlend, explicit
 from minip2p.attention.contract import Site
@@ -241,7 +241,7 @@ def source(model):
 def splitting_threshold(heat):
     """A threshold that splits a map whatever the weights are: midway between two of its values."""
     shares = (heat / heat.max()).flatten().sort().values
-    return float(shares[200:202].mean())
+    return float(shares[49:51].mean())
 
 
 def test_the_mask_of_an_edit_is_the_sum_over_the_steps_so_far_after_the_edit(model, source):
@@ -251,21 +251,21 @@ def test_the_mask_of_an_edit_is_the_sum_over_the_steps_so_far_after_the_edit(mod
     after = finest_cross_store()
     blend = LocalBlend(("cat",), ("dog",), without_target=("house",), threshold=threshold, without_threshold=without)
     out = model.edit(run, TARGET, local_blend=blend, reweight={"dog": 2}, attend=explicit(after))
-    size = (16, 16)
+    size = (8, 8)
     by_hand = heatmap_to_mask(word_heat(before, old, "cat"), size, threshold)
     by_hand = by_hand | heatmap_to_mask(word_heat(after, new, "dog"), size, threshold)
     by_hand = by_hand & ~heatmap_to_mask(word_heat(after, new, "house"), size, without, pool=False)
-    assert torch.equal(out.blend_mask, by_hand) and 0 < out.blend_mask.sum() < 256
+    assert torch.equal(out.blend_mask, by_hand) and 0 < out.blend_mask.sum() < 64
 
 
 def test_outside_of_the_mask_every_latent_equals_the_sources_to_the_bit(model, source):
     run, _ = source
-    custom = torch.zeros(128, 128)
-    custom[:64, 32:] = 1
+    custom = torch.zeros(SIZE)
+    custom[:32, 16:] = 1
     unblended = model.edit(run, TARGET)
     out = model.edit(run, TARGET, local_blend=LocalBlend(mask=custom, start=0.4))
-    m = torch.zeros(16, 16, dtype=torch.bool)
-    m[:8, 4:] = True
+    m = torch.zeros(8, 8, dtype=torch.bool)
+    m[:4, 2:] = True
     assert torch.equal(out.blend_mask, m)
     assert torch.equal(out.latents[:3], unblended.latents[:3])
     assert not torch.equal(out.latents[3:], unblended.latents[3:])
@@ -279,7 +279,7 @@ def test_outside_of_the_last_mask_of_words_the_last_latent_equals_the_sources(mo
     blend = LocalBlend(("cat",), ("dog",), threshold=threshold)
     for out in model.edit(run, [TARGET, "a dog and a house on grass at night"], local_blend=blend):
         m = out.blend_mask
-        assert 0 < m.sum() < 256 and torch.equal(out.latents[-1][:, ~m], run.latents[-1][:, ~m])
+        assert 0 < m.sum() < 64 and torch.equal(out.latents[-1][:, ~m], run.latents[-1][:, ~m])
         assert not torch.equal(out.latents[-1][:, m], run.latents[-1][:, m])
 
 
@@ -309,12 +309,12 @@ def test_words_of_a_blend_that_are_not_in_the_prompts_are_refused(model, source,
 
 def test_a_blend_with_hops_is_the_same_streamed_recorded_and_explicit(model):
     blend = LocalBlend("cat", "dog", self_attention_hops=2, threshold="otsu", pool=False)
-    streamed = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, local_blend=blend)
-    recorded = model.record(SOURCE, seed=SEED, steps=STEPS, self_replace=1.0)
+    streamed = model.edit(SOURCE, TARGET, local_blend=blend, **RUN)
+    recorded = model.record(SOURCE, self_replace=1.0, **RUN)
     assert torch.equal(model.edit(recorded, TARGET, local_blend=blend).latents, streamed.latents)
-    assert 0 < streamed.blend_mask.sum() < 256
-    in_maps = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, local_blend=blend, explicit=True)
+    assert 0 < streamed.blend_mask.sum() < 64
+    in_maps = model.edit(SOURCE, TARGET, local_blend=blend, explicit=True, **RUN)
     assert (in_maps.blend_mask != streamed.blend_mask).sum() <= 2
     without_hops = LocalBlend("cat", "dog", threshold="otsu", pool=False)
-    out = model.edit(SOURCE, TARGET, seed=SEED, steps=STEPS, local_blend=without_hops)
+    out = model.edit(SOURCE, TARGET, local_blend=without_hops, **RUN)
     assert not torch.equal(out.blend_mask, streamed.blend_mask)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from word_heat import SOURCE, STEPS, TARGET, stored_run, word_heat
+from word_heat import SIZE, SOURCE, STEPS, TARGET, stored_run, word_heat
 
 from minip2p import LocalBlend
 from minip2p.attention.masks import heatmap_to_mask
@@ -18,10 +18,10 @@ def source(model):
 def test_a_runs_maps_are_the_mean_of_its_attention(model, source):
     run, store = source
     maps = run.maps(["cat", "grass"])
-    assert maps.shape == (2, 128, 128) and (maps >= 0).all() and (maps <= 1).all()
+    assert maps.shape == (2, *SIZE) and (maps >= 0).all() and (maps <= 1).all()
     prompt = model.text.prompt(SOURCE)
     by_hand = torch.stack([word_heat(store, prompt, word) for word in ("cat", "grass")]) / (STEPS * len(store.maps))
-    by_hand = F.interpolate(by_hand[:, None], (128, 128), mode="bilinear")[:, 0]
+    by_hand = F.interpolate(by_hand[:, None], SIZE, mode="bilinear")[:, 0]
     torch.testing.assert_close(maps, by_hand, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(run.maps("grass"), maps[1:], rtol=1e-4, atol=1e-6)
 
@@ -29,10 +29,10 @@ def test_a_runs_maps_are_the_mean_of_its_attention(model, source):
 def test_a_runs_mask_is_its_heat_upsampled_smoothly_and_thresholded(model, source):
     run, _ = source
     cat = run.mask("cat")
-    assert cat.shape == (128, 128) and cat.dtype == torch.bool and 0 < cat.sum() < cat.numel()
+    assert cat.shape == SIZE and cat.dtype == torch.bool and 0 < cat.sum() < cat.numel()
     heat = run.heatmaps(["cat"]).total[0]
-    assert torch.equal(cat, heatmap_to_mask(heat, (128, 128), "otsu", pool=False, smooth=True))
-    spread = heatmap_to_mask(run.heatmaps(["cat"], hops=2).total[0], (128, 128), 0.5, pool=False, smooth=True)
+    assert torch.equal(cat, heatmap_to_mask(heat, SIZE, "otsu", pool=False, smooth=True))
+    spread = heatmap_to_mask(run.heatmaps(["cat"], hops=2).total[0], SIZE, 0.5, pool=False, smooth=True)
     assert torch.equal(run.mask("cat", threshold=0.5, self_attention_hops=2), spread)
     soft = run.mask(["cat", "house"], threshold=(0.2, 0.5))
     assert soft.dtype == torch.float32 and soft.min() >= 0 and soft.max() <= 1

@@ -2,7 +2,9 @@
 
 from minip2p import AttentionStore, explicit
 
-STEPS, SEED = 5, 2
+STEPS = 5
+SIZE = (64, 64)  # of the image: latents of 8 × 8
+RUN = dict(seed=2, steps=STEPS, size=SIZE)
 SOURCE, TARGET = "a cat and a house on grass", "a dog and a house on grass"
 
 
@@ -14,11 +16,11 @@ def finest_cross_store():
 def stored_run(model):
     """The source as a run, and its maps."""
     store = finest_cross_store()
-    model.generate(SOURCE, seed=SEED, steps=STEPS, attend=explicit(store))
-    return model.generate(SOURCE, seed=SEED, steps=STEPS), store
+    model.generate(SOURCE, attend=explicit(store), **RUN)
+    return model.generate(SOURCE, **RUN), store
 
 
 def word_heat(store, prompt, word):
     """A word's heat, y x: summed over its tokens, the steps and the sites, mean over the heads."""
     tokens = list(prompt.token_indices(word))
-    return sum(maps[:, 0][..., tokens].sum((0, -1)).mean(0) for maps in store.maps.values()).reshape(16, 16)
+    return sum(maps[:, 0][..., tokens].sum((0, -1)).mean(0) for maps in store.maps.values()).reshape(8, 8)
