@@ -1,4 +1,4 @@
-"""CLIP's similarity, against transformers' own logits; and what is no CLIP."""
+"""CLIPScore against the logits of transformers; folders that are not a valid CLIP are refused."""
 
 import math
 import shutil
@@ -7,52 +7,50 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prompts import TOKENIZER
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from minip2p.io.files import shipped_weights
 from minip2p.metrics.clip_score import ClipScore
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small CLIP of random weights, with the tokenizer that ships."""
+    """A folder with a small CLIP of random weights and the shipped tokenizer."""
     path = tmp_path_factory.mktemp("clip")
     small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    tokenizer = CLIPTokenizer.from_pretrained(shipped_weights("tiny") / "tokenizer")
-    text = small | dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=0, pad_token_id=1)
+    text = small | dict(vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id, bos_token_id=0, pad_token_id=1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         CLIPModel(
             CLIPConfig(text_config=text, vision_config=small | dict(image_size=32, patch_size=8), projection_dim=16)
         ).save_pretrained(path)
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(images, tokenizer).save_pretrained(path)
+    CLIPProcessor(images, TOKENIZER).save_pretrained(path)
     return path
 
 
-def test_clip_is_the_cosine_that_transformers_gives(folder):
-    """Its logits are cosines times exp(logit_scale). Float32, 1e-4 of 100."""
+def test_the_score_equals_the_cosine_of_transformers_logits(folder):
+    """The logits are cosines times exp(logit_scale). In float32, to 1e-4 of 100."""
     clip, rng = ClipScore(folder), np.random.default_rng(0)
     pixels = rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)
-    picture = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
+    image = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
     prompts = ["a cat on the beach", "a red car", "a sheep in the forest at night", "a lamp"]
-    given = clip.processor(text=prompts, images=[Image.fromarray(pixels)], return_tensors="pt", padding=True)
+    inputs = clip.processor(text=prompts, images=[Image.fromarray(pixels)], return_tensors="pt", padding=True)
     with torch.no_grad():
-        logits = clip.model(**given).logits_per_image[0] / clip.model.logit_scale.exp()
-    found = [clip(picture, prompt) for prompt in prompts]
-    assert found == pytest.approx([100 * max(0.0, float(one)) for one in logits], abs=1e-4)
-    assert max(found) > 0
+        logits = clip.model(**inputs).logits_per_image[0] / clip.model.logit_scale.exp()
+    scores = [clip(image, prompt) for prompt in prompts]
+    assert scores == pytest.approx([100 * max(0.0, float(cosine)) for cosine in logits], abs=1e-4)
+    assert max(scores) > 0
 
 
-def test_the_score_reads_the_edited_picture_inside_of_the_mask(folder):
+def test_clip_inside_is_the_score_of_the_edited_image_with_black_outside_of_the_mask(folder):
     clip, mask = ClipScore(folder), torch.zeros(32, 32, dtype=torch.bool)
     before, after = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     mask[8:20, 4:30] = True
     black = after.clone()
     black[:, ~mask] = -1
-    found = clip.score(before, after, "a cat", "a dog", mask)
-    assert found == {
+    assert clip.score(before, after, "a cat", "a dog", mask) == {
         "clip": clip(after, "a dog"),
         "clip_inside": clip(black, "a dog"),
         "clip_before": clip(before, "a dog"),
@@ -60,7 +58,7 @@ def test_the_score_reads_the_edited_picture_inside_of_the_mask(folder):
     assert math.isnan(clip.score(before, after, "a cat", "a dog", None)["clip_inside"])
 
 
-def test_what_is_no_clip_is_one_clear_line(folder, tmp_path):
+def test_a_folder_without_a_clip_is_refused_in_one_line(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no CLIP; its folder has model.safetensors"):
         ClipScore(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
@@ -69,8 +67,8 @@ def test_what_is_no_clip_is_one_clear_line(folder, tmp_path):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_a_clip_that_is_not_whole_is_refused_and_another_has_another_name(folder, tmp_path):
-    """transformers itself would draw what is missing at random."""
+def test_other_weights_have_another_name_and_missing_weights_are_refused(folder, tmp_path):
+    """transformers alone would initialize missing weights at random."""
     shutil.copytree(folder, tmp_path / "other")
     tensors = load_file(folder / "model.safetensors")
     tensors["text_projection.weight"] += 1

@@ -1,23 +1,25 @@
-"""How far an edit has gone: hand-worked numbers, and scikit-image itself for SSIM."""
+"""Image metrics: numbers worked out by hand, and scikit-image for SSIM."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from minip2p.metrics.image import MAX_PSNR, iou, mse, preservation, psnr, ssim
+from minip2p.metrics.image import MAX_PSNR, interval, iou, mean, mse, preservation, psnr, ssim, structure
+
+METRICS = ("psnr", "ssim", "mse")
 
 
-def pictures(seed=0, size=(24, 20)):
-    draw = torch.Generator().manual_seed(seed)
-    a = torch.rand(3, *size, generator=draw) * 2 - 1
-    return a, (a + 0.3 * torch.randn(3, *size, generator=draw)).clamp(-1, 1)
+def random_images(seed=0, size=(24, 20)):
+    """A random image and a noisy copy of it."""
+    g = torch.Generator().manual_seed(seed)
+    a = torch.rand(3, *size, generator=g) * 2 - 1
+    return a, (a + 0.3 * torch.randn(3, *size, generator=g)).clamp(-1, 1)
 
 
 def test_mse_and_psnr_by_hand():
-    """A fifth of the scale apart everywhere: MSE .2², PSNR −20 log10 .2; over a mask only what lies in it."""
+    """A difference of a fifth of the scale: MSE 0.2², PSNR −20 log₁₀ 0.2; over a mask only the pixels in it count."""
     a = torch.zeros(3, 2, 2)
     b = torch.tensor([[0.4, 0.4], [0.0, 0.0]]).expand(3, 2, 2)
     top = torch.tensor([[True, True], [False, False]])
@@ -26,13 +28,13 @@ def test_mse_and_psnr_by_hand():
     assert math.isnan(psnr(a, b, torch.zeros(2, 2, dtype=torch.bool)))
 
 
-def test_psnr_and_ssim_are_scikit_images():
-    """Float64; measured: equal to 1e-12. The arguments are those of Wang et al. 2004."""
-    a, b = pictures()
-    theirs = [((x + 1) / 2).permute(1, 2, 0).double().numpy() for x in (a, b)]
-    assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(*theirs, data_range=1), abs=1e-4)
+def test_psnr_and_ssim_equal_scikit_image():
+    """In float64; measured: equal to 1e-12. The arguments are those of Wang et al. 2004."""
+    a, b = random_images()
+    arrays = [((x + 1) / 2).permute(1, 2, 0).double().numpy() for x in (a, b)]
+    assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(*arrays, data_range=1), abs=1e-4)
     index = structural_similarity(
-        *theirs, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+        *arrays, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
     )[1]
     mask = torch.rand(24, 20, generator=torch.Generator().manual_seed(3)) > 0.5
     assert ssim(a, b) == pytest.approx(index.mean()) and ssim(a, b, mask) == pytest.approx(index[mask.numpy()].mean())
@@ -44,19 +46,29 @@ def test_iou_by_hand():
     assert iou(a, b) == pytest.approx(1 / 3) and iou(a, a) == 1 and iou(a & ~a, a & ~a) == 0 == iou(a, ~a)
 
 
-def test_preservation_is_measured_inside_and_outside():
-    a, b = pictures()
+def test_mean_and_interval_skip_what_is_missing():
+    values = [1.0, None, 3.0, math.nan]
+    assert mean(values) == 2 and interval(values) == pytest.approx((2, 1.96))  # s = √2, √n = √2
+    assert interval([5.0, None])[0] == 5 and math.isnan(interval([5.0, None])[1])
+    assert math.isnan(mean([None])) and all(map(math.isnan, interval([])))
+
+
+def test_structure_is_the_mean_squared_difference_of_self_similarities():
+    """Features at right angles against equal ones: two of the four similarities differ by 1."""
+    orthogonal, equal = torch.eye(2), torch.tensor([[3.0, 0], [1, 0]])
+    assert structure(orthogonal, equal) == pytest.approx(0.5)
+    assert structure(orthogonal, 5 * orthogonal.flip(0)) == 0
+
+
+def test_preservation_is_measured_inside_and_outside_of_the_mask():
+    a, b = random_images()
     mask = torch.zeros(24, 20, dtype=torch.bool)
     mask[:12] = True
-    changed = torch.where(mask, b, a)
-    found = preservation(a, changed, mask)
-    assert found.keys() == {m + p for m in ("psnr", "ssim", "mse") for p in ("", "_inside", "_outside")}
-    assert (
-        found["mse_outside"] == 0
-        and found["psnr_outside"] == MAX_PSNR
-        and found["mse_inside"] == pytest.approx(2 * found["mse"])
-    )
-    assert found["ssim_inside"] < found["ssim"] < found["ssim_outside"]
-    without = preservation(a, changed, None)
-    assert without["psnr"] == found["psnr"] and all(math.isnan(without[m + "_inside"]) for m in ("psnr", "ssim", "mse"))
-    assert all(np.isnan(without[m + "_outside"]) for m in ("psnr", "ssim", "mse"))
+    values = preservation(a, torch.where(mask, b, a), mask)
+    assert values.keys() == {metric + area for metric in METRICS for area in ("", "_inside", "_outside")}
+    assert values["mse_outside"] == 0 and values["psnr_outside"] == MAX_PSNR
+    assert values["mse_inside"] == pytest.approx(2 * values["mse"])
+    assert values["ssim_inside"] < values["ssim"] < values["ssim_outside"]
+    without = preservation(a, torch.where(mask, b, a), None)
+    assert without["psnr"] == values["psnr"]
+    assert all(math.isnan(without[metric + area]) for metric in METRICS for area in ("_inside", "_outside"))
