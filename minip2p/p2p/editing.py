@@ -76,6 +76,7 @@ def run_edits(
     """
     conditioning, attend = origin.conditioning, attend or origin.attend
     is_custom = attend is not fused
+    is_blended = any(target.blend_state is not None for target in targets)
     source = SourceRun(components, origin)
     plan = plan_batches(components, origin, targets, share=not is_custom)
     batch = len(targets) if is_custom else batch
@@ -87,7 +88,8 @@ def run_edits(
                 states.append(source.latents[i + 1])
             continue
         source_qk = source.advance(i, plan.wanted_sites[i]) if i < plan.source_steps else {}
-        accumulate_source_heat(source_qk, targets, at_step(origin.attend, i))
+        if source_qk and is_blended:
+            accumulate_source_heat(source_qk, targets, at_step(origin.attend, i))
         for groups in even_chunks(plan.rows[i], batch):
             first = [group[0] for group in groups]  # one target stands for its group
             control = controlled_attention(

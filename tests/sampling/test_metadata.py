@@ -1,0 +1,61 @@
+"""The settings of a run as text, as other tools write them into PNG files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from minip2p.checkpoints.origin import CheckpointOrigin
+from minip2p.sampling.metadata import parameters, quote_value
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    return model.generate("a cat on the beach", seed=7, steps=2, size=(64, 72))
+
+
+def test_the_settings_of_a_run(run):
+    expected = "a cat on the beach\nSteps: 2, Sampler: DDIM, CFG scale: 4.0, Seed: 7, Size: 72x64, Model: tiny"
+    assert parameters(run) == expected
+
+
+def test_a_negative_prompt_has_a_line_of_its_own(run):
+    lines = parameters(replace(run, negative_prompt="fog, rain")).split("\n")
+    assert len(lines) == 3 and lines[1] == "Negative prompt: fog, rain"
+
+
+def test_given_latents_and_photographs_have_no_seed(run):
+    assert "Seed" not in parameters(replace(run, seed=None))
+
+
+def test_an_edit_names_its_source(model, run):
+    edit = model.edit(run, "a dog on the beach", cross_replace=0, self_replace=0)
+    text = parameters(edit, Method="swap, refine", Weight=2)
+    assert text.startswith("a dog on the beach\n")
+    assert text.endswith('Model: tiny, Source: a cat on the beach, Method: "swap, refine", Weight: 2')
+
+
+def test_another_dtype_and_the_files_of_the_model_are_named(run):
+    labels = {"Model": "tiny", "VAE": "a:b", "LoRA": "style"}
+    components = replace(run.components, origin=CheckpointOrigin({"unet": Path("x")}, labels))
+    assert parameters(replace(run, components=components)).endswith('Model: tiny, VAE: "a:b", LoRA: style')
+    half = replace(components, unet=torch.nn.Module())
+    half.unet.conv_in = torch.nn.Conv2d(4, 4, 1, dtype=torch.bfloat16)
+    assert parameters(replace(run, components=half)).endswith("LoRA: style, Dtype: bfloat16")
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (4.0, "4.0"),
+        ("a cat", "a cat"),
+        ("a, b", '"a, b"'),
+        ("a: b", '"a: b"'),
+        ('a "b"', '"a \\"b\\""'),
+        ("a\nb ü", '"a\\nb ü"'),
+        ((1, 2), '"(1, 2)"'),
+    ],
+)
+def test_values_with_separators_are_json_strings(value, text):
+    assert quote_value(value) == text
