@@ -19,7 +19,6 @@ from minip2p.evaluation.pie_bench import read_cases
 from minip2p.evaluation.workers import WorkerPool
 from minip2p.io import png
 from minip2p.io.files import write_text
-from minip2p.io.tables import to_csv
 from minip2p.metrics.clip_score import ClipScore
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunSettings
@@ -58,6 +57,8 @@ def bench_edits(args: Namespace) -> None:
     means, and in its last line the means as JSON.
     """
     check_extras("a benchmark")
+    from minip2p.io.tables import to_csv
+
     methods = parse_methods(args.methods)
     cases = read_cases(None if args.cases is None else Path(args.cases))
     if args.count is not None and not 1 <= args.count <= len(cases):

@@ -7,6 +7,7 @@ library's.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -37,6 +38,16 @@ examples:
   minip2p bench-edits --count 20 --steps 20
 """
 
+
+# Keywords of the library that appear in its error messages, and the options that set them.
+OPTION_NAMES = (
+    ("cross_replace", "--cross"),
+    ("self_replace", "--self"),
+    ("image_guidance_scale", "--picture-guidance"),
+    ("guidance_scale", "--guidance"),
+    ("negative_prompt", "--negative"),
+    ("vae_refine_steps", "--polish"),
+)
 
 Group: TypeAlias = argparse._ArgumentGroup
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -322,7 +333,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
 
     def work() -> None:
-        module = import_module(f"minip2p.cli.{args.module}")
-        getattr(module, args.command.replace("-", "_"))(args)
+        command = getattr(import_module(f"minip2p.cli.{args.module}"), args.command.replace("-", "_"))
+        try:
+            command(args)
+        except ValueError as error:
+            raise ValueError(name_options(str(error)) if args.module == "commands" else str(error)) from None
 
     return run_guarded(work)
+
+
+def name_options(message: str) -> str:
+    """An error message of the library with the names of options instead of keywords."""
+    for keyword, option in OPTION_NAMES:
+        message = re.sub(rf"\b{keyword}\b", option, message)
+    return message

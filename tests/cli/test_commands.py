@@ -254,7 +254,7 @@ def test_a_mask_too_small_for_the_latents_is_one_line(tmp_path, capsys, loaded):
     line = error_line(
         capsys, "edit", CAT, TIGER, "--mask", tmp_path / "spot.png", "--steps", 2, "-o", tmp_path / "out.png"
     )
-    assert "covers less than half of every pixel of the latents" in line
+    assert "covers less than half of every latent pixel" in line
     assert not (tmp_path / "out.png").exists()
 
 
@@ -304,13 +304,13 @@ MISTAKES = (
     (("edit", CAT, TIGER, "--reweight", "tiger=inf"), "the weight of 'tiger' is inf"),
     (("edit", CAT, TIGER, "--reweight", "tiger"), "--reweight takes a word and its weight"),
     (("edit", CAT, TIGER, "--reweight", "tiger=1:2"), "--reweight takes a word and its weight"),
-    (("edit", CAT, TIGER, "--cross", "nan"), "the steps of cross are shares 0 <= start <= end <= 1"),
+    (("edit", CAT, TIGER, "--cross", "nan"), "the steps of --cross are shares 0 <= start <= end <= 1"),
     (("edit", CAT, TIGER, "--cross", ".8:.2"), "0 <= start <= end <= 1"),
     (("edit", CAT, TIGER, "--cross", "often"), "a share of the run is a number as .8, or two as .2:.8, not 'often'"),
-    (("edit", CAT, TIGER, "--self", "2"), "the steps of self are shares 0 <= start <= end <= 1"),
+    (("edit", CAT, TIGER, "--self", "2"), "the steps of --self are shares 0 <= start <= end <= 1"),
     (("maps", "?!"), "has no words to show"),
-    (("generate", CAT, "--guidance", "nan"), "guidance must be a finite number"),
-    (("generate", CAT, "--guidance", "inf"), "guidance must be a finite number"),
+    (("generate", CAT, "--guidance", "nan"), "--guidance must be a finite number"),
+    (("generate", CAT, "--guidance", "inf"), "--guidance must be a finite number"),
     (("generate", CAT, "--guidance", "1e30"), "the latents are not finite after step"),
     (("generate", CAT, "--steps", "0"), "steps must lie between 1 and 1000"),
     (("generate", CAT, "--steps", "1001"), "steps must lie between 1 and 1000"),
@@ -334,20 +334,20 @@ MISTAKES = (
     (("edit", RENDER, TIGER, "--prompt", CAT, "--seed", "1"), "direct inversion has no seed"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--blend", "cow"), "'cow' is not in the prompt"),
     (("edit", CAT, TIGER, "--blend", "cat:tiger", "--mask", RENDER), "give one of them"),
-    (("edit", CAT, TIGER, "--threshold", ".3"), "--threshold is of the maps that --blend reads"),
+    (("edit", CAT, TIGER, "--threshold", ".3"), "--threshold is for the heat maps of --blend"),
     (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", "much"), "not 'much'"),
     (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", ".5:.2"), "a blend's threshold must lie between"),
     (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", "x%"), "a blend's threshold must lie between"),
     (("edit", CAT, TIGER, "--mask", "nothere.png"), "nothere.png: no such file"),
     (("edit", CAT, TIGER, "--within", "setup.cfg"), "not an image that Pillow can read"),
-    (("edit", RENDER, TIGER, "--prompt", CAT, "--polish", "-3"), "polish is a whole number of updates"),
-    (("edit", CAT, TIGER, "--polish", "3"), "--polish is for a photograph"),
-    (("edit", RENDER, TIGER), f"{RENDER} names a file: say what the photograph shows, with --prompt"),
-    (("edit", "nothere.JPG", TIGER), "nothere.JPG names a file: say what the photograph shows, with --prompt"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--polish", "-3"), "--polish is a whole number of updates"),
+    (("edit", CAT, TIGER, "--polish", "3"), "--polish needs a photograph as the source"),
+    (("edit", RENDER, TIGER), f"{RENDER} is a file: describe the photograph with --prompt"),
+    (("edit", "nothere.JPG", TIGER), "nothere.JPG is a file: describe the photograph with --prompt"),
     (("edit", "CAT.SAFETENSORS", TIGER), "CAT.SAFETENSORS: no such file"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "proximal", "--negative", "fog"), "it takes no other"),
     (("generate", CAT, "--record", "x" * 250 + ".safetensors"), "File name too long"),
-    (("edit", CAT, TIGER, "--method", "ddim"), "--method is for a photograph: say what it shows, with --prompt"),
+    (("edit", CAT, TIGER, "--method", "ddim"), "--method needs a photograph as the source: describe it with --prompt"),
 )
 
 

@@ -82,11 +82,9 @@ def test_help_names_the_librarys_defaults_and_the_parser_has_none_of_its_own(com
             assert option in WITHOUT_DEFAULT or (command, option) == ("bench-edits", "--clip"), option
 
 
-def test_the_default_method_in_the_metadata_is_the_librarys():
-    assert commands.DEFAULT_METHOD == DEFAULTS["--method"]
-    assert {
-        keyword_default(function, "fit") for function in (Pipeline.invert, Pipeline.instruct, Pipeline.inpaint)
-    } == {DEFAULTS["--fit"]}
+def test_defaults_that_the_commands_repeat_are_the_librarys():
+    assert DEFAULTS["--method"] == commands.DEFAULT_METHOD
+    assert DEFAULTS["--fit"] == keyword_default(Pipeline.instruct, "fit") == keyword_default(Pipeline.inpaint, "fit")
     assert not RunSettings.negative_prompt and not EditOptions.reweight and not EditOptions.explicit
 
 
@@ -171,6 +169,15 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys):
     assert message in line and line.endswith("--help")
 
 
+def test_errors_of_the_library_name_the_options(capsys, monkeypatch):
+    def fail(_):
+        raise ValueError("guidance_scale and image_guidance_scale must be finite, cross_replace: 'cat'")
+
+    monkeypatch.setattr(commands, "generate", fail)
+    expected = "--guidance and --picture-guidance must be finite, --cross: 'cat'"
+    assert error_line(capsys, "generate", CAT) == expected
+
+
 # --- processes
 
 
@@ -179,13 +186,13 @@ def test_python_m_minip2p_is_the_command():
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
 
 
-def test_a_closed_output_is_no_error_and_the_pictures_are_written(tmp_path):
+def test_a_closed_output_is_no_error_and_the_picture_is_written(tmp_path):
     """The reader of the output has gone before the first line is written."""
-    command = [sys.executable, "-u", "-m", "minip2p", "edit", "a cat", "a dog", "--steps", "1", "-o", str(tmp_path)]
+    command = [sys.executable, "-u", "-m", "minip2p", "generate", "a cat", "--steps", "1", "-o", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     errors = process.stderr.read()
-    assert process.wait() == 0 and errors == b"" and len(list(tmp_path.glob("*.png"))) == 3
+    assert process.wait() == 0 and errors == b"" and len(list(tmp_path.glob("*.png"))) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
