@@ -98,7 +98,7 @@ class Training:
 
     def save(self) -> None:
         """Writes the checkpoint."""
-        tensors = {f"model.{n}": p for n, p in self.parameters.items()}
+        tensors: dict[str, Tensor] = {f"model.{n}": p for n, p in self.parameters.items()}
         tensors |= {f"ema.{n}": p for n, p in self.average.items()}
         names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         for optimizer in self.optimizers:
