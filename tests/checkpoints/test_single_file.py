@@ -1,0 +1,174 @@
+"""Models in one file, in the names of the original codebases: read as diffusers reads them, strictly."""
+
+import shutil
+
+import pytest
+import torch
+from families import FAMILIES, same_models, same_tensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import minip2p
+from minip2p.checkpoints import text_encoders
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_single_file_equals_the_folder_to_the_bit_and_diffusers_reads_the_same(family, name):
+    pipe, folder, file = family(name)
+    model = minip2p.load(file, config=folder)
+    assert same_models(model, minip2p.load(folder))
+    expected = type(pipe).from_single_file(str(file), config=str(folder))
+    assert same_tensors(model.unet, expected.unet) and same_tensors(model.vae, expected.vae)
+    for component, encoder in model.text.encoders.items():
+        assert same_tensors(encoder, getattr(expected, component), may_lack=["position_ids"])
+
+
+def test_a_folder_with_nothing_but_tokenizers_is_enough(family, tmp_path):
+    """All configurations are then inferred from the file. The folder's default guidance is taken."""
+    _, folder, file = family("SDXL")
+    for component in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(folder / component, tmp_path / "small" / component)
+    (tmp_path / "small/minip2p.json").write_text('{"guidance": 3.0}')
+    model = minip2p.load(file, config=tmp_path / "small")
+    assert same_models(model, minip2p.load(folder))
+    assert model.default_guidance == 3.0 and model.text.zero_empty_prompt
+
+
+def test_the_folder_must_not_contradict_the_files_metadata(family, tmp_path):
+    save_file(load_file(family("SD 2, v")[2]), tmp_path / "v.safetensors", {"modelspec.prediction_type": "v"})
+    message = "prediction_type is 'epsilon', but the metadata of .*v.safetensors state 'v_prediction'"
+    with pytest.raises(ValueError, match=message):
+        minip2p.load(tmp_path / "v.safetensors", config=family("SD 2 base")[1])
+
+
+def test_the_unets_input_channels_are_those_of_the_file(family):
+    """So that the folder of a text-to-image model serves the inpainting models of its family."""
+    model = minip2p.load(family("inpainting")[2], config=family("SD 1")[1])
+    assert same_tensors(model.unet, family("inpainting")[0].unet) and model.components.extra_channels == 5
+
+
+def test_a_single_file_needs_a_tokenizer_and_a_folder_needs_no_config(family):
+    with pytest.raises(ValueError, match="a single file has no tokenizer: pass a folder in diffusers' layout"):
+        minip2p.load(family("SD 1")[2])
+    with pytest.raises(ValueError, match="a config is for a single file"):
+        minip2p.load(family("SD 1")[1], config=family("SD 1")[1])
+
+
+def test_a_pickled_file_is_not_read(family, tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x02")
+    with pytest.raises(ValueError, match=r"model.ckpt: is a pickle, which can run any program when it is opened"):
+        minip2p.load(tmp_path / "model.ckpt", config=family("SD 1")[1])
+
+
+# Which tensors must be in the file, and which may
+
+
+OLD_EXTRAS = {
+    "model_ema.decay": torch.ones(()),
+    "model_ema.diffusion_modelinput_blocks00weight": torch.ones(3),
+    "betas": torch.ones(4),
+    "alphas_cumprod": torch.ones(4),
+    "sqrt_alphas_cumprod": torch.ones(4),
+    "posterior_variance": torch.ones(4),
+    "log_one_minus_alphas_cumprod": torch.ones(4),
+    "logvar": torch.ones(4),
+    "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+}
+
+
+def test_what_old_files_also_contain_is_ignored(family, tmp_path):
+    _, folder, file = family("SD 1")
+    save_file(load_file(file) | OLD_EXTRAS, tmp_path / "old.safetensors")
+    assert same_models(minip2p.load(tmp_path / "old.safetensors", config=folder), minip2p.load(folder))
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("model.diffusion_model.extra.weight", "extra.weight is not a tensor of this model"),
+        ("first_stage_model.extra.weight", "extra.weight is not a tensor of this model"),
+        ("cond_stage_model.transformer.text_model.extra.weight", "extra.weight is not a tensor of this model"),
+        ("lora_unet_a.alpha", "lora_unet_a.alpha is not a tensor of a supported model"),
+    ],
+)
+def test_an_unknown_tensor_is_an_error(family, tmp_path, name, message):
+    _, folder, file = family("SD 1")
+    save_file(load_file(file) | {name: torch.ones(1)}, tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=message) as error:
+        minip2p.load(tmp_path / "odd.safetensors", config=folder)
+    assert "odd.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["first_stage_model.quant_conv.bias", "model.diffusion_model.out.2.bias"])
+def test_a_missing_tensor_is_an_error(family, tmp_path, name):
+    _, folder, file = family("SD 1")
+    save_file({n: t for n, t in load_file(file).items() if n != name}, tmp_path / "lacking.safetensors")
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        minip2p.load(tmp_path / "lacking.safetensors", config=folder)
+
+
+def test_the_last_layer_of_stable_diffusion_2_may_be_missing_but_no_other(family, tmp_path):
+    """It is not read, nor is the projection; the folder's configuration states how many layers are read."""
+    pipe, folder, file = family("SD 2, v")
+    tensors = load_file(file)
+    prefix = "cond_stage_model.model.transformer."
+    last = max(int(name.split(".")[4]) for name in tensors if name.startswith(prefix))
+    fewer = {name: t for name, t in tensors.items() if f"resblocks.{last}." not in name and "text_proj" not in name}
+    save_file(fewer, tmp_path / "fewer.safetensors")
+    model = minip2p.load(tmp_path / "fewer.safetensors", config=folder)
+    assert same_tensors(model.text.encoders["text_encoder"], pipe.text_encoder)
+    too_few = {name: t for name, t in fewer.items() if f"resblocks.{last - 1}." not in name}
+    save_file(too_few, tmp_path / "too_few.safetensors")
+    with pytest.raises(ValueError, match=rf"too_few.safetensors: .*resblocks.{last - 1}.* is missing"):
+        minip2p.load(tmp_path / "too_few.safetensors", config=folder)
+
+
+# Damaged files
+
+
+@pytest.fixture(scope="module")
+def damaged(family, tmp_path_factory):
+    """A folder with tokenizers alone, and room for a file; the file's tensors; the names of the networks' tensors.
+
+    The tokenizer is read once: reading it for every example would take most of the time.
+    """
+    _, folder, file = family("SD 1")
+    work = tmp_path_factory.mktemp("damaged")
+    shutil.copytree(folder / "tokenizer", work / "small/tokenizer")
+    model = minip2p.load(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_encoders, "load_tokenizer", lambda path: model.text.tokenizer)
+        yield work, load_file(file), (model.unet.state_dict().keys(), model.vae.state_dict().keys())
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 255)), max_size=4),
+    tensor=st.integers(0, 2000),
+    new_name=st.text(max_size=12),
+    damage=st.sampled_from(["none", "bytes", "drop", "name", "shape"]),
+)
+def test_a_damaged_file_is_a_complete_model_or_one_clear_line(damaged, changes, tensor, new_name, damage):
+    """The configurations are inferred from damaged keys and shapes, and the file is then read by them."""
+    work, tensors, (unet_names, vae_names) = damaged
+    tensors, path, small = dict(tensors), work / "single.safetensors", work / "small"
+    name = sorted(tensors)[tensor % len(tensors)]
+    if damage == "drop":
+        del tensors[name]
+    elif damage == "name":
+        tensors[new_name] = tensors.pop(name)
+    elif damage == "shape":
+        tensors[name] = tensors[name].flatten()[:3].clone()
+    save_file(tensors, path)
+    if damage == "bytes":
+        with open(path, "r+b") as file:
+            for position, byte in changes:  # in the header, and in some of the numbers
+                file.seek(position)
+                file.write(bytes([byte]))
+    try:
+        model = minip2p.load(path, config=small)
+    except (ValueError, FileNotFoundError) as error:
+        assert "\n" not in str(error) and (str(path) in str(error) or str(small) in str(error)), error
+    else:
+        assert model.unet.state_dict().keys() == unet_names and model.vae.state_dict().keys() == vae_names
