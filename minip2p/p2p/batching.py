@@ -107,7 +107,7 @@ def intern(values: Sequence[Any]) -> list[int]:
 
 
 def even_chunks(rows: Sequence[T], most: int) -> list[Sequence[T]]:
-    """The rows in as few chunks of at most `most` as possible, larger ones first; sizes depend on the number alone."""
+    """The rows in as few chunks of at most `most` as possible; their sizes differ by 1 at most."""
     count = -(-len(rows) // most)
     ends = [len(rows) - len(rows) * n // count for n in range(count, -1, -1)] if rows else []
     return [rows[a:b] for a, b in pairwise(ends)]
