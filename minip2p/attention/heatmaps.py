@@ -165,7 +165,7 @@ def check_hops(hops: Any) -> None:
         raise ValueError(f"self_attention_hops must be a whole number from 0 to 16, not {hops!r}")
 
 
-def accumulate_heatmap(accumulator: HeatmapAccumulator, attend: Attend) -> Attend:
+def record_heatmaps(accumulator: HeatmapAccumulator, attend: Attend) -> Attend:
     """An `Attend` that also adds the attention of every site to an accumulator."""
 
     def record(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:

@@ -78,6 +78,8 @@ def claim_results_folder(file: Path, results: Path, settings: Mapping[str, Any],
     """
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     if not file.exists() and not results.exists():
+        for stale in file.parent.glob(f".{file.name}-*.partial"):
+            stale.unlink()
         return write_text(file, text)
     if not file.exists() or file.read_bytes() != text.encode():
         raise ValueError(

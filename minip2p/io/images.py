@@ -16,10 +16,10 @@ from torch import Tensor
 
 
 def read_mask(mask: Any) -> Tensor:
-    """A user's mask as a float32 tensor H W in [0, 1].
+    """A user's mask in [0, 1] as a float32 tensor H W.
 
     mask: a Pillow image (white is 1, transparency counts as black), an array or a tensor.
-    Raises ValueError for another type, another number of axes, an empty mask, or values outside of [0, 1].
+    Raises ValueError for another type or number of axes, an empty mask, a value above 1, and NaN or infinity.
     """
     if isinstance(mask, Image.Image):
         mask = np.asarray(to_rgb(mask, "black").convert("L"), dtype=np.float32) / 255

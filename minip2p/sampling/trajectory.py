@@ -18,9 +18,9 @@ from torch import Tensor
 from minip2p.attention.contract import QK, Attend, Site, SitePredicate, at_step, fused
 from minip2p.attention.heatmaps import (
     HeatmapAccumulator,
-    accumulate_heatmap,
     check_hops,
     finest_self_stride,
+    record_heatmaps,
     select_strides,
 )
 from minip2p.attention.masks import check_threshold, heatmap_to_mask
@@ -175,7 +175,7 @@ class Trajectory:
                 cond,
                 cond,
                 guidance_scale=1.0,
-                attend=accumulate_heatmap(heat, at_step(self.attend, i)),
+                attend=record_heatmaps(heat, at_step(self.attend, i)),
                 image=self.conditioning.without_image_guidance,
             )
         return heat

@@ -8,11 +8,11 @@ from minip2p.attention.contract import Site, attention_map, fused
 from minip2p.attention.heatmaps import (
     HeatmapAccumulator,
     accumulate_heat,
-    accumulate_heatmap,
     check_hops,
     default_strides,
     finest_self_stride,
     map_size,
+    record_heatmaps,
     select_strides,
     word_heatmaps,
 )
@@ -84,11 +84,11 @@ def test_equal_indicators_are_computed_once():
     assert (accumulators[2].total > accumulators[0].total).all()
 
 
-def test_accumulate_heatmap_adds_what_the_attention_sees_and_returns_its_result():
+def test_record_heatmaps_adds_the_attention_and_returns_its_result():
     accumulator = HeatmapAccumulator(torch.ones(1, 77).tril(9), (2, 3), (1,))
     q, k = random_qk(6)
     v = torch.randn(1, 3, 77, 8, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(accumulate_heatmap(accumulator, fused)(q, k, v, cross_site(0, 1)), fused(q, k, v))
+    assert torch.equal(record_heatmaps(accumulator, fused)(q, k, v, cross_site(0, 1)), fused(q, k, v))
     by_hand = attention_map(q, k)[0, :, :, :10].sum(-1).mean(0).reshape(2, 3)
     torch.testing.assert_close(accumulator.total[0], by_hand)
 
