@@ -1,0 +1,127 @@
+"""MasaCtrl and plug-and-play as the attention of an edit's target."""
+
+import pytest
+import torch
+from runs import CallLog
+
+from minip2p import Site, SiteFilter, fused
+from minip2p.baselines import MasaCtrl, PlugAndPlay
+
+STEPS, SOURCE, TARGET = 4, "a cat on the beach", "a dog on the beach"
+SETTINGS = dict(seed=1, steps=STEPS, size=(64, 72))
+NO_INJECTION = dict(cross_replace=0, self_replace=0)
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    return model.generate(SOURCE, **SETTINGS)
+
+
+@pytest.fixture
+def log():
+    return CallLog()
+
+
+@pytest.fixture
+def counted_run(model, log):
+    """A run whose replays are in `log`."""
+    run = model.counting(log).generate(SOURCE, **SETTINGS)
+    log.calls.clear()
+    return run
+
+
+def literal_attention(q, k, v):
+    """softmax(q kᵀ / √d) v"""
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
+def test_masactrl_attends_with_the_targets_queries_to_the_sources_keys_and_values(run):
+    """softmax(q_e k_sᵀ / √d) v_s (Cao et al. 2023, eq. 5), for each target of a batch, by hand at one site."""
+    masactrl = MasaCtrl(run, start=0.0)
+    source = masactrl.read_source(1)
+    site = next(iter(source))
+    q, k, v = (torch.randn(2, *t.shape[1:]) for t in source[site])
+    _, k_s, v_s = source[site]
+    torch.testing.assert_close(masactrl.at(1)(q, k, v, site), literal_attention(q, k_s, v_s))
+    assert {site.place for site in source} == {"up"} and not any(site.cross for site in source)
+    cross = Site("up", 0, True, 1)
+    torch.testing.assert_close(masactrl.at(1)(q, k, v, cross), literal_attention(q, k, v))
+
+
+def test_masactrl_of_a_source_into_its_own_prompt_is_the_source(model, run):
+    edit = model.edit(run, run.prompt, **NO_INJECTION, attend=MasaCtrl(run, start=0.0))
+    torch.testing.assert_close(edit.latents, run.latents, atol=1e-3, rtol=0)
+
+
+def test_plug_and_play_is_the_injection_of_prompt_to_prompt_in_the_decoder(model, run):
+    decoder = SiteFilter(places=("up",))
+    plug_and_play = model.edit(run, TARGET, **NO_INJECTION, attend=PlugAndPlay(run, end=0.5))
+    injected = model.edit(run, TARGET, cross_replace=0, self_replace=0.5, self_max_queries=16 * 16, sites=decoder)
+    plain = model.edit(run, TARGET, **NO_INJECTION)
+    torch.testing.assert_close(plug_and_play.latents, injected.latents, atol=1e-4, rtol=0)
+    assert (plug_and_play.latents - plain.latents).abs().max() > 0.05
+
+
+def test_steps_and_sites_are_those_of_the_options(counted_run, log):
+    masactrl = MasaCtrl(counted_run, start=0.5)
+    assert [masactrl.at(step) is fused for step in range(STEPS)] == [True, True, False, False]
+    assert log.calls == [1, 1]  # one row of the source for each step at which it acts
+    fine = PlugAndPlay(counted_run, sites=SiteFilter(places=("down",), strides=(1,))).read_source(0)
+    assert {(site.place, site.stride) for site in fine} == {("down", 1)}
+
+
+def test_other_heads_attend_as_before(run):
+    masactrl = MasaCtrl(run, start=0.0, sites=SiteFilter(places=("up",), heads=(1,)))
+    source = masactrl.read_source(1)
+    site = next(iter(source))
+    q, k, v = (torch.randn(1, *t.shape[1:]) for t in source[site])
+    one_head = masactrl.at(1)(q, k, v, site)
+    all_heads, unchanged = MasaCtrl(run, start=0.0).at(1)(q, k, v, site), fused(q, k, v)
+    assert torch.equal(one_head[:, 1], all_heads[:, 1]) and torch.equal(one_head[:, 0], unchanged[:, 0])
+    assert not torch.equal(all_heads[:, 0], unchanged[:, 0])
+
+
+@pytest.mark.parametrize(
+    "construct, message",
+    [
+        (lambda run: MasaCtrl(run, start=2.0), "the steps of steps are shares"),
+        (lambda run: PlugAndPlay(run, end=-1), "the steps of steps are shares"),
+        (lambda run: MasaCtrl(run, sites=SiteFilter(places=("left",))), "places must be some of"),
+    ],
+)
+def test_options_that_are_refused(run, construct, message):
+    with pytest.raises(ValueError, match=message):
+        construct(run)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"steps": STEPS + 1}, "the source run has 4 steps, and the edit has more"),
+        ({"size": (64, 64)}, "the source run has another size than the edit"),
+    ],
+)
+def test_a_source_that_does_not_fit_the_edit_is_refused(model, run, settings, message):
+    other = model.generate(SOURCE, **SETTINGS | settings)
+    with pytest.raises(ValueError, match=message):
+        model.edit(other, TARGET, **NO_INJECTION, attend=MasaCtrl(run, start=0.0))
+
+
+def test_several_targets_share_the_rows_of_the_source(model, counted_run, log):
+    edits = model.counting(log).edit(
+        counted_run, [TARGET, "a pig on the beach"], **NO_INJECTION, attend=MasaCtrl(counted_run, start=0.0)
+    )
+    assert log.rows == STEPS * (1 + 2 * 2) - 1 and len(edits) == 2
+
+
+def test_an_edit_of_such_an_edit_runs_its_source_once_a_step(model, counted_run, log):
+    edit = model.edit(counted_run, TARGET, **NO_INJECTION, attend=MasaCtrl(counted_run, start=0.0))
+    log.calls.clear()
+    model.edit(edit, "a pig on the beach", **NO_INJECTION)
+    assert log.calls == [1] * STEPS
+
+
+def test_outside_of_a_run_the_step_is_unknown(run):
+    q = torch.zeros(1, 4, 4, 8)
+    with pytest.raises(TypeError, match="use it as the attend of an edit"):
+        MasaCtrl(run)(q, q, q, Site("up", 0, False, 1))
