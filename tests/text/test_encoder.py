@@ -1,62 +1,36 @@
-"""The text encoder against transformers', and how its weights are read."""
+"""The embeddings of prompts are those of transformers; long prompts are cut off with a notice."""
 
-import json
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from families import PROMPT
 from transformers import CLIPTextModel
 
-from minip2p.checkpoints.diffusers_folder import DiffusersFolder
+import minip2p
 from minip2p.errors import Notice
-from minip2p.text.encoder import TextEncoder
+from minip2p.io.files import shipped_weights
 
-ROOT = Path(__file__).parents[1]
 PROMPTS = ["a cat on the beach", "", "A photo, of TWO dogs!", "cat " * 200]
 
 
-@pytest.fixture
-def folder(tmp_path, model):
-    """A model folder whose text encoder may be changed. The tokenizer is the embedded one."""
-    own = model.text.folder
-    (tmp_path / "tokenizer").symlink_to(own / "tokenizer")
-    (tmp_path / "text_encoder").mkdir()
-    (tmp_path / "text_encoder/config.json").write_bytes((own / "text_encoder/config.json").read_bytes())
-    save_file(load_file(own / "text_encoder/model.safetensors"), tmp_path / "text_encoder/model.safetensors")
-    return tmp_path
-
-
-def rewrite(folder, change):
-    """Writes the text encoder's weights again, changed."""
-    path = folder / "text_encoder/model.safetensors"
-    save_file(change(load_file(path)), path)
-
-
-def text(folder, dtype=torch.float32):
-    return TextEncoder(DiffusersFolder(folder), dtype=dtype)
-
-
-@pytest.mark.filterwarnings("ignore::minip2p.errors.Notice")  # of the long one
-def test_the_context_is_transformers_last_hidden_state(model):
-    theirs = CLIPTextModel.from_pretrained(model.text.folder / "text_encoder")
-    assert theirs.dtype == torch.float32  # the folder says so: the file holds float16
-    size = model.text.tokenizer.model_max_length
-    tokens = model.text.tokenizer(PROMPTS, padding="max_length", max_length=size, truncation=True, return_tensors="pt")
+@pytest.mark.filterwarnings("ignore::minip2p.errors.Notice")  # of the long prompt
+def test_the_embedding_is_transformers_last_hidden_state(model):
+    expected_model = CLIPTextModel.from_pretrained(shipped_weights("tiny") / "text_encoder")
+    assert expected_model.dtype == torch.float32  # as its config.json says; the file holds float16
+    tokenizer = model.text.tokenizer
+    size = tokenizer.model_max_length
+    tokens = tokenizer(PROMPTS, padding="max_length", max_length=size, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        expected = theirs(tokens.input_ids).last_hidden_state
-    ours = model.text(PROMPTS)
-    print(f"text encoder: at most {(ours - expected).abs().max().item():.1e} apart, allowed 0")
-    assert torch.equal(ours, expected) and ours.shape == (4, size, model.text.width)
-    assert torch.equal(model.text(PROMPTS[0]), model.text(PROMPTS[:1]))
+        expected = expected_model(tokens.input_ids).last_hidden_state
+    embedding = model.text(PROMPTS)
+    assert torch.equal(embedding.tokens, expected) and embedding.tokens.shape == (4, size, model.text.width)
+    assert embedding.pooled is None
+    assert torch.equal(model.text(PROMPTS[0]).tokens, model.text(PROMPTS[:1]).tokens)
 
 
-def test_long_prompts_are_cut_to_77_tokens_and_this_is_said(model):
-    with pytest.warns(Notice, match="is read to the word before 'dog': the text encoder takes 77 tokens"):
+def test_long_prompts_are_cut_to_77_tokens_with_a_notice(model):
+    with pytest.warns(Notice, match="is cut off before the word 'dog': the text encoder reads 77 tokens"):
         model.text.prompt("cat " * 75 + "dog dog")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -66,89 +40,8 @@ def test_long_prompts_are_cut_to_77_tokens_and_this_is_said(model):
     assert len(ids) == 77 and ids == model.text.prompt("cat " * 75).ids
     assert ids[0] == model.text.tokenizer.bos_token_id and ids[-1] == model.text.tokenizer.eos_token_id
     with pytest.warns(Notice):
-        assert torch.equal(model.text("cat " * 200), model.text("cat " * 75))
-    assert not torch.equal(model.text("cat " * 75), model.text("cat " * 74))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda tensors: {"text_model." + name.removeprefix("text_model."): t for name, t in tensors.items()},
-        lambda tensors: {name.removeprefix("text_model."): t for name, t in tensors.items()},
-        lambda tensors: tensors | {"text_model.embeddings.position_ids": torch.arange(77)[None]},
-    ],
-    ids=["prefixed", "not prefixed", "with the former buffer"],
-)
-def test_weights_are_read_with_and_without_their_prefix(model, folder, change):
-    rewrite(folder, change)
-    assert torch.equal(text(folder)("a cat"), model.text("a cat"))
-
-
-def first(tensors, end="fc1.weight"):
-    return next(name for name in tensors if name.endswith(end))
-
-
-@pytest.mark.parametrize(
-    "change, says",
-    [
-        (lambda tensors: {n: t for n, t in tensors.items() if n != first(tensors)}, "fc1.weight is missing"),
-        (
-            lambda tensors: tensors | {"text_projection.weight": torch.ones(1)},
-            "text_projection.weight is not a tensor of",
-        ),
-        (
-            lambda tensors: tensors | {first(tensors): torch.ones(2, 3)},
-            r"fc1.weight has shape \(2, 3\) where the config",
-        ),
-    ],
-    ids=["missing", "unknown", "mis-shaped"],
-)
-def test_weights_are_read_strictly(folder, change, says):
-    rewrite(folder, change)
-    with pytest.raises(ValueError, match=says) as error:
-        text(folder)("a cat")
-    assert str(folder / "text_encoder/model.safetensors") in str(error.value) and "\n" not in str(error.value)
-
-
-def test_broken_folders_are_one_clear_line(folder):
-    config, weights = folder / "text_encoder/config.json", folder / "text_encoder/model.safetensors"
-    whole = config.read_text()
-    config.write_text(json.dumps(json.loads(whole) | {"num_attention_heads": 7}))
-    with pytest.raises(ValueError, match="cannot build the text encoder") as error:
-        text(folder)("a cat")
-    assert str(config) in str(error.value) and "\n" not in str(error.value)
-    config.write_text(whole[:20])
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
-        text(folder)
-    config.write_text(whole)
-    weights.write_bytes(weights.read_bytes()[:999])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
-        text(folder)("a cat")
-    weights.unlink()
-    with pytest.raises(FileNotFoundError, match="model.safetensors: no such file"):
-        text(folder)
-
-
-def test_the_dtype_is_the_one_asked_for(folder):
-    ours = text(folder, torch.bfloat16)
-    assert ours("a cat").dtype == torch.bfloat16
-    assert {p.dtype for p in ours.encoders["text_encoder"].parameters()} == {torch.bfloat16}
-    assert (
-        not any(p.requires_grad for p in ours.encoders["text_encoder"].parameters())
-        and not ours.encoders["text_encoder"].training
-    )
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff"], ids=["empty", "a list", "no text"])
-def test_a_broken_vocabulary_is_one_clear_line(folder, content):
-    own = (folder / "tokenizer").resolve()
-    (folder / "tokenizer").unlink()
-    (folder / "tokenizer").mkdir()
-    for file in own.iterdir():
-        (folder / "tokenizer" / file.name).write_bytes(content if file.name == "vocab.json" else file.read_bytes())
-    with pytest.raises(ValueError, match="tokenizer: cannot be read as a tokenizer") as error:
-        text(folder)("a cat")
-    assert "\n" not in str(error.value)
+        assert torch.equal(model.text("cat " * 200).tokens, model.text("cat " * 75).tokens)
+    assert not torch.equal(model.text("cat " * 75).tokens, model.text("cat " * 74).tokens)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"a cat"])
@@ -157,17 +50,21 @@ def test_a_prompt_must_be_text(model, wrong):
         model.text.prompt(wrong)
 
 
-def test_reading_a_prompt_draws_no_random_number(folder):
-    state = torch.get_rng_state()
-    text(folder)("a cat")
-    assert torch.equal(torch.get_rng_state(), state)
+def test_an_empty_negative_prompt_of_sdxl_is_zeros(family):
+    text = minip2p.load(family("SDXL")[1]).text
+    empty, other = text.encode_negative(""), text.encode_negative("fog")
+    assert text.zero_empty_prompt and not empty.tokens.any() and not empty.pooled.any()
+    assert torch.equal(other.tokens, text("fog").tokens) and torch.equal(other.pooled, text("fog").pooled)
+    assert text("").tokens.any() and text("").tokens.shape == empty.tokens.shape
 
 
-def test_transformers_is_imported_when_a_model_is_loaded():
-    says = (
-        "import sys, minip2p; a = 'transformers' in sys.modules; minip2p.load(); "
-        "print(a, 'transformers' in sys.modules)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", says], env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "True"]
+def test_an_empty_negative_prompt_of_stable_diffusion_1_is_an_empty_prompt(model):
+    assert torch.equal(model.text.encode_negative("").tokens, model.text("").tokens)
+
+
+def test_the_embedding_of_two_encoders_is_diffusers(family):
+    pipe, folder, _ = family("SDXL")
+    embedding = minip2p.load(folder).text([PROMPT, "fog"])
+    tokens, _, pooled, _ = pipe.encode_prompt([PROMPT, "fog"], device="cpu", do_classifier_free_guidance=False)
+    torch.testing.assert_close(embedding.tokens, tokens, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(embedding.pooled, pooled, atol=1e-5, rtol=1e-5)
