@@ -13,6 +13,7 @@ from paths import ROOT
 
 from minip2p import LocalBlend
 from minip2p.cli import commands, main
+from minip2p.inversion.methods import METHODS
 from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.settings import RunSettings
@@ -80,6 +81,12 @@ def test_help_names_the_librarys_defaults_and_the_parser_has_none_of_its_own(com
             assert action.default is None, option
         elif default is None:
             assert option in WITHOUT_DEFAULT or (command, option) == ("bench-edits", "--clip"), option
+
+
+def test_every_inversion_can_be_chosen():
+    for command in ("edit", "invert"):
+        (action,) = (action for action in subparsers()[command]._actions if "--method" in action.option_strings)
+        assert tuple(action.choices) == tuple(METHODS)
 
 
 def test_defaults_that_the_commands_repeat_are_the_librarys():
