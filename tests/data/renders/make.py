@@ -1,7 +1,7 @@
-"""Makes the pictures of this folder anew: PYTHONPATH=. python tests/data/renders/make.py FOLDER_OF_SPRITES
+"""Writes the pictures of this folder: PYTHONPATH=. python tests/data/renders/make.py FOLDER_OF_SPRITES
 
-Of the first 200 held-out scenes of seed 7002, twelve that between them show every place, style and attribute: each is
-the one with the most that the earlier ones lack.
+They show twelve of the first 200 held-out scenes of seed 7002. Each is the scene with the most content that the earlier
+ones lack, so that together they show every background, style and attribute.
 """
 
 import json
@@ -18,17 +18,17 @@ from minip2p.tiny.sprites import Sprites, fetch_sprites
 HERE = Path(__file__).parent
 
 
-def shows(scene: Scene) -> set:
+def contents(scene: Scene) -> set:
     things = {t.name for t in scene.things} | {t.colour for t in scene.things if scene.style != "sketch"}
     return {scene.background, (scene.style, len(scene.things)), f"with {scene.attribute}"} | things
 
 
 def main(folder: str) -> None:
     sprites = Sprites.load(fetch_sprites(folder))
-    scenes, chosen, seen = list(dataset(7002, 200, held_out=True)), [], set()
+    scenes, chosen, covered = list(dataset(7002, 200, held_out=True)), [], set()
     while len(chosen) < 12:
-        chosen.append(max(scenes, key=lambda s: len(shows(s) - seen)))
-        seen |= shows(chosen[-1])
+        chosen.append(max(scenes, key=lambda s: len(contents(s) - covered)))
+        covered |= contents(chosen[-1])
     truth = []
     for i, scene in enumerate(chosen):
         drawn, labels = render(scene, sprites), np.zeros((128, 128), np.uint8)
