@@ -1,0 +1,49 @@
+"""How Sphinx builds the site: `sphinx-build -W --keep-going -b html docs docs/_build/html`. It needs no network."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]  # the extensions below; the package, where it is not installed
+
+import minip2p  # noqa: E402, it must be found first
+
+project = "minip2p"
+author = "the minip2p authors"
+copyright = author
+version = release = minip2p.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "docstrings",  # docstrings in Markdown become reStructuredText
+    "generated_pages",  # the options of the command line, the list of modules
+    "source_pages",  # links to files of the repository
+]
+source_suffix = {".md": "myst-nb"}
+exclude_patterns = ["_build", "_static"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+smartquotes = False  # they would make a dash of --option
+nb_execution_mode = "off"
+
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+html_theme = "furo"
+html_title = "minip2p"
+html_static_path = ["_static"]
+html_css_files = ["minip2p.css"]
+html_show_copyright = False
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#8a3b12", "color-brand-content": "#8a3b12"},
+    "dark_css_variables": {"color-brand-primary": "#f0a878", "color-brand-content": "#f0a878"},
+}
