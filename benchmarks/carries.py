@@ -164,13 +164,13 @@ def made(model: Pipeline, run: Trajectory, target: str, carried: Carried, seed: 
 def measured(judge: Judge, before: Tensor, after: Tensor, old: str, new: str) -> dict[str, float | None]:
     """Success; kept shape, of what succeeded; structure distance; PSNR of what is no thing to the judge in either."""
     verdict = judge(torch.stack([before, after]))
-    success = float(verdict.present(1)[1] == {new})
+    success = float(verdict.likeliest_objects(1)[1] == {new})
     shapes = verdict.masks(old)[0] > 0.5, verdict.masks(new)[1] > 0.5
     return {
         "success": success,
         "shape": iou(*shapes) if success else None,
         "structure": structure(judge.features(before), judge.features(after)),
-        "psnr": psnr(before, after, ~(verdict.thing > 0.5).any(0)),
+        "psnr": psnr(before, after, ~(verdict.foreground > 0.5).any(0)),
     }
 
 

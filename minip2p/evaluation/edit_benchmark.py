@@ -1,7 +1,7 @@
-"""How well photographs are edited: inversions and masks beside each other on the cases of `minip2p.evaluation.pie_bench`.
+"""How well photographs are edited: methods of inversion and editing, compared on the cases of `pie_bench`.
 
-A method is an inversion and how the edit is made on it. Each case of each method is a file of its own, with its picture
-beside it, so that what was killed goes on and what was done is not done again.
+Each case of each method has a file of figures and a picture of its own, so that a benchmark that was killed continues,
+and finished cases are not run again.
 """
 
 import json
@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from minip2p.attention.contract import Attend, explicit
 from minip2p.baselines import MasaCtrl, PlugAndPlay
+from minip2p.checkpoints.components import RowCounter
 from minip2p.evaluation.pie_bench import Case
 from minip2p.evaluation.workers import CaseResult, WorkerPool
 from minip2p.io import png
-from minip2p.io.files import claim_results_folder, write_text
+from minip2p.io.files import claim_results_folder, read_json_value, write_text
 from minip2p.io.images import fit_image, read_image, to_pil
 from minip2p.metrics.clip_score import ClipScore
 from minip2p.metrics.image import pie_bench_masked_metrics, preservation, psnr, structure
@@ -30,6 +30,7 @@ from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.separate import SeparateWords
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.progress import progress_bar
+from minip2p.sampling.settings import RunSettings
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.text.prompt import Prompt
 from minip2p.tiny.judge import Judge
@@ -40,9 +41,12 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """An inversion, and how the edit is made on it. masked: blended with the source by the case's words; "truth": by
-    its true mask, which no edit knows: what a perfect mask would give. polish: as `Model.invert` takes it. attend: of
-    the source's run and the case, the target's attention; edit: options of `Model.edit` besides."""
+    """An inversion, and how the edit is made on it.
+
+    masked: blend the edit with the source by the words of the case; "truth": by its true mask, which no real edit
+    knows, so that it shows what a perfect mask would give. vae_refine_steps: as `Pipeline.invert` takes it. attend:
+    (run of the source, case) -> the attention of the target. edit: further options of `Pipeline.edit`.
+    """
 
     inversion: str
     masked: bool | Literal["truth"] = False
@@ -52,19 +56,19 @@ class Method:
 
 
 def separate_objects(run: Trajectory, case: Case) -> Attend | None:
-    """The objects that the target shall show compete for each pixel, where there are several."""
+    """An attention in which the objects of the target compete for each pixel; None where there is only one."""
     names = [] if case.expected is None else case.expected["objects"]
     return explicit(SeparateWords(run.components.text.prompt(case.target), names)) if len(names) > 1 else None
 
 
+# Options of `Pipeline.edit` that switch Prompt-to-Prompt off.
 WITHOUT_P2P: Mapping[str, Any] = MappingProxyType(
-    {"cross": 0.0, "self_": 0.0, "blend": None, "reweight": None}
-)  # without Prompt-to-Prompt
-
+    {"cross_replace": 0.0, "self_replace": 0.0, "local_blend": None, "reweight": None}
+)
 
 METHODS: Mapping[str, Method | None] = MappingProxyType(
     {
-        "vae": None,  # no edit at all: how far the VAE alone is from the photograph
+        "vae": None,  # no edit: how far the VAE alone is from the photograph
         "ddim": Method("ddim"),
         "negative-prompt": Method("negative-prompt"),
         "proximal": Method("proximal"),
@@ -80,14 +84,10 @@ METHODS: Mapping[str, Method | None] = MappingProxyType(
     }
 )
 
-
-TINY_SETTINGS: Mapping[str, Any] = MappingProxyType({"cross": 0.8, "self_": 0.8})  # as the card of the model recommends
-
-
-PIE_BENCH_SETTINGS: Mapping[str, Any] = MappingProxyType(
-    {"cross": 0.4, "self_": 0.6, "kind": "refine"}
-)  # for PIE-Bench
-
+# Options of `Pipeline.edit`: for the model that ships, as its card recommends; and for PIE-Bench, as published.
+TINY_SETTINGS: Mapping[str, Any] = MappingProxyType({"cross_replace": 0.8, "self_replace": 0.8})
+PIE_BENCH_SETTINGS: Mapping[str, Any] = MappingProxyType({"cross_replace": 0.4, "self_replace": 0.6, "kind": "refine"})
+PIE_BENCH_WEIGHT = 2.0  # of the word that is new
 
 METRICS = (
     "psnr",
@@ -105,175 +105,199 @@ METRICS = (
     "seconds",
 )
 
+REQUIRED_METRICS = frozenset({"psnr", "rows", "seconds"})  # every row has these
 
-REQUIRED_METRICS = frozenset({"psnr", "rows", "seconds"})  # those that every row has
+
+def edit_options(pipe: Pipeline, case: Case, method: Method) -> dict[str, Any]:
+    """The options of `Pipeline.edit` for a case and a method."""
+    options = pie_bench_options(pipe, case) if case.expected is None else tiny_options(pipe, case, method)
+    return {**options, **method.edit}
 
 
-def edit_options(model: Pipeline, case: Case, method: Method) -> dict[str, Any]:
-    """How `Model.edit` is asked. Of PIE-Bench's cases as published: cross .4, self .6, refined, blended, and the word
-    that is new twice as strong; but for a word that its prompt does not have, which is neither."""
-    words: Any = {name: tuple(given) for name, given in case.blend.items()}
-    if case.expected is None:
-        prompts = {"source": case.source, "target": case.target}
-        words = {
-            name: tuple(filter(partial(has_word, model.text.prompt(prompts[name])), given))
-            for name, given in words.items()
-        }
-        words = words if any(words.values()) else {}
-        strong = {"reweight": dict.fromkeys(words["target"], 2.0)} if words else {}
-        return {**PIE_BENCH_SETTINGS, **strong, "blend": LocalBlend(**words) if words else None, **method.edit}
+def pie_bench_options(pipe: Pipeline, case: Case) -> dict[str, Any]:
+    """The published settings of PIE-Bench: cross .4, self .6, refinement, a blend, and the new word twice as strong. A
+    word that its prompt does not have is neither blended nor made stronger."""
+    prompts = {"source": pipe.text.prompt(case.source), "target": pipe.text.prompt(case.target)}
+    words = {
+        name: tuple(word for word in candidates if has_word(prompts[name], word))
+        for name, candidates in case.blend.items()
+    }
+    if not any(words.values()):
+        return {**PIE_BENCH_SETTINGS, "local_blend": None}
+    weights = dict.fromkeys(words["target"], PIE_BENCH_WEIGHT)
+    return {**PIE_BENCH_SETTINGS, "reweight": weights, "local_blend": LocalBlend(**words)}
+
+
+def tiny_options(pipe: Pipeline, case: Case, method: Method) -> dict[str, Any]:
+    """The settings for the cases that ship. A case without words, of which everything may change, is not blended."""
     blend = None
-    if method.masked == "truth" and words:  # of a style, all may change
-        blend = LocalBlend(mask=case.area(case.mask_runs, training_size(model)))
-    elif method.masked and words:
+    if method.masked == "truth" and case.blend:
+        blend = LocalBlend(mask=case.area(case.mask_runs, training_size(pipe)))
+    elif method.masked and case.blend:
+        words: Any = {name: tuple(words) for name, words in case.blend.items()}
         blend = LocalBlend(**words, pool=False, threshold="otsu", without_threshold="otsu")
-    return {**TINY_SETTINGS, "blend": blend, **method.edit}
+    return {**TINY_SETTINGS, "local_blend": blend}
 
 
-def training_size(model: Pipeline) -> tuple[int, int]:
-    """Rows and columns of the pictures that a model was trained on."""
-    side = model.unet.config.sample_size or 64
+def training_size(pipe: Pipeline) -> tuple[int, int]:
+    """Rows and columns, in pixels, of the pictures that a model was trained on."""
+    side = pipe.unet.config.sample_size or 64
     rows, columns = side if isinstance(side, tuple) else (side, side)
-    return rows * model.vae.stride, columns * model.vae.stride
+    return rows * pipe.vae.stride, columns * pipe.vae.stride
 
 
 def has_word(prompt: Prompt, word: str) -> bool:
-    """Whether the prompt has the word."""
+    """Whether a prompt has a word."""
     try:
         return bool(prompt.token_indices(word))
     except ValueError:
         return False
 
 
-def edit_case(model: Pipeline, case: Case, method: Method | None, picture: Tensor, steps: int) -> Tensor:
-    """The case's picture, 3 H W in [-1, 1], as a method edits it."""
+def edit_case(pipe: Pipeline, case: Case, method: Method | None, picture: Tensor, steps: int) -> Tensor:
+    """The picture of a case, 3 H W in [-1, 1], edited by a method; None: encoded and decoded without an edit."""
     if method is None:
-        return model.decode(model.encode(picture[None]))[0].cpu()
-    run: Trajectory = model.invert(
-        picture, case.source, method=method.inversion, steps=steps, polish=method.vae_refine_steps
+        return pipe.components.decode(pipe.components.encode(picture[None]))[0].cpu()
+    run: Trajectory = pipe.invert(
+        picture, case.source, method=method.inversion, steps=steps, vae_refine_steps=method.vae_refine_steps
     )
-    return model.edit(run, case.target, attend=method.attend(run, case), **edit_options(model, case, method)).picture
+    return pipe.edit(run, case.target, attend=method.attend(run, case), **edit_options(pipe, case, method)).picture
 
 
 def measure_edit(
-    case: Case, before: Tensor, after: Tensor, judge: Judge | None, clip: ClipScore | None
+    case: Case, before: Tensor, after: Tensor, *, judge: Judge | None, clip: ClipScore | None
 ) -> dict[str, float]:
-    """What is measured of an edit: outside of the true mask, how much of the source is kept (psnr, ssim, mse; with the
-    mask black as published, …_filled); psnr_kept: of things that must not change; of the whole: structure, success."""
+    """The figures of an edit.
+
+    psnr, ssim, mse: how well the source is preserved outside of the true mask; …_filled: the same as the published code
+    measures it, with the inside of the mask black in both pictures. psnr_kept: on the things that must not change.
+    structure: structure distance of the whole pictures. success: whether the judge finds what it has to. clip,
+    clip_inside: similarity of the target's prompt to the picture, and to the inside of the mask.
+    """
     size = (before.shape[1], before.shape[2])
     mask = case.mask(size)
-    outside = preservation(before, after, mask)
-    found = {name: outside[f"{name}_outside"] for name in ("psnr", "ssim", "mse")} | pie_bench_masked_metrics(
-        before, after, mask
-    )
-    found["psnr_kept"] = psnr(before, after, case.area(case.kept_runs, size))
+    preserved = preservation(before, after, mask)
+    figures = {name: preserved[f"{name}_outside"] for name in ("psnr", "ssim", "mse")}
+    figures |= pie_bench_masked_metrics(before, after, mask)
+    figures["psnr_kept"] = psnr(before, after, case.area(case.kept_runs, size))
     if judge is not None and case.expected is not None:
-        found["success"] = float(judge.finds(after, case.expected))
-        found["structure"] = structure(judge.features(before), judge.features(after))
+        figures["success"] = float(judge.matches(after, case.expected))
+        figures["structure"] = structure(judge.features(before), judge.features(after))
     if clip is not None:
-        found["clip"], found["clip_inside"] = (
-            clip(after, case.target),
-            clip(torch.where(mask, after, -1.0), case.target),
-        )
-        found.setdefault("structure", structure(clip.features(before), clip.features(after)))
-    return found
+        figures["clip"] = clip(after, case.target)
+        figures["clip_inside"] = clip(torch.where(mask, after, -1.0), case.target)
+        figures.setdefault("structure", structure(clip.features(before), clip.features(after)))
+    return figures
 
 
 def run_case(
-    model: Pipeline, case: Case, name: str, folder: Path, steps: int, judge: Judge | None, clip: ClipScore | None = None
+    pipe: Pipeline,
+    case: Case,
+    name: str,
+    folder: Path,
+    steps: int,
+    *,
+    judge: Judge | None,
+    clip: ClipScore | None = None,
 ) -> None:
-    """Runs one case by one method and writes what it gave: its figures, and its picture."""
-    before = fit_image(read_image(case.picture), training_size(model), "stretch")
-    begun, since = model.rows, time.perf_counter()
-    after = edit_case(model, case, METHODS[name], before, steps)
-    cost = {"rows": float(model.rows - begun), "seconds": time.perf_counter() - since}
-    row = {
-        "case": case.name,
-        "kind": case.kind,
-        "method": name,
-        **measure_edit(case, before, after, judge, clip),
-        **cost,
-    }
+    """Runs a case by the method of a name, and writes its figures and its picture."""
+    before = fit_image(read_image(case.picture), training_size(pipe), "stretch")
+    counter, began = RowCounter(), time.perf_counter()
+    after = edit_case(pipe.counting(counter), case, METHODS[name], before, steps)
+    cost = {"rows": float(counter.rows), "seconds": time.perf_counter() - began}
+    figures = measure_edit(case, before, after, judge=judge, clip=clip) | cost
+    values = {key: None if math.isnan(value) else value for key, value in figures.items()}
     png.write_pngs([(picture_file(folder, case, name), to_pil(after), f"{case.source} -> {case.target}")])
-    kept = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-    write_text(row_file(folder, case, name), json.dumps(kept) + "\n")
+    row = {"case": case.name, "kind": case.kind, "method": name, **values}
+    write_text(row_file(folder, case, name), json.dumps(row) + "\n")
 
 
 def row_file(folder: Path, case: Case, method: str) -> Path:
+    """The file with the figures of a case by a method."""
     return folder / "rows" / method / f"{case.name}.json"
 
 
 def picture_file(folder: Path, case: Case, method: str) -> Path:
+    """The file with the edited picture of a case by a method."""
     return folder / "pictures" / method / f"{case.name}.png"
 
 
 def is_done(folder: Path, case: Case, method: str) -> bool:
+    """Whether a case has its figures and its picture."""
     return row_file(folder, case, method).exists() and picture_file(folder, case, method).exists()
 
 
 def run_benchmark(
-    model: Pipeline,
+    pipe: Pipeline,
     cases: Sequence[Case],
     methods: Sequence[str],
     folder: Path,
     *,
-    steps: int = 50,
+    steps: int = RunSettings.steps,
     judge: Judge | None = None,
     clip: ClipScore | None = None,
-    crew: Callable[[], WorkerPool] | None = None,
+    make_pool: Callable[[], WorkerPool] | None = None,
 ) -> list[Row]:
-    """Runs what is not there yet and returns all that is, a row for each case and method. crew: processes to share the
-    cases out to, which have the judge and no CLIP. Raises ValueError for a folder that holds another benchmark."""
-    what = {
-        "model": model.fingerprint,
+    """Runs the unfinished cases and returns all rows, one for each method and case.
+
+    make_pool: makes the pool of processes that share the cases; these have the judge and no CLIP. Raises ValueError for
+    a model that cannot invert photographs, for a folder that holds another benchmark, and for a damaged picture or row;
+    all of it is checked before anything runs.
+    """
+    if pipe.components.extra_channels:
+        raise ValueError("this model makes a picture from a picture: it can neither invert nor edit photographs")
+    for case in cases:
+        read_image(case.picture)
+    settings = {
+        "model": pipe.components.fingerprint,
         "steps": steps,
         "judge": judge is not None,
         "clip": clip and clip.name,
         "cases": [case.description for case in cases],
     }
-    if model.extra_channels:
-        raise ValueError("this model makes a picture of a picture: photographs are not inverted by it, and not edited")
-    for case in cases:  # whatever is wrong with pictures or rows is said before anything is run
-        read_image(case.picture)
-    claim_results_folder(folder / "bench.json", folder / "rows", what, "the benchmark of other cases or another model")
+    description = "the benchmark of other cases or another model"
+    claim_results_folder(folder / "bench.json", folder / "rows", settings, description)
     read_rows(folder, cases, methods)
-    left = [(case, name, folder) for name in methods for case in cases if not is_done(folder, case, name)]
-    if crew is not None and left:
-        with crew() as several:
-            several.run_all(run_case_in_worker, left)
+    jobs = [(case, name, folder) for name in methods for case in cases if not is_done(folder, case, name)]
+    if make_pool is not None and jobs:
+        with make_pool() as pool:
+            pool.run_all(run_case_in_worker, jobs)
     else:
-        for case, name, _ in progress_bar(left):
-            run_case(model, case, name, folder, steps, judge, clip)
+        for case, name, _ in progress_bar(jobs):
+            run_case(pipe, case, name, folder, steps, judge=judge, clip=clip)
     return read_rows(folder, cases, methods)
 
 
 def run_case_in_worker(
-    model: Pipeline, judge: Judge, number: int, job: tuple[Case, str, Path], steps: int
+    pipe: Pipeline, judge: Judge, number: int, job: tuple[Case, str, Path], steps: int
 ) -> CaseResult:
-    """`measured`, as a crew asks for it."""
+    """`run_case` as a `Measure` of a worker pool. The results are in files, so it returns none."""
     case, name, folder = job
-    run_case(model, case, name, folder, steps, judge)
+    run_case(pipe, case, name, folder, steps, judge=judge)
     return {}, []
 
 
 def read_rows(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -> list[Row]:
-    """The figures of all cases that are there, method by method. ValueError for a file that is not of its case."""
+    """The rows of all finished cases, method by method. Raises ValueError for a file that is not its case's row."""
     rows = []
     for name in methods:
         for case in cases:
             if not (file := row_file(folder, case, name)).exists():
                 continue
             try:
-                row = json.loads(file.read_text(encoding="utf-8"))
-                whole = (row["case"], row["kind"], row["method"]) == (case.name, case.kind, name)
-                whole &= all(
-                    row[key] is None or (is_finite(row[key]) and not isinstance(row[key], bool))
-                    for key in METRICS
-                    if key in row or key in REQUIRED_METRICS
-                )
+                row = read_json_value(file)
+                valid = is_row_of(case, name, row)
             except (ValueError, TypeError, KeyError, RecursionError):
-                whole = False
-            if not whole:
-                raise ValueError(f"{file}: not the figures of case {case.name} by {name}: remove it, to make it again")
+                valid = False
+            if not valid:
+                raise ValueError(f"{file}: not the figures of case {case.name} by {name}: remove it to run it again")
             rows.append(row)
     return rows
+
+
+def is_row_of(case: Case, method: str, row: Any) -> bool:
+    """Whether a row is of this case and method, has the required metrics, and holds finite numbers or None."""
+    if (row["case"], row["kind"], row["method"]) != (case.name, case.kind, method):
+        return False
+    values = [row[key] for key in METRICS if key in row or key in REQUIRED_METRICS]
+    return all(value is None or (is_finite(value) and not isinstance(value, bool)) for value in values)

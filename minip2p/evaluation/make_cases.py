@@ -1,10 +1,11 @@
-"""The cases of `minip2p bench-edits`: held-out pictures of the tiny world, what each shall become, and where.
+"""Makes the cases of `minip2p bench-edits`: held-out pictures of the tiny world, each with one thing to change.
 
     python -m minip2p.evaluation.make_cases [--sprites FOLDER] [--count N] [-o FOLDER]
 
-A case is a scene and what it becomes when one thing is changed. The source is rendered, so that it is a photograph to
-the model, which did not make it; the true mask of what is changed comes with it. They are written in PIE-Bench's
-layout (`minip2p/piebench.py`), with what the judge has to find beside it.
+The source is rendered, so it is a photograph to the model, which did not make it, and the true mask of what changes is
+known. The cases are written in PIE-Bench's layout (`minip2p.evaluation.pie_bench`), with what the judge has to find.
+
+Axes: SIZE SIZE pixels.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,51 +22,50 @@ from PIL import Image
 from minip2p.errors import run_guarded
 from minip2p.evaluation.pie_bench import encode_runs
 from minip2p.io.files import atomic_write, shipped_weights, write_text
-from minip2p.tiny.draw import SIZE
+from minip2p.tiny.render import render
 from minip2p.tiny.scenes import (
     ANIMALS,
     BACKGROUNDS,
     COLOURS,
+    SIZE,
     STYLES,
     THINGS,
     Scene,
-    Sprites,
     Thing,
     caption_for,
-    fetch_sprites,
-    render,
     sample_scene,
 )
+from minip2p.tiny.sprites import Sprites, fetch_sprites
 
 KINDS = ("object", "add", "remove", "colour", "background", "style", "two")  # "two": one object of two is exchanged
-
-
-TYPES = dict(zip(KINDS, ("1", "2", "3", "6", "8", "9", "1"), strict=True)).items()  # of PIE-Bench
-
+TYPES = MappingProxyType(
+    dict(zip(KINDS, ("1", "2", "3", "6", "8", "9", "1"), strict=True))
+)  # editing types of PIE-Bench
 
 COUNT = 43  # of each kind: 301 cases
+SEED = 7300  # used in no training, no report and no choice of settings
 
-
-SEED = 7300  # of no training, no report and no choice of settings
-
-
-FIXED: Sequence[tuple[str, Mapping[str, Any]]] = (
-    ("object", {"objects": 1}),
-    ("add", {"objects": 2}),
-    ("remove", {"objects": 2}),
-    ("colour", {"objects": 1}),
-    ("background", {"objects": 1, "attribute": None}),
-    ("style", {"objects": 1, "style": "photo"}),
-    ("two", {"objects": 2}),
+# The options of `sample_scene` for each kind.
+SCENE_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "object": {"objects": 1},
+        "add": {"objects": 2},
+        "remove": {"objects": 2},
+        "colour": {"objects": 1},
+        "background": {"objects": 1, "attribute": None},
+        "style": {"objects": 1, "style": "photo"},
+        "two": {"objects": 2},
+    }
 )
 
 
-def choose_other(rng: np.random.Generator, among: Sequence[str], than: Sequence[str]) -> str:
-    return str(rng.choice([one for one in among if one not in than]))
+def choose_other(rng: np.random.Generator, choices: Sequence[str], exclude: Sequence[str]) -> str:
+    """A random choice that is not excluded."""
+    return str(rng.choice([choice for choice in choices if choice not in exclude]))
 
 
 def change_scene(kind: str, scene: Scene, rng: np.random.Generator) -> tuple[Scene, Scene]:
-    """The scene before and after."""
+    """The scene before and after an edit of a kind."""
     first, last = scene.things[0], scene.things[-1]
     if kind in ("object", "two"):
         kin = ANIMALS if last.name in ANIMALS else THINGS
@@ -82,7 +83,7 @@ def change_scene(kind: str, scene: Scene, rng: np.random.Generator) -> tuple[Sce
 
 
 def with_full_caption(scene: Scene, seed: int) -> Scene:
-    """The scene with a caption that names its place and colours; of one seed, in the same words."""
+    """The scene with a caption that names its place and colours. Captions of the same seed have the same wording."""
     caption = caption_for(
         np.random.default_rng(seed),
         scene.things,
@@ -97,20 +98,20 @@ def with_full_caption(scene: Scene, seed: int) -> Scene:
 
 
 def scene_pair(kind: str, number: int, seed: int = SEED) -> tuple[Scene, Scene]:
-    """The n-th case of a kind: the scene before and after. Scenes are of the split that was held out from training."""
+    """The scene before and after, of the case with this number of a kind. The scenes were held out from training."""
     rng = np.random.default_rng((seed, KINDS.index(kind), number))
     while True:
-        scene = sample_scene(rng, held_out=True, **dict(FIXED)[kind])
-        if kind != "colour" or (scene.things[0].colour and scene.style != "sketch"):  # which shows colours hardly
+        scene = sample_scene(rng, held_out=True, **SCENE_OPTIONS[kind])
+        if kind != "colour" or (scene.things[0].colour and scene.style != "sketch"):  # sketches hardly show colours
             break
-    words = int(rng.integers(2**31))
+    caption_seed = int(rng.integers(2**31))
     before, after = change_scene(kind, scene, rng)
-    return with_full_caption(before, words), with_full_caption(after, words)
+    return with_full_caption(before, caption_seed), with_full_caption(after, caption_seed)
 
 
-def free_side(kept: Thing, new: Thing) -> np.ndarray:
-    """Where a new thing may come, SIZE SIZE bool: its side of the middle between it and the one that is there."""
-    left, right = sorted((kept, new), key=lambda thing: thing.x)
+def free_side(present: Thing, new: Thing) -> np.ndarray:
+    """Where a new thing may appear, SIZE SIZE bool: on its side of the middle between it and the present thing."""
+    left, right = sorted((present, new), key=lambda thing: thing.x)
     middle = round((left.x + left.size / 2 + right.x - right.size / 2) / 2)
     columns = np.arange(SIZE) >= middle if new is right else np.arange(SIZE) < middle
     return np.broadcast_to(columns, (SIZE, SIZE))
@@ -119,7 +120,7 @@ def free_side(kept: Thing, new: Thing) -> np.ndarray:
 def edit_areas(
     kind: str, before: Scene, after: Scene, masks: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What may change, and the things that may not, SIZE SIZE bool each; masks: of the rendered source."""
+    """What may change, and the things that must not, SIZE SIZE bool each. masks: of the things of the source."""
     things = np.any([masks[thing.name] for thing in before.things], axis=0)
     if kind == "background":
         return ~things, things
@@ -132,7 +133,7 @@ def edit_areas(
 
 
 def blend_words(kind: str, before: Scene, after: Scene) -> dict[str, list[str]]:
-    """The words by which a blend is told what may change, as `Blend` takes them; none where all of it may."""
+    """The words of a local blend by field of `LocalBlend`; none where everything may change."""
     old, new = before.things[-1].name, after.things[-1].name
     if kind == "style":
         return {}
@@ -147,58 +148,62 @@ def blend_words(kind: str, before: Scene, after: Scene) -> dict[str, list[str]]:
 
 
 def expected_objects(kind: str, before: Scene, after: Scene) -> dict[str, Any]:
-    """What the judge has to find: these objects and none of those that went; and what else was changed."""
-    names = [thing.name for thing in after.things]
-    found: dict[str, Any] = {"objects": names, "gone": [t.name for t in before.things if t.name not in names]}
+    """What the judge has to find: the objects of the target, none of those that were removed, and what else changed."""
+    objects = [thing.name for thing in after.things]
+    removed = [thing.name for thing in before.things if thing.name not in objects]
+    expected: dict[str, Any] = {"objects": objects, "gone": removed}
     if kind == "colour":
-        found["colours"] = {thing.name: thing.colour for thing in after.things}
-    return found | ({kind: getattr(after, kind)} if kind in ("background", "style") else {})
+        expected["colours"] = {thing.name: thing.colour for thing in after.things}
+    if kind in ("background", "style"):
+        expected[kind] = getattr(after, kind)
+    return expected
 
 
 def make_case(kind: str, number: int, sprites: Sprites, seed: int = SEED) -> tuple[np.ndarray, dict[str, Any]]:
-    """A case's picture, and what is said of it but for the picture's name."""
+    """The picture of a case, and its fields in the mapping file except the name of its picture."""
     before, after = scene_pair(kind, number, seed)
-    drawn = render(before, sprites)
-    may, may_not = edit_areas(kind, before, after, drawn.masks)
+    rendered = render(before, sprites)
+    editable, fixed = edit_areas(kind, before, after, rendered.masks)
     words = blend_words(kind, before, after)
-    single = " ".join([*words.get("source", []), *words.get("target", [])])
-    return drawn.picture, {
+    blended_word = " ".join([*words.get("source", []), *words.get("target", [])])
+    return rendered.picture, {
         "original_prompt": before.caption,
         "editing_prompt": after.caption,
-        "editing_type_id": dict(TYPES)[kind],
-        "blended_word": single if kind in ("object", "two", "colour", "background") else "",
-        "mask": encode_runs(may),
+        "editing_type_id": TYPES[kind],
+        "blended_word": blended_word if kind in ("object", "two", "colour", "background") else "",
+        "mask": encode_runs(editable),
         "kind": kind,
-        "kept": encode_runs(may_not),
+        "kept": encode_runs(fixed),
         "blend": words,
         "expected": expected_objects(kind, before, after),
     }
 
 
 def write_cases(folder: Path, sprites: Sprites, count: int, seed: int = SEED) -> None:
-    """The cases' pictures and their mapping_file.json."""
+    """Writes `count` cases of each kind: their pictures and mapping_file.json."""
     mapping = {}
     for number in range(count):
-        for place, kind in enumerate(KINDS):
-            name = f"{number * len(KINDS) + place:03}"
+        for index, kind in enumerate(KINDS):
+            name = f"{number * len(KINDS) + index:03}"
             picture, mapping[name] = make_case(kind, number, sprites, seed)
             mapping[name]["image_path"] = f"{name}.png"
             with atomic_write(folder / "annotation_images" / f"{name}.png") as partial:
                 Image.fromarray(picture).save(partial, "PNG", optimize=True)
-    lines = [f"{json.dumps(name)}: {json.dumps(one)}" for name, one in mapping.items()]
+    lines = [f"{json.dumps(name)}: {json.dumps(fields)}" for name, fields in mapping.items()]
     write_text(folder / "mapping_file.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def main() -> int:
+    """Writes the cases from the command line and returns the exit status."""
     parser = argparse.ArgumentParser(description="Makes the cases of the editing benchmark.")
-    parser.add_argument("--sprites", type=Path, default=Path(".train/sprites"), help="where the objects are, or go")
-    parser.add_argument("--count", type=int, default=COUNT, help=f"of each of the {len(KINDS)} kinds")
+    parser.add_argument(
+        "--sprites", type=Path, default=Path(".train/sprites"), help="the folder of the objects' pictures"
+    )
+    parser.add_argument("--count", type=int, default=COUNT, help=f"cases of each of the {len(KINDS)} kinds")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("-o", "--out", type=Path, default=shipped_weights("bench"))
-    given = parser.parse_args()
-    return run_guarded(
-        lambda: write_cases(given.out, Sprites.load(fetch_sprites(given.sprites)), given.count, given.seed)
-    )
+    args = parser.parse_args()
+    return run_guarded(lambda: write_cases(args.out, Sprites.load(fetch_sprites(args.sprites)), args.count, args.seed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a benchmark of edits says: means with their intervals, as tables and as a line of JSON; a sheet to look at."""
+"""The results of an editing benchmark: means with confidence intervals, as tables and as JSON, and a contact sheet."""
 
 import json
 import math
@@ -14,31 +14,11 @@ from minip2p.io import viz
 from minip2p.io.images import read_image
 from minip2p.metrics.image import interval
 
+Summary = Mapping[str, tuple[float, float]]  # metric -> its mean, and half of its 95 % confidence interval
 
-def summary(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
-    """By method, of each figure the mean and the half of its 95 % confidence interval; of psnr also the gain over ddim
-    (`gain`), paired case by case; and the success with each kind of edit."""
-    made = {}
-    for name in methods:
-        mine = {row["case"]: row for row in rows if row["method"] == name}
-        base = {row["case"]: row for row in rows if row["method"] == "ddim"}
-        found = {key: interval(row.get(key) for row in mine.values()) for key in METRICS}
-        found["gain"] = interval(difference(row, base.get(case, {}), "psnr") for case, row in mine.items())
-        for kind in dict.fromkeys(row["kind"] for row in mine.values()):
-            found[f"success_{kind}"] = interval(row.get("success") for row in mine.values() if row["kind"] == kind)
-        made[name] = {key: value for key, value in found.items() if not math.isnan(value[0])} | {
-            "cases": (len(mine), 0)
-        }
-    return made
-
-
-def difference(a: Row, b: Row, figure: str) -> float:
-    x, y = a.get(figure), b.get(figure)
-    return math.nan if x is None or y is None else x - y
-
-
+# The columns of the table: metric -> title, factor.
 COLUMNS: Mapping[str, tuple[str, float]] = MappingProxyType(
-    {  # figure -> title, factor
+    {
         "structure": ("structure × 10³ ↓", 1e3),
         "psnr": ("PSNR ↑", 1),
         "gain": ("… over ddim", 1),
@@ -55,33 +35,70 @@ COLUMNS: Mapping[str, tuple[str, float]] = MappingProxyType(
 )
 
 
-def table(made: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
-    """The summary in markdown: two tables, the figures and the success with each kind."""
+def summarize(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, Summary]:
+    """A summary of each method, without the metrics that have no values.
 
-    def lines(titles: Sequence[str], cells: Callable[[Mapping[str, tuple[float, float]]], Sequence[str]]) -> list[str]:
-        head = [f"| method | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
-        return [*head, *(f"| {name} | {' | '.join(cells(found))} |" for name, found in made.items()), ""]
+    Besides the metrics it has the gain in psnr over ddim (`gain`, paired case by case), the success with each kind of
+    edit (`success_…`) and the number of `cases`.
+    """
+    summaries = {}
+    baseline = {row["case"]: row for row in rows if row["method"] == "ddim"}
+    for name in methods:
+        by_case = {row["case"]: row for row in rows if row["method"] == name}
+        summary = {metric: interval(row.get(metric) for row in by_case.values()) for metric in METRICS}
+        summary["gain"] = interval(difference(row, baseline.get(case, {}), "psnr") for case, row in by_case.items())
+        for kind in dict.fromkeys(row["kind"] for row in by_case.values()):
+            successes = [row.get("success") for row in by_case.values() if row["kind"] == kind]
+            summary[f"success_{kind}"] = interval(successes)
+        summaries[name] = {metric: value for metric, value in summary.items() if not math.isnan(value[0])}
+        summaries[name]["cases"] = len(by_case), 0
+    return summaries
 
-    def cell(found: Mapping[str, tuple[float, float]], key: str, factor: float) -> str:
-        if key not in found:
-            return "–"
-        middle, half = (value * factor for value in found[key])
-        digits = max(0, 2 - len(str(int(abs(middle)))) + 1)
-        return f"{middle:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
-    shown = {key: named for key, named in COLUMNS.items() if any(key in found for found in made.values())}
-    kinds = list(dict.fromkeys(key for found in made.values() for key in found if key.startswith("success_")))
-    out = lines(
-        [title for title, _ in shown.values()], lambda found: [cell(found, k, f) for k, (_, f) in shown.items()]
+def difference(a: Row, b: Row, metric: str) -> float:
+    """The difference of a metric of two rows; NaN where one of them does not have it."""
+    x, y = a.get(metric), b.get(metric)
+    return math.nan if x is None or y is None else x - y
+
+
+def markdown_tables(summaries: Mapping[str, Summary]) -> str:
+    """The summaries in markdown: a table of the metrics, and one of the success with each kind of edit."""
+    columns = {key: column for key, column in COLUMNS.items() if any(key in summary for summary in summaries.values())}
+    kinds = list(dict.fromkeys(key for summary in summaries.values() for key in summary if key.startswith("success_")))
+    lines = table_lines(
+        [title for title, _ in columns.values()],
+        summaries,
+        lambda summary: [format_cell(summary, key, factor) for key, (_, factor) in columns.items()],
     )
     if kinds:
         names = [key.removeprefix("success_") for key in kinds]
-        out += lines([f"success %: {names[0]}", *names[1:]], lambda found: [cell(found, key, 1e2) for key in kinds])
-    return "\n".join(out)
+        lines += table_lines(
+            [f"success %: {names[0]}", *names[1:]],
+            summaries,
+            lambda summary: [format_cell(summary, key, 1e2) for key in kinds],
+        )
+    return "\n".join(lines)
 
 
-def sheet(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -> Image.Image:
-    """Some cases, a column each: the photographs, and a row for each method."""
+def table_lines(
+    titles: Sequence[str], summaries: Mapping[str, Summary], cells: Callable[[Summary], Sequence[str]]
+) -> list[str]:
+    """The lines of a markdown table with a row for each method, and an empty line after it."""
+    head = [f"| method | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    return [*head, *(f"| {name} | {' | '.join(cells(summary))} |" for name, summary in summaries.items()), ""]
+
+
+def format_cell(summary: Summary, metric: str, factor: float) -> str:
+    """A mean and the half of its interval, with three significant digits; a dash where there is none."""
+    if metric not in summary:
+        return "–"
+    mean, half = (value * factor for value in summary[metric])
+    digits = max(0, 2 - len(str(int(abs(mean)))) + 1)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def contact_sheet(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -> Image.Image:
+    """A column for each case: its photograph, and below it the picture that each method made of it."""
     panels = [(read_image(case.picture), f"{case.source} -> {case.target}") for case in cases]
     for name in methods:
         for case in cases:
@@ -89,13 +106,13 @@ def sheet(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -> Image.
     return viz.grid(panels, columns=len(cases))
 
 
-def as_json(made: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
-    """One line: cases, and a key for each figure of each method, "direct_psnr"."""
-    count = max((int(found["cases"][0]) for found in made.values()), default=0)
-    keys = {
-        f"{name}_{key}": float(f"{value[0]:.4g}")
-        for name, found in made.items()
-        for key, value in found.items()
-        if key != "cases"
+def json_line(summaries: Mapping[str, Summary]) -> str:
+    """The means in one line of JSON: the number of cases, and keys such as "direct_psnr" (method_metric)."""
+    cases = max((int(summary["cases"][0]) for summary in summaries.values()), default=0)
+    means = {
+        f"{name}_{metric}": float(f"{value[0]:.4g}")
+        for name, summary in summaries.items()
+        for metric, value in summary.items()
+        if metric != "cases"
     }
-    return json.dumps({"cases": count} | keys)
+    return json.dumps({"cases": cases} | means)

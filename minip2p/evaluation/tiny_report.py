@@ -34,7 +34,7 @@ from minip2p.evaluation.tiny_cases import (
     swap_cases,
 )
 from minip2p.evaluation.workers import CaseResult, Measure, WorkerPool
-from minip2p.io.files import shipped_weights, write_text
+from minip2p.io.files import read_text, shipped_weights, write_text
 from minip2p.io.viz import grid
 from minip2p.metrics.image import iou, mean, psnr
 from minip2p.pipeline import Pipeline, load
@@ -258,7 +258,7 @@ def card_table(table: Mapping[str, float], cases: int, steps: int, guidance: flo
 
 def write_card(card: Path, table: str) -> None:
     """Replaces the table between the two marks in a model's card."""
-    before, _, rest = card.read_text(encoding="utf-8").partition("<!-- table -->")
+    before, _, rest = read_text(card).partition("<!-- table -->")
     _, _, after = rest.partition("<!-- end of table -->")
     write_text(card, f"{before}<!-- table -->\n{table}\n<!-- end of table -->{after}")
 

@@ -1,4 +1,7 @@
-"""TODO: describe."""
+"""A pool of worker processes, each with a pipeline and the judge, which measure the cases of an evaluation.
+
+Each process runs one thread: a picture of 128 x 128 pixels is too small to keep several cores busy.
+"""
 
 import os
 import signal
@@ -12,25 +15,22 @@ from typing import Any
 import torch
 from PIL import Image
 
-from minip2p.checkpoints.load import load
-from minip2p.pipeline import Pipeline
+from minip2p.pipeline import Pipeline, load
 from minip2p.sampling.progress import progress_bar
 from minip2p.tiny.judge import Judge
 
-CASES_PER_JOB = 5  # cases that a process of a crew takes at a time
+CASES_PER_JOB = 5  # how many cases a process takes at a time
 
-
-CaseResult = tuple[dict[str, float], list[Image.Image]]  # what a case gave: its figures, its pictures
-
-
-Measure = Callable[[Pipeline, Judge, int, Any, int], CaseResult]  # (model, judge, number, the case, steps)
+CaseResult = tuple[dict[str, float], list[Image.Image]]  # the figures and the pictures of a case
+Measure = Callable[[Pipeline, Judge, int, Any, int], CaseResult]  # (pipeline, judge, number, case, steps)
 
 
 class WorkerPool:
-    """As many processes as torch would use threads, each with the model of a folder and the judge.
+    """As many processes as torch would use threads, each with the model in a folder (None: the one that ships) and the
+    judge.
 
-    They are started anew (spawn), so a script that makes one needs `if __name__ == "__main__":`. Left by an error or by
-    Ctrl-C, a crew stops after the cases that it has in hand.
+    The processes are spawned, so a script that uses a pool needs `if __name__ == "__main__":`. If an error or Ctrl-C
+    leaves the `with` block, each worker finishes the job that it is working on and stops.
     """
 
     def __init__(self, folder: Path | None, steps: int):
@@ -44,28 +44,28 @@ class WorkerPool:
         self.pool.shutdown(cancel_futures=kind is not None)
 
     def run_all(self, measure: Measure, cases: Sequence[Any]) -> list[CaseResult]:
-        """What every case gave, in their order."""
+        """The results of all cases, in their order. A case's number is its place in the list."""
         numbered = list(enumerate(cases))
         shares = [numbered[start : start + CASES_PER_JOB] for start in range(0, len(numbered), CASES_PER_JOB)]
         jobs = [self.pool.submit(run_share, measure, share, self.folder, self.steps) for share in shares]
-        return [found for job in progress_bar(jobs) for found in job.result()]
+        return [result for job in progress_bar(jobs) for result in job.result()]
 
 
 def start_worker() -> None:
-    """Of a process of a crew: one thread; Ctrl-C is for the process that began it, and with that one it ends."""
+    """Prepares a worker process: one thread, Ctrl-C left to the parent process, and an end together with the parent."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=exit_with_parent, daemon=True).start()
 
 
 def exit_with_parent() -> None:
-    """Ends this process as soon as the one that began it is gone, however it went."""
+    """Ends this process as soon as its parent process has ended for whatever reason."""
     if (parent := parent_process()) is not None:
         parent.join()
         os._exit(1)
 
 
 def run_share(measure: Measure, share: Sequence[tuple[int, Any]], folder: Path | None, steps: int) -> list[CaseResult]:
-    """What a process of a crew is given to do."""
-    model, judge = load(folder), Judge.load()
-    return [measure(model, judge, number, case, steps) for number, case in share]
+    """Measures several numbered cases in a worker process."""
+    pipe, judge = load(folder), Judge.load()
+    return [measure(pipe, judge, number, case, steps) for number, case in share]

@@ -1,11 +1,25 @@
-"""Reading JSON and writing files atomically: a reader sees the old file or the new one, never half of one."""
+"""Reading text, JSON and TOML as any system writes them, and writing files atomically: a reader sees the old file or
+the new one, never half of one."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+
+# The text files of a tokenizer, which transformers reads.
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 def shipped_weights(name: str) -> Path:
@@ -19,17 +33,88 @@ def shipped_weights(name: str) -> Path:
     return inside if inside.is_dir() else next_to_package
 
 
+def read_text(path: Path) -> str:
+    """Reads UTF-8 text as editors of any system write it. A byte-order mark is dropped, and each line ends in "\\n".
+
+    Raises FileNotFoundError or ValueError with one line that names the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode_text(content, str(path))
+
+
+def decode_text(content: bytes, location: str) -> str:
+    """The text of a file from its bytes, as `read_text` returns it. location: what an error calls the file.
+
+    Raises ValueError for UTF-16, UTF-32 and whatever else is not UTF-8.
+    """
+    if bytes(4) in content:  # no character of any encoding has four zeros
+        raise ValueError(f"{location}: is not text, it has zero bytes; copy or download it again")
+    encoding = json.detect_encoding(content)  # by a byte-order mark, or by the zeros next to ASCII characters
+    if not encoding.startswith("utf-8"):
+        raise ValueError(f"{location}: is {encoding[:6].upper()} text; save it as UTF-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{location}: is not UTF-8 text (byte 0x{content[error.start]:02x} in line {line}); save it as UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str, location: str) -> Any:
+    """A JSON value from text. location: what an error calls the text's file. Raises ValueError with one line."""
+    try:
+        return json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:  # not JSON, endless numbers, too deeply nested
+        raise ValueError(f"{location}: cannot be read as JSON ({error})") from None
+
+
+def read_json_value(path: Path) -> Any:
+    """Reads a JSON file of any value. Raises FileNotFoundError or ValueError with one line that names the file."""
+    return parse_json(read_text(path), str(path))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises FileNotFoundError or ValueError with one line that names the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; is {path.parent.parent} a diffusers model folder?") from None
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, endless numbers, too deeply nested
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from None
+        content = read_json_value(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; is {path.parent.parent} a diffusers model folder?") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file. Raises FileNotFoundError or ValueError with one line that names the file."""
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as TOML ({' '.join(str(error).split())})") from None
+
+
+@contextmanager
+def plain_text_folder(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Yields a folder for a library that reads these text files and accepts only UTF-8 without byte-order marks.
+
+    It is the folder itself if its files are plain, otherwise a temporary folder with plain copies of these files alone.
+    Files that do not exist are skipped. Raises ValueError, with one line that names the file, as `read_text` does.
+    """
+    texts = {name: read_text(folder / name).encode() for name in names if (folder / name).is_file()}
+    if all((folder / name).read_bytes() == text for name, text in texts.items()):
+        yield folder
+        return
+    with TemporaryDirectory() as temporary:
+        for name, text in texts.items():
+            (Path(temporary) / name).write_bytes(text)
+        yield Path(temporary)
 
 
 @contextmanager
@@ -56,9 +141,9 @@ def temporary_name(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
+    """Writes UTF-8 text atomically, with the same line ends on every system."""
     with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
@@ -76,12 +161,12 @@ def claim_results_folder(file: Path, results: Path, settings: Mapping[str, Any],
     settings: all that the results depend on, as JSON values. description: what the error calls the folder's contents.
     Raises ValueError if the folder belongs to other settings, or has results but no settings file.
     """
-    text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    text = settings_text(settings)
     if not file.exists() and not results.exists():
         for stale in file.parent.glob(f".{file.name}-*.partial"):
             stale.unlink()
         return write_text(file, text)
-    if not file.exists() or file.read_bytes() != text.encode():
+    if not has_settings(file, text):
         raise ValueError(
             f"{file.parent}: holds {description}{differing_fields(file, settings)}: choose another folder, or remove it"
         )
@@ -89,11 +174,26 @@ def claim_results_folder(file: Path, results: Path, settings: Mapping[str, Any],
         stale.unlink()
 
 
-def differing_fields(file: Path, settings: Mapping[str, Any]) -> str:
-    """The names of the settings that differ from those in the file, as text for an error message; "" if unknown."""
+def settings_text(settings: Any) -> str:
+    """The settings of an experiment as they are written to its settings file."""
+    return json.dumps(settings, indent=1, sort_keys=True) + "\n"
+
+
+def has_settings(file: Path, text: str) -> bool:
+    """Whether a settings file holds these settings, with the line ends and the indentation of any system."""
     try:
-        stored = json.loads(file.read_bytes())
+        return settings_text(read_json_value(file)) == text
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def differing_fields(file: Path, settings: Mapping[str, Any]) -> str:
+    """The names of the settings that differ from those in the file, or why it cannot be read: text for an error."""
+    try:
+        stored = read_json_value(file)
         differ = [name for name in sorted(settings) if stored.get(name) != json.loads(json.dumps(settings[name]))]
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except ValueError as error:
+        return f" ({error})"
+    except (OSError, AttributeError, RecursionError):
         return ""
     return f" (of other {', '.join(differ)})" if differ else ""

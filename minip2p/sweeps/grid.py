@@ -1,8 +1,6 @@
-"""What a sweep compares: the axes of a grid, and each of its cells as the target of an edit."""
+"""The grid of a sweep: the axes that are compared, and each cell (one value of every axis) as the target of an edit."""
 
 import itertools
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,25 +8,25 @@ from types import MappingProxyType
 from typing import Any
 
 from minip2p.attention.contract import SiteFilter
-from minip2p.p2p.edit_plan import plan_edit
-from minip2p.p2p.local_blend import LocalBlend, LocalBlendState
-from minip2p.p2p.targets import EditTarget
+from minip2p.io.files import read_toml
+from minip2p.p2p.local_blend import LocalBlend
+from minip2p.p2p.options import EditOptions
+from minip2p.p2p.targets import EditTarget, make_targets
 from minip2p.pipeline import Pipeline
-from minip2p.sampling.settings import RunSettings
+from minip2p.sampling.settings import RunSettings, RunStart
 from minip2p.text.prompt import Prompt
-from minip2p.validation import is_integer
 
-# What can be compared, in the order of the table, with the value of an edit that says nothing of it.
+# Every axis in the order of the table, with its value in a grid that does not name it.
 AXES: Mapping[str, Any] = MappingProxyType(
     {
-        "seed": 0,
+        "seed": RunSettings.seed,
         "target": None,
-        "cross": 0.8,
-        "self": 0.4,
-        "self_pixels": 32 * 32,
+        "cross": EditOptions.cross_replace,
+        "self": EditOptions.self_replace,
+        "self_max_queries": EditOptions.self_max_queries,
         "reweight": {},
         "blend": "",
-        "threshold": 0.3,
+        "threshold": LocalBlend.threshold,
         "places": "all",
         "strides": "all",
         "indices": "all",
@@ -36,13 +34,16 @@ AXES: Mapping[str, Any] = MappingProxyType(
     }
 )
 
-
-RUN_FIELDS = ("steps", "guidance", "negative", "size")  # what all cells have in common, as `generate` takes it
+# Settings that all cells share: the name in a grid file, and the field of `RunSettings`.
+RUN_OPTIONS: Mapping[str, str] = MappingProxyType(
+    {"steps": "steps", "guidance": "guidance_scale", "negative": "negative_prompt", "size": "size"}
+)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is compared: the values of each axis; and what all cells have in common."""
+    """The prompt that is edited, the values of each axis, and the settings that all cells share, as fields of
+    `RunSettings`."""
 
     source: str
     axes: Mapping[str, Sequence[Any]]
@@ -50,33 +51,36 @@ class Grid:
 
     @classmethod
     def read(cls, path: Path) -> "Grid":
-        """From a TOML file. Raises FileNotFoundError or ValueError with one line that names the file."""
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: {'a folder, not a file' if path.exists() else 'no such file'}")
+        """Reads a TOML file. Raises FileNotFoundError or ValueError with one line that names the file."""
+        fields = read_toml(path)
         try:
-            return cls.from_fields(tomllib.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, UnicodeDecodeError) as error:
+            return cls.from_fields(fields)
+        except ValueError as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Grid":
-        """From a mapping: `source`, a list of values for each axis that is compared, and settings of the run. Raises
-        ValueError for a name that is not known and for an axis without values."""
-        known = ("source", *AXES, *RUN_FIELDS)
+        """Reads a mapping: `source`, a value or a list of values for each axis, and settings of the run.
+
+        Raises ValueError for an unknown name, a missing source or target, an axis without values, and a value that
+        occurs twice.
+        """
+        known = ("source", *AXES, *RUN_OPTIONS)
         if unknown := [name for name in fields if name not in known]:
             raise ValueError(f"a grid has no {unknown[0]!r}, only {', '.join(known)}")
-        for name in ("source", "target"):
+        for name, content in (("source", "a prompt"), ("target", "a prompt, or a list of prompts")):
             if name not in fields:
-                raise ValueError(f"a grid needs a {name}: a prompt" + ("" if name == "source" else ", or several"))
+                raise ValueError(f"a grid needs a {name}: {content}")
         axes = {}
         for name, default in AXES.items():
             values = fields.get(name, [default])
             axes[name] = values if isinstance(values, list) else [values]
             if not axes[name]:
                 raise ValueError(f"{name} has no values")
-            if twice := [value for n, value in enumerate(axes[name]) if value in axes[name][:n]]:
-                raise ValueError(f"{name} has {twice[0]!r} twice")
-        return cls(fields["source"], axes, {name: fields[name] for name in RUN_FIELDS if name in fields})
+            if repeated := [value for n, value in enumerate(axes[name]) if value in axes[name][:n]]:
+                raise ValueError(f"{name} has {repeated[0]!r} twice")
+        run_options = {option: to_tuples(fields[name]) for name, option in RUN_OPTIONS.items() if name in fields}
+        return cls(fields["source"], axes, run_options)
 
     @property
     def compared(self) -> list[str]:
@@ -84,77 +88,75 @@ class Grid:
         return [name for name, values in self.axes.items() if len(values) > 1]
 
     def cells(self, seed: Any) -> list[dict[str, Any]]:
-        """Every combination of a seed, in the order of the table."""
+        """Every combination of values with this seed, in the order of the table."""
         axes = dict(self.axes) | {"seed": [seed]}
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
-    @property
-    def text(self) -> str:
-        return json.dumps({"source": self.source, **self.axes, **self.run_options}, sort_keys=True)
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that makes this grid another than the next."""
+        return {"source": self.source, **self.axes, **self.run_options}
 
 
-def make_target(model: Pipeline, start: RunSettings, cell: Mapping[str, Any]) -> EditTarget:
-    """A cell as the target of an edit. Where it is not blended its mask is seen all the same, to measure by: the places
-    of the words that differ. Raises ValueError for what the prompts or the model do not have."""
-    old, new = model.text.prompt(start.prompt), model.text.prompt(cell["target"])
-    where = SiteFilter(*(site_values(name, cell[name]) for name in ("places", "strides", "indices", "heads")))
-    where.validate(model.unet.heads)
+def make_target(pipe: Pipeline, start: RunStart, cell: Mapping[str, Any]) -> EditTarget:
+    """A cell as the target of an edit.
+
+    A cell without a blend still gets the mask of the words that differ: nothing is blended by it, and the figures are
+    measured inside and outside of it. Raises ValueError for words, sites and heads that the prompts or the model do not
+    have.
+    """
+    source, target = pipe.text.prompt(start.prompt), pipe.text.prompt(cell["target"])
+    sites = SiteFilter(*(site_values(name, cell[name]) for name in ("places", "strides", "indices", "heads")))
     if not isinstance(cell["reweight"], Mapping):
         raise ValueError(f"reweight: each value is weights by word, as {{fog = 2.0}}, not {cell['reweight']!r}")
-    if not is_integer(cell["self_pixels"]):
-        raise ValueError(f"self_pixels: each value is a whole number, not {cell['self_pixels']!r}")
-    plan = plan_edit(
-        old,
-        new,
-        start.steps,
+    options = EditOptions(
         cross_replace=to_tuples(cell["cross"]),
         self_replace=to_tuples(cell["self"]),
-        self_max_queries=cell["self_pixels"],
+        self_max_queries=cell["self_max_queries"],
         reweight=cell["reweight"],
-        sites=where,
+        local_blend=make_blend(cell, source, target),
+        sites=sites,
     )
-    blend = make_blend(cell, old, new)
-    if blend is None:
-        return EditTarget(cell["target"], plan)
-    size = start.noise.shape[-2], start.noise.shape[-1]
-    return EditTarget(cell["target"], plan, LocalBlendState.start(blend, old, new, start.steps, size, model.unet.sites))
+    return make_targets(pipe.components, start, [cell["target"]], options)[0]
 
 
 def site_values(name: str, value: Any) -> tuple[Any, ...] | None:
-    """What an axis of sites or heads says, as `Where` takes it. Raises ValueError."""
-    if value != "all" and not (isinstance(value, list) and all(isinstance(one, str | int) for one in value)):
+    """The value of an axis of sites or heads, as `SiteFilter` takes it: None for "all". Raises ValueError."""
+    if value == "all":
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, str | int) for item in value):
         raise ValueError(f'{name}: each value is "all" or a list, not {value!r}')
-    return None if value == "all" else tuple(value)
+    return tuple(value)
 
 
-def to_tuples(share: Any) -> Any:
-    """(start, end) for a list of two, by word too."""
-    if isinstance(share, Mapping):
-        return {word: to_tuples(value) for word, value in share.items()}
-    return tuple(share) if isinstance(share, list) else share
+def to_tuples(value: Any) -> Any:
+    """A value of a TOML file with tuples for its lists, in a table of values by word too."""
+    if isinstance(value, Mapping):
+        return {word: to_tuples(item) for word, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
-def make_blend(cell: Mapping[str, Any], old: Prompt, new: Prompt) -> LocalBlend | None:
-    """The blend of a cell; without one, a blend that never blends, of the words that differ or are re-weighted."""
+def make_blend(cell: Mapping[str, Any], source: Prompt, target: Prompt) -> LocalBlend | None:
+    """The blend of a cell. For a cell without one: a blend that never begins, whose mask is of the words that differ or
+    are re-weighted; None where there are no such words. Raises ValueError."""
     if not isinstance(cell["blend"], str):
         raise ValueError(f'blend: each value is a word, "word:word" or "", not {cell["blend"]!r}')
+    threshold = to_tuples(cell["threshold"])
     if cell["blend"]:
-        source, sign, target = cell["blend"].partition(":")
-        return LocalBlend((source,), (target if sign else source,), threshold=to_tuples(cell["threshold"]))
-    texts = [[word.text for word in prompt.visible_words] for prompt in (old, new)]
-    gone, come = ([word for word in one if word not in other] for one, other in (texts, texts[::-1]))
-    come += [word for word in cell["reweight"] if word not in come]
-    return (
-        LocalBlend(tuple(gone), tuple(come), threshold=to_tuples(cell["threshold"]), start=1.0)
-        if gone or come
-        else None
-    )
+        source_word, colon, target_word = cell["blend"].partition(":")
+        return LocalBlend((source_word,), (target_word if colon else source_word,), threshold=threshold)
+    source_words, target_words = ([word.text for word in prompt.visible_words] for prompt in (source, target))
+    removed = [word for word in source_words if word not in target_words]
+    added = [word for word in target_words if word not in source_words]
+    added += [word for word in cell["reweight"] if word not in added]
+    if not removed and not added:
+        return None
+    return LocalBlend(tuple(removed), tuple(added), threshold=threshold, start=1.0)
 
 
 def label(value: Any) -> str:
-    """A value of an axis as one says it."""
+    """A value of an axis as captions, charts and the table show it."""
     if isinstance(value, Mapping):
-        return " ".join(f"{word}={label(one)}" for word, one in value.items()) or "none"
+        return " ".join(f"{word}={label(item)}" for word, item in value.items()) or "none"
     if isinstance(value, list):
         return "+".join(map(label, value))
     return str(value) if value != "" else "none"

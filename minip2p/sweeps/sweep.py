@@ -1,8 +1,8 @@
-"""A grid of edits of one prompt, every combination of what is to be compared: minip2p sweep grid.toml
+"""Runs a grid of edits of one prompt, every combination of the values that are compared: minip2p sweep grid.toml
 
-The cells of one seed are edits of one source and go through the steps together, as a tree (`minip2p.p2p.editing`): what they
-have in common is run once. A seed is the unit of work: its pictures and figures are written when all of its cells are
-there, so a sweep that was killed goes on with the seeds that are not done, and ends with the same bytes.
+All cells of a seed are edits of the same source and run step by step together (`minip2p.p2p.editing`), so that steps on
+which they agree are run once. A seed is a job: its pictures and figures are written when all of its cells are finished.
+A sweep that was killed therefore continues with the unfinished seeds, and its results are the same to the byte.
 """
 
 import json
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minip2p.checkpoints.components import unet_rows
+from minip2p.checkpoints.components import RowCounter
 from minip2p.io import png
-from minip2p.io.files import claim_results_folder, write_text
+from minip2p.io.files import claim_results_folder, read_json_value, write_text
 from minip2p.io.images import to_pil
 from minip2p.metrics.image import preservation
 from minip2p.p2p.batching import BatchPlan, plan_batches
@@ -26,156 +26,163 @@ from minip2p.p2p.editing import run_edits
 from minip2p.p2p.targets import EditTarget
 from minip2p.pipeline import Pipeline
 from minip2p.sampling import metadata
+from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.progress import Progress
-from minip2p.sampling.settings import RunSettings
+from minip2p.sampling.settings import RunSettings, RunStart
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.sweeps.grid import AXES, Grid, label, make_target
 
-BATCH = 8  # rows of targets that run at once
-
-
-# Source and edited picture (3 H W in [-1, 1]), their prompts, the mask H W -> further figures, always the same names.
+# Source and edited picture (3 H W in [-1, 1]), their prompts, a mask H W -> further figures, always of the same names.
 Score = Callable[[Tensor, Tensor, str, str, Tensor | None], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class SeedJob:
-    """The cells of one seed. first: the number of the first of them in the table."""
+    """The cells of one seed. first_cell: the number of its first cell in the table."""
 
     seed: Any
-    first: int
+    first_cell: int
     cells: list[dict[str, Any]]
-    start: RunSettings
+    start: RunStart
     targets: list[EditTarget]
     plan: BatchPlan
 
     @property
     def rows(self) -> int:
-        """The UNet rows that it takes, with those that only the source's picture needs."""
-        rest = self.start.steps - self.plan.source_steps
-        return self.plan.predicted_rows(self.start, BATCH) + rest * unet_rows(1, self.start.guidance_scale)
+        """The UNet rows of the job, with those that only the source's picture needs."""
+        remaining = self.start.steps - self.plan.source_steps
+        return self.plan.predicted_rows(self.start) + remaining * unet_rows(1, self.start.guidance_scale)
 
 
-def plan_jobs(model: Pipeline, grid: Grid) -> list[SeedJob]:
-    """The whole work, checked before any of it is done. Raises ValueError."""
-    found: list[SeedJob] = []
+def plan_jobs(pipe: Pipeline, grid: Grid) -> list[SeedJob]:
+    """The jobs of a sweep, all checked before any of them runs. Raises ValueError."""
+    jobs: list[SeedJob] = []
     for seed in grid.axes["seed"]:
-        options = {name: tuple(value) if isinstance(value, list) else value for name, value in grid.run_options.items()}
-        start, cells = model.prepare(grid.source, seed=seed, **options), grid.cells(seed)
-        targets = [make_target(model, start, cell) for cell in cells]
-        found.append(SeedJob(seed, len(found) * len(cells), cells, start, targets, plan_batches(model, start, targets)))
-    return found
+        start = pipe.prepare(grid.source, RunSettings(seed=seed, **grid.run_options))
+        cells = grid.cells(seed)
+        targets = [make_target(pipe, start, cell) for cell in cells]
+        plan = plan_batches(pipe.components, start, targets)
+        jobs.append(SeedJob(seed, len(jobs) * len(cells), cells, start, targets, plan))
+    return jobs
 
 
-def describe(work: Sequence[SeedJob]) -> str:
-    """What the plan comes to, in one line."""
-    cells, rows = sum(len(unit.cells) for unit in work), sum(unit.rows for unit in work)
-    alone = sum(4 * unit.start.steps * len(unit.cells) for unit in work)
-    return (
-        f"{cells} edits of {len(work)} sources: {rows:,} rows of the UNet; as many runs of two prompts take {alone:,}"
-    )
+def describe(jobs: Sequence[SeedJob]) -> str:
+    """The size of a sweep in one line."""
+    cells, rows = sum(len(job.cells) for job in jobs), sum(job.rows for job in jobs)
+    separate = sum(4 * job.start.steps * len(job.cells) for job in jobs)
+    return f"{cells} edits of {len(jobs)} sources: {rows:,} rows of the UNet; {separate:,} if each edit ran on its own"
 
 
 def sweep(
-    model: Pipeline,
+    pipe: Pipeline,
     grid: Grid,
     folder: Path,
     *,
     score: Score | None = None,
     scored_by: str | None = None,
-    progress: Callable[[int, Callable[[], int]], Progress] = lambda total, done: iter,
+    counter: RowCounter | None = None,
+    progress: Callable[[int, RowCounter], Progress] = lambda total, counter: iter,
 ) -> list[dict[str, Any]]:
-    """Runs what is not there yet of a grid and returns the table, a row a cell. Raises ValueError for a folder that
-    holds another grid's. One process at a time works on a folder.
+    """Runs the unfinished seeds of a grid and returns the whole table, a row for each cell.
 
-    score: further figures of each cell; scored_by: what they are by, since a folder goes on with the same alone.
-    progress(rows to run, rows run so far) -> what `edit` shows its progress by.
+    score: further figures of each cell. scored_by: the name of what scores; a folder is continued with the same only.
+    counter: counts the UNet rows that are run. progress(rows to run, counter) -> the progress bar of the edits.
+    Only one process at a time may work in a folder. Raises ValueError for a folder that holds another grid's results.
     """
-    work = plan_jobs(model, grid)
-    what = {
-        "grid": json.loads(grid.text),
-        "model": model.fingerprint,
+    jobs = plan_jobs(pipe, grid)
+    claim = {
+        "grid": grid.as_dict(),
+        "model": pipe.components.fingerprint,
         "scored": scored_by or getattr(score, "__qualname__", None),
     }
-    claim_results_folder(folder / "grid.json", folder / "parts", what, "the sweep of another grid or model")
-    before = [
-        load_finished(folder, unit) for unit in work
-    ]  # whatever is wrong with them is said before anything is run
-    left = [unit for unit, rows in zip(work, before, strict=True) if rows is None]
-    begun = model.rows
-    shown = progress(sum(unit.rows for unit in left), lambda: model.rows - begun)
-    for unit in left:
-        runs = run_edits(model, unit.start, unit.targets, batch=BATCH, progress=shown)
-        files, rows = job_results(unit, runs, score)
-        png.write_pngs([(folder / name, picture, text) for name, picture, text in files])
-        write_text(rows_file(folder, unit), json.dumps([without_nan(row) for row in rows], indent=1) + "\n")
-    return [row for unit in work for row in load_finished(folder, unit) or []]
+    claim_results_folder(folder / "grid.json", folder / "parts", claim, "the sweep of another grid or model")
+    unfinished = [job for job in jobs if load_finished(folder, job) is None]  # reads, and so checks, all of them
+    counter = counter or RowCounter()
+    components = pipe.counting(counter).components
+    bar = progress(sum(job.rows for job in unfinished), counter)
+    for job in unfinished:
+        runs = run_edits(components, job.start, job.targets, progress=bar)
+        pictures, rows = job_results(job, runs, score)
+        png.write_pngs([(folder / name, picture, text) for name, picture, text in pictures])
+        write_text(rows_file(folder, job), json.dumps([without_nan(row) for row in rows], indent=1) + "\n")
+    return [row for job in jobs for row in load_finished(folder, job) or []]
 
 
 def job_results(
-    unit: SeedJob, runs: Sequence[Trajectory], score: Score | None
+    job: SeedJob, runs: Sequence[Trajectory], score: Score | None
 ) -> tuple[list[tuple[str, Image.Image, str]], list[dict[str, Any]]]:
-    """A unit's pictures (name, picture, parameters) and its rows of the table."""
-    source = runs[0].source
-    assert source is not None
+    """The pictures of a job (file name, picture, text of its parameters), and its rows of the table."""
+    assert runs[0].source_run is not None
+    source = runs[0].source_run.finish()
     before = source.picture
-    files, rows = [(source_name(unit), to_pil(before), metadata.parameters(source))], []
-    for n, (cell, target, run) in enumerate(zip(unit.cells, unit.targets, runs, strict=True), unit.first):
+    pictures, rows = [(source_name(job), to_pil(before), metadata.parameters(source))], []
+    for number, (cell, target, run) in enumerate(zip(job.cells, job.targets, runs, strict=True), job.first_cell):
         after = run.picture
         mask = None if target.blend_state is None else upsample_mask(target.blend_state.mask(), after)
         figures = preservation(before, after, mask)
         if score is not None:
             figures |= score(before, after, source.prompt, run.prompt, mask)
-        rows.append({"cell": n, **cell, "picture": picture_name(n), **figures})
-        files.append((picture_name(n), to_pil(after), metadata.parameters(run, **cell_settings(cell))))
-    return files, rows
+        rows.append({"cell": number, **cell, "picture": picture_name(number), **figures})
+        pictures.append((picture_name(number), to_pil(after), metadata.parameters(run, **cell_settings(cell))))
+    return pictures, rows
 
 
-def rows_file(folder: Path, unit: SeedJob) -> Path:
-    """Where a unit's rows of the table are kept; it is there when the unit is done."""
-    return folder / "parts" / f"seed{unit.seed}.json"
+def rows_file(folder: Path, job: SeedJob) -> Path:
+    """The file of a job's rows of the table. It is written last, so a job is finished when it exists."""
+    return folder / "parts" / f"seed{job.seed}.json"
 
 
-def picture_names(unit: SeedJob) -> list[str]:
-    return [source_name(unit), *(picture_name(unit.first + n) for n in range(len(unit.cells)))]
+def picture_names(job: SeedJob) -> list[str]:
+    """The file names of all pictures of a job."""
+    return [source_name(job), *(picture_name(job.first_cell + n) for n in range(len(job.cells)))]
 
 
-def load_finished(folder: Path, unit: SeedJob) -> list[dict[str, Any]] | None:
-    """A unit's rows of the table, or None where they or one of its pictures are not there. Raises ValueError for a file
-    that is not of these cells."""
-    file = rows_file(folder, unit)
-    if not file.exists() or not all((folder / name).exists() for name in picture_names(unit)):
+def load_finished(folder: Path, job: SeedJob) -> list[dict[str, Any]] | None:
+    """The rows of a finished job; None where its rows or one of its pictures are missing. Raises ValueError for a file
+    that does not hold the rows of these cells."""
+    file = rows_file(folder, job)
+    if not file.exists() or not all((folder / name).exists() for name in picture_names(job)):
         return None
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        said = [{"cell": n, **cell, "picture": picture_name(n)} for n, cell in enumerate(unit.cells, unit.first)]
-        whole = len(rows) == len(said) and all(row.keys() == rows[0].keys() for row in rows)
-        for row, cell in zip(rows, json.loads(json.dumps(said)), strict=True):
-            figures = [value for name, value in row.items() if name not in cell]
-            whole &= all(row[name] == cell[name] for name in cell)
-            whole &= all(value is None or isinstance(value, int | float) for value in figures)
+        rows = read_json_value(file)
+        valid = are_rows_of(job, rows)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{file}: not the figures of its {len(unit.cells)} cells: remove it, and they are made again")
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"{file}: does not hold the figures of its {len(job.cells)} cells: remove it to run them again"
+        )
     return rows
 
 
-def source_name(unit: SeedJob) -> str:
-    return f"source-seed{unit.seed}.png"
+def are_rows_of(job: SeedJob, rows: Any) -> bool:
+    """Whether these are the rows of a job's cells: the same cells in the same order, and numbers or None as figures."""
+    expected = [{"cell": n, **cell, "picture": picture_name(n)} for n, cell in enumerate(job.cells, job.first_cell)]
+    valid = len(rows) == len(expected) and all(row.keys() == rows[0].keys() for row in rows)
+    for row, cell in zip(rows, json.loads(json.dumps(expected)), strict=True):
+        figures = [value for name, value in row.items() if name not in cell]
+        valid &= all(row[name] == cell[name] for name in cell)
+        valid &= all(value is None or isinstance(value, int | float) for value in figures)
+    return valid
+
+
+def source_name(job: SeedJob) -> str:
+    """The file name of the picture that a job edits."""
+    return f"source-seed{job.seed}.png"
 
 
 def picture_name(cell: int) -> str:
+    """The file name of a cell's picture."""
     return f"{cell:05d}.png"
 
 
 def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as JSON can hold it: no NaN."""
+    """A row with None for NaN, which JSON does not have."""
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
 
 def cell_settings(cell: Mapping[str, Any]) -> dict[str, str]:
-    """A cell's settings that are not an edit's own by default, as a picture says them."""
+    """The settings of a cell that are not the defaults, as its picture's parameters name them."""
     return {
         name.capitalize(): label(value)
         for name, value in cell.items()
@@ -184,5 +191,5 @@ def cell_settings(cell: Mapping[str, Any]) -> dict[str, str]:
 
 
 def upsample_mask(mask: Tensor, picture: Tensor) -> Tensor:
-    """A mask of the latent in the picture's pixels."""
+    """A mask h w of the latents as a mask H W of the picture 3 H W, by the nearest pixel."""
     return F.interpolate(mask[None, None].float(), picture.shape[1:], mode="nearest")[0, 0] > 0.5

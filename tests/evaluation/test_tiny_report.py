@@ -174,7 +174,7 @@ def test_gains_are_over_the_same_seed_alone(monkeypatch, tmp_path):
 
     monkeypatch.setattr(tiny_report, "Crew", Crew)
     monkeypatch.setattr(tiny_report, "examine", lambda *_, **__: {})
-    monkeypatch.setattr(tiny_report, "figures", lambda *_: {"judge_object": 0.5})
+    monkeypatch.setattr(tiny_report, "judge_metrics", lambda *_: {"judge_object": 0.5})
     table = tiny_report.run_cases(None, None, None, 1, 1, tmp_path)
     assert (table["swap_gain_db"], table["swap_blend_gain_db"]) == (3, 11)
     assert table["judge_object_decoded"] == 0.5 and table["different_swaps"] == 1
