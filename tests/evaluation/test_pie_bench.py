@@ -101,7 +101,7 @@ def test_a_name_that_cannot_be_a_file_name_is_an_error_in_one_line(tmp_path, nam
 @pytest.mark.parametrize("content", ["[" * 100_000, "{", "\ufeff[]"])
 def test_a_wrong_mapping_file_is_an_error_in_one_line(tmp_path, content):
     (tmp_path / "mapping_file.json").write_text(content)
-    with pytest.raises(ValueError, match="mapping_file.json: (is not JSON|must be an object)") as error:
+    with pytest.raises(ValueError, match="mapping_file.json: (cannot be read as JSON|must be an object)") as error:
         read_cases(tmp_path)
     assert "\n" not in str(error.value)
 
