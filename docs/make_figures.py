@@ -1,6 +1,6 @@
 """Makes the small pictures of the documentation with the model that ships: python docs/make_figures.py
 
-They are committed, in docs/_static, so that the site builds without running a network. It takes about two minutes on a CPU.
+They are committed in docs/_static, so that the site builds without running a network. It takes minutes on a CPU.
 """
 
 from pathlib import Path

@@ -58,7 +58,7 @@ def bullets(block: list[str]) -> list[str]:
 
 
 def described(block: list[str], names: set[str]) -> list[str]:
-    """A paragraph; "x: what it is." becomes an item of a list where x is a parameter, and what is raised a paragraph."""
+    """A paragraph. "x: what it is." becomes a list item if x is a parameter; what is raised becomes a paragraph."""
     text = " ".join(line.strip() for line in block)
     name = "|".join(sorted(map(re.escape, names), key=len, reverse=True)) or "(?!)"
     head, *items = re.split(rf"(?:^|(?<=[.:] ))((?:{name})(?:(?:, | and )(?:{name}))*): ", text)

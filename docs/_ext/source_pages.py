@@ -1,6 +1,6 @@
 """Sphinx extension: a link from a page to a file of the repository opens that file, with its lines numbered.
 
-In the Markdown the link is relative, `[algebra](../minip2p/p2p/algebra.py)`, so that it works wherever the page is read.
+In Markdown the link is relative, `[algebra](../minip2p/p2p/algebra.py)`, so it works wherever the page is read.
 """
 
 import html

@@ -1,7 +1,7 @@
 """The programs in README.md, the documentation and the examples: every Python block runs, every command line parses.
 
 The blocks of a page run in order in one namespace, in a temporary folder with the files that the pages name, at few
-steps, on the model that ships. Where a page loads another model, it gets the small one in its place.
+steps, with the model that ships. Where a page loads another model, it gets the small one in its place.
 """
 
 import io
@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 
 import minip2p
 from minip2p.cli.main import parser
+from minip2p.inversion import encode
+from minip2p.inversion.encode import refine_latents
 from minip2p.sampling.settings import RunSettings
 from minip2p.unet import UNet
 
@@ -91,7 +93,11 @@ def desk(model, tmp_path, monkeypatch):
         extra = next((count for word, count in EXTRA_CHANNELS.items() if word in str(where)), 0)
         return with_extra_channels(model, extra) if extra else model
 
+    def few_updates(components, latents, pictures, updates):
+        return refine_latents(components, latents, pictures, min(updates, 1))
+
     monkeypatch.setattr(RunSettings, "__post_init__", few_steps)
+    monkeypatch.setattr(encode, "refine_latents", few_updates)
     monkeypatch.setattr(minip2p, "load", load, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -117,7 +123,9 @@ def test_examples_run(program, desk, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("page", "line"), [(page, line) for page in PAGES for line in command_lines(page)], ids=lambda value: str(value)[-60:]
+    ("page", "line"),
+    [(page, line) for page in PAGES for line in command_lines(page)],
+    ids=lambda value: str(value)[-60:],
 )
 def test_command_lines_of_a_page_parse(page, line):
     parser().parse_args(shlex.split(line, comments=True))

@@ -112,5 +112,14 @@ def test_tables_name_what_there_is():
     assert f"`{FORMAT}`" in text_of("architecture.md")
 
 
+def test_tables_that_the_readme_has_too_agree():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    families = re.findall(r"^\| .* \| `StableDiffusion\w+` \| .*$", readme, flags=re.MULTILINE)
+    assert families and all(row in text_of("models.md") for row in families)
+    order = re.findall(r"^\d+\. `(minip2p/\S+\.py)`", readme, flags=re.MULTILINE)
+    listed = re.findall(r"^\| \d+ \| \[(minip2p/\S+\.py)\]", text_of("architecture.md"), flags=re.MULTILINE)
+    assert order == listed
+
+
 def test_pictures_are_small():
     assert sum(file.stat().st_size for file in (DOCS / "_static").iterdir()) <= 1_000_000
