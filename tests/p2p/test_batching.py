@@ -198,7 +198,7 @@ def test_interned_values_are_equal_numbers_for_equal_values():
 # What an edit costs
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.lists(cells_strategy, min_size=1, max_size=5),
     st.sampled_from([0, 1, 4.0]),
