@@ -80,19 +80,23 @@ def test_the_file_is_a_safetensors_file_of_the_run(model, recorded, tmp_path):
 def test_the_metadata_are_readable_text(model, recorded, saved):
     with safe_open(saved, "pt") as f:
         metadata = f.metadata()
-    assert metadata == run_metadata(model.components, recorded, fused) == {
-        "format": "minip2p run 4",
-        "model": model.components.fingerprint,
-        "prompt": SOURCE,
-        "negative_prompt": "",
-        "guidance_scale": "4.0",
-        "seed": "5",
-        "skip_steps": "0",
-        "proximal_quantile": "0.0",
-        "image_guidance_scale": "",
-        "conditioning": "",
-    }
-    assert FORMAT == metadata["format"]
+    assert (
+        metadata
+        == run_metadata(model.components, recorded, fused)
+        == {
+            "format": "minip2p run 4",
+            "model": model.components.fingerprint,
+            "prompt": SOURCE,
+            "negative_prompt": "",
+            "guidance_scale": "4.0",
+            "seed": "5",
+            "skip_steps": "0",
+            "proximal_quantile": "0.0",
+            "image_guidance_scale": "",
+            "conditioning": "",
+        }
+    )
+    assert metadata["format"] == FORMAT
 
 
 def test_the_conditioning_is_named_in_the_file(model, recorded):

@@ -19,9 +19,7 @@ PROMPT = "a cat and a house on grass"
 
 
 def test_the_defaults_of_a_run():
-    expected = dict(
-        seed=0, steps=50, guidance_scale=None, size=None, negative_prompt="", latents=None, attend=fused
-    )
+    expected = dict(seed=0, steps=50, guidance_scale=None, size=None, negative_prompt="", latents=None, attend=fused)
     settings = RunSettings()
     assert {field.name: getattr(settings, field.name) for field in fields(settings)} == expected
 

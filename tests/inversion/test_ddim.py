@@ -1,0 +1,120 @@
+"""DDIM inversion against diffusers, and the methods that need nothing else: each against its equation."""
+
+from dataclasses import replace
+
+import diffusers
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler
+from runs import distance, mean_squared_error
+
+from minip2p.inversion.ddim import ddim, ddim_inversion, direct_inversion, negative_prompt, proximal
+from minip2p.io.files import shipped_weights
+from minip2p.sampling.conditioning import Conditioning
+from minip2p.sampling.guidance import guided_noise
+from minip2p.sched import DDIMScheduler
+
+
+@pytest.fixture(scope="module")
+def pivots(model, start):
+    return ddim_inversion(model.components, start)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_ddim_inversion_is_that_of_diffusers(model, start, kind):
+    """diffusers' DDIMInverseScheduler on our UNet's predictions. Float32, 1e-4 of latents of size 1 after 4 steps."""
+    scheduler = DDIMScheduler(replace(model.scheduler.config, prediction_type=kind))
+    config = diffusers.DDIMScheduler.from_pretrained(shipped_weights("tiny") / "scheduler").config
+    reference = DDIMInverseScheduler.from_config(config, prediction_type=kind)
+    reference.set_timesteps(start.steps)
+    x, words = start.noise, model.text(start.prompt).tokens
+    for step, t in zip(reversed(scheduler.steps(start.steps)), reference.timesteps, strict=True):
+        x = reference.step(model.unet(x, step.t, words), t, x).prev_sample
+    pivots = ddim_inversion(replace(model.components, scheduler=scheduler), start)
+    assert torch.equal(pivots[-1:], start.noise) and len(pivots) == start.steps + 1
+    print(f"DDIM inversion, {kind}: {distance(pivots[:1], x):.1e} from diffusers")
+    assert distance(pivots[:1], x) < 1e-4
+
+
+def test_the_ddim_run_is_sampled_from_the_last_pivot(model, start, pivots, inverted):
+    run = inverted("ddim")
+    assert torch.equal(run.latents[:1], pivots[:1]) and run.guidance_scale == start.guidance_scale
+    assert run.negative_prompt == "" and run.conditioning.uncond_embeddings is None
+
+
+def test_at_guidance_1_sampling_undoes_inversion(model, start_of_render):
+    """… as far as a step's prediction holds for the next: the finer the steps, the nearer."""
+    errors = []
+    for steps in (3, 12):
+        start = start_of_render(model, steps, guidance_scale=1.0)
+        errors.append(mean_squared_error(ddim(model.components, start), start.noise))
+    assert errors[1] < errors[0] / 2
+
+
+def test_direct_inversion_meets_the_picture_to_the_bit(model, start, pivots):
+    run = direct_inversion(model.components, start)
+    assert torch.equal(run.latents[-1:], start.noise) and torch.equal(run.latents, pivots)
+    edit = model.edit(run, "a dog on the beach", local_blend="beach")
+    assert torch.equal(edit.source_run.finish().latents, run.latents)
+
+
+def test_the_offsets_of_direct_inversion_lead_to_the_pivots(model, start, pivots):
+    """Ju et al. 2023, algorithm 1, literally: z_{i+1} = DDIM(z_i) + (z*_{i+1} − DDIM(z*_i)). Float32, 1e-5."""
+    words, empty, z = model.text(start.prompt), model.text(""), pivots[:1]
+    for i, step in enumerate(model.scheduler.steps(start.steps)):
+
+        def ddim_step(x, step=step):
+            eps = guided_noise(model.components, x, step.t, empty, words, guidance_scale=start.guidance_scale)
+            return model.scheduler.step(x, eps, step)
+
+        z = ddim_step(z) + (pivots[i + 1 : i + 2] - ddim_step(pivots[i : i + 1]))
+    assert distance(z, pivots[-1:]) < 1e-5
+
+
+def test_negative_prompt_inversion_samples_by_the_condition_alone(start, inverted):
+    """ε_u + w (ε_c − ε_u) = ε_c: the same as guidance 1 from the same noise. Float32, 1e-4."""
+    run = inverted("negative-prompt")
+    assert run.negative_prompt == start.prompt and run.guidance_scale == start.guidance_scale
+    assert distance(run.latents, inverted("ddim", 1).latents) < 1e-4
+
+
+def test_negative_prompt_inversion_takes_no_other_negative_prompt(model, start):
+    same = negative_prompt(model.components, replace(start, steps=1, negative_prompt=start.prompt))
+    assert same.negative_prompt == start.prompt
+    for method in (negative_prompt, proximal):
+        with pytest.raises(ValueError, match="it takes no other"):
+            method(model.components, replace(start, negative_prompt="fog"))
+
+
+def test_proximal_guidance_keeps_edits_near_to_the_source(model, start):
+    run = proximal(model.components, start, quantile=0.9)
+    assert run.conditioning.proximal_quantile == 0.9 and run.negative_prompt == start.prompt
+    runs = run, replace(run, conditioning=Conditioning())
+    changes = [distance(model.edit(each, "a dog on the beach").latents[-1], run.latents[-1]) for each in runs]
+    assert 0 < changes[0] < changes[1]
+
+
+def test_latents_that_are_not_finite_are_an_error_of_the_step(model, start):
+    components = with_broken_unet(model.components)
+    with pytest.raises(ValueError, match="the latents are not finite after step 4"):  # inversion runs backwards
+        ddim_inversion(components, start)
+
+
+def with_broken_unet(components):
+    """The same components, whose UNet predicts NaN. Its weights are sound."""
+    unet = torch.nn.Module()
+    unet.conv_in, unet.config = components.unet.conv_in, components.unet.config
+    unet.forward = lambda x, *rest: torch.full_like(x, torch.nan)
+    return replace(components, unet=unet)
+
+
+def test_progress_wraps_the_steps_of_the_inversion(model, start):
+    wrapped = []
+
+    def progress(steps):
+        wrapped.append(list(steps))
+        return wrapped[-1]
+
+    steps = model.scheduler.steps(2)
+    ddim(model.components, replace(start, steps=2), progress)
+    assert wrapped == [steps[::-1], steps]

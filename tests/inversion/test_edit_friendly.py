@@ -1,0 +1,107 @@
+"""Edit-friendly inversion: its noise leads back to the picture, and its edits take over the noise and skip steps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from runs import CallLog, distance
+
+from minip2p.inversion.edit_friendly import edit_friendly
+from minip2p.p2p.batching import plan_batches
+from minip2p.p2p.editing import run_edits
+from minip2p.p2p.options import EditOptions
+from minip2p.p2p.targets import make_targets
+from minip2p.sampling.sampler import sample
+
+NO_INJECTION = dict(cross_replace=0, self_replace=0)
+
+
+@pytest.fixture(scope="module")
+def run(inverted):
+    return inverted("edit-friendly")
+
+
+def test_the_noise_leads_back_and_is_large(model, start):
+    """With its z the DDPM steps meet each x_t; their deviation is above 1, which is what makes them edit-friendly."""
+    run = edit_friendly(model.components, start, skip=0.5, seed=3)
+    assert run.conditioning.skip_steps == 2 and torch.equal(run.latents[-1:], start.noise)
+    assert not run.conditioning.variance_noise[-1].any() and run.conditioning.variance_noise[:-1].std() > 1
+    sampled = sample(model.components, replace(start, noise=run.latents[:1], conditioning=run.conditioning))
+    assert distance(sampled.latents[:-1], run.latents[:-1]) < 1e-3
+    assert torch.equal(run.latents, edit_friendly(model.components, start, seed=3).latents)
+    assert not torch.equal(run.latents, edit_friendly(model.components, start, seed=4).latents)
+
+
+def test_the_latents_are_the_picture_with_independent_noise(model, start):
+    """x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε_t, with another ε_t for each step."""
+    run = edit_friendly(model.components, start, seed=3)
+    noise = torch.randn(start.steps, *start.noise.shape[1:], generator=torch.Generator().manual_seed(3))
+    for x, eps, step in zip(run.latents, noise, model.scheduler.steps(start.steps), strict=False):
+        expected = step.alpha_cumprod**0.5 * start.noise[0] + (1 - step.alpha_cumprod) ** 0.5 * eps
+        torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize("skip, steps", [(0.0, 0), (0.24, 0), (0.25, 1), (0.99, 3)])
+def test_skip_is_a_share_of_the_run(model, start, skip, steps):
+    assert edit_friendly(model.components, start, skip=skip).conditioning.skip_steps == steps
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(skip=1), "skip must be a number from 0 on, below 1, not 1"),
+        (dict(skip=-0.1), "skip must be a number from 0 on, below 1"),
+        (dict(skip=None), "skip must be a number from 0 on, below 1"),
+        (dict(seed="x"), "seed must be a whole number between 0 and"),
+        (dict(seed=-1), "seed must be a whole number between 0 and"),
+        (dict(seed=1.5), "seed must be a whole number between 0 and"),
+        (dict(seed=2**63), "seed must be a whole number between 0 and"),
+    ],
+)
+def test_options_that_are_refused(model, start, options, message):
+    with pytest.raises(ValueError, match=message):
+        edit_friendly(model.components, start, **options)
+
+
+def test_edits_skip_the_first_steps_of_their_source(model, run):
+    log = CallLog()
+    edits = model.counting(log).edit(run, ["a dog on the beach", "a hat on the beach"], **NO_INJECTION)
+    assert log.rows == 3 + 4  # two steps are left; at the first of them all latents are equal
+    for edit in edits:
+        assert torch.equal(edit.latents[:3], run.latents[:3]) and not torch.equal(edit.latents[3], run.latents[3])
+
+
+def test_edits_take_over_the_noise_of_their_source(model, start):
+    """Into its own prompt: z leads to each of the source's latents but the last. Float32, 1e-3."""
+    run = edit_friendly(model.components, start, skip=0.25)
+    edit = model.edit(run, start.prompt, **NO_INJECTION)
+    assert distance(edit.latents[:-1], run.latents[:-1]) < 1e-3 < distance(edit.latents[-1], run.latents[-1])
+
+
+def test_targets_that_differ_in_skipped_steps_alone_are_one_row(model, run):
+    targets = [
+        make_targets(model.components, run, ["a dog on the beach"], EditOptions(cross_replace=c, self_replace=0))[0]
+        for c in (0, 0.2, 0.4)
+    ]
+    assert plan_batches(model.components, run, targets).rows == [[], [], [[0, 1, 2]], [[0, 1, 2]]]
+    first, *others = run_edits(model.components, run, targets)
+    assert all(torch.equal(first.latents, other.latents) for other in others)
+
+
+def test_an_edit_of_an_edit_follows_the_same_conditioning(model, run, tmp_path):
+    log = CallLog()
+    first = model.edit(run, "a dog on the beach")
+    assert first.conditioning is run.conditioning
+    second = model.counting(log).edit(first, "a dog on the grass", **NO_INJECTION)
+    assert log.rows == 2 * 2 and torch.equal(second.latents[:3], first.latents[:3])
+    first.save(tmp_path / "first.safetensors")
+    reopened = model.edit(model.open(tmp_path / "first.safetensors"), "a dog on the grass", **NO_INJECTION)
+    assert torch.equal(reopened.latents, second.latents)
+
+
+def test_noise_that_is_not_finite_is_an_error_of_the_step(model, start):
+    unet = torch.nn.Module()
+    unet.conv_in, unet.config = model.unet.conv_in, model.unet.config
+    unet.forward = lambda x, *rest: torch.full_like(x, torch.nan)
+    with pytest.raises(ValueError, match="the latents are not finite after step 1"):
+        edit_friendly(replace(model.components, unet=unet), start)
