@@ -24,7 +24,6 @@ extensions = [
 source_suffix = {".md": "myst-nb"}
 exclude_patterns = ["_build", "_static"]
 
-myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 smartquotes = False  # they would make a dash of --option
 nb_execution_mode = "off"

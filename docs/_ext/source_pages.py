@@ -1,9 +1,10 @@
-"""Sphinx extension: a link from a page to a file of the repository opens that file, with its lines numbered.
+"""Sphinx extension: links from pages to files of the repository, which open with numbered lines, and to the reference.
 
 In Markdown the link is relative, `[algebra](../minip2p/p2p/algebra.py)`, so it works wherever the page is read.
 """
 
 import html
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def is_link_to_page(node: nodes.Node) -> bool:
 
 
 def link_to_pages(app: Sphinx, doctree: nodes.document) -> None:
-    """Makes references of the downloads that MyST makes of links to files; keeps which files they name."""
+    """Turns MyST's downloads of linked files into references, and `minip2p.some.name` into one to the API reference."""
     linked: dict[str, set[str]] = app.env.__dict__.setdefault("linked_files", {})
     page = app.env.docname
     linked[page] = set()
@@ -39,6 +40,12 @@ def link_to_pages(app: Sphinx, doctree: nodes.document) -> None:
         reference = nodes.reference("", "", refuri=f"source/{name}.html", internal=True)
         reference += node.children
         node.replace_self(reference)
+    for literal in list(doctree.findall(nodes.literal)):
+        name = literal.astext().removesuffix("()")
+        if re.fullmatch(r"minip2p(\.\w+)+", name) and not isinstance(literal.parent, nodes.reference):
+            xref = addnodes.pending_xref("", refdomain="py", reftype="obj", reftarget=name, refdoc=page)
+            literal.replace_self(xref)
+            xref += literal
 
 
 def purge(app: Sphinx, env: Any, docname: str) -> None:

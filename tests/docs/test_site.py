@@ -1,13 +1,16 @@
 """The documentation's links, generated pages and tables agree with the repository."""
 
 import argparse
+import pkgutil
 import re
 import sys
 from dataclasses import fields
+from inspect import signature
 
 import pytest
 from paths import ROOT
 
+from minip2p import AttentionStore, Site
 from minip2p.evaluation.edit_benchmark import METHODS as BENCHMARK_METHODS
 from minip2p.inversion.methods import METHODS
 from minip2p.p2p.local_blend import LocalBlend
@@ -41,11 +44,10 @@ def generated():
 
 
 def anchors(page):
-    """The headings of a page as MyST names them, and its explicit targets."""
+    """The headings of a page as MyST and other readers of Markdown name them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
-    return slugs | set(re.findall(r"^\(([\w-]+)\)=$", text, flags=re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=page_id)
@@ -68,6 +70,12 @@ def test_tests_and_files_that_pages_name_exist(page):
         assert not name or f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}: no such test"
     for file in re.findall(r"`(minip2p/[\w/]+(?:\.py|/))`", text):
         assert (ROOT / file).exists(), f"{file}: no such file"
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=page_id)
+def test_names_of_the_package_that_pages_name_exist(page):
+    for name in re.findall(r"`(minip2p(?:\.\w+)+)(?:\(\))?`", page.read_text(encoding="utf-8")):
+        pkgutil.resolve_name(name)
 
 
 def test_every_page_is_in_the_table_of_contents():
@@ -101,12 +109,20 @@ def test_every_module_is_in_the_reference(generated):
 
 def test_tables_name_what_there_is():
     """Tables that list names of the code list them all."""
+    inversion = text_of("inversion.md").replace("1e-5", "1e-05").replace("2e-5", "2e-05")
     for name in METHODS:
-        assert f"| `{name}`" in text_of("inversion.md"), name
+        assert f"| `{name}`" in inversion, name
     for name in (*AXES, *RUN_OPTIONS):
         assert f"`{name}`" in text_of("sweeps.md"), name
-    for field in fields(LocalBlend):
-        assert f"`{field.name}`" in text_of("editing.md"), field.name
+    for method in METHODS.values():
+        for option, parameter in signature(method).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                assert re.search(rf"\| `{option}` \| `?{parameter.default:g}|\| `{option}` \| `False`", inversion), (
+                    option
+                )
+    for cls, page in ((LocalBlend, "editing.md"), (AttentionStore, "ablations.md"), (Site, "ablations.md")):
+        for field in fields(cls):
+            assert not field.init or f"`{field.name}`" in text_of(page), field.name
     for name in BENCHMARK_METHODS:
         assert f"| {name} |" in text_of("results.md") or name == "null-text", name
     assert f"`{FORMAT}`" in text_of("architecture.md")
