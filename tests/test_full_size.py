@@ -1,20 +1,19 @@
 """The official configurations at full size, with random weights, against diffusers and transformers: `make test-full`.
 
-They take some 15 GB of memory and minutes, so that `make test` leaves them out; small models of each family, through
-the whole pipeline, are in test_families.py.
+They take some 15 GB of memory and minutes, so `make test` leaves them out; small models of every family, through the
+whole pipeline, are in checkpoints/test_families.py.
 """
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from families import TOKENIZER
-from parity import SD15_VAE, check, on_meta, share_weights
-from test_official import UNETS
+from parity import OFFICIAL_UNETS, SD15_VAE, check, on_meta, share_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from minip2p.checkpoints.diffusers_folder import DiffusersFolder
+from minip2p.checkpoints.text_encoders import load_text
 from minip2p.config import UNetConfig, VAEConfig
-from minip2p.text.encoder import TextEncoder
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
@@ -39,39 +38,41 @@ CLIP_G = dict(
 )
 
 
-@pytest.mark.parametrize("family", UNETS)
+@pytest.mark.parametrize("family", OFFICIAL_UNETS)
 @torch.no_grad()
 def test_the_unet_at_full_size_is_diffusers(family):
-    """One set of tensors, shared by both; within 1e-4 of the output's deviation, float32."""
-    theirs = on_meta(UNet2DConditionModel, **UNETS[family])
-    ours = on_meta(UNet, UNetConfig.from_dict(dict(theirs.config)))
-    share_weights(ours, theirs)
-    c, g = ours.config, torch.Generator().manual_seed(0)
+    """With the same tensors; within 1e-4 standard deviations of the output, float32."""
+    expected_unet = on_meta(UNet2DConditionModel, **OFFICIAL_UNETS[family])
+    unet = on_meta(UNet, UNetConfig.from_dict(dict(expected_unet.config)))
+    share_weights(unet, expected_unet)
+    c, g = unet.config, torch.Generator().manual_seed(0)
     x = torch.randn(1, c.in_channels, 16, 24, generator=g)
     context = torch.randn(1, 77, c.cross_attention_dim, generator=g)
-    added = given = None
+    added_cond = added_cond_kwargs = None
     if c.addition_embed_type:
-        added = torch.randn(1, 1280, generator=g), torch.tensor([[128, 192, 0, 0, 128, 192]])
-        given = {"text_embeds": added[0], "time_ids": added[1]}
-    expected = theirs(x, torch.tensor([500]), context, added_cond_kwargs=given).sample
-    check(f"UNet {family}, full size, float32", ours(x, 500, context, added=added), expected, 1e-4)
+        added_cond = torch.randn(1, 1280, generator=g), torch.tensor([[128, 192, 0, 0, 128, 192]])
+        added_cond_kwargs = {"text_embeds": added_cond[0], "time_ids": added_cond[1]}
+    expected = expected_unet(x, torch.tensor([500]), context, added_cond_kwargs=added_cond_kwargs).sample
+    output = unet(x, 500, context, added_cond=added_cond)
+    check(f"UNet {family}, full size, float32", output, expected, 1e-4)
 
 
 @torch.no_grad()
 def test_the_vae_at_full_size_is_diffusers():
     """That of all families."""
-    theirs, ours = on_meta(AutoencoderKL, **SD15_VAE), on_meta(VAE, VAEConfig.from_dict(SD15_VAE))
-    share_weights(ours, theirs)
+    expected, vae = on_meta(AutoencoderKL, **SD15_VAE), on_meta(VAE, VAEConfig.from_dict(SD15_VAE))
+    share_weights(vae, expected)
     g = torch.Generator().manual_seed(0)
     picture, z = torch.rand(1, 3, 128, 192, generator=g) * 2 - 1, torch.randn(1, 4, 16, 24, generator=g)
-    check("VAE, encoder, float32", ours.encode(picture)[0], theirs.encode(picture).latent_dist.mean, 1e-4)
-    check("VAE, decoder, float32", ours.decode(z), theirs.decode(z).sample, 1e-4)
+    check("VAE, encoder, float32", vae.encode(picture)[0], expected.encode(picture).latent_dist.mean, 1e-4)
+    check("VAE, decoder, float32", vae.decode(z), expected.decode(z).sample, 1e-4)
 
 
-def encoder(kind, config, words, seed):
-    made = kind(CLIPTextConfig(**config, vocab_size=words, bos_token_id=words - 2, eos_token_id=words - 1))
-    share_weights(made, seed=seed)
-    return made
+def random_encoder(network_class, config, vocabulary, seed):
+    bos, eos = vocabulary - 2, vocabulary - 1
+    network = network_class(CLIPTextConfig(**config, vocab_size=vocabulary, bos_token_id=bos, eos_token_id=eos))
+    share_weights(network, seed=seed)
+    return network
 
 
 @pytest.mark.parametrize(
@@ -84,29 +85,23 @@ def encoder(kind, config, words, seed):
 )
 @torch.no_grad()
 def test_the_text_embedding_at_full_size_is_the_pipelines(tmp_path, family, first, second):
-    """From files that transformers wrote; of diffusers' encode_prompt. The vocabulary is the small model's."""
+    """From files that transformers wrote, against diffusers' encode_prompt. The vocabulary is the small model's."""
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
-    parts = {"tokenizer": tokenizer, "text_encoder": encoder(CLIPTextModel, first, len(tokenizer), 1)}
+    components = {"tokenizer": tokenizer, "text_encoder": random_encoder(CLIPTextModel, first, len(tokenizer), 1)}
     if second:
-        parts |= {"tokenizer_2": tokenizer}
-        parts |= {"text_encoder_2": encoder(CLIPTextModelWithProjection, second, len(tokenizer), 2)}
-    for name, part in parts.items():
-        part.save_pretrained(tmp_path / name)
-    text = TextEncoder(DiffusersFolder(tmp_path), dtype=torch.float32)
-    words, pooled = text.split_pooled(text(PROMPTS))
+        network = random_encoder(CLIPTextModelWithProjection, second, len(tokenizer), 2)
+        components |= {"tokenizer_2": tokenizer, "text_encoder_2": network}
+    for name, component in components.items():
+        component.save_pretrained(tmp_path / name)
+    text, _ = load_text(DiffusersFolder(tmp_path), dtype=torch.float32)
+    embedding = text(PROMPTS)
+    absent = dict(unet=None, vae=None, scheduler=None)
     if second:
-        pipe = StableDiffusionXLPipeline(**parts, unet=None, vae=None, scheduler=None, add_watermarker=False)
-        expected, _, whole, _ = pipe.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=False)
-        check(f"{family}, the prompts as a whole, float32", pooled, whole, 1e-4)
+        pipe = StableDiffusionXLPipeline(**components, **absent, add_watermarker=False)
+        expected, _, pooled, _ = pipe.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=False)
+        check(f"{family}, pooled embedding, float32", embedding.pooled, pooled, 1e-4)
     else:
-        pipe = StableDiffusionPipeline(
-            **parts,
-            unet=None,
-            vae=None,
-            scheduler=None,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        absent |= dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        pipe = StableDiffusionPipeline(**components, **absent)
         expected, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
-    check(f"{family}, text, float32", words, expected, 1e-4)
+    check(f"{family}, text, float32", embedding.tokens, expected, 1e-4)

@@ -17,6 +17,7 @@ from families import (
 )
 from parity import OFFICIAL_UNETS, check
 from paths import ROOT
+from PIL import Image
 
 import minip2p
 from minip2p.baselines import MasaCtrl
@@ -25,6 +26,8 @@ from minip2p.p2p.batching import plan_batches
 from minip2p.p2p.editing import run_edits
 from minip2p.p2p.options import EditOptions
 from minip2p.p2p.targets import make_targets
+from minip2p.sampling.conditioning import ImageConditioning, inpainting_conditioning
+from minip2p.sampling.guidance import guided_noise, unet_rows
 from minip2p.sampling.sampler import sample
 from minip2p.sampling.settings import RunSettings
 
@@ -167,6 +170,41 @@ def test_inpainting_is_its_pipeline(family):
         strength=1.0,
     )
     check("inpainting, float32", run.latents[-1:], expected, 1e-3)
+
+
+def test_guidance_by_image_and_text_is_its_formula_and_runs_no_row_in_vain(family):
+    """On a real model: each prediction by itself, and their weighted sum, where a row whose weight is 0 is not run."""
+    components, counter = minip2p.load(family("InstructPix2Pix")[1]).components, RowCounter()
+    counted = replace(components, counter=counter)
+    x, channels = torch.randn(2, 4, 16, 16), torch.randn(1, 4, 16, 16)
+    empty, words = components.text(""), components.text(["a cat", "a dog"])
+    no_image, image = ImageConditioning(torch.zeros_like(channels)), ImageConditioning(channels)
+    eps_none = guided_noise(components, x, 500, empty, words, guidance_scale=0.0, image=no_image)
+    eps_image = guided_noise(components, x, 500, empty, words, guidance_scale=0.0, image=image)
+    eps_all = guided_noise(components, x, 500, words, words, guidance_scale=1.0, image=image)
+    for w, w_image, rows in (
+        (7.5, 1.5, 6),
+        (7.5, 1.0, 4),
+        (1.0, 1.0, 2),
+        (1.5, 1.5, 4),
+        (0.0, 1.5, 4),
+        (0.0, 1.0, 2),
+    ):
+        guiding, before = ImageConditioning(channels, w_image), counter.rows
+        noise = guided_noise(counted, x, 500, empty, words, guidance_scale=w, image=guiding)
+        expected = eps_none + w_image * (eps_image - eps_none) + w * (eps_all - eps_image)
+        torch.testing.assert_close(noise, expected, atol=1e-4, rtol=1e-4)
+        assert counter.rows - before == rows == unet_rows(2, w, image=guiding), (w, w_image)
+
+
+def test_a_transparent_pixel_of_an_inpainting_mask_is_black(family, tmp_path):
+    """As a file and as an image: white ink on transparent pixels."""
+    components, ink = minip2p.load(family("inpainting")[1]).components, Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+    ink.paste((255, 255, 255, 255), (8, 8, 24, 24))
+    ink.save(tmp_path / "ink.png")
+    masks = (ink, tmp_path / "ink.png")
+    a, b = (inpainting_conditioning(components, smooth_picture(), mask, "crop").channels for mask in masks)
+    assert torch.equal(a, b) and a[0, 0].sum() == 64
 
 
 @pytest.mark.parametrize("name", IMAGE_FAMILIES)

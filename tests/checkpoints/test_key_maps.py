@@ -69,8 +69,8 @@ def test_the_tensors_of_a_single_file_are_the_official_ones(family, open_single_
     used = set()
     for component, expected in data["folder"].items():
         tensors, location = file.tensors(component)
-        found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        assert found == {name.removeprefix("text_model."): shape for name, shape in expected.items()}, component
+        tensor_shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        assert tensor_shapes == {name.removeprefix("text_model."): shape for name, shape in expected.items()}, component
         assert location == file.location
         used |= set(file.original_names(component).values())
     unread = set(data["single"]) - used

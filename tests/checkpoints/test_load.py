@@ -288,17 +288,17 @@ def test_another_vae_that_does_not_state_its_scale_has_that_of_the_models_own(fa
 def test_of_several_files_with_a_vae_the_named_one_is_read(family, tmp_path):
     """Also through links, as in the hub's cache; without its configuration it is one clear line."""
     folder = copy_folder(family("SD 1")[1], tmp_path / "model")
-    own = folder / VAE_WEIGHTS
-    other = {name: t + 1 for name, t in load_file(own).items()}
+    weights = folder / VAE_WEIGHTS
+    other = {name: t + 1 for name, t in load_file(weights).items()}
     save_file(other, folder / "vae/diffusion_pytorch_model.non_ema.safetensors")
     model = minip2p.load(folder, vae=folder / "vae/diffusion_pytorch_model.non_ema.safetensors")
     assert torch.equal(model.vae.state_dict()["decoder.conv_in.bias"], other["decoder.conv_in.bias"])
     linked = tmp_path / "linked/vae"
     linked.mkdir(parents=True)
-    for name in ("config.json", own.name):
+    for name in ("config.json", weights.name):
         (linked / name).symlink_to(folder / "vae" / name)
-    assert same_tensors(minip2p.load(folder, vae=linked / own.name).vae, minip2p.load(folder).vae)
-    shutil.copy(own, tmp_path / "vae.safetensors")
+    assert same_tensors(minip2p.load(folder, vae=linked / weights.name).vae, minip2p.load(folder).vae)
+    shutil.copy(weights, tmp_path / "vae.safetensors")
     with pytest.raises(ValueError, match="has no VAE in the names of the original code; .* needs its config.json"):
         minip2p.load(folder, vae=tmp_path / "vae.safetensors")
 

@@ -131,14 +131,14 @@ def test_the_merged_weights_are_the_formula_and_the_model_does_not_change(family
     save_file(names(pairs), tmp_path / "a.safetensors")
     fingerprint, run = model.components.fingerprint, model.generate(PROMPT, steps=2)
     merged = model.merged(tmp_path / "a.safetensors", 0.7)
-    after, own = state(merged), state(model)
+    after, original = state(merged), state(model)
     changed = changed_names(before, after)
     assert len(changed) == len(pairs)
     assert_close(after, merged_by_hand(before, pairs, 0.7 * factor))
     assert merged.components.fingerprint != fingerprint
     assert not torch.equal(merged.generate(PROMPT, steps=2).latents, run.latents)
-    assert all(tensor.data_ptr() == own[name].data_ptr() for name, tensor in after.items() if name not in changed)
-    assert not changed_names(before, own)
+    assert all(tensor.data_ptr() == original[name].data_ptr() for name, tensor in after.items() if name not in changed)
+    assert not changed_names(before, original)
     assert fingerprint == minip2p.load(family("SD 1")[1]).components.fingerprint
     assert torch.equal(model.generate(PROMPT, steps=2).latents, run.latents)
 
