@@ -4,7 +4,7 @@ What generation, records and inversions compute is tested in tests/sampling and 
 """
 
 import inspect
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,12 +52,6 @@ def counted(model, log):
 # The facade
 
 
-def test_edit_takes_exactly_the_edit_options_with_their_defaults():
-    parameters = inspect.signature(Pipeline.edit).parameters.values()
-    keywords = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    assert keywords == {field.name: field.default for field in fields(EditOptions)}
-
-
 def test_record_has_the_defaults_of_an_edit_but_for_cross_replace():
     """A record keeps the cross-attention of all steps, since edits of any schedule may follow."""
     parameters = inspect.signature(Pipeline.record).parameters
@@ -67,10 +61,12 @@ def test_record_has_the_defaults_of_an_edit_but_for_cross_replace():
 
 
 def test_the_defaults_of_an_edit_are_the_papers():
-    """Cross .8 and self .4 (Hertz et al. 2022); self-attention at up to 32²; a blend's threshold .3, from .2 on."""
+    """Cross .8 and self .4 (Hertz et al. 2022); self-attention at up to 32²; a blend's threshold .3, from .2 on.
+
+    `tests/p2p/test_options.py` compares them with the signature of `Pipeline.edit`.
+    """
     options, blend = EditOptions(), LocalBlend("cat")
     assert (options.cross_replace, options.self_replace, options.self_max_queries) == (0.8, 0.4, 1024)
-    assert options.kind == "auto"
     assert (blend.threshold, blend.without_threshold, blend.start) == (0.3, 0.3, 0.2)
 
 
@@ -388,7 +384,11 @@ def test_an_edit_that_is_not_finite_names_the_step(model):
 @pytest.mark.parametrize(
     "target, options, message",
     [
-        (TARGETS[1], dict(kind="swap"), "a swap needs as many words in the target as in the source, which have 9 and 7"),
+        (
+            TARGETS[1],
+            dict(kind="swap"),
+            "a swap needs as many words in the target as in the source, which have 9 and 7",
+        ),
         (TARGETS[0], dict(kind="both"), "kind must be auto, swap or refine, not 'both'"),
         (TARGETS[0], dict(cross_replace={"cat": 0.5}), f"'cat' is not in the prompt '{TARGETS[0]}'"),
         (TARGETS[0], dict(cross_replace=2), "0 <= start <= end <= 1"),

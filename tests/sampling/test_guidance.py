@@ -205,3 +205,25 @@ def test_latents_that_are_not_finite_are_one_clear_line(bad):
     with pytest.raises(ValueError, match="the latents are not finite after step 3") as error:
         check_finite(components, x, 2)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("w", [0.0, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize("quantile", [0.0, 0.8])
+def test_guidance_of_the_shipped_model_is_the_formula_of_its_own_predictions(model, w, quantile):
+    """ε_u + w prox(ε_c − ε_u), where attention without effect changes ε_c alone. Float32, 1e-4."""
+
+    def zeros(q, k, v, site):
+        assert len(q) == 1
+        return torch.zeros_like(q)
+
+    x = torch.randn(1, 4, 8, 9, generator=torch.Generator().manual_seed(0))
+    uncond, cond = model.text("night"), model.text("a cat on the beach")
+    options = dict(guidance_scale=w, proximal_quantile=quantile)
+    for attend in (fused, zeros):
+        eps_uncond, eps_cond = model.unet(x, 500, uncond.tokens), model.unet(x, 500, cond.tokens, attend)
+        expected = eps_uncond + w * soft_threshold(eps_cond - eps_uncond, quantile)
+        for same_latents in (False, True):
+            eps = guided_noise(
+                model.components, x, 500, uncond, cond, attend=attend, same_latents=same_latents, **options
+            )
+            torch.testing.assert_close(eps, expected, rtol=0, atol=1e-4)

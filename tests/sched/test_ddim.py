@@ -14,6 +14,7 @@ from parity import check
 
 from minip2p.config import SchedulerConfig
 from minip2p.sched import DDIMScheduler, ddim_step, split_prediction
+from minip2p.sched.ddim import ddpm_std
 
 SD15 = dict(
     beta_start=0.00085,
@@ -216,3 +217,23 @@ def test_add_noise_takes_a_timestep_for_each_row():
 def test_the_last_step_may_end_at_alpha_cumprod_one(spacing):
     for steps in (1, 7, 50):
         assert scheduler(timestep_spacing=spacing, set_alpha_to_one=True).steps(steps)[-1].alpha_cumprod_prev == 1.0
+
+
+# DDPM steps
+
+
+@pytest.mark.parametrize("name", ["SD 1.5", "no offset, to one"])
+def test_a_step_with_noise_is_the_ddpm_step_of_diffusers(name):
+    """η = 1 with given noise, at every step. Float32, 1e-5."""
+    theirs = diffusers.DDIMScheduler(**CONFIGS[name])
+    theirs.set_timesteps(10)
+    x, predictions = random_latents(0, 2)
+    for step, t in zip(scheduler(**CONFIGS[name]).steps(10), theirs.timesteps, strict=True):
+        expected = theirs.step(predictions[0], t, x, eta=1.0, variance_noise=predictions[1]).prev_sample
+        actual = scheduler(**CONFIGS[name]).step(x, predictions[0], step, noise=predictions[1])
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_ddpm_std_by_hand():
+    """(1 − .8) / (1 − .5) · (1 − .5 / .8) = .4 · .375 = .15"""
+    assert ddpm_std(0.5, 0.8) == pytest.approx(math.sqrt(0.15))
