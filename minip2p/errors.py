@@ -5,6 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Any
 
 
@@ -36,10 +37,20 @@ def notice_printer() -> Callable[..., None]:
     return show
 
 
+def escape_unprintable() -> None:
+    """Lets stdout print a character that its encoding does not have as an escape, such as \\u732b, instead of failing.
+
+    A results line must not fail after the pictures have been written. stderr does this by default.
+    """
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def flush_stdout() -> None:
     """Flushes stdout. If that fails, redirects stdout to the null device, so that it does not fail again at exit."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as in a program without a console
+            sys.stdout.flush()
     except OSError:
         with open(os.devnull, "w") as null_device:
             os.dup2(null_device.fileno(), 1)
@@ -53,6 +64,7 @@ def run_guarded(work: Callable[[], None]) -> int:
     Other exceptions, which are bugs, are raised.
     """
     try:
+        escape_unprintable()
         with warnings.catch_warnings():
             warnings.showwarning = notice_printer()
             work()

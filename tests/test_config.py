@@ -128,11 +128,11 @@ def test_a_missing_file_is_named(tmp_path):
         (b"", "cannot be read as JSON"),
         (b"{", "cannot be read as JSON"),
         (b"[1]", "found list"),
-        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"\xff\xfe{", "config.json: is UTF-16 text; save it as UTF-8"),
         (b"[" * 200_000, "cannot be read as JSON"),
         (b'{"a": ' + b"1" * 6000 + b"}", "cannot be read as JSON"),
     ],
-    ids=["empty", "cut off", "a list", "no text", "too deep", "too many digits"],
+    ids=["empty", "cut off", "a list", "UTF-16", "too deep", "too many digits"],
 )
 def test_a_file_that_is_not_a_json_object_is_one_clear_line(tmp_path, content, message):
     path = tmp_path / "config.json"

@@ -7,7 +7,6 @@ and of diffusers and PEFT, old and new.
 Axes: r the rank, o outputs and i inputs of a layer.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from minip2p.checkpoints.components import Components
 from minip2p.checkpoints.key_maps import compvis_unet_key
 from minip2p.checkpoints.origin import CheckpointOrigin
-from minip2p.io.files import read_json
+from minip2p.io.files import parse_json, read_json
 from minip2p.io.tensors import WEIGHT_DTYPES, printable, read_metadata, read_tensors
 from minip2p.text.encoder import TextEncoder
 from minip2p.unet import UNet
@@ -147,8 +146,8 @@ def adapter_settings(file: Path) -> dict[str, Any]:
     if file.name == "adapter_model.safetensors" and config.is_file():
         return read_json(config)
     try:
-        settings = json.loads(read_metadata(file).get("lora_adapter_metadata", "{}"))
-    except (ValueError, RecursionError):
+        settings = parse_json(read_metadata(file).get("lora_adapter_metadata", "{}"), str(file))
+    except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: the lora_adapter_metadata in its metadata is not a JSON object")

@@ -14,7 +14,7 @@ from torch import Tensor
 from minip2p.checkpoints.files import CheckpointFiles
 from minip2p.checkpoints.strict import check_keys
 from minip2p.config import MAX_LAYERS, config_size
-from minip2p.io.files import read_json
+from minip2p.io.files import TOKENIZER_FILES, plain_text_folder, read_json
 from minip2p.text.encoder import ClipEncoder, TextEncoder
 from minip2p.validation import is_integer
 
@@ -95,10 +95,11 @@ def load_tokenizer(path: Path) -> Any:
     """The tokenizer in a folder. Raises ValueError with one line for a broken one."""
     from transformers import CLIPTokenizer
 
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # a broken vocabulary raises plain Exception
-        raise ValueError(f"{path}: cannot be read as a tokenizer ({one_line(error)})") from None
+    with plain_text_folder(path, TOKENIZER_FILES) as folder:
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # a broken vocabulary raises plain Exception
+            raise ValueError(f"{path}: cannot be read as a tokenizer ({one_line(error)})") from None
     size: Any = read_json(path / "tokenizer_config.json").get("model_max_length")
     if not is_integer(size) or not 2 < size < 2**16:
         raise ValueError(f"{path / 'tokenizer_config.json'}: model_max_length is {size}, not a number of tokens")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn, TypeAlias
 
-from minip2p.errors import fail, run_guarded
+from minip2p.errors import escape_unprintable, fail, run_guarded
 
 EPILOG = """output files:
   -o FOLDER    into the folder, which is created if needed; the names start with the prompt and the seed
@@ -330,6 +330,7 @@ def add_model_options(sub: Parser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0; 2 after an error, which is one line on stderr; 130 after Ctrl-C."""
+    escape_unprintable()
     args = parser().parse_args(argv)
 
     def work() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-
 # The text files of a tokenizer, which transformers reads.
 TOKENIZER_FILES = (
     "vocab.json",

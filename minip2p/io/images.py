@@ -4,15 +4,17 @@ Axes: 3 H W: an image as an RGB tensor in [-1, 1]; H W: a mask in [0, 1], both i
 A `size` is (rows, columns), as tensors have it; Pillow's `Image.size` is (columns, rows).
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from minip2p.io.decode import UnreadableImageError, decode
+from minip2p.io.icc import to_srgb
 
 
 def read_mask(mask: Any) -> Tensor:
@@ -34,43 +36,55 @@ def read_mask(mask: Any) -> Tensor:
 
 
 def read_image(path: str | Path, background: str = "white") -> Image.Image:
-    """Reads an image file as RGB.
+    """Reads an image file as upright RGB in sRGB, 8 bits a channel, as `to_rgb` describes.
 
-    Applies the EXIF orientation, lays transparent pixels on `background`, and rounds 16 bits to 8. Of a file with
-    several frames it reads the first. Raises FileNotFoundError or ValueError with one line that names the file.
+    Of a file with several pictures it reads the main one. An image of more than 90 million pixels is reduced by a
+    whole factor. Raises FileNotFoundError or ValueError with one line that names the file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: {'a folder, not an image' if path.is_dir() else 'no such file'}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # A file of a few kilobytes may unpack into more memory than there is. Pillow warns above 89 million pixels.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return to_rgb(image, background)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image that Pillow can read") from None
+        return to_rgb(decode(path), background, str(path))
+    except UnreadableImageError as error:
+        raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # the decoders raise errors of many types for broken files
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """A Pillow image of any mode and EXIF orientation -> upright RGB, 8 bits a channel.
+def to_rgb(image: Image.Image, background: str = "white", name: str = "an image") -> Image.Image:
+    """A Pillow image of any mode and EXIF orientation -> upright RGB in sRGB, 8 bits a channel.
 
-    Raises ValueError for floating-point pixels (mode "F"), as their value for white is unknown.
+    Converts from the image's colour profile to sRGB, and lays transparent pixels on `background`. Grey images of 12 and
+    16 bits are rounded to 8; of colours of 16 bits Pillow keeps the upper 8. name: what a Notice calls the image.
+    Raises ValueError for floating-point pixels (mode "F") and for 32-bit numbers, as their value for white is unknown.
     """
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = to_8_bits(image)
+    if not image.has_transparency_data:
+        return to_srgb(image, name)
+    rgba = image.convert("RGBA")
+    if image.info.get("icc_profile"):
+        alpha = rgba.getchannel("A")
+        rgba = to_srgb(image.convert("L") if image.mode == "LA" else rgba.convert("RGB"), name).convert("RGBA")
+        rgba.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), rgba).convert("RGB")
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits, which Pillow may hold in its 32-bit mode, rounded to 8: mode "L" of modes "I…".
+
+    Raises ValueError for mode "F", and for numbers of more than 16 bits.
+    """
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers")
-    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow may hold them in its 32-bit mode
-        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
-    return image.convert("RGB")
+        raise ValueError("its pixels are floating-point numbers, whose white is unknown; convert it to 16 bits")
+    values = np.asarray(image, dtype=np.int64).clip(min=0)
+    if values.size and values.max() > 65535:
+        raise ValueError("its pixels are numbers of more than 16 bits, whose white is unknown; convert it to 16 bits")
+    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    grey.info = dict(image.info)
+    return grey
 
 
 def fit_image(image: Any, size: tuple[int, int], fit: str = "crop") -> Tensor:

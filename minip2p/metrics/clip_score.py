@@ -10,8 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minip2p.io.files import TOKENIZER_FILES, plain_text_folder
 from minip2p.io.images import to_pil
 from minip2p.io.tensors import fingerprint
+
+CONFIG_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)  # of a CLIP, next to its tokenizer's
 
 
 class ClipScore:
@@ -27,14 +34,16 @@ class ClipScore:
                 f"{folder}: no CLIP; its folder has model.safetensors, config.json, "
                 "preprocessor_config.json and a tokenizer"
             )
-        from transformers import CLIPModel, CLIPProcessor
+        from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
-        try:
-            self.processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-            load: Any = CLIPModel.from_pretrained
-            model, info = load(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
-        except Exception as error:  # transformers' errors have no common class, and their texts may fill pages
-            raise ValueError(f"{folder}: cannot be read as a CLIP ({' '.join(str(error).split())[:200]})") from None
+        with plain_text_folder(Path(folder), (*TOKENIZER_FILES, *CONFIG_FILES)) as texts:
+            try:
+                self.processor: Any = CLIPProcessor.from_pretrained(texts, local_files_only=True)
+                load: Any = CLIPModel.from_pretrained
+                options = dict(config=CLIPConfig.from_pretrained(texts), local_files_only=True, use_safetensors=True)
+                model, info = load(folder, output_loading_info=True, **options)
+            except Exception as error:  # transformers' errors have no common class, and their texts may fill pages
+                raise ValueError(f"{folder}: cannot be read as a CLIP ({' '.join(str(error).split())[:200]})") from None
         if bad_keys := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
             raise ValueError(
                 f"{folder}: {bad_keys[0]} is missing or has another shape; and {len(bad_keys) - 1} more weights"

@@ -1,7 +1,6 @@
 """Writes the tiny model as a folder of the official Stable Diffusion layout, which minip2p and diffusers both open."""
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def export_model(
         copy.deepcopy(unet).half(), half_vae, encoders, {"tokenizer": TOKENIZER}, scheduler, defaults
     ).write(folder)
     config = folder / "text_encoder/config.json"
-    write_json(config, json.loads(config.read_text()) | {"dtype": "float32", "torch_dtype": "float32"})
+    write_json(config, read_json(config) | {"dtype": "float32", "torch_dtype": "float32"})
 
 
 def trained_steps(folder: Path) -> dict[str, int]:

@@ -6,7 +6,6 @@ Its weights come with the package. `python -m minip2p.tiny.judge_train` trains n
 Axes: b batch, H W height and width of a picture, n objects, k classes.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minip2p.checkpoints.strict import load_module
-from minip2p.io.files import shipped_weights, write_json
+from minip2p.io.files import read_json, shipped_weights, write_json
 from minip2p.io.tensors import write_tensors
 from minip2p.metrics.image import iou
 from minip2p.tiny.judge_network import JudgeConfig, JudgeNetwork
@@ -165,7 +164,7 @@ class Judge:
         for file in ("config.json", "judge.safetensors"):
             if not (path / file).is_file():
                 raise ValueError(f"no {file} in {path}: train the judge with python -m minip2p.tiny.judge_train")
-        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        values = read_json(path / "config.json")
         if odd := sorted(values.keys() ^ {field.name for field in fields(JudgeConfig)}):
             raise ValueError(f"{path / 'config.json'}: missing or unknown: {', '.join(odd)}")
         config = JudgeConfig(**{name: tuple(value) for name, value in values.items()})

@@ -1,0 +1,130 @@
+"""Decoding picture files: all formats that Pillow reads, HEIC through pillow-heif, and photographs of any size."""
+
+import math
+import threading
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# A file of a few kilobytes may unpack into more memory than there is. Phones make pictures of 200 million pixels.
+MAX_PIXELS = 2**28
+TOO_MANY_PIXELS = f"has more than {MAX_PIXELS:,} pixels; scale it down first"
+# A larger picture is reduced by a whole factor while it is read. The models take a hundredth of this.
+MAX_DECODED_PIXELS = 90_000_000
+OPENING = threading.Lock()  # held while Pillow's limit of pixels is changed
+
+# What the first bytes of a file say of formats that Pillow may not read.
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
+JPEG_XL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
+# TIFF tags.
+NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, DNG_VERSION = 254, 258, 50706
+
+
+class UnreadableImageError(ValueError):
+    """Why a file is not a picture that can be read: the rest of a line that begins with the file's name."""
+
+
+def decode(path: Path) -> Image.Image:
+    """The main picture of a file, upright, as Pillow holds it: with at most `MAX_DECODED_PIXELS` pixels.
+
+    Of a file with several frames it is the first, or the one that the file calls its primary picture.
+    Raises UnreadableImageError, and the errors of many types that the decoders raise for broken files.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL|pillow_heif")
+        try:
+            # Not by its name: Pillow 13.0 maps a named TIFF into memory, and shears a grey one that is to be rotated.
+            with path.open("rb") as file, open_file(file) as image:
+                check_size(image.size)
+                refuse_thumbnail(image)
+                factor = reducing_factor(image.size)
+                if factor > 1:  # JPEG files are decoded at 1/2, 1/4 or 1/8, which takes less memory and time
+                    image.draft(None, (image.width // factor, image.height // factor))
+                image.load()
+                image = widen_12_bits(image)
+        except UnidentifiedImageError:
+            image = decode_unidentified(path)
+        except Image.DecompressionBombError:
+            raise UnreadableImageError(TOO_MANY_PIXELS) from None
+        ImageOps.exif_transpose(image, in_place=True)
+        return reduced(image, reducing_factor(image.size))
+
+
+def open_file(file: BinaryIO) -> Image.Image:
+    """`Image.open` with `MAX_PIXELS` in the place of Pillow's limit, which is lower than a phone's pictures."""
+    with OPENING:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns beyond this, and raises an error beyond its double
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises UnreadableImageError for more than `MAX_PIXELS` pixels."""
+    if math.prod(size) > MAX_PIXELS:
+        raise UnreadableImageError(TOO_MANY_PIXELS)
+
+
+def refuse_thumbnail(image: Image.Image) -> None:
+    """Raises UnreadableImageError for the raw file of a camera, of which Pillow shows the thumbnail."""
+    tags = getattr(image, "tag_v2", {})
+    if DNG_VERSION in tags or tags.get(NEW_SUBFILE_TYPE, 0) & 1:
+        raise UnreadableImageError(
+            "a camera's raw file, of which only the thumbnail can be read; export it as JPEG or PNG"
+        )
+
+
+def widen_12_bits(image: Image.Image) -> Image.Image:
+    """A grey TIFF of 12 bits scaled to 16, as Pillow returns numbers up to 4095; other pictures as they are."""
+    if getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE) != (12,) or image.mode != "I;16":
+        return image
+    values = np.asarray(image)
+    wide = Image.fromarray(values << 4 | values >> 8)
+    wide.info = image.info | {"exif": image.getexif().tobytes()}
+    return wide
+
+
+def reducing_factor(size: tuple[int, int]) -> int:
+    """The smallest whole factor by which a picture of this size has to be reduced."""
+    return math.ceil(math.sqrt(math.prod(size) / MAX_DECODED_PIXELS))
+
+
+def reduced(image: Image.Image, factor: int) -> Image.Image:
+    """The picture with one pixel for each `factor` × `factor` of its pixels, their mean."""
+    if factor <= 1:
+        return image
+    if image.mode in ("1", "P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode.startswith("I;"):
+        image = image.convert("I")
+    return image.reduce(factor)
+
+
+def decode_unidentified(path: Path) -> Image.Image:
+    """The picture of a file that Pillow alone does not know.
+
+    Raises UnreadableImageError, which names the format, and what reads it, if they are known.
+    """
+    with path.open("rb") as file:
+        start = file.read(64)
+    brands = {start[n : n + 4] for n in range(8, 64, 4)} if start[4:8] == b"ftyp" else set()
+    if brands.intersection(AVIF_BRANDS):
+        raise UnreadableImageError("an AVIF picture, which this Pillow cannot read: pip install -U pillow")
+    if start.startswith(JPEG_XL_STARTS):
+        raise UnreadableImageError("a JPEG XL picture, which Pillow cannot read; export it as JPEG or PNG")
+    if not brands.intersection(HEIC_BRANDS):
+        raise UnreadableImageError("not an image that Pillow can read")
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UnreadableImageError("a HEIC picture, which needs pillow-heif: pip install pillow-heif") from None
+    heif = pillow_heif.open_heif(path)
+    check_size(heif.size)
+    picture: Image.Image = heif.to_pillow()
+    return picture

@@ -1,0 +1,97 @@
+"""How a command reports what went wrong: one line on stderr, and an exit status."""
+
+import errno
+import io
+import subprocess
+import sys
+import warnings
+
+import pytest
+from paths import ROOT
+
+from minip2p.errors import Notice, fail, run_guarded
+
+
+def outcome(capsys, work):
+    status = run_guarded(work)
+    return status, capsys.readouterr().err
+
+
+def raising(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    "error, status, line",
+    [
+        (ValueError("x.png:\n  is broken"), 2, "minip2p: error: x.png: is broken\n"),
+        (FileNotFoundError("x: no such file"), 2, "minip2p: error: x: no such file\n"),
+        (OSError(errno.ENOSPC, "No space left", "x"), 2, "minip2p: error: x: No space left\n"),
+        (MemoryError(), 2, "minip2p: error: there is not enough memory; try a smaller --size\n"),
+        (RuntimeError("not enough memory: you tried"), 2, "minip2p: error: there is not enough memory; try a smaller "),
+        (KeyboardInterrupt(), 130, "minip2p: interrupted\n"),
+        (BrokenPipeError(), 0, ""),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(capsys, error, status, line):
+    result, text = outcome(capsys, raising(error))
+    assert result == status and text.startswith(line) and text.count("\n") == (line != "")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), TypeError("x"), KeyError("x"), AssertionError()])
+def test_a_bug_is_not_hidden(error):
+    with pytest.raises(type(error)):
+        run_guarded(raising(error))
+
+
+def test_notices_are_one_line_each_and_printed_once(capsys):
+    def work():
+        for text in ("the first\n notice", "the first notice", "the second"):
+            warnings.warn(text, Notice, stacklevel=1)
+        warnings.warn("of a library", DeprecationWarning, stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        status, text = outcome(capsys, work)
+    first, second, *other = text.splitlines()
+    assert status == 0 and first == "minip2p: warning: the first notice" and second == "minip2p: warning: the second"
+    assert "DeprecationWarning: of a library" in other[0]
+
+
+def test_fail_prints_one_line(capsys):
+    assert fail("a\nb", 3) == 3 and capsys.readouterr().err == "minip2p: error: a b\n"
+
+
+@pytest.mark.parametrize(
+    "encoding, expected", [("ascii", rb"\u732b \xe9 a"), ("cp1252", b"\\u732b \xe9 a"), ("utf-8", "猫 é a".encode())]
+)
+def test_a_character_that_stdout_does_not_have_is_printed_as_an_escape(monkeypatch, encoding, expected):
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding))
+    assert run_guarded(lambda: print("猫 é a")) == 0
+    assert out.getvalue().strip() == expected
+
+
+@pytest.mark.parametrize("stdout", [None, io.StringIO()])
+def test_a_stdout_that_is_no_stream_of_bytes_is_left_alone(monkeypatch, stdout):
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert run_guarded(lambda: None) == 0
+
+
+def test_names_that_are_no_text_are_printed_byte_by_byte_where_stdout_allows_it(monkeypatch):
+    """Python opens stdout so in the locale C, so that the name of every file can be printed."""
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "utf-8", "surrogateescape"))
+    assert run_guarded(lambda: print("caf\udce9.png")) == 0 and out.getvalue().strip() == b"caf\xe9.png"
+
+
+def test_pictures_with_a_name_that_stdout_does_not_have_are_listed(tmp_path):
+    """The picture used to be written, and then the command ended with status 2 and without its name."""
+    command = [sys.executable, "-m", "minip2p", "generate", "a cat", "--steps", "1", "-o", str(tmp_path / "猫.png")]
+    environment = {"PATH": "", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"") and (tmp_path / "猫.png").exists()
+    assert done.stdout.decode("ascii").strip() == f"{tmp_path}/\\u732b.png"
