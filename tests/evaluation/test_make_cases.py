@@ -1,4 +1,4 @@
-"""How the cases that ship are made: each changes what its kind names, and nothing else."""
+"""How the cases that ship are built: each changes what its kind names, and nothing else."""
 
 import json
 
@@ -49,9 +49,9 @@ def test_the_words_and_expected_objects_of_a_case_are_the_committed_ones(sprites
     fields = json.loads((ROOT / "weights" / "bench" / "mapping_file.json").read_text(encoding="utf-8"))
     for number, kind in enumerate(KINDS):
         committed = fields[f"{number:03}"]
-        _, made = make_case(kind, 0, sprites)
-        for name in made.keys() - {"mask", "kept"}:
-            assert made[name] == committed[name], (kind, name)
+        _, fields = make_case(kind, 0, sprites)
+        for name in fields.keys() - {"mask", "kept"}:
+            assert fields[name] == committed[name], (kind, name)
 
 
 def test_written_cases_can_be_read(sprites, tmp_path):

@@ -131,11 +131,11 @@ def test_the_four_targets_of_a_swap(model):
     targets = swap_targets(model, start, ("a dog", "cat", "dog"))
     source, target = model.text.prompt("a cat"), model.text.prompt("a dog")
     taus = (0.0, 0.0), (0.8, 0.4), (0.8, 0.8), (0.8, 0.8)
-    for made, (cross, self_) in zip(targets, taus, strict=True):
+    for target, (cross, self_) in zip(targets, taus, strict=True):
         plan = plan_edit(source, target, 10, EditOptions(cross_replace=cross, self_replace=self_))
-        assert [made.plan.at(i).cache_key for i in range(10)] == [plan.at(i).cache_key for i in range(10)]
+        assert [target.plan.at(i).cache_key for i in range(10)] == [plan.at(i).cache_key for i in range(10)]
     blend = targets[3].blend_state.blend
-    assert [made.blend_state for made in targets[:3]] == [None] * 3
+    assert [target.blend_state for target in targets[:3]] == [None] * 3
     assert (blend.source, blend.target, blend.pool) == (("cat",), ("dog",), False)
 
 

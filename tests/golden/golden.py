@@ -113,7 +113,10 @@ def edits(pipe: Any) -> Iterator[tuple[str, Callable[[], Result]]]:
         yield name, lambda s=source, t=target, o=options: pipe.edit(s, t, **o)
         if name in ("swap", "refine", "ramps", "sites", "region", "blend, soft and gradual"):
             yield f"{name}, explicit", lambda s=source, t=target, o=options: pipe.edit(s, t, explicit=True, **o)
-    yield "the source of an edit", lambda: pipe.edit(CAT, TIGER, seed=4, steps=STEPS, self_replace=0.2).source_run.finish()
+    yield (
+        "the source of an edit",
+        lambda: pipe.edit(CAT, TIGER, seed=4, steps=STEPS, self_replace=0.2).source_run.finish(),
+    )
     yield "edit of an edit", lambda: pipe.edit(pipe.edit(run, TIGER), "a lion on the beach")
     blended = pipe.edit(run, TIGER, local_blend=("cat", "tiger"))
     yield "the mask of a blend", lambda: blended.blend_mask
@@ -140,12 +143,12 @@ def other_attention(pipe: Any) -> Iterator[tuple[str, Callable[[], Result]]]:
 
 
 def records(pipe: Any, work: Path) -> Iterator[tuple[str, Callable[[], Result]]]:
-    kept = pipe.record(CAT, seed=1, steps=STEPS)
+    recorded = pipe.record(CAT, seed=1, steps=STEPS)
     part = pipe.record(CAT, seed=1, steps=STEPS, cross_replace=0.5, self_replace=(0.1, 0.3), dtype=torch.float16)
     file = work / "cat.safetensors"
     pipe.record(CAT, seed=1, steps=STEPS, file=file)
-    yield "record", lambda: kept
-    yield "edit of a record", lambda: pipe.edit(kept, TIGER)
+    yield "record", lambda: recorded
+    yield "edit of a record", lambda: pipe.edit(recorded, TIGER)
     yield "edit of a partial float16 record", lambda: pipe.edit(part, TIGER, self_replace=0.8)
     yield "run file", lambda: pipe.open(file)
     yield "edit of a run file", lambda: pipe.edit(pipe.open(file), [TIGER, "a lion on the beach"])
@@ -260,19 +263,19 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--work", type=Path, default=Path("out/golden"), help="folder for intermediate files")
     options = parser.parse_args()
-    found = {}
+    hashes = {}
     expected = json.loads(options.file.read_text()) if options.action == "compare" else None
     for name, compute in goldens(minip2p.load(), options.work):
-        found[name] = digest(compute())
-        if expected is not None and expected.get(name) != found[name]:
+        hashes[name] = digest(compute())
+        if expected is not None and expected.get(name) != hashes[name]:
             print(f"differs: {name}", flush=True)
     if expected is None:
-        options.file.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{options.file}: {len(found)} results")
+        options.file.write_text(json.dumps(hashes, indent=1) + "\n")
+        print(f"{options.file}: {len(hashes)} results")
         return 0
-    equal = sum(expected.get(name) == value for name, value in found.items())
+    equal = sum(expected.get(name) == value for name, value in hashes.items())
     print(f"{equal} of {len(expected)} results equal to the bit")
-    return 0 if equal == len(expected) == len(found) else 1
+    return 0 if equal == len(expected) == len(hashes) else 1
 
 
 if __name__ == "__main__":
