@@ -73,7 +73,7 @@ class SourceGuided:
             return inner(q, k, v, site)
 
         components = run.components
-        words = components.text(run.prompt)
+        words = components.text(run.prompt, run.clip_skip)
         guided_noise(
             components,
             run.latents[step : step + 1].to(components.device),

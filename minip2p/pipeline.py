@@ -118,6 +118,7 @@ class Pipeline:
         guidance_scale: float | None = RunSettings.guidance_scale,
         size: tuple[int, int] | None = RunSettings.size,
         negative_prompt: str = RunSettings.negative_prompt,
+        clip_skip: int = RunSettings.clip_skip,
         latents: Tensor | None = RunSettings.latents,
         attend: Attend = RunSettings.attend,
     ) -> Trajectory:
@@ -125,12 +126,13 @@ class Pipeline:
 
         seed: of the noise; the same seed gives the same picture. steps: of DDIM. guidance_scale: w of classifier-free
         guidance; None is the model's own. size: rows and columns of the picture in pixels; None is the model's own.
-        negative_prompt: what the picture should not show. latents: the initial noise itself, 1 c h w, which also
-        sets the size. attend: the attention of the conditional rows; if it has a method `at(step)`, that is called for
-        each step's attention.
+        negative_prompt: what the picture should not show. clip_skip: n reads the text encoder n − 1 layers before the
+        model's own layer, as A1111's web UI counts (diffusers' `clip_skip` is n − 1). latents: the initial noise
+        itself, 1 c h w, which also sets the size. attend: the attention of the conditional rows; if it has a method
+        `at(step)`, that is called for each step's attention.
         Raises ValueError for what the model cannot take.
         """
-        settings = RunSettings(seed, steps, guidance_scale, size, negative_prompt, latents, attend)
+        settings = RunSettings(seed, steps, guidance_scale, size, negative_prompt, clip_skip, latents, attend)
         return sample(self.components, self.prepare(prompt, settings), progress_bar)
 
     @overload
@@ -232,6 +234,7 @@ class Pipeline:
         steps: int = RunSettings.steps,
         guidance_scale: float | None = RunSettings.guidance_scale,
         negative_prompt: str = RunSettings.negative_prompt,
+        clip_skip: int = RunSettings.clip_skip,
         vae_refine_steps: int = 0,
         **options: Any,
     ) -> Trajectory:
@@ -241,14 +244,18 @@ class Pipeline:
         shows. method: one of `minip2p.inversion.methods.METHODS`, with its own options. size: rows and columns that the
         picture is scaled to; None is the model's own size. fit: "crop" or "stretch". vae_refine_steps: so many updates
         of the latents bring the decoded picture nearer to the photograph (`inversion.encode.refine_latents`; 20 do
-        much).
+        much). clip_skip: as for `generate`.
         Raises ValueError for what the model cannot take.
         """
         invert = get_method(method, options)
         photo = load_photo(self.components, picture, size, fit)
         latents = encode_photo(self.components, photo[None], vae_refine_steps)
         settings = RunSettings(
-            steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, latents=latents
+            steps=steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            clip_skip=clip_skip,
+            latents=latents,
         )
         return invert(self.components, self.prepare(prompt, settings), progress_bar, **options)
 
@@ -319,9 +326,10 @@ class Pipeline:
             raise ValueError(f"a record has a torch dtype and a budget in bytes, not {dtype!r} and {budget!r}")
         origin = self.resolve_source(source, settings)
         SiteFilter.validate(sites, self.unet.heads)
+        skip_steps = origin.conditioning.skip_steps
         policy = CachePolicy(
-            step_range("cross_replace", cross_replace, origin.steps + 1),
-            step_range("self_replace", self_replace, origin.steps),
+            step_range("cross_replace", cross_replace, origin.steps + 1, skip_steps),
+            step_range("self_replace", self_replace, origin.steps, skip_steps),
             self_max_queries,
             sites,
         )

@@ -450,3 +450,42 @@ def test_a_changed_copy_of_a_pipeline_is_another_model(model, short):
 
 def replace_scheduler(scheduler):
     return type(scheduler)(scheduler.config)
+
+
+# Clip skip
+
+
+def test_clip_skip_belongs_to_the_run_its_edits_its_maps_and_its_file(model, tmp_path):
+    """All that follows from a run reads its prompts at the same layer of the text encoder."""
+    options = {**SHORT, "negative_prompt": "fog"}
+    run, plain = model.generate(SOURCE, **options, clip_skip=2), model.generate(SOURCE, **options)
+    assert run.clip_skip == 2 and not same_latents(run, plain)
+    assert same_latents(plain, model.generate(SOURCE, **options, clip_skip=1))
+    run.save(tmp_path / "run.safetensors")
+    opened = model.open(tmp_path / "run.safetensors")
+    edited = model.edit(run, TARGETS[0])
+    assert opened.clip_skip == edited.clip_skip == 2 and same_latents(model.edit(opened, TARGETS[0]), edited)
+    assert same_latents(model.edit(SOURCE, TARGETS[0], **options, clip_skip=2), edited)
+    recorded = model.record(SOURCE, **options, clip_skip=2)
+    assert recorded.clip_skip == 2 and same_latents(recorded, run)
+    assert torch.equal(opened.maps("cat"), run.maps("cat"))
+    assert not torch.equal(replace(run, clip_skip=1).maps("cat"), run.maps("cat"))
+    assert not same_latents(model.edit(replace(run, clip_skip=1), TARGETS[0]), edited)
+
+
+@pytest.mark.parametrize("method", ["ddim", "negative-prompt", "null-text", "edit-friendly"])
+def test_clip_skip_reaches_every_inversion(model, method):
+    latents = model.generate(SOURCE, **SHORT).picture
+    options = {"num_inner_steps": 1} if method == "null-text" else {}
+    run, plain = (model.invert(latents, SOURCE, method=method, steps=2, clip_skip=n, **options) for n in (2, 1))
+    assert run.clip_skip == 2
+    if method == "edit-friendly":  # its latents do not depend on the model, its noise does
+        assert not torch.equal(run.conditioning.variance_noise, plain.conditioning.variance_noise)
+    else:
+        assert not same_latents(run, plain)
+
+
+def test_clip_skip_beyond_the_text_encoder_is_one_line(model):
+    message = "clip_skip must lie between 1, which skips nothing, and 3 for this model's text encoder, and is 4"
+    with pytest.raises(ValueError, match=message):
+        model.generate(SOURCE, clip_skip=4)

@@ -28,7 +28,7 @@ def ddim_inversion(components: Components, start: RunStart, progress: Progress =
     The model is evaluated at the time step that the inversion step leads to, as in the published code, so that sampling
     evaluates it at the same time steps.
     """
-    words = components.text(start.prompt)
+    words = components.text(start.prompt, start.clip_skip)
     latents = [start.noise.to(components.device)]
     for i, step in enumerate(progress(list(reversed(components.scheduler.steps(start.steps))))):
         eps = guided_noise(components, latents[-1], step.t, words, words, guidance_scale=1.0)

@@ -39,7 +39,8 @@ def edit_friendly(
     eps = torch.randn(len(steps), *x0.shape[1:], generator=generator).to(x0)
     noised = scheduler.add_noise(x0, eps, torch.tensor([step.t for step in steps]))
     latents, noise = torch.cat([noised, x0]), torch.zeros_like(eps)
-    words, negative = components.text(start.prompt), components.text.encode_negative(start.negative_prompt)
+    words = components.text(start.prompt, start.clip_skip)
+    negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
     for i, step in enumerate(progress(steps[:-1])):
         x = latents[i : i + 1]
         prediction = guided_noise(components, x, step.t, negative, words, guidance_scale=start.guidance_scale)

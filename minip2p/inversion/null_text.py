@@ -64,8 +64,8 @@ def null_text(
     ):
         check_number(name, number)
     start = replace(start, noise=start.noise.clone())
-    pivots, words = ddim_inversion(components, start, progress), components.text(start.prompt)
-    embedding = components.text.encode_negative(start.negative_prompt).to(torch.float32)
+    pivots, words = ddim_inversion(components, start, progress), components.text(start.prompt, start.clip_skip)
+    embedding = components.text.encode_negative(start.negative_prompt, start.clip_skip).to(torch.float32)
     x = pivots[:1]
     latents, embeddings, diverged = [x], [], []
     for i, step in enumerate(progress(components.scheduler.steps(start.steps))):

@@ -34,8 +34,8 @@ def edit_reference(
     start: the source. prompt: the target. Returns the last latents of the source and of the target, 1 c h w.
     """
     (target,) = make_targets(components, start, [prompt], options or EditOptions())
-    source_text, target_text = components.text(start.prompt), components.text(prompt)
-    negative = components.text.encode_negative(start.negative_prompt)
+    source_text, target_text = (components.text(text, start.clip_skip) for text in (start.prompt, prompt))
+    negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
     w = start.guidance_scale
     x = x_edit = start.noise.to(components.device, copy=True)  # both start from the same noise
     for i, step in enumerate(components.scheduler.steps(start.steps)):
@@ -80,7 +80,7 @@ def run_edits(
     source = SourceRun(components, origin)
     plan = plan_batches(components, origin, targets, share=not is_custom)
     batch = len(targets) if is_custom else batch
-    texts = {target.prompt: components.text(target.prompt) for target in targets}
+    texts = {target.prompt: components.text(target.prompt, origin.clip_skip) for target in targets}
     latents = [[source.latents[0]] for _ in targets]
     for i, step in enumerate(progress(components.scheduler.steps(origin.steps))):
         if i < conditioning.skip_steps:
@@ -129,6 +129,7 @@ def run_edits(
             origin.seed,
             conditioning,
             attend,
+            clip_skip=origin.clip_skip,
             blend_mask=target.blend_mask,
             source_run=source,
         )

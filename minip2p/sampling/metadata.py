@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from minip2p.sampling.settings import RunSettings
 from minip2p.sampling.trajectory import Trajectory
 
 
@@ -26,6 +27,8 @@ def parameters(run: Trajectory, **more: Any) -> str:
     settings: dict[str, Any] = {"Steps": run.steps, "Sampler": "DDIM", "CFG scale": run.guidance_scale}
     if run.seed is not None:  # a photograph and given latents have none
         settings["Seed"] = run.seed
+    if run.clip_skip != RunSettings.clip_skip:
+        settings["Clip skip"] = run.clip_skip
     settings |= {"Size": f"{columns}x{rows}", **run.components.origin.labels}
     if run.components.dtype != torch.float32:  # another dtype makes another picture
         settings["Dtype"] = str(run.components.dtype).removeprefix("torch.")

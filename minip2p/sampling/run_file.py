@@ -24,7 +24,7 @@ from minip2p.sampling.qk_cache import CachePolicy, QKCache, cache_layout, querie
 from minip2p.sampling.settings import RunSettings, prepare_run
 from minip2p.text.encoder import TextEmbedding
 
-FORMAT = "minip2p run 4"
+FORMAT = "minip2p run 5"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,7 @@ class RunRecord:
     seed: int | None
     conditioning: Conditioning = field(repr=False)
     qk_cache: QKCache | None = field(default=None, repr=False)
+    clip_skip: int = 1
 
 
 def conditioning_tensors(conditioning: Conditioning) -> dict[str, Tensor]:
@@ -64,6 +65,8 @@ class RunFields(Protocol):
     @property
     def seed(self) -> int | None: ...
     @property
+    def clip_skip(self) -> int: ...
+    @property
     def conditioning(self) -> Conditioning: ...
 
 
@@ -79,6 +82,7 @@ def run_metadata(components: Components, run: RunFields, attend: Attend) -> dict
         "prompt": run.prompt,
         "negative_prompt": run.negative_prompt,
         "guidance_scale": repr(float(run.guidance_scale)),
+        "clip_skip": str(run.clip_skip),
         "seed": "" if run.seed is None else str(run.seed),
         "skip_steps": str(conditioning.skip_steps),
         "proximal_quantile": repr(float(conditioning.proximal_quantile)),
@@ -111,7 +115,12 @@ def read_run(components: Components, file: Path) -> RunRecord:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: {'a folder, not a file' if file.exists() else 'no such file'}")
     tensors, metadata = read_tensors(file), read_metadata(file)
-    if metadata.get("format") != FORMAT:
+    version = metadata.get("format", "")
+    if version != FORMAT and version.startswith(FORMAT.rstrip("0123456789")):
+        raise ValueError(
+            f"{file}: a run file of another version of minip2p ({version!r}, not {FORMAT!r}): run it again"
+        )
+    if version != FORMAT:
         raise ValueError(f"{file}: not a run file, which Trajectory.save and `minip2p generate --record` write")
     if metadata.get("model") != components.fingerprint:
         raise ValueError(f"{file}: the run of another model, or of this one in another dtype: open it with that model")
@@ -124,6 +133,7 @@ def read_run(components: Components, file: Path) -> RunRecord:
             guidance_scale=float(metadata["guidance_scale"]),
             negative_prompt=metadata["negative_prompt"],
             seed=int(metadata["seed"]) if metadata["seed"] else None,
+            clip_skip=int(metadata["clip_skip"]),
             conditioning=read_conditioning(tensors, metadata),
             qk_cache=QKCache(tensors, queries_per_site(components.unet, latent)) if tensors else None,
         )
@@ -166,6 +176,7 @@ def check_run(components: Components, run: RunRecord, metadata: Mapping[str, str
         guidance_scale=run.guidance_scale,
         seed=run.seed or 0,
         negative_prompt=run.negative_prompt,
+        clip_skip=run.clip_skip,
     )
     prepare_run(components, run.prompt, settings, image=conditioning.image)
     if not 0 <= conditioning.skip_steps < steps or not 0 <= conditioning.proximal_quantile < 1:

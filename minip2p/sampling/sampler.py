@@ -18,8 +18,8 @@ def sample(components: Components, start: RunStart, progress: Progress = iter) -
 
     Raises ValueError where the latents do not stay finite.
     """
-    cond = components.text(start.prompt)
-    negative = components.text.encode_negative(start.negative_prompt)
+    cond = components.text(start.prompt, start.clip_skip)
+    negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
     conditioning = start.conditioning
     x = start.noise.to(components.device, copy=True)
     latents = [x]

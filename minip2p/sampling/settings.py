@@ -21,7 +21,8 @@ class RunSettings:
 
     seed: of the initial noise. steps: of DDIM. guidance_scale: w of classifier-free guidance; None is the model's own.
     size: rows and columns of the picture in pixels; None is the model's own. negative_prompt: what the picture should
-    not show. latents: the initial noise itself, 1 c h w, instead of seed and size. attend: the attention of the
+    not show. clip_skip: the layer of the text encoder whose hidden states are read; 1 is the model's own, see
+    `TextEncoder`. latents: the initial noise itself, 1 c h w, instead of seed and size. attend: the attention of the
     conditional rows.
     Raises ValueError for values that no model takes.
     """
@@ -31,6 +32,7 @@ class RunSettings:
     guidance_scale: float | None = None
     size: tuple[int, int] | None = None
     negative_prompt: str = ""
+    clip_skip: int = 1
     latents: Tensor | None = None
     attend: Attend = fused
 
@@ -39,6 +41,8 @@ class RunSettings:
             raise ValueError(f"guidance_scale must be a finite number, not {self.guidance_scale}")
         if not is_integer(self.seed) or not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}")
+        if not is_integer(self.clip_skip) or self.clip_skip < 1:
+            raise ValueError(f"clip_skip is counted from 1, which skips nothing, and is {self.clip_skip}")
         check_attend(self.attend)
 
 
@@ -54,6 +58,7 @@ class RunStart:
     steps: int
     guidance_scale: float
     negative_prompt: str = ""
+    clip_skip: int = 1
     seed: int | None = None
     attend: Attend = fused
     conditioning: Conditioning = field(default_factory=Conditioning)
@@ -76,6 +81,11 @@ def prepare_run(
     if guidance_scale is None or (guidance_scale == 0 and default_guidance == 1):
         guidance_scale = default_guidance  # the cards of distilled models say 0 and mean: no guidance
     components.scheduler.timesteps(settings.steps)
+    if settings.clip_skip > components.text.max_clip_skip:
+        raise ValueError(
+            f"clip_skip must lie between 1, which skips nothing, and {components.text.max_clip_skip} for this model's "
+            f"text encoder, and is {settings.clip_skip}"
+        )
     for text in (prompt, settings.negative_prompt):
         components.text.prompt(text)
     if components.extra_channels != (0 if image is None else image.channels.shape[1]):
@@ -99,6 +109,7 @@ def prepare_run(
         steps=settings.steps,
         guidance_scale=guidance_scale,
         negative_prompt=settings.negative_prompt,
+        clip_skip=int(settings.clip_skip),
         seed=settings.seed if settings.latents is None else None,
         attend=settings.attend,
         conditioning=Conditioning(image=image),

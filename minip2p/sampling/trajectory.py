@@ -42,9 +42,9 @@ class Trajectory:
     """A run: generated, edited, or reconstructed from an inverted photograph.
 
     latents: t+1 c h w, noise first, float32. seed: of the noise; None where there was no seed. conditioning: how the
-    run differs from plain DDIM. attend: the attention of its conditional rows. blend_mask: the last mask by which an
-    edit was blended with its source, h w. qk_cache: the (q, k) that edits of this run need not compute again.
-    source_run: the source of an edit, run as far as the edit needed it.
+    run differs from plain DDIM. attend: the attention of its conditional rows. clip_skip: see `TextEncoder`.
+    blend_mask: the last mask by which an edit was blended with its source, h w. qk_cache: the (q, k) that edits of this
+    run need not compute again. source_run: the source of an edit, run as far as the edit needed it.
     """
 
     components: Components = field(repr=False)
@@ -55,6 +55,7 @@ class Trajectory:
     seed: int | None = None
     conditioning: Conditioning = field(default_factory=Conditioning, repr=False)
     attend: Attend = field(default=fused, repr=False)
+    clip_skip: int = 1
     blend_mask: Tensor | None = field(default=None, repr=False)
     qk_cache: QKCache | None = field(default=None, repr=False)
     source_run: "SourceRun | None" = field(default=None, repr=False)
@@ -73,6 +74,7 @@ class Trajectory:
             start.seed,
             start.conditioning,
             start.attend,
+            clip_skip=start.clip_skip,
             qk_cache=qk_cache,
         )
 
@@ -88,6 +90,7 @@ class Trajectory:
             run.negative_prompt,
             run.seed,
             run.conditioning,
+            clip_skip=run.clip_skip,
             qk_cache=run.qk_cache,
         )
 
@@ -166,7 +169,7 @@ class Trajectory:
             hops,
             finest_self_stride(sites),
         )
-        cond = components.text(self.prompt)
+        cond = components.text(self.prompt, self.clip_skip)
         for i, step in enumerate(components.scheduler.steps(self.steps)):
             guided_noise(
                 components,
@@ -193,6 +196,7 @@ class Trajectory:
             self.seed,
             self.conditioning,
             self.qk_cache,
+            self.clip_skip,
         )
         write_run(self.components, run, Path(file), self.attend)
 
@@ -214,8 +218,8 @@ class SourceRun:
 
     def __init__(self, components: Components, origin: Trajectory | RunStart):
         self.components, self.origin = components, origin
-        self.cond = components.text(origin.prompt)
-        self.negative = components.text.encode_negative(origin.negative_prompt)
+        self.cond = components.text(origin.prompt, origin.clip_skip)
+        self.negative = components.text.encode_negative(origin.negative_prompt, origin.clip_skip)
         known = origin.latents if isinstance(origin, Trajectory) else origin.noise
         # Each step's latents have memory of their own: a kernel's bits depend on alignment, see `QKCache.get`.
         self.latents = [x.clone() for x in known.to(components.device).split(1)]

@@ -74,11 +74,14 @@ class ClipEncoder:
         """How many tokens a prompt is cut or padded to."""
         return int(self.tokenizer.model_max_length)
 
-    def __call__(self, prompts: Sequence[str], skip_layers: int = 0) -> tuple[Tensor, Tensor | None]:
+    @property
+    def layers(self) -> int:
+        return int(self.network.config.num_hidden_layers)
+
+    def __call__(self, prompts: Sequence[str], skip_layers: int = 0, norm: bool = True) -> tuple[Tensor, Tensor | None]:
         """Encodes prompts.
 
-        skip_layers: 0 returns the last hidden states after the final norm; n > 0 returns the hidden states n layers
-        before the last, without the norm.
+        skip_layers: returns the hidden states so many layers before the last. norm: after the final norm.
         Returns the hidden states, b n width, and the projected end-of-text state, b p, or None where the encoder has
         no projection.
         """
@@ -86,6 +89,9 @@ class ClipEncoder:
         device = next(self.network.parameters()).device
         output = self.network(input_ids=torch.tensor(ids, device=device), output_hidden_states=skip_layers > 0)
         hidden = output.hidden_states[-1 - skip_layers] if skip_layers else output.last_hidden_state
+        if skip_layers and norm:
+            modules = self.network.named_modules()  # transformers 4 puts "text_model." before the name
+            hidden = next(module for name, module in modules if name.endswith("final_layer_norm"))(hidden)
         return hidden, getattr(output, "text_embeds", None)
 
 
@@ -151,19 +157,31 @@ class TextEncoder:
             )
         return prompt
 
-    def __call__(self, prompts: str | Sequence[str]) -> TextEmbedding:
-        """Encodes one prompt or several: tokens b n d, and pooled b p with two encoders. ValueError as `prompt`."""
+    @property
+    def max_clip_skip(self) -> int:
+        """The largest `clip_skip`, which leaves one layer."""
+        return min(encoder.layers for encoder in self.clip_encoders) - self.has_two_encoders
+
+    def __call__(self, prompts: str | Sequence[str], clip_skip: int = 1) -> TextEmbedding:
+        """Encodes one prompt or several: tokens b n d, and pooled b p with two encoders. ValueError as `prompt`.
+
+        clip_skip: 1 takes the hidden states that the model was trained with, n those n − 1 layers before. It is counted
+        as in A1111's web UI; in diffusers the same is `clip_skip=n − 1`. The pooled embedding does not depend on it.
+        """
         texts: list[Any] = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
         for text in texts:
             self.prompt(text)
         if not self.has_two_encoders:
-            return TextEmbedding(self.clip_encoders[0](texts)[0])
-        (first, _), (second, pooled) = (encoder(texts, skip_layers=1) for encoder in self.clip_encoders)
+            return TextEmbedding(self.clip_encoders[0](texts, clip_skip - 1)[0])
+        (first, _), (second, pooled) = (encoder(texts, clip_skip, norm=False) for encoder in self.clip_encoders)
         return TextEmbedding(torch.cat([first, second], -1), pooled)
 
-    def encode_negative(self, prompt: str) -> TextEmbedding:
-        """The embedding of one negative prompt, 1 n d; zeros for an empty one where the model was trained so."""
-        embedding = self([prompt])
+    def encode_negative(self, prompt: str, clip_skip: int = 1) -> TextEmbedding:
+        """The embedding of one negative prompt, 1 n d; zeros for an empty one where the model was trained so.
+
+        clip_skip: as for the prompt, as in A1111's web UI; diffusers does not apply it to the negative prompt.
+        """
+        embedding = self([prompt], clip_skip)
         if not self.zero_empty_prompt or prompt:
             return embedding
         pooled = None if embedding.pooled is None else torch.zeros_like(embedding.pooled)

@@ -59,3 +59,8 @@ def test_another_dtype_and_the_files_of_the_model_are_named(run):
 )
 def test_values_with_separators_are_json_strings(value, text):
     assert quote_value(value) == text
+
+
+def test_clip_skip_is_named_unless_it_is_1(run):
+    assert "Clip skip" not in parameters(run)
+    assert "Seed: 7, Clip skip: 2, Size" in parameters(replace(run, clip_skip=2))

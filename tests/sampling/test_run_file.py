@@ -84,11 +84,12 @@ def test_the_metadata_are_readable_text(model, recorded, saved):
         metadata
         == run_metadata(model.components, recorded, fused)
         == {
-            "format": "minip2p run 4",
+            "format": "minip2p run 5",
             "model": model.components.fingerprint,
             "prompt": SOURCE,
             "negative_prompt": "",
             "guidance_scale": "4.0",
+            "clip_skip": "1",
             "seed": "5",
             "skip_steps": "0",
             "proximal_quantile": "0.0",
@@ -126,7 +127,10 @@ def test_a_run_without_its_model_is_written_and_read(model, tmp_path):
     "change, message",
     [
         (lambda t, m: m.pop("format"), "not a run file"),
-        (lambda t, m: m.update(format="minip2p run 3"), "not a run file"),
+        (
+            lambda t, m: m.update(format="minip2p run 4"),
+            "a run file of another version of minip2p ('minip2p run 4', not ",
+        ),
         (lambda t, m: m.pop("prompt"), "not a whole run (it has no prompt)"),
         (lambda t, m: m.update(model="x"), "the run of another model"),
         (lambda t, m: t.pop("latents"), "not a whole run (it has no latents)"),

@@ -19,7 +19,8 @@ PROMPT = "a cat and a house on grass"
 
 
 def test_the_defaults_of_a_run():
-    expected = dict(seed=0, steps=50, guidance_scale=None, size=None, negative_prompt="", latents=None, attend=fused)
+    expected = dict(seed=0, steps=50, guidance_scale=None, size=None, negative_prompt="", clip_skip=1)
+    expected |= dict(latents=None, attend=fused)
     settings = RunSettings()
     assert {field.name: getattr(settings, field.name) for field in fields(settings)} == expected
 
@@ -30,7 +31,7 @@ def test_generate_takes_exactly_these_settings_with_these_defaults():
     assert keywords == {field.name: field.default for field in fields(RunSettings)}
 
 
-@pytest.mark.parametrize("name", ["steps", "guidance_scale", "negative_prompt"])
+@pytest.mark.parametrize("name", ["steps", "guidance_scale", "negative_prompt", "clip_skip"])
 def test_invert_has_the_same_defaults(name):
     assert inspect.signature(Pipeline.invert).parameters[name].default == getattr(RunSettings, name)
 
@@ -42,6 +43,8 @@ def test_invert_has_the_same_defaults(name):
         (dict(guidance_scale=float("inf")), "guidance_scale must be a finite number, not inf"),
         (dict(guidance_scale=10**400), "guidance_scale must be a finite number"),
         (dict(guidance_scale="7"), "guidance_scale must be a finite number, not 7"),
+        (dict(clip_skip=0), "clip_skip is counted from 1, which skips nothing, and is 0"),
+        (dict(clip_skip=1.5), "clip_skip is counted from 1"),
         (dict(seed=1.5), "seed must lie between 0 and 2^63 - 1, not 1.5"),
         (dict(seed=-1), "seed must lie between 0 and 2^63 - 1, not -1"),
         (dict(seed=2**63), "seed must lie between 0 and 2^63 - 1"),
@@ -111,6 +114,8 @@ def test_latents_take_the_place_of_seed_and_size(model):
         (dict(size=128), "size must be two multiples of 8 of at least 32 pixels, not 128"),
         (dict(size=(128.0, 128.0)), "not (128.0, 128.0)"),
         (dict(size="88"), "not 88"),
+        (dict(clip_skip=0), "clip_skip is counted from 1, which skips nothing, and is 0"),
+        (dict(clip_skip=1.5), "clip_skip is counted from 1"),
         (dict(seed=1.5), "seed must lie between 0"),
         (dict(negative_prompt=None), "a prompt must be text, not NoneType"),
         (dict(negative_prompt="\udcff"), "bytes in it that are not UTF-8"),

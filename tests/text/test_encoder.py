@@ -68,3 +68,27 @@ def test_the_embedding_of_two_encoders_is_diffusers(family):
     tokens, _, pooled, _ = pipe.encode_prompt([PROMPT, "fog"], device="cpu", do_classifier_free_guidance=False)
     torch.testing.assert_close(embedding.tokens, tokens, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(embedding.pooled, pooled, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["SD 1", "SD 2 base", "SDXL"])
+def test_clip_skip_is_counted_from_1_and_diffusers_from_0(family, kind):
+    """Clip skip 2 here and in A1111's web UI is `clip_skip=1` in diffusers; 1 is none."""
+    pipe, folder, _ = family(kind)
+    encoder = pipe.text_encoder
+    if not hasattr(encoder, "text_model"):  # diffusers expects the names of transformers 4
+        object.__setattr__(encoder, "text_model", encoder)
+    text = minip2p.load(folder).text
+    for skip in (1, 2):
+        options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        with torch.no_grad():
+            expected = pipe.encode_prompt([PROMPT, "fog"], **options, clip_skip=skip - 1)[0]
+        torch.testing.assert_close(text([PROMPT, "fog"], skip).tokens, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(text.encode_negative("fog", skip).tokens, text("fog", skip).tokens)
+    assert torch.equal(text(PROMPT).tokens, text(PROMPT, 1).tokens)
+    assert not torch.equal(text(PROMPT).tokens, text(PROMPT, 2).tokens)
+
+
+def test_clip_skip_leaves_at_least_one_layer(model, family):
+    assert model.text.max_clip_skip == 3  # of its three layers
+    layers = [encoder.layers for encoder in minip2p.load(family("SDXL")[1]).text.clip_encoders]
+    assert minip2p.load(family("SDXL")[1]).text.max_clip_skip == min(layers) - 1  # the model's own skips one already
