@@ -84,7 +84,7 @@ def test_a_weight_of_zero_removes_a_word():
 )
 def test_parity_uses_the_published_mappers_with_their_defects(kind, source, target):
     source, target = tokenize(source), tokenize(target)
-    ours, published = (
+    actual, published = (
         plan_edit(source, target, 1, EditOptions(cross_replace=1.0, kind=kind, parity=parity))
         for parity in (False, True)
     )
@@ -93,7 +93,7 @@ def test_parity_uses_the_published_mappers_with_their_defects(kind, source, targ
     else:
         mapper, _ = refine_alignment(source, target, parity=True)
     assert torch.equal(matrices(published.word_edit)[0], mapper)
-    assert not torch.equal(matrices(ours.word_edit)[0], mapper)
+    assert not torch.equal(matrices(actual.word_edit)[0], mapper)
 
 
 def test_parity_also_applies_to_the_words_of_weights_and_schedules():
@@ -101,11 +101,11 @@ def test_parity_also_applies_to_the_words_of_weights_and_schedules():
     source, target = tokenize("a cat, running"), tokenize("a cat, running")
     plain = plan_edit(source, target, 4).at(0).cross
     for options in ({"reweight": {"cat": 3.0}}, {"cross_replace": {"default_": 0.8, "cat": 0.0}}):
-        published, ours = (
+        published, actual = (
             plan_edit(source, target, 4, EditOptions(parity=parity, **options)).at(0).cross for parity in (True, False)
         )
         assert torch.equal(matrices(published)[0], matrices(plain)[0])
-        assert not torch.equal(matrices(ours)[0], matrices(plain)[0])
+        assert not torch.equal(matrices(actual)[0], matrices(plain)[0])
     assert equalizer({1: 3.0}, source, parity=True).tolist()[2:4] == [3.0, 3.0]  # "cat,": two tokens
     with pytest.raises(ValueError, match="a word or its index"):
         equalizer({("cat", 1): 3.0}, source, parity=True)

@@ -25,15 +25,15 @@ def test_our_swap_differs_from_the_published_one_only_behind_the_last_changed_wo
     same = behind = punctuation = 0
     pairs, mappers = published_data.tokenized_pairs("swap"), published_data.swap_mappers()
     for (source, target), M in zip(pairs, mappers, strict=True):
-        ours = swap_mapper(source, target)
-        if torch.equal(ours, M):
+        actual = swap_mapper(source, target)
+        if torch.equal(actual, M):
             same += 1
         elif has_plain_words(source) and has_plain_words(target):
             behind += 1
             last = max(
                 new.span[1] for word, new in zip(source.words, target.words, strict=True) if word.text != new.text
             )
-            assert torch.equal(ours[:, :last], M[:, :last])
+            assert torch.equal(actual[:, :last], M[:, :last])
             assert (M.sum(1)[: source.eos + 1] != 1).any()
         else:
             punctuation += 1
@@ -43,8 +43,8 @@ def test_our_swap_differs_from_the_published_one_only_behind_the_last_changed_wo
 def test_behind_the_last_changed_word_the_published_mapper_is_misaligned_and_ours_is_not():
     source, target = tokenize("a cat on grass"), tokenize("a zookeeper on grass")
     k = target.eos - source.eos + 1
-    ours, published = swap_mapper(source, target), published_swap_mapper(source, target)
-    assert ours[3, 2 + k] == ours[4, 3 + k] == ours[source.eos, target.eos] == 1
+    actual, published = swap_mapper(source, target), published_swap_mapper(source, target)
+    assert actual[3, 2 + k] == actual[4, 3 + k] == actual[source.eos, target.eos] == 1
     assert published[3].sum() == published[4].sum() == 0 and published[2 + k, 2 + k] == 1
 
 

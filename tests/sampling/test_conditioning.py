@@ -37,9 +37,9 @@ def test_each_step_has_its_own_embedding_and_noise():
     negative = TextEmbedding(torch.zeros(1, 3, 2, dtype=torch.float16), torch.zeros(1, 5, dtype=torch.float16))
     noise = torch.randn(4, 1, 2, 2)
     conditioning = Conditioning(embeddings, noise)
-    own = conditioning.uncond_at(2, negative)
-    assert torch.equal(own.tokens, embeddings.tokens[2:3].half())  # in the dtype that the UNet computes in
-    assert torch.equal(own.pooled, embeddings.pooled[2:3].half())
+    embedding = conditioning.uncond_at(2, negative)
+    assert torch.equal(embedding.tokens, embeddings.tokens[2:3].half())  # in the dtype that the UNet computes in
+    assert torch.equal(embedding.pooled, embeddings.pooled[2:3].half())
     assert torch.equal(conditioning.noise_at(3), noise[3:])
 
 

@@ -37,10 +37,10 @@ def test_names_in_a_file():
 def test_a_policy_keeps_its_steps_sizes_and_sites():
     policy = CachePolicy((1, 3), (2, 4), 64, SiteFilter(places=("up",)))
     assert policy.at(0) is None and policy.at(4) is None
-    kept = {step: policy.at(step) for step in (1, 2, 3)}
-    assert [kept[step](CROSS, 999) for step in (1, 2, 3)] == [True, True, False]
-    assert [kept[step](SELF, 64) for step in (1, 2, 3)] == [False, True, True]
-    assert not kept[2](SELF, 65) and not kept[2](Site("down", 1, True, 2), 1)
+    predicates = {step: policy.at(step) for step in (1, 2, 3)}
+    assert [predicates[step](CROSS, 999) for step in (1, 2, 3)] == [True, True, False]
+    assert [predicates[step](SELF, 64) for step in (1, 2, 3)] == [False, True, True]
+    assert not predicates[2](SELF, 65) and not kept[2](Site("down", 1, True, 2), 1)
 
 
 @pytest.mark.parametrize("limit", [-1, 1.5, "x", 2**63])

@@ -69,14 +69,14 @@ def test_a_step_matches_diffusers_in_both_directions(name, spacing, steps):
         inverse = DDIMInverseScheduler(**config, prediction_type=prediction_type)
         forward.set_timesteps(steps)
         inverse.set_timesteps(steps)
-        ours = DDIMScheduler(SchedulerConfig.from_dict(dict(forward.config)))
-        assert ours.timesteps(steps) == forward.timesteps.tolist() == inverse.timesteps.tolist()[::-1]
-        sampled_steps = ours.steps(steps)[:: 1 + steps // 100] + ours.steps(steps)[-1:]
+        actual = DDIMScheduler(SchedulerConfig.from_dict(dict(forward.config)))
+        assert actual.timesteps(steps) == forward.timesteps.tolist() == inverse.timesteps.tolist()[::-1]
+        sampled_steps = actual.steps(steps)[:: 1 + steps // 100] + actual.steps(steps)[-1:]
         x, predictions = random_latents(steps, len(sampled_steps))
         for step, prediction in zip(sampled_steps, predictions, strict=True):
             for actual, expected in (
-                (ours.step(x, prediction, step), forward.step(prediction, step.t, x).prev_sample),
-                (ours.step(x, prediction, step, "invert"), inverse.step(prediction, step.t, x).prev_sample),
+                (actual.step(x, prediction, step), forward.step(prediction, step.t, x).prev_sample),
+                (actual.step(x, prediction, step, "invert"), inverse.step(prediction, step.t, x).prev_sample),
             ):
                 # relative to the largest value, because float32 itself resolves about 1e-7 of each value
                 worst = max(worst, ((actual - expected).abs().max() / expected.abs().max()).item())
@@ -96,12 +96,12 @@ def test_linspace_timesteps_match_diffusers(steps):
 
 
 def test_the_noise_schedule_of_sd15_by_hand():
-    ours = scheduler()
-    assert ours.timesteps(50) == list(range(981, 0, -20))
-    steps = ours.steps(50)
+    actual = scheduler()
+    assert actual.timesteps(50) == list(range(981, 0, -20))
+    steps = actual.steps(50)
     assert steps[-1].t == 1 and steps[-1].alpha_cumprod_prev == pytest.approx(0.99915, abs=1e-7)  # 1 − β_0
     assert steps[-1].alpha_cumprod == pytest.approx((1 - 0.00085) * (1 - 0.00085477), abs=1e-7)
-    assert ours.alphas_cumprod[-1].item() == pytest.approx(0.00466, abs=1e-5)
+    assert actual.alphas_cumprod[-1].item() == pytest.approx(0.00466, abs=1e-5)
     assert scheduler(set_alpha_to_one=True).steps(50)[-1].alpha_cumprod_prev == 1
 
 
@@ -116,9 +116,9 @@ def test_alpha_cumprod_is_the_running_product_of_one_minus_beta(beta_schedule, p
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_every_number_of_steps_from_1_to_1000_is_possible(spacing, offset):
-    ours = scheduler(timestep_spacing=spacing, steps_offset=offset)
+    actual = scheduler(timestep_spacing=spacing, steps_offset=offset)
     for steps in range(1, 1001):
-        timesteps = ours.timesteps(steps)
+        timesteps = actual.timesteps(steps)
         assert len(timesteps) == steps and timesteps[0] <= 999 and timesteps[-1] >= 0
         # 1000 leading steps with an offset would begin at 1000; they begin with 999 twice instead.
         duplicates = int(steps == 1000 and spacing == "leading" and offset == 1)
@@ -133,11 +133,11 @@ def test_other_numbers_of_steps_are_errors(steps):
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 def test_a_step_ends_where_the_next_begins(spacing):
-    ours = scheduler(timestep_spacing=spacing)
+    actual = scheduler(timestep_spacing=spacing)
     for steps in (1, 2, 3, 7, 50, 333, 501, 999, 1000):
-        run = ours.steps(steps)
+        run = actual.steps(steps)
         assert all(a.alpha_cumprod_prev == b.alpha_cumprod for a, b in pairwise(run))
-        assert run[-1].alpha_cumprod_prev == ours.alphas_cumprod[0]
+        assert run[-1].alpha_cumprod_prev == actual.alphas_cumprod[0]
 
 
 def test_trailing_steps_lead_t_over_n_timesteps_down_as_in_diffusers():
@@ -189,13 +189,13 @@ def test_a_ddim_step_is_undone_by_the_step_back(x, eps, alpha, alpha_prev):
 @pytest.mark.parametrize("steps", [1, 4, 7, 50, 333, 1000])
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 def test_a_run_is_undone_by_inversion_with_the_same_predicted_noise(spacing, steps):
-    ours, (x, eps) = scheduler(timestep_spacing=spacing), random_latents(steps, steps)
-    run, y = list(zip(ours.steps(steps), eps.double(), strict=True)), x.double()
+    actual, (x, eps) = scheduler(timestep_spacing=spacing), random_latents(steps, steps)
+    run, y = list(zip(actual.steps(steps), eps.double(), strict=True)), x.double()
     for step, e in run:
-        y = ours.step(y, e, step)
+        y = actual.step(y, e, step)
     assert steps == 1 or (y - x).std() > 0.1
     for step, e in reversed(run):
-        y = ours.step(y, e, step, "invert")
+        y = actual.step(y, e, step, "invert")
     check(f"{spacing}, {steps} steps and back", y, x.double(), 1e-6)
 
 

@@ -57,8 +57,10 @@ def test_a_render_matches_its_own_colour_background_and_style_and_no_other(judge
     for n in range(12):
         case, (before, _) = CASES[7 * n + KINDS.index(kind)], scene_pair(kind, n)
         picture = read_picture(case)
-        own = getattr(before, kind) if kind != "colour" else {thing.name: thing.colour for thing in before.things}
+        true_value = (
+            getattr(before, kind) if kind != "colour" else {thing.name: thing.colour for thing in before.things}
+        )
         objects = {"objects": [thing.name for thing in before.things], "gone": []}
-        own_matches += judge.matches(picture, objects | {key: own})
+        own_matches += judge.matches(picture, objects | {key: true_value})
         changed_matches += judge.matches(picture, objects | {key: case.expected[key]})
     assert own_matches >= 11 and changed_matches <= 1

@@ -73,9 +73,9 @@ NARROW = {
 def pair_with_diffusers(config):
     """Our UNet and diffusers' with the same weights. Ours reads the configuration that diffusers reports."""
     theirs = on_meta(UNet2DConditionModel, **config)
-    ours = on_meta(UNet, UNetConfig.from_dict(dict(theirs.config)))
-    share_weights(ours, theirs)
-    return ours, theirs
+    actual = on_meta(UNet, UNetConfig.from_dict(dict(theirs.config)))
+    share_weights(actual, theirs)
+    return actual, theirs
 
 
 def small_unet(name="as SD 1"):
@@ -98,11 +98,11 @@ def inputs(config, height, width, rows=2, words=7):
 
 
 @torch.no_grad()
-def check_parity(what, ours, theirs, height, width, *, tolerance, rows=2):
-    x, t, context, added_cond = inputs(ours.config, height, width, rows)
+def check_parity(what, actual, theirs, height, width, *, tolerance, rows=2):
+    x, t, context, added_cond = inputs(actual.config, height, width, rows)
     their_cond = None if added_cond is None else {"text_embeds": added_cond[0], "time_ids": added_cond[1]}
     expected = theirs(x, t, context, added_cond_kwargs=their_cond).sample
-    check(f"UNet {what} at {height}x{width}", ours(x, t, context, added_cond=added_cond), expected, tolerance)
+    check(f"UNet {what} at {height}x{width}", actual(x, t, context, added_cond=added_cond), expected, tolerance)
 
 
 # Parity with diffusers
@@ -110,22 +110,22 @@ def check_parity(what, ours, theirs, height, width, *, tolerance, rows=2):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_unets_match_diffusers(name):
-    ours, theirs = pair_with_diffusers(SMALL[name])
-    check_parity(name, ours, theirs, *SIZES.get(name, (16, 24)), tolerance=1e-5)
+    actual, theirs = pair_with_diffusers(SMALL[name])
+    check_parity(name, actual, theirs, *SIZES.get(name, (16, 24)), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("name", NARROW)
 def test_the_published_configurations_match_diffusers_at_a_tenth_of_their_width(name):
-    ours, theirs = pair_with_diffusers(NARROW[name])
+    actual, theirs = pair_with_diffusers(NARROW[name])
     for height, width in ((16, 16), (16, 24)):
-        check_parity(f"{name}, narrow", ours, theirs, height, width, tolerance=1e-4, rows=1)
+        check_parity(f"{name}, narrow", actual, theirs, height, width, tolerance=1e-4, rows=1)
 
 
 @pytest.mark.full
 def test_the_full_sd15_unet_matches_diffusers():
-    ours, theirs = pair_with_diffusers(SD15_UNET)
+    actual, theirs = pair_with_diffusers(SD15_UNET)
     for height, width in ((16, 16), (16, 24)):
-        check_parity("SD 1.5, full size", ours, theirs, height, width, tolerance=1e-4, rows=1)
+        check_parity("SD 1.5, full size", actual, theirs, height, width, tolerance=1e-4, rows=1)
 
 
 def test_the_shipped_unet_matches_diffusers(model):
@@ -144,13 +144,13 @@ def test_the_shipped_unet_matches_diffusers(model):
     ids=["SD 1.5", "SD 2.1", "SDXL"],
 )
 def test_the_published_configurations_have_the_published_tensors(config, parameters, sites):
-    ours = on_meta(UNet, UNetConfig.from_dict({**config, "_class_name": "UNet2DConditionModel"}))
+    actual = on_meta(UNet, UNetConfig.from_dict({**config, "_class_name": "UNet2DConditionModel"}))
     theirs = on_meta(UNet2DConditionModel, **config)
-    shapes = {name: p.shape for name, p in ours.state_dict().items()}
+    shapes = {name: p.shape for name, p in actual.state_dict().items()}
     assert shapes == {name: p.shape for name, p in theirs.state_dict().items()}
     assert sum(shape.numel() for shape in shapes.values()) == parameters
-    assert norms(ours) == norms(theirs)
-    assert len(ours.sites) == len(set(ours.sites)) == sites
+    assert norms(actual) == norms(theirs)
+    assert len(actual.sites) == len(set(actual.sites)) == sites
 
 
 def test_sd15_has_686_tensors_and_32_sites():

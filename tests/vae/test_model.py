@@ -43,21 +43,21 @@ NARROW = SD15_VAE | dict(block_out_channels=[8, 16, 32, 32], norm_num_groups=8)
 def pair_with_diffusers(config):
     """Our VAE and diffusers' with the same weights. Ours reads the configuration that diffusers reports."""
     theirs = on_meta(AutoencoderKL, **config)
-    ours = on_meta(VAE, VAEConfig.from_dict(dict(theirs.config)))
-    share_weights(ours, theirs)
-    return ours, theirs
+    actual = on_meta(VAE, VAEConfig.from_dict(dict(theirs.config)))
+    share_weights(actual, theirs)
+    return actual, theirs
 
 
 @torch.no_grad()
-def check_parity(what, ours, theirs, height, width, *, tolerance):
+def check_parity(what, actual, theirs, height, width, *, tolerance):
     g = torch.Generator().manual_seed(0)
-    images = torch.rand(1, 3, ours.stride * height, ours.stride * width, generator=g) * 2 - 1
-    z = torch.randn(1, ours.config.latent_channels, height, width, generator=g)
-    mean, std = ours.encode(images)
+    images = torch.rand(1, 3, actual.stride * height, actual.stride * width, generator=g) * 2 - 1
+    z = torch.randn(1, actual.config.latent_channels, height, width, generator=g)
+    mean, std = actual.encode(images)
     expected = theirs.encode(images).latent_dist
     check(f"{what}, mean at {height}x{width}", mean, expected.mean, tolerance)
     check(f"{what}, std at {height}x{width}", std, expected.std, tolerance)
-    check(f"{what}, decoded at {height}x{width}", ours.decode(z), theirs.decode(z).sample, tolerance)
+    check(f"{what}, decoded at {height}x{width}", actual.decode(z), theirs.decode(z).sample, tolerance)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -66,16 +66,16 @@ def test_small_vaes_match_diffusers(name):
 
 
 def test_the_published_configuration_matches_diffusers_at_a_sixteenth_of_its_width():
-    ours, theirs = pair_with_diffusers(NARROW)
+    actual, theirs = pair_with_diffusers(NARROW)
     for height, width in ((8, 8), (8, 12)):
-        check_parity("SD 1.5, narrow", ours, theirs, height, width, tolerance=1e-4)
+        check_parity("SD 1.5, narrow", actual, theirs, height, width, tolerance=1e-4)
 
 
 @pytest.mark.full
 def test_the_full_sd15_vae_matches_diffusers():
-    ours, theirs = pair_with_diffusers(SD15_VAE)
+    actual, theirs = pair_with_diffusers(SD15_VAE)
     for height, width in ((8, 8), (8, 12)):
-        check_parity("SD 1.5, full size", ours, theirs, height, width, tolerance=1e-4)
+        check_parity("SD 1.5, full size", actual, theirs, height, width, tolerance=1e-4)
 
 
 def test_the_shipped_vae_matches_diffusers(model):
@@ -85,12 +85,12 @@ def test_the_shipped_vae_matches_diffusers(model):
 
 
 def test_the_sd15_vae_has_248_tensors_with_83653863_parameters():
-    ours = on_meta(VAE, VAEConfig.from_dict(SD15_VAE))
+    actual = on_meta(VAE, VAEConfig.from_dict(SD15_VAE))
     theirs = on_meta(AutoencoderKL, **SD15_VAE)
-    shapes = {name: p.shape for name, p in ours.state_dict().items()}
+    shapes = {name: p.shape for name, p in actual.state_dict().items()}
     assert shapes == {name: p.shape for name, p in theirs.state_dict().items()}
     assert len(shapes) == 248 and sum(shape.numel() for shape in shapes.values()) == 83_653_863
-    assert norms(ours) == norms(theirs) and ours.stride == 8
+    assert norms(actual) == norms(theirs) and actual.stride == 8
 
 
 def test_scaled_latents_are_z_minus_shift_times_scale():
