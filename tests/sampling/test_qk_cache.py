@@ -40,7 +40,7 @@ def test_a_policy_keeps_its_steps_sizes_and_sites():
     predicates = {step: policy.at(step) for step in (1, 2, 3)}
     assert [predicates[step](CROSS, 999) for step in (1, 2, 3)] == [True, True, False]
     assert [predicates[step](SELF, 64) for step in (1, 2, 3)] == [False, True, True]
-    assert not predicates[2](SELF, 65) and not kept[2](Site("down", 1, True, 2), 1)
+    assert not predicates[2](SELF, 65) and not predicates[2](Site("down", 1, True, 2), 1)
 
 
 @pytest.mark.parametrize("limit", [-1, 1.5, "x", 2**63])

@@ -69,14 +69,14 @@ def test_a_step_matches_diffusers_in_both_directions(name, spacing, steps):
         inverse = DDIMInverseScheduler(**config, prediction_type=prediction_type)
         forward.set_timesteps(steps)
         inverse.set_timesteps(steps)
-        actual = DDIMScheduler(SchedulerConfig.from_dict(dict(forward.config)))
-        assert actual.timesteps(steps) == forward.timesteps.tolist() == inverse.timesteps.tolist()[::-1]
-        sampled_steps = actual.steps(steps)[:: 1 + steps // 100] + actual.steps(steps)[-1:]
+        scheduler = DDIMScheduler(SchedulerConfig.from_dict(dict(forward.config)))
+        assert scheduler.timesteps(steps) == forward.timesteps.tolist() == inverse.timesteps.tolist()[::-1]
+        sampled_steps = scheduler.steps(steps)[:: 1 + steps // 100] + actual.steps(steps)[-1:]
         x, predictions = random_latents(steps, len(sampled_steps))
         for step, prediction in zip(sampled_steps, predictions, strict=True):
             for actual, expected in (
-                (actual.step(x, prediction, step), forward.step(prediction, step.t, x).prev_sample),
-                (actual.step(x, prediction, step, "invert"), inverse.step(prediction, step.t, x).prev_sample),
+                (scheduler.step(x, prediction, step), forward.step(prediction, step.t, x).prev_sample),
+                (scheduler.step(x, prediction, step, "invert"), inverse.step(prediction, step.t, x).prev_sample),
             ):
                 # relative to the largest value, because float32 itself resolves about 1e-7 of each value
                 worst = max(worst, ((actual - expected).abs().max() / expected.abs().max()).item())
