@@ -71,7 +71,7 @@ def test_a_step_matches_diffusers_in_both_directions(name, spacing, steps):
         inverse.set_timesteps(steps)
         scheduler = DDIMScheduler(SchedulerConfig.from_dict(dict(forward.config)))
         assert scheduler.timesteps(steps) == forward.timesteps.tolist() == inverse.timesteps.tolist()[::-1]
-        sampled_steps = scheduler.steps(steps)[:: 1 + steps // 100] + actual.steps(steps)[-1:]
+        sampled_steps = scheduler.steps(steps)[:: 1 + steps // 100] + scheduler.steps(steps)[-1:]
         x, predictions = random_latents(steps, len(sampled_steps))
         for step, prediction in zip(sampled_steps, predictions, strict=True):
             for actual, expected in (
