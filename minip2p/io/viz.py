@@ -22,13 +22,17 @@ def heat_colours(heat: ArrayLike) -> np.ndarray:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def overlay(image: Image.Image, heat: ArrayLike, opacity: float = 0.65) -> Image.Image:
+def overlay(
+    image: Image.Image, heat: ArrayLike, opacity: float = 0.65, *, maximum: float | None = None
+) -> Image.Image:
     """A heat map over a grey version of an image, at the image's size.
 
-    heat: h w, from 0 up; its own maximum gets the brightest colour. opacity: of the heat map, from 0 to 1.
+    heat: h w, from 0 up. opacity: of the heat map, from 0 to 1. maximum: the value of the brightest colour, the same
+    for maps that are to be compared; None is the map's own maximum.
     """
     values = np.asarray(heat, dtype=float)
-    colours = Image.fromarray(heat_colours(values / max(values.max(), 1e-12)))
+    top = values.max() if maximum is None else maximum
+    colours = Image.fromarray(heat_colours(values / max(top, 1e-12)))
     grey = image.convert("L").convert("RGB")
     return Image.blend(grey, colours.resize(image.size, Image.Resampling.BILINEAR), opacity)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_PSNR = 60.0  # dB; the PSNR of equal images would be infinite
+SSIM_BORDER = 5  # pixels; where SSIM's windows, of 11 × 11, reach beyond the image
 
 
 def mse(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
@@ -30,8 +31,17 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
 def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
     """Structural similarity (Wang et al. 2004) by scikit-image, with Gaussian windows of σ = 1.5.
 
-    Over a mask it is the mean of the index at the mask's pixels; NaN if the mask is empty.
+    It is the mean of the index at the mask's pixels, or at all of them; NaN if the mask is empty. Libraries leave out a
+    border of SSIM_BORDER pixels when they average over a whole image; here it counts, since a mask may lie there.
+    `pie_bench_masked_metrics` leaves it out.
     """
+    index = ssim_index(a, b)
+    inside = index if mask is None else index[mask.cpu().numpy()]
+    return float(inside.mean()) if np.size(inside) else math.nan
+
+
+def ssim_index(a: Tensor, b: Tensor) -> np.ndarray:
+    """The index of structural similarity at each pixel and channel, H W 3 float64; see `ssim`."""
     from skimage.metrics import structural_similarity
 
     arrays = [((image + 1) / 2).permute(1, 2, 0).double().cpu().numpy() for image in (a, b)]
@@ -44,20 +54,22 @@ def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
         sigma=1.5,
         use_sample_covariance=False,
     )
-    inside = index if mask is None else index[mask.cpu().numpy()]
-    return float(inside.mean()) if np.size(inside) else math.nan
+    return index
 
 
 def pie_bench_masked_metrics(source: Tensor, edited: Tensor, mask: Tensor) -> dict[str, float]:
     """PSNR, SSIM and MSE outside of a mask as PIE-Bench's published code computes them.
 
     That code sets both images to black inside of the mask and averages over all pixels. So the values improve as the
-    mask grows, and cannot be compared between masks. NaN if the mask covers everything.
+    mask grows, and cannot be compared between masks. For SSIM, its library (torchmetrics) leaves out a border of
+    SSIM_BORDER pixels. Deviation: the PSNR of equal images, infinite there, is MAX_PSNR.
+    NaN if the mask covers everything.
     """
     if mask.all():
         return dict.fromkeys(("psnr_filled", "ssim_filled", "mse_filled"), math.nan)
     a, b = (torch.where(mask, -1.0, image) for image in (source, edited))
-    return {"psnr_filled": psnr(a, b), "ssim_filled": ssim(a, b), "mse_filled": mse(a, b)}
+    index = ssim_index(a, b)[SSIM_BORDER:-SSIM_BORDER, SSIM_BORDER:-SSIM_BORDER]
+    return {"psnr_filled": psnr(a, b), "ssim_filled": float(index.mean()), "mse_filled": mse(a, b)}
 
 
 def structure(source: Tensor, edited: Tensor) -> float:

@@ -67,6 +67,17 @@ def test_a_folder_without_a_clip_is_refused_in_one_line(folder, tmp_path):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+def test_the_text_files_may_be_written_by_any_editor(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    for file in (tmp_path / "copy").glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert ClipScore(tmp_path / "copy")(image, "a cat") == ClipScore(folder)(image, "a cat")
+    (tmp_path / "copy" / "config.json").write_text("{}", encoding="utf-16")
+    with pytest.raises(ValueError, match="config.json: is UTF-16 text; save it as UTF-8"):
+        ClipScore(tmp_path / "copy")
+
+
 def test_other_weights_have_another_name_and_missing_weights_are_refused(folder, tmp_path):
     """transformers alone would initialize missing weights at random."""
     shutil.copytree(folder, tmp_path / "other")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -83,6 +84,42 @@ def test_preservation_is_measured_inside_and_outside_of_the_mask():
     without = preservation(a, torch.where(mask, b, a), None)
     assert without["psnr"] == values["psnr"]
     assert all(math.isnan(without[metric + area]) for metric in METRICS for area in ("_inside", "_outside"))
+
+
+def literal_ssim(a, b, border):
+    """SSIM (Wang et al. 2004, eq. 13), window by window, of images H W 3 in [0, 1]; mean without a border."""
+    offsets = np.arange(-5, 6)
+    row = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window = np.outer(row, row) / row.sum() ** 2
+    values = []
+    for channel in range(3):
+        for i in range(border, a.shape[0] - border):
+            for j in range(border, a.shape[1] - border):
+                x, y = (image[i - 5 : i + 6, j - 5 : j + 6, channel] for image in (a, b))
+                mx, my = (window * x).sum(), (window * y).sum()
+                vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+                cov = (window * (x - mx) * (y - my)).sum()
+                value = (2 * mx * my + 0.01**2) * (2 * cov + 0.03**2)
+                values.append(value / ((mx**2 + my**2 + 0.01**2) * (vx + vy + 0.03**2)))
+    return np.mean(values)
+
+
+def test_the_ssim_of_pie_bench_leaves_out_a_border_of_five_pixels():
+    """As torchmetrics does. In float64, 1e-9. With the border, a mask that is large moves it."""
+    a, b = random_images(size=(24, 20))
+    mask = torch.zeros(24, 20, dtype=torch.bool)
+    mask[:14, 3:] = True
+    filled = [torch.where(mask, -1.0, image) for image in (a, b)]
+    arrays = [((image + 1) / 2).permute(1, 2, 0).double().numpy() for image in filled]
+    expected = literal_ssim(*arrays, border=5)
+    value = pie_bench_masked_metrics(a, b, mask)["ssim_filled"]
+    print(f"without the border {value:.4f}, with it {ssim(*filled):.4f}")
+    assert value == pytest.approx(expected, abs=1e-9) and abs(ssim(*filled) - value) > 0.005
+    assert value == pytest.approx(
+        structural_similarity(
+            *arrays, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+    )
 
 
 def test_the_metrics_of_pie_bench_are_of_pictures_that_are_black_inside_of_the_mask():

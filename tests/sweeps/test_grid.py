@@ -101,3 +101,14 @@ def test_a_grid_needs_a_source_a_target_and_a_file(tmp_path):
         Grid.read(tmp_path / "none.toml")
     with pytest.raises(FileNotFoundError, match="is a folder, not a file"):
         Grid.read(tmp_path)
+
+
+def test_a_grid_may_be_written_by_any_editor(tmp_path):
+    file = tmp_path / "grid.toml"
+    file.write_text(TOML, encoding="utf-8")
+    grid = Grid.read(file)
+    file.write_bytes(b"\xef\xbb\xbf" + TOML.replace("\n", "\r\n").encode())
+    assert Grid.read(file) == grid
+    file.write_text(TOML, encoding="utf-16")
+    with pytest.raises(ValueError, match="grid.toml: is UTF-16 text; save it as UTF-8"):
+        Grid.read(file)
