@@ -1,6 +1,7 @@
 """Every supported family, as a small model with random weights, generates what its pipeline in diffusers generates,
 and takes Prompt-to-Prompt."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -35,6 +36,12 @@ STEPS = 20
 TARGET = "a dog on the beach"
 
 
+@pytest.fixture(scope="module")
+def load(family):
+    """A function: the name of a family -> our model of it, loaded once. Models do not change."""
+    return functools.cache(lambda name: minip2p.load(family(name)[1]))
+
+
 def generate_with_diffusers(pipe, run, steps, **options):
     """The last latents of diffusers' pipeline, from the noise of a run."""
     noise = run.latents[:1].clone()
@@ -42,57 +49,70 @@ def generate_with_diffusers(pipe, run, steps, **options):
         return pipe(latents=noise, num_inference_steps=steps, output_type="latent", **options).images
 
 
-def test_the_readmes_table_is_of_the_families_that_are_tested(family):
+def test_the_readmes_table_is_of_the_families_that_are_tested(family, load):
     """Its rows, and their pipelines and default guidances. The official tensors are those of test_key_maps.py and
     test_full_size.py."""
     assert readme_table() in (ROOT / "README.md").read_text(encoding="utf-8"), readme_table()
     assert set(OFFICIAL.values()) == OFFICIAL_UNETS.keys()
     for name in FAMILIES:
         (row,) = [line for line in readme_table().splitlines() if line.startswith(f"| {name} |")]
-        pipe, folder, _ = family(name)
-        assert f"| {minip2p.load(folder).default_guidance:g} | `{type(pipe).__name__}` |" in row
+        assert f"| {load(name).default_guidance:g} | `{type(family(name)[0]).__name__}` |" in row
+
+
+def test_each_family_has_its_default_guidance(load):
+    guidance = {name: load(name).default_guidance for name in FAMILIES}
+    assert guidance == {
+        "SD 1": 7.5,
+        "SD 2 base": 7.5,
+        "SD 2, v": 7.5,
+        "SDXL": 5.0,
+        "InstructPix2Pix": 7.5,
+        "inpainting": 7.5,
+        "SD Turbo": 1.0,
+        "SDXL Turbo": 1.0,
+    }
 
 
 # Text to image
 
 
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
-def test_the_latents_after_20_steps_are_those_of_the_pipeline(family, name):
-    pipe, folder, _ = family(name)
-    model = minip2p.load(folder)
+def test_the_latents_after_20_steps_are_those_of_the_pipeline(family, load, name):
+    pipe = family(name)[0]
+    model = load(name)
     run = model.generate(PROMPT, seed=1, steps=STEPS, negative_prompt="" if "Turbo" in name else "fog")
     options = dict(negative_prompt=run.negative_prompt or None, guidance_scale=model.default_guidance)
     expected = generate_with_diffusers(pipe, run, STEPS, prompt=PROMPT, **options)
     check(f"{name}, float32", run.latents[-1:], expected, 1e-3)  # 6e-6
 
 
-def test_sdxl_is_told_the_size_of_the_picture(family):
+def test_sdxl_is_told_the_size_of_the_picture(family, load):
     """Rows and columns, in this order."""
-    pipe, folder, _ = family("SDXL")
-    run = minip2p.load(folder).generate(PROMPT, seed=2, steps=5, size=(32, 64), negative_prompt="fog")
+    pipe = family("SDXL")[0]
+    run = load("SDXL").generate(PROMPT, seed=2, steps=5, size=(32, 64), negative_prompt="fog")
     expected = generate_with_diffusers(pipe, run, 5, prompt=PROMPT, height=32, width=64, negative_prompt="fog")
     check("SDXL, 32 x 64, float32", run.latents[-1:], expected, 1e-3)
 
 
-def test_sdxl_without_a_negative_prompt_has_zeros_as_diffusers_has(family):
-    pipe, folder, _ = family("SDXL")
-    run = minip2p.load(folder).generate(PROMPT, seed=2, steps=5)
+def test_sdxl_without_a_negative_prompt_has_zeros_as_diffusers_has(family, load):
+    pipe = family("SDXL")[0]
+    run = load("SDXL").generate(PROMPT, seed=2, steps=5)
     expected = generate_with_diffusers(pipe, run, 5, prompt=PROMPT)
     check("SDXL without a negative prompt, float32", run.latents[-1:], expected, 1e-3)
 
 
-def test_a_distilled_model_at_guidance_0_runs_its_conditional_rows_alone(family):
+def test_a_distilled_model_at_guidance_0_runs_its_conditional_rows_alone(load):
     """The model cards recommend 0, by which diffusers means no guidance: here that is 1."""
-    model, counter = minip2p.load(family("SD Turbo")[1]), RowCounter()
+    model, counter = load("SD Turbo"), RowCounter()
     run = model.counting(counter).generate(PROMPT, steps=2, guidance_scale=0)
     assert counter.rows == 2 and run.guidance_scale == 1.0
     assert torch.equal(run.latents, model.generate(PROMPT, steps=2, guidance_scale=1).latents)
 
 
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
-def test_prompt_to_prompt(family, name):
+def test_prompt_to_prompt(load, name):
     """A word is swapped; an edit into the same prompt changes nothing; map space and value space agree."""
-    model = minip2p.load(family(name)[1])
+    model = load(name)
     run = model.generate(PROMPT, seed=1, steps=4)
     swap = {"cross_replace": 1.0, "self_replace": 0.5}
     edited = model.edit(run, TARGET, **swap)
@@ -104,17 +124,17 @@ def test_prompt_to_prompt(family, name):
 
 
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
-def test_a_photograph_is_inverted(family, name):
-    model, photo = minip2p.load(family(name)[1]), torch.rand(3, 32, 32) * 2 - 1
+def test_a_photograph_is_inverted(load, name):
+    model, photo = load(name), torch.rand(3, 32, 32) * 2 - 1
     run = model.invert(photo, PROMPT, steps=4)
     assert run.maps(["cat"]).shape == (1, 32, 32) and run.latents.isfinite().all()
     run = model.invert(photo, PROMPT, steps=2, method="null-text", num_inner_steps=1)
     assert run.conditioning.uncond_embeddings.tokens.shape == (2, *model.text("").tokens.shape[1:])
 
 
-def test_inversions_of_sdxl_begin_with_its_negative_prompt_of_zeros(family):
+def test_inversions_of_sdxl_begin_with_its_negative_prompt_of_zeros(load):
     """The embeddings of null-text inversion; and edit-friendly inversion, whose noise leads back to the photograph."""
-    model, photo = minip2p.load(family("SDXL")[1]), smooth_picture()
+    model, photo = load("SDXL"), smooth_picture()
     run = model.invert(photo, PROMPT, steps=2, method="null-text", num_inner_steps=0)
     assert not run.conditioning.uncond_embeddings.tokens.any()
     run = model.invert(photo, PROMPT, steps=4, method="edit-friendly", skip=0)
@@ -123,8 +143,8 @@ def test_inversions_of_sdxl_begin_with_its_negative_prompt_of_zeros(family):
     check("SDXL, edit-friendly, float32", sampled.latents[:-1], run.latents[:-1], 1e-3)
 
 
-def test_a_record_of_sdxl_is_written_and_opened(family, tmp_path):
-    model = minip2p.load(family("SDXL")[1])
+def test_a_record_of_sdxl_is_written_and_opened(load, tmp_path):
+    model = load("SDXL")
     recorded = model.record(PROMPT, seed=1, steps=3, file=tmp_path / "run.safetensors")
     opened = model.open(tmp_path / "run.safetensors")
     assert torch.equal(model.edit(recorded, TARGET).latents, model.edit(opened, TARGET).latents)
@@ -134,12 +154,12 @@ def test_a_record_of_sdxl_is_written_and_opened(family, tmp_path):
 
 
 @pytest.mark.parametrize("w_text, w_image", [(7.5, 1.5), (3.0, 1.0)])
-def test_instruct_pix2pix_is_its_pipeline(family, w_text, w_image):
+def test_instruct_pix2pix_is_its_pipeline(family, load, w_text, w_image):
     """Guidance by the image and by the text (Brooks et al. 2022, eq. 3)."""
-    pipe, folder, _ = family("InstructPix2Pix")
+    pipe = family("InstructPix2Pix")[0]
     picture = smooth_picture()
     options = dict(guidance_scale=w_text, image_guidance_scale=w_image, negative_prompt="fog")
-    run = minip2p.load(folder).instruct(picture, "make it snow", seed=1, steps=STEPS, **options)
+    run = load("InstructPix2Pix").instruct(picture, "make it snow", seed=1, steps=STEPS, **options)
     image = (picture[None] + 1) / 2
     expected = generate_with_diffusers(pipe, run, STEPS, prompt="make it snow", image=image, **options)
     check("InstructPix2Pix, float32", run.latents[-1:], expected, 1e-3)  # 6e-6
@@ -147,10 +167,10 @@ def test_instruct_pix2pix_is_its_pipeline(family, w_text, w_image):
 
 
 @pytest.mark.filterwarnings("ignore:Passing `image` as torch tensor:FutureWarning")  # of diffusers
-def test_inpainting_is_its_pipeline(family):
+def test_inpainting_is_its_pipeline(family, load):
     """The pipeline samples the masked picture's latents; here they are the mean, which it is given."""
-    pipe, folder, _ = family("inpainting")
-    model, picture, mask = minip2p.load(folder), smooth_picture(), torch.zeros(32, 32)
+    pipe = family("inpainting")[0]
+    model, picture, mask = load("inpainting"), smooth_picture(), torch.zeros(32, 32)
     mask[8:24, 4:19] = 1
     run = model.inpaint(picture, mask, PROMPT, seed=1, steps=STEPS)
     channels = run.conditioning.image.channels
@@ -172,9 +192,9 @@ def test_inpainting_is_its_pipeline(family):
     check("inpainting, float32", run.latents[-1:], expected, 1e-3)
 
 
-def test_guidance_by_image_and_text_is_its_formula_and_runs_no_row_in_vain(family):
+def test_guidance_by_image_and_text_is_its_formula_and_runs_no_row_in_vain(load):
     """On a real model: each prediction by itself, and their weighted sum, where a row whose weight is 0 is not run."""
-    components, counter = minip2p.load(family("InstructPix2Pix")[1]).components, RowCounter()
+    components, counter = load("InstructPix2Pix").components, RowCounter()
     counted = replace(components, counter=counter)
     x, channels = torch.randn(2, 4, 16, 16), torch.randn(1, 4, 16, 16)
     empty, words = components.text(""), components.text(["a cat", "a dog"])
@@ -197,9 +217,9 @@ def test_guidance_by_image_and_text_is_its_formula_and_runs_no_row_in_vain(famil
         assert counter.rows - before == rows == unet_rows(2, w, image=guiding), (w, w_image)
 
 
-def test_a_transparent_pixel_of_an_inpainting_mask_is_black(family, tmp_path):
+def test_a_transparent_pixel_of_an_inpainting_mask_is_black(load, tmp_path):
     """As a file and as an image: white ink on transparent pixels."""
-    components, ink = minip2p.load(family("inpainting")[1]).components, Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+    components, ink = load("inpainting").components, Image.new("RGBA", (32, 32), (255, 255, 255, 0))
     ink.paste((255, 255, 255, 255), (8, 8, 24, 24))
     ink.save(tmp_path / "ink.png")
     masks = (ink, tmp_path / "ink.png")
@@ -208,9 +228,9 @@ def test_a_transparent_pixel_of_an_inpainting_mask_is_black(family, tmp_path):
 
 
 @pytest.mark.parametrize("name", IMAGE_FAMILIES)
-def test_prompt_to_prompt_on_models_that_read_an_image(family, tmp_path, name):
+def test_prompt_to_prompt_on_models_that_read_an_image(load, tmp_path, name):
     """A run is edited into the same prompt and into another, saved with its image, recorded, and its words located."""
-    model, picture = minip2p.load(family(name)[1]), smooth_picture()
+    model, picture = load(name), smooth_picture()
     if name == "inpainting":
         run = model.inpaint(picture, torch.ones(32, 32), PROMPT, seed=1, steps=3)
     else:
@@ -230,9 +250,9 @@ def test_prompt_to_prompt_on_models_that_read_an_image(family, tmp_path, name):
 
 
 @pytest.mark.parametrize("w_text, w_image", [(0.0, 1.5), (0.0, 1.0), (7.5, 1.5), (3.0, 3.0), (1.0, 1.0)])
-def test_edits_of_an_instruction_cost_what_is_predicted(family, w_text, w_image):
+def test_edits_of_an_instruction_cost_what_is_predicted(load, w_text, w_image):
     """Also at w_T = 0, where no words are read. The baselines read the image as well."""
-    model, counter = minip2p.load(family("InstructPix2Pix")[1]), RowCounter()
+    model, counter = load("InstructPix2Pix"), RowCounter()
     options = dict(steps=3, guidance_scale=w_text, image_guidance_scale=w_image)
     run = model.instruct(smooth_picture(), PROMPT, **options)
     components = model.counting(counter).components
@@ -244,8 +264,8 @@ def test_edits_of_an_instruction_cost_what_is_predicted(family, w_text, w_image)
     assert masactrl.latents.isfinite().all()
 
 
-def test_a_model_refuses_what_it_is_not_made_for(family):
-    text, instruct, inpaint = (minip2p.load(family(name)[1]) for name in ("SD 1", *IMAGE_FAMILIES))
+def test_a_model_refuses_what_it_is_not_made_for(load):
+    text, instruct, inpaint = map(load, ("SD 1", *IMAGE_FAMILIES))
     picture, mask = smooth_picture(), torch.ones(32, 32)
     for call, message in (
         (lambda: text.instruct(picture, PROMPT), "this model follows no instructions: its UNet reads 0 channels"),

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from families import (
-    FAMILIES,
     REMOVED,
     copy_folder,
     pipeline,
@@ -225,20 +224,6 @@ def test_a_scheduler_of_another_kind_keeps_its_betas_offset_and_prediction_type(
 
 
 # The default guidance scale
-
-
-def test_each_family_has_its_default_guidance(family):
-    guidance = {name: minip2p.load(family(name)[1]).default_guidance for name in FAMILIES}
-    assert guidance == {
-        "SD 1": 7.5,
-        "SD 2 base": 7.5,
-        "SD 2, v": 7.5,
-        "SDXL": 5.0,
-        "InstructPix2Pix": 7.5,
-        "inpainting": 7.5,
-        "SD Turbo": 1.0,
-        "SDXL Turbo": 1.0,
-    }
 
 
 def test_a_folder_may_state_its_default_guidance(tiny_folder, model):

@@ -142,7 +142,7 @@ def damaged(family, tmp_path_factory):
         yield work, load_file(file), (model.unet.state_dict().keys(), model.vae.state_dict().keys())
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 255)), max_size=4),
     tensor=st.integers(0, 2000),

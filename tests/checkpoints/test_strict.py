@@ -236,7 +236,7 @@ def load_or_refuse(path, content):
     return module
 
 
-MANY = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ODD_NUMBERS = st.one_of(
     st.integers(-3, 40), st.sampled_from([2**31, 2**63, 2**64, -(2**63), 10**30]), st.floats(), st.none()
 )
