@@ -30,8 +30,9 @@ DECODER = SiteFilter(places=("up",))
 class SourceGuided:
     """Self-attention of the target that mixes its own (q, k, v) with those of the source.
 
-    run: the source. mix: which of them attend. steps: (start, end), shares of the run (`schedules.step_weights`).
-    sites: where it acts. Raises ValueError for steps and sites that do not exist.
+    run: the source. mix: which of them attend. steps: (start, end), shares of the run that count from the first step
+    that is edited (`schedules.step_weights`). sites: where it acts. Raises ValueError for steps and sites that do not
+    exist.
     """
 
     run: Trajectory
@@ -40,14 +41,14 @@ class SourceGuided:
     sites: SiteFilter = DECODER
 
     def __post_init__(self) -> None:
-        step_weights("steps", self.steps, self.run.steps, self.run.steps)
+        self.step_weights()
         SiteFilter.validate(self.sites, self.run.components.unet.heads)
 
     def at(self, step: int) -> Attend:
         """The attention of one step. Raises ValueError where the source has fewer steps, or another size."""
         if step >= self.run.steps:
             raise ValueError(f"the source run has {self.run.steps} steps, and the edit has more")
-        if not step_weights("steps", self.steps, self.run.steps, self.run.steps)[step]:
+        if not self.step_weights()[step]:
             return fused
         source = self.read_source(step)
 
@@ -61,6 +62,11 @@ class SourceGuided:
             return select_heads(self.sites.heads, fused(*mixed), fused(q, k, v))
 
         return attend
+
+    def step_weights(self) -> Tensor:
+        """1 at the steps at which it acts, else 0."""
+        steps = self.run.steps
+        return step_weights("steps", self.steps, steps, steps, self.run.conditioning.skip_steps)
 
     def read_source(self, step: int) -> dict[Site, QKV]:
         """(q, k, v) of the source at a step: runs its conditional row."""
@@ -97,8 +103,8 @@ class MasaCtrl(SourceGuided):
 
     Shapes may change, and their appearance stays the source's.
 
-    start: the share of the run from which on it acts (step 4 of 50 in the paper, and in all levels of the decoder but
-    the coarsest: `sites`).
+    start: the share of the run from which on it acts. The published code begins at step 4 of 50 and at the 11th of the
+    16 layers of Stable Diffusion 1, which leaves out the coarsest level of the decoder that has attention (`sites`).
     It ignores the values v that it is called with. So it must not be combined with an injection (`self_replace`) or
     with a blend that propagates its heat by self-attention, which attend to other values.
     """

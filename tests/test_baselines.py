@@ -36,7 +36,7 @@ def literal_attention(q, k, v):
 
 
 def test_masactrl_attends_with_the_targets_queries_to_the_sources_keys_and_values(run):
-    """softmax(q_e k_sᵀ / √d) v_s (Cao et al. 2023, eq. 5), for each target of a batch, by hand at one site."""
+    """softmax(q_e k_sᵀ / √d) v_s (Cao et al. 2023), for each target of a batch, by hand at one site."""
     masactrl = MasaCtrl(run, start=0.0)
     source = masactrl.read_source(1)
     site = next(iter(source))
@@ -68,6 +68,14 @@ def test_steps_and_sites_are_those_of_the_options(counted_run, log):
     assert log.calls == [1, 1]  # one row of the source for each step at which it acts
     fine = PlugAndPlay(counted_run, sites=SiteFilter(places=("down",), strides=(1,))).read_source(0)
     assert {(site.place, site.stride) for site in fine} == {("down", 1)}
+
+
+def test_steps_count_from_the_first_one_that_is_edited(model):
+    """As the published code counts, which sees no skipped steps: .25 of 4 steps after 2 skipped ones is step 3."""
+    photo = torch.rand(3, 64, 72, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    run = model.invert(photo, SOURCE, method="edit-friendly", steps=STEPS, skip=0.5)
+    assert MasaCtrl(run, start=0.25).step_weights().tolist() == [0, 0, 0, 1]
+    assert PlugAndPlay(run, end=0.25).step_weights().tolist() == [0, 0, 1, 0]
 
 
 def test_other_heads_attend_as_before(run):

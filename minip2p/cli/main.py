@@ -199,7 +199,11 @@ def add_bench_edits(commands: Commands) -> None:
         metavar="A,B",
         help="the methods to compare, or all (default: vae,ddim,direct,direct+mask)",
     )
-    sub.add_argument("--cases", metavar="FOLDER", help="cases in PIE-Bench's layout (default: those that ship)")
+    sub.add_argument(
+        "--cases",
+        metavar="FOLDER",
+        help="cases in PIE-Bench's layout, run with its settings where there are any (default: those that ship)",
+    )
     sub.add_argument("--count", type=int, metavar="N", help="run only the first N cases")
     sub.add_argument("--steps", type=int, help="number of DDIM steps (default: 50)")
     sub.add_argument("--clip", metavar="FOLDER", help="a CLIP that scores the edits as well")

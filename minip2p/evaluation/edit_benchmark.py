@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from minip2p.attention.contract import Attend, explicit
+from minip2p.attention.contract import Attend, SiteFilter, explicit
 from minip2p.baselines import MasaCtrl, PlugAndPlay
 from minip2p.checkpoints.components import RowCounter
-from minip2p.evaluation.pie_bench import Case
+from minip2p.evaluation.pie_bench import Case, published_picture
 from minip2p.evaluation.workers import CaseResult, WorkerPool
 from minip2p.io import png
 from minip2p.io.files import claim_results_folder, read_json_value, write_text
@@ -44,13 +44,16 @@ class Method:
     """An inversion, and how the edit is made on it.
 
     masked: blend the edit with the source by the words of the case; "truth": by its true mask, which no real edit
-    knows, so that it shows what a perfect mask would give. vae_refine_steps: as `Pipeline.invert` takes it. attend:
-    (run of the source, case) -> the attention of the target. edit: further options of `Pipeline.edit`.
+    knows, so that it shows what a perfect mask would give. vae_refine_steps: as `Pipeline.invert` takes it. invert:
+    further options of `Pipeline.invert`. describes_source: False inverts with an empty prompt. attend: (run of the
+    source, case) -> the attention of the target. edit: further options of `Pipeline.edit`.
     """
 
     inversion: str
     masked: bool | Literal["truth"] = False
     vae_refine_steps: int = 0
+    invert: Mapping[str, Any] = field(default_factory=dict)
+    describes_source: bool = True
     attend: Callable[[Trajectory, Case], Attend | None] = lambda run, case: None
     edit: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,6 +62,12 @@ def separate_objects(run: Trajectory, case: Case) -> Attend | None:
     """An attention in which the objects of the target compete for each pixel; None where there is only one."""
     names = [] if case.expected is None else case.expected["objects"]
     return explicit(SeparateWords(run.components.text.prompt(case.target), names)) if len(names) > 1 else None
+
+
+def published_masactrl(run: Trajectory, case: Case) -> Attend:
+    """MasaCtrl in all levels of the decoder but the coarsest, as the published code has it."""
+    strides = sorted({site.stride for site in run.components.unet.sites if site.place == "up"})
+    return MasaCtrl(run, sites=SiteFilter(places=("up",), strides=tuple(strides[:-1] or strides)))
 
 
 # Options of `Pipeline.edit` that switch Prompt-to-Prompt off.
@@ -81,6 +90,21 @@ METHODS: Mapping[str, Method | None] = MappingProxyType(
         "direct+separate": Method("direct", attend=separate_objects),
         "direct+masactrl": Method("direct", attend=lambda run, case: MasaCtrl(run), edit=WITHOUT_P2P),
         "direct+plug-and-play": Method("direct", attend=lambda run, case: PlugAndPlay(run), edit=WITHOUT_P2P),
+    }
+)
+
+# The same methods on cases of PIE-Bench, with the settings of its published code. MasaCtrl's code controls the
+# unconditional rows as well, and plug-and-play's also injects features: these two are not as published.
+PIE_BENCH_METHODS: Mapping[str, Method | None] = MappingProxyType(
+    {
+        **METHODS,
+        "proximal": Method("proximal", invert={"quantile": 0.5}),  # .75 over source and target, see `proximal`
+        "edit-friendly": Method(
+            "edit-friendly",
+            invert={"skip": 0.24, "source_guidance_scale": 1.0},
+            edit={"kind": "auto", "self_max_queries": 16 * 16, "local_blend": None, "reweight": None},
+        ),
+        "direct+masactrl": Method("direct", describes_source=False, attend=published_masactrl, edit=WITHOUT_P2P),
     }
 )
 
@@ -139,6 +163,11 @@ def tiny_options(pipe: Pipeline, case: Case, method: Method) -> dict[str, Any]:
     return {**TINY_SETTINGS, "local_blend": blend}
 
 
+def methods_for(case: Case) -> Mapping[str, Method | None]:
+    """The methods by their names, with the settings for this kind of case."""
+    return PIE_BENCH_METHODS if case.expected is None else METHODS
+
+
 def training_size(pipe: Pipeline) -> tuple[int, int]:
     """Rows and columns, in pixels, of the pictures that a model was trained on."""
     side = pipe.unet.config.sample_size or 64
@@ -159,7 +188,12 @@ def edit_case(pipe: Pipeline, case: Case, method: Method | None, picture: Tensor
     if method is None:
         return pipe.components.decode(pipe.components.encode(picture[None]))[0].cpu()
     run: Trajectory = pipe.invert(
-        picture, case.source, method=method.inversion, steps=steps, vae_refine_steps=method.vae_refine_steps
+        picture,
+        case.source if method.describes_source else "",
+        method=method.inversion,
+        steps=steps,
+        vae_refine_steps=method.vae_refine_steps,
+        **method.invert,
     )
     return pipe.edit(run, case.target, attend=method.attend(run, case), **edit_options(pipe, case, method)).picture
 
@@ -173,7 +207,10 @@ def measure_edit(
     measures it, with the inside of the mask black in both pictures. psnr_kept: on the things that must not change.
     structure: structure distance of the whole pictures. success: whether the judge finds what it has to. clip,
     clip_inside: similarity of the target's prompt to the picture, and to the inside of the mask.
+    An edit of a case of PIE-Bench is measured as its published code reads it from a file, see `published_picture`.
     """
+    if case.expected is None:
+        after = published_picture(after, case.picture.suffix)
     size = (before.shape[1], before.shape[2])
     mask = case.mask(size)
     preserved = preservation(before, after, mask)
@@ -203,7 +240,7 @@ def run_case(
     """Runs a case by the method of a name, and writes its figures and its picture."""
     before = fit_image(read_image(case.picture), training_size(pipe), "stretch")
     counter, began = RowCounter(), time.perf_counter()
-    after = edit_case(pipe.counting(counter), case, METHODS[name], before, steps)
+    after = edit_case(pipe.counting(counter), case, methods_for(case)[name], before, steps)
     cost = {"rows": float(counter.rows), "seconds": time.perf_counter() - began}
     figures = measure_edit(case, before, after, judge=judge, clip=clip) | cost
     values = {key: None if math.isnan(value) else value for key, value in figures.items()}

@@ -7,6 +7,7 @@ must not change), `blend` (the words of a local blend), `kind` and `expected` (w
 Axes: H W pixels.
 """
 
+import io
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,23 @@ class Case:
         if self.expected is None:
             mask[[0, -1]] = mask[:, [0, -1]] = True
         return mask
+
+
+def published_picture(edited: Tensor, suffix: str) -> Tensor:
+    """An edited picture, 3 H W in [-1, 1], as PIE-Bench's published code measures it: read back from its file.
+
+    The code cuts values off to 8 bits instead of rounding them, and writes each edit under the name of its photograph.
+    Those of PIE-Bench are JPEGs, so the edits are too, at Pillow's default quality of 75.
+
+    suffix: of the photograph's name, as ".jpg". Of a format that Pillow does not write, only the 8 bits are taken.
+    """
+    values = ((edited / 2 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    file_format = Image.registered_extensions().get(suffix.lower())
+    if file_format in Image.SAVE:
+        file = io.BytesIO()
+        Image.fromarray(values).save(file, file_format)
+        values = np.asarray(Image.open(file).convert("RGB"))
+    return torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def read_cases(folder: Path | None = None) -> list[Case]:

@@ -26,6 +26,8 @@ COLUMNS: Mapping[str, tuple[str, float]] = MappingProxyType(
         "ssim": ("SSIM × 10² ↑", 1e2),
         "psnr_kept": ("PSNR of other things ↑", 1),
         "psnr_filled": ("PSNR, filled ↑", 1),
+        "mse_filled": ("MSE × 10⁴, filled ↓", 1e4),
+        "ssim_filled": ("SSIM × 10², filled ↑", 1e2),
         "clip": ("CLIP whole ↑", 1),
         "clip_inside": ("CLIP edited ↑", 1),
         "success": ("success % ↑", 1e2),

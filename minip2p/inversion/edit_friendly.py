@@ -13,11 +13,17 @@ from minip2p.sampling.guidance import check_finite, guided_noise
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
-from minip2p.validation import check_number, is_integer
+from minip2p.validation import check_number, is_finite, is_integer
 
 
 def edit_friendly(
-    components: Components, start: RunStart, progress: Progress = iter, *, skip: float = 0.24, seed: int = 0
+    components: Components,
+    start: RunStart,
+    progress: Progress = iter,
+    *,
+    skip: float = 0.24,
+    seed: int = 0,
+    source_guidance_scale: float | None = None,
 ) -> Trajectory:
     """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2023, algorithm 1).
 
@@ -26,13 +32,18 @@ def edit_friendly(
         x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε_t,   z_t = (x_{t−1} − μ(x_t)) / σ_t;   z of the last step is 0
 
     skip: the share of the run that edits take over from the source unchanged. seed: of the noise.
-    The last latents of the run are x_0 itself; the steps with their z, executed again, end at μ. Source and edits have
-    the same guidance scale, where the published code uses a larger one for edits.
+    source_guidance_scale: of the predictions that z is computed from; None is the guidance scale of the run, which its
+    edits follow. The published code computes z at 1 (PIE-Bench) or 3.5 and edits at 7.5 or more.
+    The last latents of the run are x_0 itself; where both scales are equal, the steps with their z, executed again, end
+    at μ.
     Raises ValueError for options that are out of range.
     """
     check_number("skip", skip, 1)
     if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be a whole number between 0 and 2^63 - 1, not {seed!r}")
+    w = start.guidance_scale if source_guidance_scale is None else source_guidance_scale
+    if not is_finite(w):
+        raise ValueError(f"source_guidance_scale must be a finite number, not {w!r}")
     scheduler, x0 = components.scheduler, start.noise.to(components.device)
     steps = scheduler.steps(start.steps)
     generator = torch.Generator().manual_seed(seed)
@@ -43,7 +54,7 @@ def edit_friendly(
     negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
     for i, step in enumerate(progress(steps[:-1])):
         x = latents[i : i + 1]
-        prediction = guided_noise(components, x, step.t, negative, words, guidance_scale=start.guidance_scale)
+        prediction = guided_noise(components, x, step.t, negative, words, guidance_scale=w)
         mean, std = scheduler.step(x, prediction, step, noise=torch.zeros_like(x)), scheduler.ddpm_std(step)
         if std > 0:  # in a run of 1000 steps the first two have the same time step
             noise[i] = check_finite(components, (latents[i + 1] - mean[0]) / std, i)

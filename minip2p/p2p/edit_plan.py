@@ -89,13 +89,15 @@ def plan_edit(
     steps: int,
     options: EditOptions | None = None,
     *,
+    skip_steps: int = 0,
     region_masks: Mapping[int, Tensor] | None = None,
 ) -> EditPlan:
     """The plan of the edit that leads from one prompt to another.
 
     An inner pair, swap or refine, is re-weighted and then scheduled, in this order.
 
-    options: the defaults where None. region_masks: `options.region` as m of the queries by stride
+    options: the defaults where None. skip_steps: the first steps of the run, which are not edited; the schedules count
+    from there. region_masks: `options.region` as m of the queries by stride
     (`attention.masks.mask_per_stride`). Raises ValueError for prompts that cannot be swapped and for words that are not
     in the target.
     """
@@ -110,8 +112,8 @@ def plan_edit(
         words = words.reweighted(equalizer(options.reweight, target, parity=options.parity))
     return EditPlan(
         words,
-        cross_replace_alpha(options.cross_replace, target, steps, parity=options.parity),
-        step_weights("self_replace", options.self_replace, steps, steps),
+        cross_replace_alpha(options.cross_replace, target, steps, skip_steps=skip_steps, parity=options.parity),
+        step_weights("self_replace", options.self_replace, steps, steps, skip_steps),
         options.self_max_queries,
         options.sites,
         region,

@@ -17,7 +17,6 @@ from minip2p.io.images import read_mask
 from minip2p.text.prompt import Prompt, WordSelector, token_indicator
 from minip2p.validation import is_finite
 
-
 Words = WordSelector | Sequence[WordSelector]  # one word, or several; `LocalBlend` keeps a tuple
 
 
@@ -109,10 +108,15 @@ class LocalBlendState:
         target: Prompt,
         *,
         steps: int,
+        skip_steps: int = 0,
         latent_size: tuple[int, int],
         sites: Sequence[Site],
     ) -> "LocalBlendState":
-        """The state before the first step. sites: the model's. Raises ValueError for words that are not in a prompt."""
+        """The state before the first step.
+
+        skip_steps: the first steps of the run, which are not edited; the blend's start counts from there. sites: the
+        model's. Raises ValueError for words that are not in a prompt.
+        """
         strides = select_strides(blend.strides, sites, latent_size)
 
         def accumulator(prompt: Prompt, words: Any, without: Any) -> HeatmapAccumulator:
@@ -130,8 +134,8 @@ class LocalBlendState:
             blend,
             accumulator(source, blend.source, blend.without_source),
             accumulator(target, blend.target, blend.without_target),
-            int(first * steps),
-            int(full * steps),
+            skip_steps + int(first * steps),
+            skip_steps + int(full * steps),
         )
 
     def cache_key(self, step: int) -> Hashable:

@@ -44,15 +44,22 @@ def make_targets(
     SiteFilter.validate(options.sites, components.unet.heads)
     source = components.text.prompt(origin.prompt)
     latent_size, sites = latent_size_of(origin), components.unet.sites
+    skip_steps = origin.conditioning.skip_steps
     masks = None if options.region is None else mask_per_stride(options.region, latent_size, sites)
     targets = []
     for text in prompts:
         target = components.text.prompt(text)
-        plan = plan_edit(source, target, origin.steps, options, region_masks=masks)
+        plan = plan_edit(source, target, origin.steps, options, skip_steps=skip_steps, region_masks=masks)
         state = None
         if options.local_blend is not None:
             state = LocalBlendState.start(
-                options.local_blend, source, target, steps=origin.steps, latent_size=latent_size, sites=sites
+                options.local_blend,
+                source,
+                target,
+                steps=origin.steps,
+                skip_steps=skip_steps,
+                latent_size=latent_size,
+                sites=sites,
             )
         targets.append(EditTarget(text, plan, state))
     return targets

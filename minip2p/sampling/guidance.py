@@ -159,8 +159,9 @@ def soft_threshold(difference: Tensor, quantile: float) -> Tensor:
     """The proximal map of λ‖·‖₁ (Han et al. 2023, proximal guidance): moves each number towards 0 by λ, and to 0 what
     is smaller. λ is the quantile of the absolute values of each row of b c h w; quantile 0 changes nothing.
 
-    The published code takes one quantile over the batch, which includes the source's row of zeros, and therefore keeps
-    more of the target's difference.
+    The published code takes one quantile q over the batch, half of which is the source's row of zeros: its q is the
+    quantile 2 q − 1 here (`tests/inversion/test_ddim.py` compares the two). A target's result would depend there on
+    the rows beside it.
     """
     if quantile == 0:
         return difference

@@ -10,7 +10,17 @@ from PIL import Image
 
 from minip2p.cli import main
 from minip2p.evaluation import edit_benchmark
-from minip2p.evaluation.edit_benchmark import METHODS, edit_case, edit_options, picture_file, row_file, run_benchmark
+from minip2p.evaluation.edit_benchmark import (
+    METHODS,
+    edit_case,
+    edit_options,
+    measure_edit,
+    methods_for,
+    picture_file,
+    published_masactrl,
+    row_file,
+    run_benchmark,
+)
 from minip2p.evaluation.pie_bench import Case, read_cases
 from minip2p.io.images import fit_image, read_image
 from minip2p.metrics.image import psnr
@@ -91,6 +101,47 @@ def test_a_case_of_pie_bench_is_edited_as_published(model, tmp_path):
     assert without_p2p["cross_replace"] == without_p2p["self_replace"] == 0
     (row,) = run_benchmark(model, [case], ["direct"], tmp_path / "out", steps=2)
     assert "success" not in row and row["psnr"] > 5
+
+
+def test_a_case_of_pie_bench_has_the_published_settings_of_each_method(model, tmp_path, monkeypatch):
+    """proximal: .75 over source and target is .5 here. edit-friendly: z at guidance 1, self-attention up to 16²."""
+    (case,) = read_cases(write_pie_case(tmp_path))
+    shipped, published = methods_for(CASES[0]), methods_for(case)
+    assert shipped is METHODS and published.keys() == METHODS.keys()
+    changed = {name for name in METHODS if published[name] is not METHODS[name]}
+    assert changed == {"proximal", "edit-friendly", "direct+masactrl"}
+    calls = []
+    monkeypatch.setattr(
+        type(model),
+        "invert",
+        lambda self, *args, original=model.invert, **options: (
+            calls.append((args[1], options)) or original(*args, **options)
+        ),
+    )
+    picture = fit_image(read_image(case.picture), (128, 128), "stretch")
+    for name in changed:
+        assert edit_case(model, case, published[name], picture, 4).shape == (3, 128, 128)
+    by_method = {options["method"]: (prompt, options) for prompt, options in calls}
+    assert by_method["proximal"][1]["quantile"] == 0.5
+    assert by_method["edit-friendly"][1].items() >= {"skip": 0.24, "source_guidance_scale": 1.0}.items()
+    assert by_method["direct"][0] == "" and by_method["proximal"][0] == case.source
+    options = edit_options(model, case, published["edit-friendly"])
+    assert options["local_blend"] is options["reweight"] is None and options["self_max_queries"] == 256
+    assert (options["cross_replace"], options["self_replace"], options["kind"]) == (0.4, 0.6, "auto")
+
+
+def test_masactrl_leaves_out_the_coarsest_level_of_the_decoder_on_pie_bench(model):
+    run = model.generate("a cat on the beach", steps=1, size=(64, 64))
+    strides = {site.stride for site in model.unet.sites if site.place == "up"}
+    assert set(published_masactrl(run, CASES[0]).sites.strides) == strides - {max(strides)}
+
+
+def test_an_edit_of_pie_bench_is_measured_as_its_file_is_read(model, tmp_path):
+    (case,) = read_cases(write_pie_case(tmp_path))
+    before, after = torch.zeros(3, 32, 32), torch.full((3, 32, 32), 0.001)
+    assert measure_edit(case, before, after, judge=None, clip=None)["mse"] == pytest.approx((0.5 / 255) ** 2, rel=1e-3)
+    shipped = measure_edit(CASES[0], before, after, judge=None, clip=None)
+    assert shipped["mse"] == pytest.approx((0.0005) ** 2, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pie_cases import write_pie_case
 from PIL import Image
 
-from minip2p.evaluation.pie_bench import Case, decode_runs, encode_runs, read_cases
+from minip2p.evaluation.pie_bench import Case, decode_runs, encode_runs, published_picture, read_cases
 
 CASES = read_cases()
 
@@ -70,6 +70,20 @@ def test_a_case_without_expected_objects_has_the_border_of_pie_bench():
     assert case.mask((4, 5)).sum() == 14
 
 
+def test_a_published_picture_is_cut_off_to_8_bits_and_read_back_from_its_file(tmp_path):
+    """A PNG by hand: .999 of 255 steps is 254. A JPEG: the pixels that Pillow reads from the file it wrote."""
+    greys = torch.tensor([-1.0, -0.999, 0.999, 1.0]).expand(3, 2, 4)
+    pixels = (published_picture(greys, ".png") + 1) * 127.5
+    assert pixels[0, 0].tolist() == pytest.approx([0, 0, 254, 255])
+    assert torch.equal(published_picture(greys, ".of_no_format"), published_picture(greys, ".png"))
+    noise = torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    Image.fromarray(((noise + 1) * 127.5).to(torch.uint8).permute(1, 2, 0).numpy()).save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    read = (published_picture(noise, ".JPG") + 1) * 127.5
+    assert torch.equal(read.round().to(torch.uint8), expected)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -104,6 +118,18 @@ def test_a_wrong_mapping_file_is_an_error_in_one_line(tmp_path, content):
     with pytest.raises(ValueError, match="mapping_file.json: (cannot be read as JSON|must be an object)") as error:
         read_cases(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_mapping_file_may_be_written_by_any_editor(tmp_path, encoding):
+    file = write_pie_case(tmp_path) / "mapping_file.json"
+    text = file.read_text()
+    cases = read_cases(tmp_path)
+    file.write_text(text, encoding=encoding, newline="\r\n")
+    assert read_cases(tmp_path) == cases
+    file.write_text(text, encoding="utf-16")
+    with pytest.raises(ValueError, match="mapping_file.json: is UTF-16 text; save it as UTF-8"):
+        read_cases(tmp_path)
 
 
 def test_a_missing_mapping_file_is_named(tmp_path):

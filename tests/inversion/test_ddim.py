@@ -11,7 +11,7 @@ from runs import distance, mean_squared_error
 from minip2p.inversion.ddim import ddim, ddim_inversion, direct_inversion, negative_prompt, proximal
 from minip2p.io.files import shipped_weights
 from minip2p.sampling.conditioning import Conditioning
-from minip2p.sampling.guidance import guided_noise
+from minip2p.sampling.guidance import guided_noise, soft_threshold
 from minip2p.sched import DDIMScheduler
 
 
@@ -92,6 +92,21 @@ def test_proximal_guidance_keeps_edits_near_to_the_source(model, start):
     runs = run, replace(run, conditioning=Conditioning())
     changes = [distance(model.edit(each, "a dog on the beach").latents[-1], run.latents[-1]) for each in runs]
     assert 0 < changes[0] < changes[1]
+
+
+@pytest.mark.parametrize("q", [0.7, 0.75, 0.85])
+def test_the_quantile_of_the_published_code_is_2q_minus_1_here(q):
+    """That code takes it over source and target, and the source's difference is 0. 1e-3 of a deviation, of 4096 values.
+
+    Its "l0" subtracts what lies within ± the threshold, which is the soft threshold.
+    """
+    target = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = torch.cat([torch.zeros_like(target), target])
+    threshold = batch.abs().quantile(q)
+    published = (batch - batch.clamp(-threshold, threshold))[1:]
+    print(f"q = {q}: {distance(soft_threshold(target, 2 * q - 1), published):.1e} apart")
+    assert distance(soft_threshold(target, 2 * q - 1), published) < 1e-3
+    assert distance(soft_threshold(target, q), published) > 0.2
 
 
 def test_latents_that_are_not_finite_are_an_error_of_the_step(model, start):

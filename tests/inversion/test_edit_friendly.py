@@ -9,6 +9,7 @@ from runs import CallLog, distance
 from minip2p.inversion.edit_friendly import edit_friendly
 from minip2p.p2p.batching import plan_batches
 from minip2p.p2p.editing import run_edits
+from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.options import EditOptions
 from minip2p.p2p.targets import make_targets
 from minip2p.sampling.sampler import sample
@@ -52,6 +53,8 @@ def test_skip_is_a_share_of_the_run(model, start, skip, steps):
         (dict(skip=1), "skip must be a number from 0 on, below 1, not 1"),
         (dict(skip=-0.1), "skip must be a number from 0 on, below 1"),
         (dict(skip=None), "skip must be a number from 0 on, below 1"),
+        (dict(source_guidance_scale=float("nan")), "source_guidance_scale must be a finite number, not nan"),
+        (dict(source_guidance_scale="2"), "source_guidance_scale must be a finite number, not '2'"),
         (dict(seed="x"), "seed must be a whole number between 0 and"),
         (dict(seed=-1), "seed must be a whole number between 0 and"),
         (dict(seed=1.5), "seed must be a whole number between 0 and"),
@@ -71,6 +74,39 @@ def test_edits_skip_the_first_steps_of_their_source(model, run):
         assert torch.equal(edit.latents[:3], run.latents[:3]) and not torch.equal(edit.latents[3], run.latents[3])
 
 
+def test_schedules_of_edits_count_from_the_first_step_that_is_edited(model, run):
+    """With 2 of 4 steps skipped, cross .2 is int(.2 · 5) = 1 step, self .5 is 2; a blend from .25 on begins 1 later."""
+    options = EditOptions(cross_replace=0.2, self_replace=0.5, local_blend=LocalBlend("cat", "dog", start=0.25))
+    (target,) = make_targets(model.components, run, ["a dog on the beach"], options)
+    assert target.plan.cross_alpha[:, 2].tolist() == [0, 0, 1, 0]
+    assert target.plan.self_alpha.tolist() == [0, 0, 1, 1]
+    assert target.blend_state.first_step == target.blend_state.full_step == 3
+
+
+def test_an_edit_of_a_recorded_run_does_not_run_its_source(model, run):
+    """The record counts its steps as the edit does."""
+    options = dict(cross_replace=0.2, self_replace=0.5)
+    recorded = model.record(run, **options)
+    assert {name.rsplit(".", 1)[1] for name in recorded.qk_cache.tensors if ".q." in name} == {"2", "3"}
+    log = CallLog()
+    edit = model.counting(log).edit(recorded, "a dog on the beach", **options)
+    assert log.rows == 2 * 2
+    assert distance(edit.latents, model.edit(run, "a dog on the beach", **options).latents) < 1e-5
+
+
+def test_the_source_may_have_its_own_guidance_scale(model, start):
+    """z of the first step by hand, from the conditional prediction alone; edits follow the run's scale."""
+    run = edit_friendly(model.components, start, seed=3, source_guidance_scale=1.0)
+    step, x = model.scheduler.steps(start.steps)[0], run.latents[:1]
+    eps = model.unet(x, step.t, model.text(start.prompt).tokens)
+    mean = model.scheduler.step(x, eps, step, noise=torch.zeros_like(x))
+    z = (run.latents[1:2] - mean) / model.scheduler.ddpm_std(step)
+    torch.testing.assert_close(run.conditioning.variance_noise[:1], z, atol=1e-4, rtol=1e-4)
+    both = edit_friendly(model.components, start, seed=3)
+    assert torch.equal(both.latents, run.latents) and run.guidance_scale == start.guidance_scale
+    assert not torch.equal(both.conditioning.variance_noise, run.conditioning.variance_noise)
+
+
 def test_edits_take_over_the_noise_of_their_source(model, start):
     """Into its own prompt: z leads to each of the source's latents but the last. Float32, 1e-3."""
     run = edit_friendly(model.components, start, skip=0.25)
@@ -78,10 +114,10 @@ def test_edits_take_over_the_noise_of_their_source(model, start):
     assert distance(edit.latents[:-1], run.latents[:-1]) < 1e-3 < distance(edit.latents[-1], run.latents[-1])
 
 
-def test_targets_that_differ_in_skipped_steps_alone_are_one_row(model, run):
+def test_targets_that_differ_beyond_the_last_step_alone_are_one_row(model, run):
     targets = [
         make_targets(model.components, run, ["a dog on the beach"], EditOptions(cross_replace=c, self_replace=0))[0]
-        for c in (0, 0.2, 0.4)
+        for c in (0.4, 0.8, 1)  # at least int(.4 · 5) = 2 steps, and no more are edited
     ]
     assert plan_batches(model.components, run, targets).rows == [[], [], [[0, 1, 2]], [[0, 1, 2]]]
     first, *others = run_edits(model.components, run, targets)

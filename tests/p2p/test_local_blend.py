@@ -124,6 +124,8 @@ def test_the_first_step_of_a_blend_is_its_share_of_the_steps():
         blend = LocalBlend("cat", start=start)
         state = LocalBlendState.start(blend, p, p, steps=steps, latent_size=(4, 4), sites=SITES)
         assert state.first_step == first
+        skipping = LocalBlendState.start(blend, p, p, steps=steps, skip_steps=2, latent_size=(4, 4), sites=SITES)
+        assert skipping.first_step == first + 2 and skipping.full_step == state.full_step + 2
 
 
 def test_a_soft_blend_mixes_and_keeps_both_ends_to_the_bit():

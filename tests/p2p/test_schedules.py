@@ -82,6 +82,38 @@ def test_the_equalizer_weights_each_token_of_a_word():
         equalizer({"giraffe": float("nan")}, p)
 
 
+def published_controller(steps, skip, cross, self_):
+    """What the published edit-friendly code does at each step of a run: its controller is only called after `skip`.
+
+    The controller is made for all steps, and counts the steps that it sees.
+    """
+    cross_rows = [0 <= row < int(cross * (steps + 1)) for row in range(steps + 1)]
+    self_steps = range(int(steps * self_))
+    seen = [(cross_rows[current], current in self_steps) for current in range(steps - skip)]
+    calls = [(False, False)] * skip + seen
+    return [[float(value) for value in column] for column in zip(*calls, strict=True)]
+
+
+@pytest.mark.parametrize("steps, skip", [(50, 12), (50, 0), (20, 4), (10, 9)])
+@pytest.mark.parametrize("cross, self_", [(0.4, 0.6), (0.8, 0.4), (1.0, 1.0), (0.0, 0.0)])
+def test_schedules_count_from_the_first_step_that_is_edited(steps, skip, cross, self_):
+    cross_steps, self_steps = published_controller(steps, skip, cross, self_)
+    alpha = cross_replace_alpha(cross, tokenize("a cat"), steps, skip_steps=skip)
+    assert alpha[:, 2].tolist() == cross_steps
+    assert step_weights("self", self_, steps, steps, skip).tolist() == self_steps
+    first, stop = step_range("self", self_, steps, skip)
+    assert [float(first <= step < stop) for step in range(steps)] == self_steps
+
+
+def test_the_schedule_of_pie_bench_for_edit_friendly_inversion():
+    """By hand: 50 steps of which 12 are skipped, cross .4, self .6 and a blend from .2 on."""
+    alpha = cross_replace_alpha(0.4, tokenize("a cat"), 50, skip_steps=12)[:, 2]
+    assert alpha.nonzero().flatten().tolist() == list(range(12, 32))
+    assert step_weights("self", 0.6, 50, 50, 12).nonzero().flatten().tolist() == list(range(12, 42))
+    fading = step_weights("self", (0.2, 0.5, 0.8), 10, 10, 2).tolist()
+    assert fading == [0, 0, 0, 0, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
 def test_parity_of_the_schedule_with_the_published_code():
     published = published_data.schedules()
     for (_, target), alpha in zip(published_data.tokenized_pairs("swap"), published, strict=False):
