@@ -1,13 +1,13 @@
-"""Generation and edits, all figures in one JSON line: python benchmarks/all.py --peer FILE, and edit.py's options"""
+"""Generation and edits, all figures in one line of JSON: python benchmarks/all.py --peer FILE, and edit.py's options"""
 
 import edit
 import generate
-from common import finish
+from common import print_figures
 
 
 def main() -> None:
-    given = edit.parsed()
-    finish(generate.measured(given.model, given.steps, given.rounds) | edit.measured(given))
+    args = edit.parse_args()
+    print_figures(generate.measure(args.model, args.steps, args.rounds) | edit.measure(args))
 
 
 if __name__ == "__main__":

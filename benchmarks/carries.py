@@ -1,28 +1,30 @@
-"""What carries a picture? What an edit keeps of its source when one thing alone is taken from it, and when several are:
+"""What makes an edit look like its source? What is preserved when one thing is taken from it alone, or several are:
 
     python benchmarks/carries.py [--count N] [--steps N] [-o FOLDER]
 
-Two tables: `CONDITIONS` on swaps of held-out scenes, and on changes of shape, as a duck into a giraffe, the share τ of
-the run for which both attention maps are kept. The judge says whether the new thing is there (success) and where: kept
-shape is the IoU of its mask with the old thing's. A case that is done is not done again. The last line is JSON.
+Two tables: `CONDITIONS` on swaps of held-out scenes; and on changes of shape, such as a duck into a giraffe, the share
+τ of the run for which both attention maps are injected. The judge tells whether the new object is there (success) and
+where: the preserved shape is the IoU of its mask with the old object's. Finished cases are not run again. The last line
+is JSON.
 """
 
 import argparse
 import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from common import finish, kept, some
+from common import positive_int, print_figures, read_figures
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import minip2p
-from minip2p.attention.contract import QK, Site, fused
+from minip2p.attention.contract import QK, Site
 from minip2p.attention.store import record_qk
+from minip2p.checkpoints.components import Components
 from minip2p.errors import run_guarded
 from minip2p.evaluation.tiny_cases import swap_cases
 from minip2p.io import png, viz
@@ -32,7 +34,10 @@ from minip2p.layers import ResnetBlock
 from minip2p.metrics.image import interval, iou, psnr, structure
 from minip2p.p2p.controller import controlled_attention
 from minip2p.p2p.edit_plan import plan_edit
+from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline
+from minip2p.sampling.guidance import guided_noise
+from minip2p.sampling.settings import RunSettings
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.tiny.judge import Judge
 
@@ -41,9 +46,12 @@ TAU = 0.8  # as the card of the model recommends
 
 @dataclass(frozen=True)
 class Carried:
-    """What is taken from the source. seed: its noise. cross, self_: τ of its maps. features: of the decoder's levels,
-    the coarsest first, those whose residual blocks' outputs are the source's, up to TAU. unconditional: its ε_u.
-    begin: the share of the run after which the target leaves the source's own latents."""
+    """What is taken from the source.
+
+    seed: its initial noise. cross, self_: τ of its attention maps. features: of these levels of the decoder, the
+    coarsest first, the outputs of the residual blocks, up to TAU. unconditional: its unconditional noise ε_u. begin:
+    the share of the run after which the target leaves the source's own latents.
+    """
 
     seed: bool = True
     cross: float = 0.0
@@ -87,96 +95,100 @@ SHAPES = (
     ("lamp", "car"),
 )
 PLACES = ("on the beach", "in a meadow", "on the street", "in the desert")
-COLUMNS = 7  # of a case's sheet: the source and all of TAUS in a row
-FIGURES = {
+COLUMNS = 7  # of a case's contact sheet: the source and all of TAUS in a row
+FIGURES = {  # title, factor, digits
     "success": ("success %", 100, 1),
     "shape": ("kept shape, IoU", 1, 2),
     "structure": ("structure × 10³", 1e3, 1),
     "psnr": ("background, dB", 1, 1),
-}  # title, factor, digits
+}
+
+Case = tuple[str, str, str, str]  # source prompt, target prompt, old object, new object
 
 
 @dataclass(eq=False)
-class Shelf:
-    """Outputs of residual blocks, kept on one call of the UNet and given out on the next, in the same order."""
+class FeatureTape:
+    """The outputs of residual blocks: recorded in one call of the UNet and played in the next, in the same order."""
 
-    keeps: bool = True
-    kept: list[Tensor] = field(default_factory=list)
+    is_recording: bool = True
+    features: list[Tensor] = field(default_factory=list)
 
 
-class Exchanged(nn.Module):
-    """A residual block whose output is kept, or exchanged for what was kept: in the unconditional row too, as by
-    plug-and-play (in one alone, guidance would blow up what parts the two noises)."""
+class TapedBlock(nn.Module):
+    """A residual block whose output is recorded on a tape, or replaced by what is on it.
 
-    def __init__(self, block: ResnetBlock, shelf: Shelf):
+    It is replaced in the unconditional row too, as by plug-and-play: if it were replaced in one row alone, guidance
+    would amplify the difference between the two.
+    """
+
+    def __init__(self, block: ResnetBlock, tape: FeatureTape):
         super().__init__()
-        self.block, self.shelf = block, shelf
+        self.block, self.tape = block, tape
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        own = self.block(x, emb)
-        if self.shelf.keeps:
-            self.shelf.kept.append(own)
-            return own
-        return self.shelf.kept.pop(0)
+        if not self.tape.is_recording:
+            return self.tape.features.pop(0)
+        self.tape.features.append(self.block(x, emb))
+        return self.tape.features[-1]
 
 
-def exchanging(model: Pipeline, levels: tuple[int, ...], shelf: Shelf) -> Pipeline:
-    """The model with a UNet of its own, in which the residual blocks of these levels of the decoder are `Exchanged`."""
-    other = replace(model, unet=copy.deepcopy(model.unet))
+def with_tape(components: Components, levels: tuple[int, ...], tape: FeatureTape) -> Components:
+    """The same model with a copy of its UNet, in which the residual blocks of some levels of the decoder are taped."""
+    unet = copy.deepcopy(components.unet)
     for level in levels:
-        blocks = other.unet.up_blocks[level].resnets
+        blocks = unet.up_blocks[level].resnets
         for i, block in enumerate(blocks):
-            blocks[i] = Exchanged(block, shelf)
-    return other
+            blocks[i] = TapedBlock(block, tape)
+    return replace(components, unet=unet)
 
 
-def made(model: Pipeline, run: Trajectory, target: str, carried: Carried, seed: int) -> Tensor:
-    """The target's picture, 3 H W: DDIM by hand, with what is carried taken from the run. seed: of other noise."""
-    shelf = Shelf()
-    parts = exchanging(model, carried.features, shelf) if carried.features else model
-    steps, w = model.scheduler.steps(run.steps), run.guidance_scale
-    empty, old, new = model.text(""), model.text(run.prompt), model.text(target)
-    plan = plan_edit(
-        model.text.prompt(run.prompt),
-        model.text.prompt(target),
-        run.steps,
-        cross_replace=carried.cross,
-        self_replace=carried.self_,
-    )
+def edit_picture(pipe: Pipeline, run: Trajectory, target: str, carried: Carried, seed: int) -> Tensor:
+    """The target's picture, 3 H W: a DDIM loop that takes from the run what is carried. seed: of another noise."""
+    tape = FeatureTape()
+    components = with_tape(pipe.components, carried.features, tape) if carried.features else pipe.components
+    steps, w = pipe.scheduler.steps(run.steps), run.guidance_scale
+    uncond, source_text, target_text = pipe.text(""), pipe.text(run.prompt), pipe.text(target)
+    options = EditOptions(cross_replace=carried.cross, self_replace=carried.self_)
+    plan = plan_edit(pipe.text.prompt(run.prompt), pipe.text.prompt(target), run.steps, options)
     begin = int(carried.begin * run.steps)
-    x = run.latents[begin : begin + 1] if carried.seed else model.prepare(target, seed=seed, steps=run.steps).noise
+    if carried.seed:
+        x = run.latents[begin : begin + 1]
+    else:
+        x = pipe.prepare(target, RunSettings(seed=seed, steps=run.steps)).noise
     for i, step in enumerate(steps[begin:], begin):
-        found: dict[Site, QK] = {}
-        source, features = run.latents[i : i + 1], bool(carried.features) and i < TAU * run.steps
-        shelf.keeps, shelf.kept = True, []
-        parts.guided_noise(source, step.t, empty, old, w, record_qk(found, lambda site, queries: True))
-        shelf.keeps = not features
-        attend = controlled_attention(found, [plan.at(i)])
-        if carried.uncond_embeddings:
-            eps_u = model.guided_noise(source, step.t, empty, empty, 0.0, fused)
-            eps = eps_u + w * (parts.guided_noise(x, step.t, new, new, 1.0, attend) - eps_u)
+        source_x, pairs = run.latents[i : i + 1], dict[Site, QK]()
+        tape.is_recording, tape.features = True, []
+        record = record_qk(pairs, lambda site, queries: True)
+        guided_noise(components, source_x, step.t, uncond, source_text, guidance_scale=w, attend=record)
+        tape.is_recording = not (carried.features and i < TAU * run.steps)
+        control = controlled_attention(pairs, [plan.at(i)])
+        if carried.unconditional:
+            eps_uncond = guided_noise(pipe.components, source_x, step.t, uncond, uncond, guidance_scale=0.0)
+            eps_cond = guided_noise(components, x, step.t, target_text, target_text, guidance_scale=1.0, attend=control)
+            eps = eps_uncond + w * (eps_cond - eps_uncond)
         else:
-            eps = parts.guided_noise(x, step.t, empty, new, w, attend)
-        x = model.scheduler.step(x, eps, step)
-    return model.decode(x)[0]
+            eps = guided_noise(components, x, step.t, uncond, target_text, guidance_scale=w, attend=control)
+        x = pipe.scheduler.step(x, eps, step)
+    return pipe.components.decode(x)[0]
 
 
-def measured(judge: Judge, before: Tensor, after: Tensor, old: str, new: str) -> dict[str, float | None]:
-    """Success; kept shape, of what succeeded; structure distance; PSNR of what is no thing to the judge in either."""
+def measure(judge: Judge, before: Tensor, after: Tensor, old: str, new: str) -> dict[str, float | None]:
+    """The figures of an edit: success; the shape that is preserved, where it succeeded; structure distance; PSNR of the
+    background, where the judge sees no object in either picture."""
     verdict = judge(torch.stack([before, after]))
     success = float(verdict.likeliest_objects(1)[1] == {new})
-    shapes = verdict.masks(old)[0] > 0.5, verdict.masks(new)[1] > 0.5
+    old_mask, new_mask = verdict.masks(old)[0] > 0.5, verdict.masks(new)[1] > 0.5
     return {
         "success": success,
-        "shape": iou(*shapes) if success else None,
+        "shape": iou(old_mask, new_mask) if success else None,
         "structure": structure(judge.features(before), judge.features(after)),
         "psnr": psnr(before, after, ~(verdict.foreground > 0.5).any(0)),
     }
 
 
-def table(rows: list[dict[str, dict[str, float | None]]], names: list[str]) -> dict[str, float | None]:
-    """Prints the means and their 95 % confidence intervals; returns the means."""
-    figures: dict[str, float | None] = {}
+def print_table(rows: list[dict[str, dict[str, float | None]]], names: list[str]) -> dict[str, float | None]:
+    """Prints the means and their 95 % confidence intervals. Returns the means."""
+    means: dict[str, float | None] = {}
     titles = [title for title, _, _ in FIGURES.values()]
     print(f"\n| taken from the source | {' | '.join(titles)} |\n|{'---|' * (len(FIGURES) + 1)}")
     for name in names:
@@ -184,54 +196,69 @@ def table(rows: list[dict[str, dict[str, float | None]]], names: list[str]) -> d
         for key, (_, factor, digits) in FIGURES.items():
             mean, half = interval(row[name][key] for row in rows)
             cells.append(f"{mean * factor:.{digits}f} ± {half * factor:.{digits}f}")
-            figures[f"{name}, {key}"] = None if math.isnan(mean) else mean
+            means[f"{name}, {key}"] = None if math.isnan(mean) else mean
         print(f"| {name} | {' | '.join(cells)} |")
-    return figures
+    return means
 
 
-Case = tuple[str, str, str, str]  # source, target; the old thing, the new
-
-
-def swaps(count: int) -> list[Case]:
+def swap_prompts(count: int) -> list[Case]:
+    """Swaps of held-out scenes."""
     return [(scene.caption, target, old, new) for scene, (target, old, new) in swap_cases(count)]
 
 
-def shapes(count: int) -> list[Case]:
-    """Each pair of SHAPES at each of the places, and again with other seeds."""
-    cases = [(f"{named(old)} {place}", f"{named(new)} {place}", old, new) for place in PLACES for old, new in SHAPES]
+def shape_prompts(count: int) -> list[Case]:
+    """Each pair of SHAPES at each of the PLACES, repeated until there are enough; each case has a seed of its own."""
+    cases = [
+        (f"{with_article(old)} {place}", f"{with_article(new)} {place}", old, new)
+        for place in PLACES
+        for old, new in SHAPES
+    ]
     return [cases[n % len(cases)] for n in range(count)]
 
 
-def named(thing: str) -> str:
-    return f"an {thing}" if thing[0] in "aeiou" else f"a {thing}"
+def with_article(word: str) -> str:
+    """A word with "a" or "an"."""
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What an edit keeps of its source by what is taken from it")
-    parser.add_argument("--count", type=some, default=80, help="cases of each table (default 80)")
-    parser.add_argument("--steps", type=some, default=20, help="(default 20)")
+def run_case(
+    pipe: Pipeline, judge: Judge, case: Case, number: int, conditions: Mapping[str, Carried], file: Path, steps: int
+) -> None:
+    """Edits a case under each condition, and writes its figures and beside them its contact sheet."""
+    source, target, old, new = case
+    with torch.inference_mode():
+        run = pipe.generate(source, seed=number, steps=steps)
+        pictures = {
+            name: edit_picture(pipe, run, target, carried, 10_000 + number) for name, carried in conditions.items()
+        }
+    panels = [(run.image, source), *((to_pil(picture), name) for name, picture in pictures.items())]
+    png.write_pngs([(file.with_suffix(".png"), viz.grid(panels, COLUMNS, 128), f"{source} -> {target}")])
+    before = run.picture
+    row = {name: measure(judge, before, picture, old, new) for name, picture in pictures.items()}
+    write_text(file, json.dumps(row) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="What an edit preserves of its source by what is taken from it")
+    parser.add_argument("--count", type=positive_int, default=80, help="cases of each table (default 80)")
+    parser.add_argument("--steps", type=positive_int, default=20, help="(default 20)")
     parser.add_argument("-o", "--out", type=Path, default=Path("out/carries"), help="(default out/carries)")
-    given = parser.parse_args()
-    model, judge, figures = minip2p.load(), Judge.load(), {}
-    what = {"model": model.fingerprint, "conditions": [repr(CONDITIONS), repr(TAUS)]}
-    claim_results_folder(given.out / "carries.json", given.out / f"swap-{given.steps}", what, "another model's cases")
-    for kind, cases, conditions in (("swap", swaps(given.count), CONDITIONS), ("shape", shapes(given.count), TAUS)):
+    args = parser.parse_args(arguments)
+    pipe, judge = minip2p.load(), Judge.load()
+    figures: dict[str, float | None] = {}
+    settings = {"model": pipe.components.fingerprint, "conditions": [repr(CONDITIONS), repr(TAUS)]}
+    results = args.out / f"swap-{args.steps}"
+    claim_results_folder(args.out / "carries.json", results, settings, "another model's cases")
+    tables = ("swap", swap_prompts(args.count), CONDITIONS), ("shape", shape_prompts(args.count), TAUS)
+    for kind, cases, conditions in tables:
         rows = []
-        for n, (source, target, old, new) in enumerate(tqdm(cases, disable=None, leave=False, unit="case")):
-            folder = given.out / f"{kind}-{given.steps}"
-            if not (folder / f"{n:03}.json").exists():
-                with torch.inference_mode():
-                    run = model.generate(source, seed=n, steps=given.steps)
-                    views = {
-                        name: made(model, run, target, carried, 10_000 + n) for name, carried in conditions.items()
-                    }
-                panels = [(run.image, source), *((to_pil(view), name) for name, view in views.items())]
-                png.write_pngs([(folder / f"{n:03}.png", viz.grid(panels, COLUMNS, 128), f"{source} -> {target}")])
-                row = {name: measured(judge, run.picture, view, old, new) for name, view in views.items()}
-                write_text(folder / f"{n:03}.json", json.dumps(row) + "\n")
-            rows.append(kept(folder / f"{n:03}.json", conditions))
-        figures |= table(rows, list(conditions))
-    finish({"cases": given.count, **figures})
+        for number, case in enumerate(tqdm(cases, disable=None, leave=False, unit="case")):
+            file = args.out / f"{kind}-{args.steps}" / f"{number:03}.json"
+            if not file.exists():
+                run_case(pipe, judge, case, number, conditions, file, args.steps)
+            rows.append(read_figures(file, conditions))
+        figures |= print_table(rows, list(conditions))
+    print_figures({"cases": args.count, **figures})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: both sides loaded out of the box, and times taken in turn."""
+"""What the benchmarks share: pipelines of diffusers, timing in turn, memory, and the last line of JSON."""
 
 import argparse
 import importlib.util
@@ -18,48 +18,50 @@ from minip2p.io.files import shipped_weights
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def options(does: str, steps: int) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=does)
+def make_parser(description: str, steps: int) -> argparse.ArgumentParser:
+    """A parser with the options of all benchmarks of speed. steps: the default of --steps."""
+    parser = argparse.ArgumentParser(description=description)
+    model = shipped_weights("tiny")
+    parser.add_argument("--model", type=Path, default=model, help="the folder of a model (default: the one that ships)")
+    parser.add_argument("--steps", type=int, default=steps, help=f"steps of each run (default {steps})")
     parser.add_argument(
-        "--model", type=Path, default=shipped_weights("tiny"), help="a folder (default: the model that ships)"
+        "--rounds", type=int, default=2, help="how often each side runs, in turn; the fastest run counts"
     )
-    parser.add_argument("--steps", type=int, default=steps, help=f"(default {steps})")
-    parser.add_argument("--rounds", type=int, default=2, help="each side runs so often, in turn; the least counts")
     return parser
 
 
-def some(text: str) -> int:
-    """A number of cases or steps, as argparse reads it: at least one."""
+def positive_int(text: str) -> int:
+    """A number of cases or steps on the command line: at least 1."""
     if (count := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return count
 
 
-def kept(file: Path, names: Iterable[str]) -> dict[str, Any]:
-    """The figures of a case that is done, by these names. Raises ValueError where the file does not have them."""
+def read_figures(file: Path, names: Iterable[str]) -> dict[str, Any]:
+    """The figures of a finished case, under these names. Raises ValueError where the file does not have them."""
     try:
         row = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):
         row = None
     if not isinstance(row, dict) or row.keys() != set(names):
-        raise ValueError(f"{file}: not the figures of a case: remove it, to make it again")
+        raise ValueError(f"{file}: not the figures of a case: remove it to run it again")
     return row
 
 
-def diffusers_pipeline(folder: Path, dtype: torch.dtype, kind: Any = None) -> Any:
-    """A pipeline of diffusers with the folder's weights: StableDiffusionPipeline where no kind is given."""
+def diffusers_pipeline(folder: Path, dtype: torch.dtype, pipeline_class: Any = None) -> Any:
+    """A pipeline of diffusers with the weights of a folder; StableDiffusionPipeline where no class is given."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    parts = dict(
+    pipeline = (pipeline_class or StableDiffusionPipeline)(
         unet=UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype),
         vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype),
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
-    )
-    pipeline = (kind or StableDiffusionPipeline)(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -74,61 +76,61 @@ def prompt2prompt_pipeline(path: Path, folder: Path, dtype: torch.dtype) -> Any:
     return diffusers_pipeline(folder, dtype, module.Prompt2PromptPipeline)
 
 
-def in_turn(rounds: int, **sides: Callable[[], Any]) -> dict[str, float]:
-    """The least seconds of each side: they run in turn, so that what else the machine does hits both."""
-    took: dict[str, list[float]] = {name: [] for name in sides}
+def time_in_turn(rounds: int, **functions: Callable[[], Any]) -> dict[str, float]:
+    """The fewest seconds that each function takes. They run in turn, so that other work on the machine affects all."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
-        for name, run in sides.items():
+        for name, function in functions.items():
             began = time.perf_counter()
-            run()
-            took[name].append(time.perf_counter() - began)
-    return {name: min(times) for name, times in took.items()}
+            function()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: min(times) for name, times in seconds.items()}
 
 
-def pixels_of(model: minip2p.Pipeline) -> int:
-    """The sides of the pictures that a model was trained on."""
-    side = model.unet.config.sample_size
+def training_side(pipe: minip2p.Pipeline) -> int:
+    """The side, in pixels, of the square pictures that a model was trained on."""
+    side = pipe.unet.config.sample_size
     assert isinstance(side, int)
-    return 8 * side
+    return side * pipe.vae.stride
 
 
-def peak_mb() -> float:
-    """The most memory that this process has held, MB: Linux's VmHWM. (ru_maxrss is inherited from the parent.)"""
+def peak_memory_mb() -> float:
+    """The most memory that this process has held, in MB: Linux's VmHWM. (ru_maxrss is inherited from the parent.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
-def alone(what: Callable[..., Any], *given: Any) -> Any:
-    """What a function returns in a process of its own: a process does not give back the memory that it once held."""
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own, since a process does not give back memory that it has held."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(what, *given).result()
+        return process.submit(function, *arguments).result()
 
 
-def peak(dtype: torch.dtype, size: int = 4096) -> float:
-    """What this machine does in a square matrix multiplication, TFLOP/s: the best of eight."""
+def matmul_peak(dtype: torch.dtype, size: int = 4096) -> float:
+    """What this machine reaches in a square matrix multiplication, in TFLOP/s: the best of eight."""
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    return 2 * size**3 / in_turn(8, once=lambda: a @ b)["once"] / 1e12
+    return 2 * size**3 / time_in_turn(8, matmul=lambda: a @ b)["matmul"] / 1e12
 
 
-def flops(model: minip2p.Pipeline, rows: int, size: int) -> float:
-    """Of a call of the UNet on latents of so many rows and columns."""
+def unet_tflop(pipe: minip2p.Pipeline, rows: int, side: int) -> float:
+    """The floating-point operations of a call of the UNet, in TFLOP. side: rows and columns of the latents."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        model.unet(torch.zeros(rows, 4, size, size, dtype=model.dtype), 1, model.text(["a cat"] * rows))
-    return float(counter.get_total_flops())
+        pipe.unet(torch.zeros(rows, 4, side, side, dtype=pipe.dtype), 1, pipe.text(["a cat"] * rows).tokens)
+    return counter.get_total_flops() / 1e12
 
 
 def rounded(value: Any) -> Any:
-    """Numbers, in lists and dicts too, to four places."""
+    """Numbers rounded to four places, inside of lists and mappings too."""
     if isinstance(value, Mapping):
-        return {name: rounded(part) for name, part in value.items()}
+        return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [rounded(part) for part in value]
+        return [rounded(item) for item in value]
     return round(value, 4) if isinstance(value, float) else value
 
 
-def finish(figures: Mapping[str, Any]) -> None:
-    """What it was measured with, and last one JSON line."""
+def print_figures(figures: Mapping[str, Any]) -> None:
+    """Prints what was measured with, and the figures as one last line of JSON."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(json.dumps(rounded(figures)))

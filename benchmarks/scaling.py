@@ -1,7 +1,7 @@
 """How the cost grows: python benchmarks/scaling.py [--model FOLDER] [--steps N] [--pixels A B …] [-o DIR]
 
-Three tables, each with a plot: seconds and rows of an edit as more of them share a source, a call of the UNet as the
-picture grows, the memory of a record as more steps are kept. Needs `pip install minip2p[sweep]`, for the plots.
+Three tables, each with a plot: seconds and rows of an edit as more edits share a source, a call of the UNet as the
+picture grows, and the memory of a cache as more steps are recorded. The plots need `pip install minip2p[sweep]`.
 """
 
 from collections.abc import Sequence
@@ -9,85 +9,95 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import DTYPES, alone, finish, flops, in_turn, options, peak, peak_mb, pixels_of
-from edit import CROSS, EIGHT, SELF, SOURCE, Size
+from common import (
+    DTYPES,
+    in_new_process,
+    make_parser,
+    matmul_peak,
+    peak_memory_mb,
+    print_figures,
+    time_in_turn,
+    training_side,
+    unet_tflop,
+)
+from edit import EIGHT, SOURCE, Size, run_minip2p
 from matplotlib.figure import Figure
 
 import minip2p
+from minip2p.checkpoints.components import RowCounter
 from minip2p.pipeline import Pipeline
 
 SIXTEEN = [*EIGHT, *(text.replace("beach", "street") for text in EIGHT)]
 Row = dict[str, Any]
 
 
-def edits(model: Pipeline, size: Size) -> list[Row]:
-    """K edits of one source, their pictures and the source's decoded."""
+def measure_edits(pipe: Pipeline, size: Size) -> list[Row]:
+    """Several edits of one source, with the pictures of the edits, without the source's."""
     rows = []
-    for k in (1, 2, 4, 8, 16):
-        before = model.rows
-
-        def run(k: int = k) -> None:
-            start = {"latents": size.noise, "steps": size.steps, "guidance": 7.5}
-            for done in model.edit(SOURCE, SIXTEEN[:k], cross_replace=CROSS, self_replace=SELF, **start):
-                _ = done.image
-
-        seconds = in_turn(1, ours=run)["ours"]
+    for count in (1, 2, 4, 8, 16):
+        counter = RowCounter()
+        counted = pipe.counting(counter)
+        targets = SIXTEEN[:count]
+        seconds = time_in_turn(1, edits=lambda pipe=counted, targets=targets: run_minip2p(pipe, size, *targets))[
+            "edits"
+        ]
         rows.append(
             {
-                "edits": k,
+                "edits": count,
                 "seconds": seconds,
-                "seconds an edit": seconds / k,
-                "rows": model.rows - before,
-                "rows an edit": (model.rows - before) / k,
+                "seconds an edit": seconds / count,
+                "rows": counter.rows,
+                "rows an edit": counter.rows / count,
             }
         )
     return rows
 
 
 @torch.no_grad()
-def sizes(models: dict[str, Pipeline], pixels: Sequence[int]) -> list[Row]:
-    """A call of the UNet on two rows, as a step with guidance makes it."""
-    rows, most = [], {name: peak(model.dtype) for name, model in models.items()}
+def measure_sizes(pipes: dict[str, Pipeline], pixels: Sequence[int]) -> list[Row]:
+    """A call of the UNet on two rows, as in a step with guidance. pixels: sides of the picture."""
+    rows, peaks = [], {name: matmul_peak(pipe.dtype) for name, pipe in pipes.items()}
     for side in pixels:
-        row: Row = {"pixels": side, "TFLOP": flops(models["fp32"], 2, side // 8) / 1e12}
-        for name, model in models.items():
-            x, words = torch.randn(2, 4, side // 8, side // 8).to(model.dtype), model.text(["", SOURCE])
-            seconds = in_turn(2, once=lambda model=model, x=x, words=words: model.unet(x, 500, words))["once"]
-            row |= {f"{name} s": seconds, f"{name} of the peak": row["TFLOP"] / seconds / most[name]}
+        row: Row = {"pixels": side, "TFLOP": unet_tflop(pipes["fp32"], 2, side // 8)}
+        for name, pipe in pipes.items():
+            x, context = torch.randn(2, 4, side // 8, side // 8).to(pipe.dtype), pipe.text(["", SOURCE]).tokens
+            call = lambda unet=pipe.unet, x=x, context=context: unet(x, 500, context)  # noqa: E731
+            seconds = time_in_turn(2, unet=call)["unet"]
+            row |= {f"{name} s": seconds, f"{name} of the peak": row["TFLOP"] / seconds / peaks[name]}
         rows.append(row)
     return rows
 
 
-def recorded(folder: Path, size: Size, kept: int, name: str) -> tuple[float, float]:
-    """A record that keeps the maps of so many steps: the MB that it was to take, and by which the peak then grew."""
-    model = minip2p.load(folder)
-    run = model.generate(SOURCE, latents=size.noise, steps=size.steps, guidance_scale=7.5)
-    before, share = peak_mb(), kept / size.steps
-    record = model.record(run, cross_replace=share, self_replace=share, dtype=DTYPES[name]).record
-    assert record is not None
-    return sum(t.numel() * t.element_size() for t in record.tensors.values()) / 1e6, peak_mb() - before
+def measure_cache(folder: Path, size: Size, steps: int, dtype: str) -> tuple[float, float]:
+    """A cache of the maps of so many steps: its predicted size, and by how much the peak of memory grew, both in MB."""
+    pipe = minip2p.load(folder)
+    run = pipe.generate(SOURCE, **size.settings)
+    before, share = peak_memory_mb(), steps / size.steps
+    cache = pipe.record(run, cross_replace=share, self_replace=share, dtype=DTYPES[dtype]).qk_cache
+    assert cache is not None
+    return sum(t.numel() * t.element_size() for t in cache.tensors.values()) / 1e6, peak_memory_mb() - before
 
 
-def records(folder: Path, size: Size) -> list[Row]:
-    """Each in a process of its own, since a process does not give back what it once held."""
+def measure_caches(folder: Path, size: Size) -> list[Row]:
+    """A quarter, half and all of the steps recorded, each in a process of its own."""
     rows = []
-    for kept in sorted({max(1, size.steps // 4), size.steps // 2, size.steps}):
-        for name in DTYPES:
-            predicted, grown = alone(recorded, folder, size, kept, name)
-            rows.append({"steps kept": kept, "dtype": name, "predicted MB": predicted, "grown by MB": grown})
+    for steps in sorted({max(1, size.steps // 4), size.steps // 2, size.steps}):
+        for dtype in DTYPES:
+            predicted, growth = in_new_process(measure_cache, folder, size, steps, dtype)
+            rows.append({"steps kept": steps, "dtype": dtype, "predicted MB": predicted, "grown by MB": growth})
     return rows
 
 
-def table(rows: Sequence[Row]) -> None:
-    """In markdown."""
+def print_table(rows: Sequence[Row]) -> None:
+    """Prints rows as a table in markdown."""
     print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
-        print(
-            "| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |", flush=True
-        )
+        cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
+        print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def plot(path: Path, rows: Sequence[Row], x: str, *ys: str) -> None:
+    """Plots columns of a table over another one, side by side."""
     figure = Figure(figsize=(3.6 * len(ys), 3), layout="constrained")
     for axes, y in zip(figure.subplots(1, len(ys), squeeze=False)[0], ys, strict=True):
         axes.plot([row[x] for row in rows], [row[y] for row in rows], "o-")
@@ -97,28 +107,27 @@ def plot(path: Path, rows: Sequence[Row], x: str, *ys: str) -> None:
 
 
 def main() -> None:
-    parser = options("How the cost grows", steps=10)
-    parser.add_argument("--small", type=int, help="pixels of the edits (default: the model's)")
-    parser.add_argument("--pixels", type=int, nargs="+", help="sizes of the call (default: half to twice the model's)")
-    parser.add_argument("-o", "--out", type=Path, default=Path("out/scaling"), help="the plots' folder")
-    given = parser.parse_args()
-    models = {name: minip2p.load(given.model, dtype=dtype) for name, dtype in DTYPES.items()}
-    model = models["fp32"]
-    whole = Size(pixels_of(model), given.steps)
-    small = Size(given.small or whole.pixels, given.steps)
-    given.out.mkdir(parents=True, exist_ok=True)
-    found = {
-        "edits": edits(model, small),
-        "sizes": sizes(models, given.pixels or [whole.pixels * n // 2 for n in (1, 2, 3, 4)]),
-        "records": records(given.model, whole),
+    parser = make_parser("How the cost grows", steps=10)
+    parser.add_argument("--small", type=int, help="side in pixels of the edits (default: the model's)")
+    parser.add_argument("--pixels", type=int, nargs="+", help="sides for the call (default: half to twice the model's)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("out/scaling"), help="the folder of the plots")
+    args = parser.parse_args()
+    pipes = {name: minip2p.load(args.model, dtype=dtype) for name, dtype in DTYPES.items()}
+    full = Size(training_side(pipes["fp32"]), args.steps)
+    small = Size(args.small or full.pixels, args.steps)
+    args.out.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "edits": measure_edits(pipes["fp32"], small),
+        "sizes": measure_sizes(pipes, args.pixels or [full.pixels * n // 2 for n in (1, 2, 3, 4)]),
+        "records": measure_caches(args.model, full),
     }
-    for rows in found.values():
-        table(rows)
-    plot(given.out / "edits.png", found["edits"], "edits", "seconds an edit", "rows an edit")
-    plot(given.out / "sizes.png", found["sizes"], "pixels", "fp32 s", "bf16 s", "fp32 of the peak", "bf16 of the peak")
-    halves = [row for row in found["records"] if row["dtype"] == "bf16"]
-    plot(given.out / "records.png", halves, "steps kept", "predicted MB", "grown by MB")
-    finish(found)
+    for rows in tables.values():
+        print_table(rows)
+    half_rows = [row for row in tables["records"] if row["dtype"] == "bf16"]
+    plot(args.out / "edits.png", tables["edits"], "edits", "seconds an edit", "rows an edit")
+    plot(args.out / "sizes.png", tables["sizes"], "pixels", "fp32 s", "bf16 s", "fp32 of the peak", "bf16 of the peak")
+    plot(args.out / "records.png", half_rows, "steps kept", "predicted MB", "grown by MB")
+    print_figures(tables)
 
 
 if __name__ == "__main__":

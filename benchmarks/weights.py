@@ -1,6 +1,7 @@
-"""A model of Stable Diffusion 1.5's configuration with random weights, in diffusers' layout: python weights.py FOLDER
+"""Writes a model with the configuration of Stable Diffusion 1.5 and random weights: python benchmarks/weights.py FOLDER
 
-What a benchmark of speed needs of the real one: the sizes, and a signal that neither dies nor grows.
+It has what a benchmark of speed needs of the real one, in diffusers' layout: the sizes, and activations that neither
+vanish nor explode.
 """
 
 import argparse
@@ -14,20 +15,24 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from minip2p.io.files import shipped_weights
 
 
-def randomize(module: torch.nn.Module, source: torch.Generator) -> None:
-    """Matrices of variance 1 / fan-in, norms near one, biases near zero."""
+def randomize(module: torch.nn.Module, generator: torch.Generator) -> None:
+    """Draws matrices of variance 1 / fan-in, norms near one and biases near zero."""
     for name, p in module.named_parameters():
         if p.ndim > 1:
-            torch.nn.init.normal_(p, std=p[0].numel() ** -0.5, generator=source)
+            torch.nn.init.normal_(p, std=p[0].numel() ** -0.5, generator=generator)
         else:
-            torch.nn.init.normal_(p, 1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.1, generator=source)
+            torch.nn.init.normal_(
+                p, 1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.1, generator=generator
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    folder, source = parser.parse_args().folder, torch.Generator().manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)  # the rest is SD 1.5's
+    parser.add_argument("folder", type=Path, help="the folder to write")
+    folder, generator = parser.parse_args().folder, torch.Generator().manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=64, cross_attention_dim=768, attention_head_dim=8
+    )  # all other defaults are SD 1.5's
     vae = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
@@ -49,7 +54,7 @@ def main() -> None:
     )
     with torch.no_grad():
         for name, module in (("unet", unet), ("vae", vae), ("text_encoder", text)):
-            randomize(module, source)
+            randomize(module, generator)
             module.save_pretrained(folder / name)
     DDIMScheduler(
         beta_start=0.00085,

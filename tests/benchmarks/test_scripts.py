@@ -1,52 +1,79 @@
-"""The benchmarks of the model that ships, each once through, as a user runs it."""
+"""The benchmarks: those of the model that ships run once through, and all of them can be imported."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
-
-
-def said(folder, script, *options):
-    """The JSON of a benchmark's last line, run beside the checkout."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / script, *options],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+BENCHMARKS = ROOT / "benchmarks"
 
 
-def test_reconstruction_by_directs_offsets_meets_the_vaes_own_picture(tmp_path):
-    """Direct inversion's offsets, rolled out, end at the picture's latents; nothing else that edits nothing does better
-    than the VAE, and what is done is not done again."""
-    found = said(tmp_path, "reconstruct.py", "--count", "1", "--steps", "3")
-    assert found["pictures"] == 1
+@pytest.fixture(scope="module")
+def script():
+    """Imports a script by its name. Its folder is on the path while the tests of this file run, as if it were run."""
+    others = set(sys.modules)
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module
+    sys.path.remove(str(BENCHMARKS))
+    for name in set(sys.modules) - others:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def run(script, tmp_path, monkeypatch, capsys):
+    """Runs a script in an empty folder. Returns the figures of its last line of output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_script(name, *options):
+        script(name).main(options)
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run_script
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_a_script_can_be_imported(script, name):
+    assert script(name).__doc__
+
+
+def test_the_offsets_of_direct_inversion_reconstruct_what_the_vae_does(run, tmp_path):
+    """Sampled with its offsets, direct inversion ends at the photograph's latents. Null-text inversion is nearer to
+    them than DDIM. Finished photographs are not run again."""
+    options = "--count", "1", "--steps", "2"
+    figures = run("reconstruct", *options)
+    assert figures["pictures"] == 1
     for w in ("4", "7.5"):
-        assert found[f"direct_psnr_{w}"] == pytest.approx(found[f"vae_psnr_{w}"], abs=0.01)
-        assert found[f"ddim_psnr_{w}"] < found[f"null-text_psnr_{w}"] < found[f"vae_psnr_{w}"] + 0.5
-    (row,) = (tmp_path / "out" / "reconstruct" / "3-4").iterdir()
-    kept = json.loads(row.read_text())
-    row.write_text(json.dumps({**kept, "ddim": {**kept["ddim"], "psnr": 1.0}}))
-    assert said(tmp_path, "reconstruct.py", "--count", "1", "--steps", "3")["ddim_psnr_4"] == 1.0
+        assert figures[f"direct_psnr_{w}"] == pytest.approx(figures[f"vae_psnr_{w}"], abs=0.01)
+        assert figures[f"ddim_psnr_{w}"] < figures[f"null-text_psnr_{w}"] < figures[f"vae_psnr_{w}"] + 0.5
+    (file,) = (tmp_path / "out" / "reconstruct" / "2-4").iterdir()
+    row = json.loads(file.read_text())
+    file.write_text(json.dumps({**row, "ddim": {**row["ddim"], "psnr": 1.0}}))
+    assert run("reconstruct", *options)["ddim_psnr_4"] == 1.0
 
 
-def test_masks_beside_the_truth(tmp_path):
-    found = said(tmp_path, "masks.py", "--count", "2", "--steps", "4")
-    assert found["pictures"] == 2 and found["stride 1, smooth, Otsu"] > found["recipe at stride 2"] + 0.1
+def test_a_sharp_mask_is_nearer_to_the_truth_than_the_published_recipe(run, tmp_path):
+    figures = run("masks", "--count", "2", "--steps", "3")
+    assert figures["pictures"] == 2 and figures["stride 1, smooth, Otsu"] > figures["recipe at stride 2"] + 0.1
     assert (tmp_path / "out" / "masks.png").exists()
 
 
-def test_what_carries_a_picture(tmp_path):
-    """With the seed, both maps keep more of the structure than nothing does."""
-    found = said(tmp_path, "carries.py", "--count", "1", "--steps", "4")
-    assert found["seed, both maps, structure"] < found["nothing, structure"]
-    assert found["τ 1, structure"] < found["τ 0, structure"] and found["cases"] == 1
+def test_both_maps_and_the_seed_preserve_more_of_the_structure_than_nothing(run):
+    figures = run("carries", "--count", "1", "--steps", "2")
+    assert figures["seed, both maps, structure"] < figures["nothing, structure"]
+    assert figures["τ 1, structure"] < figures["τ 0, structure"] and figures["cases"] == 1
+
+
+def test_a_damaged_result_of_a_script_that_a_user_runs_is_an_error_in_one_line(tmp_path):
+    """The script in a process of its own, beside the checkout."""
+    command = [sys.executable, BENCHMARKS / "masks.py", "--count", "1", "--steps", "1", "-o", tmp_path / "sub"]
+    (tmp_path / "sub").mkdir()
+    process = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert process.returncode == 2 and process.stderr.startswith("minip2p: error: ") and "is a folder" in process.stderr
+    assert process.stderr.count("\n") == 1
