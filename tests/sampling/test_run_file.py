@@ -58,6 +58,7 @@ def test_another_pipeline_of_the_same_model_opens_the_file(model, recorded, save
     assert same_latents(other.edit(run, TARGET), model.edit(recorded, TARGET))
 
 
+@pytest.mark.filterwarnings("ignore:this model was trained without:minip2p.errors.Notice")
 def test_the_file_is_a_safetensors_file_of_the_run(model, recorded, tmp_path):
     file = tmp_path / "deep" / "run.safetensors"
     night = model.text(["night"] * STEPS)
