@@ -211,6 +211,8 @@ class SchedulerConfig(Config):
 
     The sampler is always DDIM. If the file names another scheduler, its betas, offset, spacing and prediction type are
     used with DDIM.
+    rescale_betas_zero_snr: the betas are rescaled so that the last timestep has no signal (Lin et al. 2023, algorithm
+    1). The model must predict v: where there is no signal, the noise says nothing about the picture.
     """
 
     num_train_timesteps: int = 1000
@@ -221,9 +223,10 @@ class SchedulerConfig(Config):
     timestep_spacing: str = "leading"
     steps_offset: int = 0
     set_alpha_to_one: bool = True
+    rescale_betas_zero_snr: bool = False
 
     required_values: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False, "trained_betas": None}
+        {"clip_sample": False, "thresholding": False, "trained_betas": None}
     )
     # Settings of options that are off, and of samplers other than DDIM.
     ignored: ClassVar[tuple[str, ...]] = (
@@ -273,13 +276,20 @@ class SchedulerConfig(Config):
             raise ValueError(f"0 < beta_start <= beta_end < 1 does not hold: {self.beta_start}, {self.beta_end}")
         if self.num_train_timesteps < 1 or self.steps_offset not in (0, 1):
             raise ValueError("num_train_timesteps must be at least 1, and steps_offset 0 or 1")
+        if self.rescale_betas_zero_snr and (self.prediction_type != "v_prediction" or self.num_train_timesteps == 1):
+            raise ValueError(
+                "a schedule that ends without any signal (zero terminal SNR) needs a model that predicts v, but "
+                f"prediction_type is {self.prediction_type!r}"
+            )
 
 
 @dataclass(frozen=True)
 class SamplingDefaults(Config):
     """minip2p.json, next to model_index.json: the defaults that a model asks for. The file is optional.
 
-    guidance: the guidance scale, 7.5 as in diffusers' text-to-image pipelines.
+    guidance: the guidance scale, 7.5 as in diffusers' text-to-image pipelines. words: all words of the captions that a
+    small model was trained with; none where the model may know any word.
     """
 
     guidance: float = 7.5
+    words: tuple[str, ...] = ()

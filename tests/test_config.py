@@ -63,7 +63,7 @@ def test_the_defaults_are_those_of_diffusers(config_class, diffusers_class, exce
         (VAEConfig, {"latents_std": [1, 2, 3, 4]}, "latents_std = .* is not a field"),
         (SchedulerConfig, {"clip_sample": True}, "clip_sample = True is not supported, only False is"),
         (SchedulerConfig, {"thresholding": True}, "thresholding = True is not supported"),
-        (SchedulerConfig, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True is not supported"),
+        (SchedulerConfig, {"rescale_betas_zero_snr": True}, "needs a model that predicts v, but .* is 'epsilon'"),
         (SchedulerConfig, {"trained_betas": [0.1]}, "trained_betas = .* is not supported, only None is"),
         (UNetConfig, {"layers_per_block": 10**6}, "there are more than 100 levels, or layers in a block"),
         (VAEConfig, {"layers_per_block": 10**6}, "there are more than 100 levels, or layers in a block"),

@@ -48,11 +48,40 @@ def ddim_step(
 
         x' = √ᾱ' x_0 + √(1 − ᾱ' − σ²) ε
 
-    At σ = 0 the same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ). With the same ε, each undoes the other. With the
-    same v it does not: inversion reads v at the x that it has, as diffusers' DDIMInverseScheduler does.
+    At σ = 0 the same formula samples (ᾱ' > ᾱ) and inverts (ᾱ' < ᾱ). With the same ε, each undoes the other; with the
+    same v, `ddim_inverse_step` undoes it.
     """
     eps, x0 = split_prediction(x, prediction, alpha_cumprod, prediction_type)
     return alpha_cumprod_prev**0.5 * x0 + (1 - alpha_cumprod_prev - sigma**2) ** 0.5 * eps
+
+
+def ddim_inverse_step(
+    x: Tensor, prediction: Tensor, alpha_cumprod: float, alpha_cumprod_prev: float, prediction_type: str = "epsilon"
+) -> Tensor:
+    """The step back from signal share ᾱ' to ᾱ: what `ddim_step` from ᾱ to ᾱ' at the same prediction came from.
+
+    For ε it is `ddim_step` with the shares exchanged. For v, the step is a rotation of (x, v), and is solved for x:
+
+        x' = cos x + sin v,   cos = √(ᾱ ᾱ') + √((1 − ᾱ)(1 − ᾱ')),   sin = √(ᾱ (1 − ᾱ')) − √(ᾱ' (1 − ᾱ))
+
+    diffusers' DDIMInverseScheduler takes v for the rotation of x' instead, although the model is evaluated at the time
+    step of x; then sampling with the same v does not lead back. cos is 0 only for a single step from no signal to no
+    noise, whose x does not enter x'; there its formula is used.
+    """
+    a, b = alpha_cumprod, alpha_cumprod_prev
+    cos = (a * b) ** 0.5 + ((1 - a) * (1 - b)) ** 0.5
+    if prediction_type != "v_prediction" or cos == 0:
+        return ddim_step(x, prediction, b, a, prediction_type)
+    sin = (a * (1 - b)) ** 0.5 - (b * (1 - a)) ** 0.5
+    return (x - sin * prediction) / cos
+
+
+def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Rescales betas so that no signal is left at the last timestep, and ᾱ_0 stays (Lin et al. 2023, algorithm 1)."""
+    signal = torch.cumprod(1 - betas, dim=0).sqrt()
+    first, last = signal[0].clone(), signal[-1].clone()
+    alphas_cumprod = ((signal - last) * (first / (first - last))) ** 2
+    return 1 - torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
 
 
 def ddpm_std(alpha_cumprod: float, alpha_cumprod_prev: float) -> float:
@@ -88,6 +117,8 @@ class DDIMScheduler:
         power = 0.5 if c.beta_schedule == "scaled_linear" else 1.0
         ends = c.beta_start**power, c.beta_end**power
         betas = torch.linspace(*ends, c.num_train_timesteps, dtype=torch.float32) ** (1 / power)
+        if c.rescale_betas_zero_snr:
+            betas = rescale_zero_terminal_snr(betas)
         return torch.cumprod(1 - betas, dim=0)
 
     def timesteps(self, num_steps: int) -> list[int]:
@@ -140,7 +171,7 @@ class DDIMScheduler:
         """
         start, end = step.alpha_cumprod, step.alpha_cumprod_prev
         if direction == "invert":
-            start, end = end, start
+            return ddim_inverse_step(x, prediction, start, end, self.config.prediction_type)
         sigma = 0.0 if noise is None else self.ddpm_std(step)
         x = ddim_step(x, prediction, start, end, self.config.prediction_type, sigma)
         return x if noise is None else x + sigma * noise.to(x)

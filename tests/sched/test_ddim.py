@@ -14,7 +14,7 @@ from parity import check
 
 from minip2p.config import SchedulerConfig
 from minip2p.sched import DDIMScheduler, ddim_step, split_prediction
-from minip2p.sched.ddim import ddpm_std
+from minip2p.sched.ddim import ddim_inverse_step, ddpm_std
 
 SD15 = dict(
     beta_start=0.00085,
@@ -29,6 +29,7 @@ CONFIGS = {
     "no offset, to one": SD15 | dict(steps_offset=0, set_alpha_to_one=True),
     "linear betas, 100 times": SD15 | dict(beta_schedule="linear", num_train_timesteps=100, steps_offset=0),
 }
+ZERO_SNR = dict(rescale_betas_zero_snr=True, prediction_type="v_prediction")
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 SIGNAL_SHARES = st.floats(0.004, 0.9999)
@@ -74,10 +75,11 @@ def test_a_step_matches_diffusers_in_both_directions(name, spacing, steps):
         sampled_steps = scheduler.steps(steps)[:: 1 + steps // 100] + scheduler.steps(steps)[-1:]
         x, predictions = random_latents(steps, len(sampled_steps))
         for step, prediction in zip(sampled_steps, predictions, strict=True):
-            for actual, expected in (
-                (scheduler.step(x, prediction, step), forward.step(prediction, step.t, x).prev_sample),
-                (scheduler.step(x, prediction, step, "invert"), inverse.step(prediction, step.t, x).prev_sample),
-            ):
+            pairs = [(scheduler.step(x, prediction, step), forward.step(prediction, step.t, x).prev_sample)]
+            if prediction_type == "epsilon":  # diffusers' inversion does not undo a step with the same v, see below
+                inverted = inverse.step(prediction, step.t, x).prev_sample
+                pairs.append((scheduler.step(x, prediction, step, "invert"), inverted))
+            for actual, expected in pairs:
                 # relative to the largest value, because float32 itself resolves about 1e-7 of each value
                 worst = max(worst, ((actual - expected).abs().max() / expected.abs().max()).item())
     message = f"{name}, {spacing}, {steps} steps: at most {worst:.1e} of the largest value apart, allowed 1e-6"
@@ -184,19 +186,49 @@ def test_a_ddim_step_is_undone_by_the_step_back(x, eps, alpha, alpha_prev):
     v, v_prev = (a**0.5 * eps - (1 - a) ** 0.5 * x0 for a in (alpha, alpha_prev))
     assert ddim_step(x, v, alpha, alpha_prev, "v_prediction").item() == pytest.approx(stepped.item(), abs=1e-9)
     assert ddim_step(stepped, v_prev, alpha_prev, alpha, "v_prediction").item() == pytest.approx(x.item(), abs=1e-9)
+    undone = ddim_inverse_step(stepped, v, alpha, alpha_prev, "v_prediction")
+    assert undone.item() == pytest.approx(x.item(), abs=1e-9)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7, 50, 333, 1000])
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
-def test_a_run_is_undone_by_inversion_with_the_same_predicted_noise(spacing, steps):
-    actual, (x, eps) = scheduler(timestep_spacing=spacing), random_latents(steps, steps)
+@pytest.mark.parametrize("changes", [{}, {"prediction_type": "v_prediction"}, ZERO_SNR], ids=["noise", "v", "zero SNR"])
+def test_a_run_is_undone_by_inversion_with_the_same_predictions(changes, spacing, steps):
+    """Also from no signal at all (zero SNR, linspace), where v can be undone and noise could not."""
+    actual, (x, eps) = scheduler(timestep_spacing=spacing, **changes), random_latents(steps, steps)
     run, y = list(zip(actual.steps(steps), eps.double(), strict=True)), x.double()
     for step, e in run:
         y = actual.step(y, e, step)
-    assert steps == 1 or (y - x).std() > 0.1
+    assert steps == 1 or (y - x).std() > 0.03
     for step, e in reversed(run):
         y = actual.step(y, e, step, "invert")
-    check(f"{spacing}, {steps} steps and back", y, x.double(), 1e-6)
+    check(f"{changes}, {spacing}, {steps} steps and back", y, x.double(), 1e-6)
+
+
+def test_the_step_from_no_signal_to_no_noise_cannot_be_undone_and_leads_to_the_noise():
+    """x is not in x' = −v; at ᾱ = 0 only the noise is left, which is v's part."""
+    x, v = (t[:1].double() for t in random_latents(0, 1))
+    assert torch.equal(ddim_step(x, v, 0.0, 1.0, "v_prediction"), -v)
+    assert ddim_inverse_step(-v, v, 0.0, 1.0, "v_prediction").isfinite().all()
+
+
+# Zero terminal SNR
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])  # with linspace, diffusers leads T // steps down
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_zero_terminal_snr_is_that_of_diffusers(spacing, steps):
+    """The schedule, equal to the bit, and every step of a run. With trailing spacing the first is at no signal."""
+    theirs = diffusers.DDIMScheduler(**SD15, **ZERO_SNR, timestep_spacing=spacing)
+    actual = scheduler(**ZERO_SNR, timestep_spacing=spacing)
+    assert torch.equal(actual.alphas_cumprod, theirs.alphas_cumprod) and actual.alphas_cumprod[-1] == 0
+    assert actual.alphas_cumprod[0] == pytest.approx(scheduler().alphas_cumprod[0].item(), abs=1e-7)
+    theirs.set_timesteps(steps)
+    x, predictions = random_latents(steps, steps)
+    y = x
+    for step, prediction in zip(actual.steps(steps), predictions, strict=True):
+        x, y = actual.step(x, prediction, step), theirs.step(prediction, step.t, y).prev_sample
+    check(f"zero SNR, {spacing}, {steps} steps", x, y, 1e-5)
 
 
 @given(st.integers(0, 999), NUMBERS, NUMBERS)
