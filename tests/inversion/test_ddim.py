@@ -20,20 +20,41 @@ def pivots(model, start):
     return ddim_inversion(model.components, start)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_ddim_inversion_is_that_of_diffusers(model, start, kind):
+def test_ddim_inversion_is_that_of_diffusers(model, start, pivots):
     """diffusers' DDIMInverseScheduler on our UNet's predictions. Float32, 1e-4 of latents of size 1 after 4 steps."""
-    scheduler = DDIMScheduler(replace(model.scheduler.config, prediction_type=kind))
-    config = diffusers.DDIMScheduler.from_pretrained(shipped_weights("tiny") / "scheduler").config
-    reference = DDIMInverseScheduler.from_config(config, prediction_type=kind)
+    reference = DDIMInverseScheduler.from_pretrained(shipped_weights("tiny") / "scheduler")
     reference.set_timesteps(start.steps)
     x, words = start.noise, model.text(start.prompt).tokens
-    for step, t in zip(reversed(scheduler.steps(start.steps)), reference.timesteps, strict=True):
+    for step, t in zip(reversed(model.scheduler.steps(start.steps)), reference.timesteps, strict=True):
         x = reference.step(model.unet(x, step.t, words), t, x).prev_sample
-    pivots = ddim_inversion(replace(model.components, scheduler=scheduler), start)
     assert torch.equal(pivots[-1:], start.noise) and len(pivots) == start.steps + 1
-    print(f"DDIM inversion, {kind}: {distance(pivots[:1], x):.1e} from diffusers")
+    print(f"DDIM inversion: {distance(pivots[:1], x):.1e} from diffusers")
     assert distance(pivots[:1], x) < 1e-4
+
+
+def test_a_step_of_v_prediction_is_undone_by_diffusers_sampling(model, start):
+    """DDIMScheduler with the v of an inversion step leads back. DDIMInverseScheduler does not undo such a step."""
+    scheduler = DDIMScheduler(replace(model.scheduler.config, prediction_type="v_prediction"))
+    pivots = ddim_inversion(replace(model.components, scheduler=scheduler), start)
+    reference = diffusers.DDIMScheduler.from_pretrained(
+        shipped_weights("tiny") / "scheduler", prediction_type="v_prediction"
+    )
+    reference.set_timesteps(start.steps)
+    words = model.text(start.prompt).tokens
+    for i, t in enumerate(reference.timesteps):
+        v = model.unet(pivots[i + 1 : i + 2], int(t), words)
+        assert distance(reference.step(v, t, pivots[i : i + 1]).prev_sample, pivots[i + 1 : i + 2]) < 1e-5
+
+
+def test_where_v_is_0_inversion_is_exact(model, start):
+    """A model of latents of variance 1 predicts v = 0 everywhere: sampling leads back to the photograph."""
+    scheduler = DDIMScheduler(replace(model.scheduler.config, prediction_type="v_prediction"))
+    x = start.noise
+    for step in reversed(scheduler.steps(10)):
+        x = scheduler.step(x, torch.zeros_like(x), step, "invert")
+    for step in scheduler.steps(10):
+        x = scheduler.step(x, torch.zeros_like(x), step)
+    assert distance(x, start.noise) < 1e-5
 
 
 def test_the_ddim_run_is_sampled_from_the_last_pivot(model, start, pivots, inverted):
