@@ -41,6 +41,9 @@ OTHER_FIELDS = (
     "initializer_factor",
 )
 
+# transformers writes 1e30 as the model_max_length of a tokenizer whose files state none.
+UNSTATED_LENGTH = 10**29
+
 
 def load_text(
     files: CheckpointFiles, *, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -79,6 +82,8 @@ def load_clip_encoder(
     tensors, file = files.tensors(name)
     network = load_text_encoder(config, config_file, tensors, file, dtype=dtype)
     limit = network.config.max_position_embeddings
+    if tokenizer.model_max_length >= UNSTATED_LENGTH:
+        tokenizer.model_max_length = limit
     if tokenizer.model_max_length > limit:
         raise ValueError(
             f"{tokenizer_path / 'tokenizer_config.json'}: model_max_length is {tokenizer.model_max_length}, but the "
@@ -92,7 +97,10 @@ def load_clip_encoder(
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer in a folder. Raises ValueError with one line for a broken one."""
+    """The tokenizer in a folder. Raises ValueError with one line for a broken one.
+
+    Its model_max_length is at least UNSTATED_LENGTH if its files do not state one.
+    """
     from transformers import CLIPTokenizer
 
     with plain_text_folder(path, TOKENIZER_FILES) as folder:
@@ -101,7 +109,9 @@ def load_tokenizer(path: Path) -> Any:
         except Exception as error:  # a broken vocabulary raises plain Exception
             raise ValueError(f"{path}: cannot be read as a tokenizer ({one_line(error)})") from None
     size: Any = read_json(path / "tokenizer_config.json").get("model_max_length")
-    if not is_integer(size) or not 2 < size < 2**16:
+    if size is None:
+        tokenizer.model_max_length = UNSTATED_LENGTH
+    elif not is_integer(size) or not (2 < size < 2**16 or size >= UNSTATED_LENGTH):
         raise ValueError(f"{path / 'tokenizer_config.json'}: model_max_length is {size}, not a number of tokens")
     return tokenizer
 

@@ -10,9 +10,9 @@ Axis: j tokens. Positions count the start token, the end token and the padding.
 import re
 import string
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise, takewhile
 from typing import Any
 
 import torch
@@ -49,11 +49,23 @@ class Prompt:
 
     @classmethod
     def tokenize(cls, text: str, tokenizer: Any) -> "Prompt":
-        """Reads a prompt with a CLIPTokenizer. Raises ValueError if its tokens cannot be assigned to its words."""
+        """Reads a prompt with a CLIPTokenizer. Raises ValueError if its tokens cannot be assigned to its words.
+
+        An added token "<cat>" stands for the tokens "<cat>", "<cat>_1", "<cat>_2", … where the tokenizer has them, as
+        in diffusers' pipelines: textual inversion may have learned several vectors for one word.
+        """
         ids = tokenizer(text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
         all_ids = tokenizer(text, verbose=False).input_ids  # neither padded nor truncated
+        words = locate_words(text, all_ids, tokenizer)
+        if vectors := tokens_of_several_vectors(tokenizer, all_ids):
+            ends = [0, *accumulate(len(vectors.get(i, (i,))) for i in all_ids)]  # ends[j]: where token j now starts
+            words = [Word(word.text, (ends[word.span[0]], ends[word.span[1]])) for word in words]
+            all_ids = [v for i in all_ids for v in vectors.get(i, (i,))]
+            length, eos = len(ids), all_ids[-1]
+            ids = [*all_ids, *[tokenizer.pad_token_id] * (length - len(all_ids))]
+            ids = ids if len(ids) == length else [*ids[: length - 1], eos]
         tokens = tuple(tokenizer.decode([i]) for i in ids[: len(all_ids)])
-        return cls(text, tuple(ids), tokens, tuple(locate_words(text, all_ids, tokenizer)))
+        return cls(text, tuple(ids), tokens, tuple(words))
 
     @property
     def eos(self) -> int:
@@ -99,11 +111,14 @@ class Prompt:
     def _matches_of_text(self, selector: str | tuple[str, int]) -> list[Sequence[int]]:
         """The occurrences of a word, or of several words in a row, each as word indices: all, or the n-th only."""
         text, nth = selector if isinstance(selector, tuple) else split_occurrence(selector)
-        normalized = normalize_text(text)
-        phrase = [normalized[a:b] for a, b in word_spans(normalized)]
+        phrase = split_words(text)
         words = [normalize_text(word.text) for word in self.words]
+        pieces = [split_words(word) for word in words]  # more than one only for an added token such as "<my toy>"
         matches: list[Sequence[int]] = [
-            range(n, n + len(phrase)) for n in range(len(words)) if phrase and words[n : n + len(phrase)] == phrase
+            range(n, stop)
+            for n in range(len(words))
+            for stop in range(n + 1, min(n + len(phrase), len(words)) + 1)
+            if [piece for word in pieces[n:stop] for piece in word] == phrase
         ]
         if not matches:
             raise ValueError(f"{text!r} is not in the prompt {self.text!r}; its words are: {', '.join(words)}")
@@ -126,24 +141,67 @@ def normalize_text(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold().replace("’", "'")
 
 
+def split_words(text: str) -> list[str]:
+    """The words of a text as they are compared; the text itself if it is all punctuation."""
+    normalized = normalize_text(text).strip()
+    return [normalized[a:b] for a, b in word_spans(normalized)] or [normalized]
+
+
+def tokens_of_several_vectors(tokenizer: Any, ids: Iterable[int]) -> dict[int, tuple[int, ...]]:
+    """The id of each added token t in `ids` of which the tokenizer has t_1, t_2, … -> the ids of all of them."""
+    vectors = {}
+    names: Mapping[str, int] = getattr(tokenizer, "added_tokens_encoder", {})
+    added = {i: name for name, i in names.items()}
+    for i in set(ids) & added.keys():
+        more = takewhile(names.__contains__, (f"{added[i]}_{n}" for n in count(1)))
+        if several := tuple(names[name] for name in more):
+            vectors[i] = (i, *several)
+    return vectors
+
+
 def locate_words(text: str, ids: Sequence[int], tokenizer: Any) -> list[Word]:
     """All words of a text with the positions of their tokens in `ids` (not truncated, with start and end token).
 
-    No token spans a space, so each chunk between spaces is tokenized separately. The text of a chunk is taken from the
-    bytes of its tokens, so nothing is assumed of how the tokenizer folds case or composes accents.
+    An added token is one word, whatever it contains. No other token spans a space, so each chunk between spaces is
+    tokenized separately. The text of a chunk is taken from the bytes of its tokens, so nothing is assumed of how the
+    tokenizer folds case or composes accents.
     Raises ValueError if the chunks' tokens differ from those of the text.
     """
-    texts = re.findall(r"[\S\x1c-\x1f]+", text)  # the separators \x1c-\x1f are spaces in Python, but not in CLIP
+    names: Mapping[str, int] = getattr(tokenizer, "added_tokens_encoder", {})
+    added = {i: name for name, i in names.items() if i in ids[1:-1]}
+    texts = split_chunks(text, added.values())
     chunks = [tokenizer(chunk, add_special_tokens=False, verbose=False).input_ids for chunk in texts]
     if [i for chunk in chunks for i in chunk] != list(ids[1:-1]):
         raise ValueError(f"the tokens of {text!r} cannot be told apart by its spaces")
     byte_of = {character: byte for byte, character in byte_alphabet().items()}
     words, start = [], 1
     for chunk in chunks:
-        names = tokenizer.convert_ids_to_tokens(chunk)
-        words += chunk_words([bytes(byte_of[c] for c in name.removesuffix("</w>")) for name in names], start)
+        if len(chunk) == 1 and chunk[0] in added:
+            words.append(Word(added_word(added[chunk[0]]), (start, start + 1)))
+        else:
+            tokens = tokenizer.convert_ids_to_tokens(chunk)
+            words += chunk_words([bytes(byte_of[c] for c in token.removesuffix("</w>")) for token in tokens], start)
         start += len(chunk)
     return words
+
+
+def split_chunks(text: str, added: Iterable[str]) -> list[str]:
+    """The chunks of a text between spaces, and each occurrence of the added tokens as a chunk of its own."""
+    texts = [text]
+    if names := sorted(added, key=len, reverse=True):
+        pattern = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
+        texts = re.split(f"({pattern})", unicodedata.normalize("NFC", text), flags=re.IGNORECASE)
+    # The separators \x1c-\x1f are spaces in Python, but not in CLIP.
+    return [
+        chunk for n, piece in enumerate(texts) for chunk in ([piece] if n % 2 else re.findall(r"[\S\x1c-\x1f]+", piece))
+    ]
+
+
+def added_word(name: str) -> str:
+    """The word that an added token is: "my toy" for "<my toy>", and all of a token that is only punctuation."""
+    name = name.lower()
+    spans = word_spans(name)
+    return name[spans[0][0] : spans[-1][1]] if spans else name
 
 
 def chunk_words(tokens: Sequence[bytes], start: int) -> list[Word]:

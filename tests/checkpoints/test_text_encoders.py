@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from families import PROMPT, copy_folder, update_json
+from families import PROMPT, REMOVED, copy_folder, update_json
 from paths import ROOT
 from safetensors.torch import load_file, save_file
 
@@ -184,3 +184,12 @@ def test_a_tokenizer_with_more_tokens_than_the_encoder_has_is_one_clear_line(fam
     save_file(tensors | {name: tensors[name][:100].clone()}, weights)
     with pytest.raises(ValueError, match="tokenizer: has .* tokens, but the text encoder has 100"):
         minip2p.load(folder)
+
+
+@pytest.mark.parametrize("length", [REMOVED, 10**30], ids=["absent", "the huge number that transformers writes"])
+def test_the_length_of_a_tokenizer_that_states_none_is_the_encoders(family, tmp_path, length):
+    folder = copy_folder(family("SD 1")[1], tmp_path / "odd")
+    update_json(folder / "tokenizer/tokenizer_config.json", model_max_length=length)
+    text = load(folder)
+    assert text.clip_encoders[0].max_tokens == 77 == len(text.prompt(PROMPT).ids)
+    assert torch.equal(text(PROMPT).tokens, load(family("SD 1")[1])(PROMPT).tokens)

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompts import TOKENIZER, tokenize
+from transformers import CLIPTokenizer
 
+from minip2p.io.files import shipped_weights
 from minip2p.text.prompt import Prompt, Word, chunk_words, token_indicator
 
 ANY_TEXT = st.text(max_size=60) | st.text("ab1 ,.'’-#\"é🐱!ß<|>", max_size=60)
@@ -151,3 +154,68 @@ def test_a_token_indicator_is_1_at_the_words_tokens():
         assert torch.equal(indicators[row].nonzero().flatten(), torch.tensor(p.token_indices(word)))
     with pytest.raises(ValueError, match="'dog' is not in the prompt"):
         token_indicator(p, ["cat", "dog"])
+
+
+# Added tokens: those of textual inversion and of fine-tuned models
+
+
+@pytest.fixture(scope="module")
+def extended():
+    """A tokenizer with added tokens, some of characters outside CLIP's byte alphabet, and one of three vectors."""
+    tokenizer = CLIPTokenizer.from_pretrained(shipped_weights("tiny") / "tokenizer")
+    for token in ("‹猫>", "sks™", "<my toy>", "EasyNegative", "***", "<v>", "<v>_1", "<v>_2"):
+        tokenizer.add_tokens(token)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("a ‹猫> on", [("a", 1), ("猫", 2), ("on", 3)]),
+        ("sks™, a cat", [("sks™", 1), ("a", 3), ("cat", 4)]),
+        ("the <my toy>'s hat", [("the", 1), ("my toy", 2), ("s", 3), ("hat", 4)]),
+        ("a<My  toy>b", [("a", 1), ("my toy", 2), ("b", 3)]),
+        ("easynegative EasyNegative", [("easynegative", 1), ("easynegative", 2)]),
+        ("a *** b", [("a", 1), ("***", 2), ("b", 3)]),
+        ("a <|endoftext|> b", [("a", 1), ("endoftext", 2), ("b", 3)]),
+    ],
+)
+def test_an_added_token_is_one_word_whatever_it_contains(extended, text, words):
+    p = Prompt.tokenize(text, extended)
+    assert [(word.text, word.span[0]) for word in p.words] == words
+    assert all(word.span[1] == word.span[0] + 1 for word in p.words)
+    assert list(p.ids) == extended(text, padding="max_length", max_length=77, truncation=True).input_ids
+
+
+@pytest.mark.parametrize(
+    "word, positions",
+    [
+        ("猫", (1,)),
+        ("‹猫>", (1,)),
+        ("sks™", (2,)),
+        ("<my toy>", (3,)),
+        ("my toy", (3,)),
+        ("toy", (4,)),
+        ("<my toy> toy", (3, 4)),
+        ("EASYNEGATIVE", (5,)),
+        ("***", (6,)),
+    ],
+)
+def test_an_added_token_is_selected_by_its_name_with_or_without_punctuation(extended, word, positions):
+    assert Prompt.tokenize("‹猫> sks™ <my toy> toy EasyNegative ***", extended).token_indices(word) == positions
+
+
+def test_a_word_inside_of_an_added_token_is_not_a_word(extended):
+    with pytest.raises(ValueError, match="'my' is not in the prompt"):
+        Prompt.tokenize("<my toy>", extended).token_indices("my")
+
+
+def test_a_word_of_several_vectors_has_all_of_their_tokens_as_in_diffusers(extended):
+    for text in ("a <v> cat, <v>", "<v>", "<v> " * 24 + "cat <v> cat", "<v> " * 40):
+        p = Prompt.tokenize(text, extended)
+        longer = TextualInversionLoaderMixin().maybe_convert_prompt(text, extended)
+        assert list(p.ids) == extended(longer, padding="max_length", max_length=77, truncation=True).input_ids
+    p = Prompt.tokenize("a <v> cat, <v>", extended)
+    assert p.token_indices("v") == (2, 3, 4, 7, 8, 9) and p.token_indices("cat") == (5,) and p.eos == 10
+    p = Prompt.tokenize("<v> " * 40, extended)
+    assert len(p.ids) == 77 and p.ids[-1] == extended.eos_token_id and p.token_indices("v") == tuple(range(1, 76))
