@@ -1,7 +1,8 @@
 """The front door: `load` returns a `Pipeline`, which generates, edits and inverts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, overload
 
@@ -143,6 +144,7 @@ class Pipeline:
 
     def edit(
         self,
+        /,
         source: Trajectory | str,
         target: str | Sequence[str],
         *,
@@ -203,8 +205,9 @@ class Pipeline:
     def resolve_source(self, source: Trajectory | str, settings: Mapping[str, Any]) -> Trajectory | RunStart:
         """What an edit or a record starts from: a run of this model, or a prompt with its settings.
 
-        Raises ValueError for anything else.
+        Raises ValueError for anything else, and TypeError for settings that do not exist.
         """
+        check_setting_names(settings)
         if isinstance(source, str):
             return self.prepare(source, RunSettings(**settings))
         if not isinstance(source, Trajectory):
@@ -225,6 +228,7 @@ class Pipeline:
 
     def invert(
         self,
+        /,
         picture: Photo,
         prompt: str,
         *,
@@ -261,6 +265,7 @@ class Pipeline:
 
     def instruct(
         self,
+        /,
         picture: Photo,
         instruction: str,
         *,
@@ -279,11 +284,13 @@ class Pipeline:
         if not is_finite(image_guidance_scale):
             raise ValueError(f"image_guidance_scale must be a finite number, not {image_guidance_scale!r}")
         photo = load_photo(self.components, picture, size, fit)
+        check_setting_names(settings)
         image = instruct_pix2pix_conditioning(self.components, photo, float(image_guidance_scale))
         return sample(self.components, self.prepare(instruction, RunSettings(**settings), image), progress_bar)
 
     def inpaint(
         self,
+        /,
         picture: Photo,
         mask: Any,
         prompt: str,
@@ -298,11 +305,13 @@ class Pipeline:
         `sampling.conditioning.inpainting_conditioning`. The other arguments: as for `instruct`.
         """
         photo = load_photo(self.components, picture, size, fit)
+        check_setting_names(settings)
         image = inpainting_conditioning(self.components, photo, mask, fit)
         return sample(self.components, self.prepare(prompt, RunSettings(**settings), image), progress_bar)
 
     def record(
         self,
+        /,
         source: Trajectory | str,
         *,
         cross_replace: Any = 1.0,
@@ -365,3 +374,14 @@ class Pipeline:
         """
         unet, text, origin = merge(self.components, Lora.read(Path(file), self.components), scale)
         return replace(self, components=replace(self.components, unet=unet, text=text, origin=origin))
+
+
+def check_setting_names(settings: Mapping[str, Any]) -> None:
+    """Raises TypeError, with one line, for names that are not settings of a run, and names similar options."""
+    names = [field.name for field in fields(RunSettings)]
+    for name in settings:
+        if name not in names:
+            known = [*names, *(field.name for field in fields(EditOptions))]
+            similar = [other for other in known if name in other.split("_")] or get_close_matches(name, known)
+            hint = f"; did you mean {' or '.join(similar)}?" if similar else f"; a run has {', '.join(names)}"
+            raise TypeError(f"there is no option {name!r}{hint}")

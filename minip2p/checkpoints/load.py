@@ -1,6 +1,7 @@
 """From a folder, a file or a name on the hub to the components of a model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def load_components(
     scheduler_file = str(files.config_file("scheduler"))
     scheduler = DDIMScheduler(SchedulerConfig.from_dict(files.config("scheduler"), scheduler_file))
     text, weights = load_text(files, dtype=dtype, device=device)
+    text = replace(text, known_words=frozenset(sampling_defaults(files.root).words))
     check_text_width(files, text, unet_config)
 
     unet_files, vae_files = files, files if vae is None else open_checkpoint(vae, None, (VAE_FOLDER,))
@@ -124,6 +126,8 @@ def open_checkpoint(where: str | Path, config: str | Path | None, folders: Seque
         return DiffusersFolder(folder.parent, {only: folder.name}, where)
     if where.is_file():
         return SingleFile(where, config)
+    if config is not None and not where.exists():
+        raise FileNotFoundError(f"{where}: no such file")
     if config is not None:
         raise ValueError(f"{config}: a config is for a single file, and {where} is a folder, which has its own")
     if only and where.is_dir() and not (where / only).is_dir() and (where / "config.json").is_file():
@@ -138,10 +142,16 @@ def default_guidance(root: Path, scheduler: DDIMScheduler, is_xl: bool) -> float
     steps give away, get 1: conditional rows alone. All others get the default of diffusers' text-to-image pipelines.
     """
     if (root / "minip2p.json").exists():
-        return SamplingDefaults.read(root / "minip2p.json").guidance
+        return sampling_defaults(root).guidance
     if scheduler.config.timestep_spacing == "trailing":
         return 1.0
     return 5.0 if is_xl else SamplingDefaults().guidance
+
+
+def sampling_defaults(root: Path) -> SamplingDefaults:
+    """The contents of the model's own minip2p.json; the defaults where it has none."""
+    file = root / "minip2p.json"
+    return SamplingDefaults.read(file) if file.exists() else SamplingDefaults()
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -126,7 +126,8 @@ def save_model(components: Components, folder: Path, guidance_scale: float) -> N
         encoders=text.encoders,
         tokenizers=tokenizers,
         scheduler=components.scheduler.config,
-        sampling_defaults={"guidance": guidance_scale},
+        sampling_defaults={"guidance": guidance_scale}
+        | ({"words": sorted(text.known_words)} if text.known_words else {}),
         zero_empty_prompt=text.zero_empty_prompt,
     )
     partial = temporary_name(folder)

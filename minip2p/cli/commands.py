@@ -15,16 +15,16 @@ from torch import Tensor
 
 from minip2p.cli.options import (
     INVERSION_OPTIONS,
-    RUN_SUFFIX,
     edit_options,
     edit_settings,
     invert_options,
     load_model,
-    looks_like_picture_file,
     parse_lora,
     run_file_path,
     run_options,
+    seeds_to_run,
 )
+from minip2p.cli.paths import PICTURE_SUFFIX, RUN_SUFFIX, check_source
 from minip2p.io import png, viz
 from minip2p.io.images import composite, fit_image, read_image, to_pil
 from minip2p.p2p.alignment import alignment_table, infer_kind, refine_alignment, swap_mapper
@@ -34,51 +34,62 @@ from minip2p.sampling import metadata
 from minip2p.sampling.settings import RunSettings
 from minip2p.sampling.trajectory import Trajectory
 
+PictureJob = tuple[int | None, Path, list[Path]]  # a seed, the path of its picture, and of its run's file if recorded
+
 DEFAULT_METHOD = "direct"  # of inversion, as `Pipeline.invert` has it
 
 
 def generate(args: Namespace) -> None:
-    """Generates a picture. Writes it, and the run's file if --record asks for it."""
-    pipe, path = load_model(args), output_path(output_stem(args, args.prompt, given_seed(args)))
-    record = None if args.record is None else run_file_path(args.record)
-    records = [] if record is None else [record]
-    png.check_writable([path, *records])
-    refuse_overwrite(weight_paths(args), records)
-    options = run_options(args)
-    run = pipe.generate(args.prompt, **options) if record is None else pipe.record(args.prompt, file=record, **options)
-    write_outputs([(path, run.image, metadata.parameters(run))], [str(file) for file in records])
+    """Generates a picture for each seed. Writes it, and the run's file if --record asks for it."""
+    jobs = plan_pictures(args, args.prompt, weight_paths(args))
+    pipe = load_model_for(args, jobs)
+    for seed, path, records in jobs:
+        options = seeded_options(args, seed)
+        run = pipe.record(args.prompt, file=records[0], **options) if records else pipe.generate(args.prompt, **options)
+        write_outputs([(path, run.image, metadata.parameters(run))], [str(file) for file in records])
 
 
 def edit(args: Namespace) -> None:
     """Edits a picture. Writes a picture for each target, the source, and a strip with a row for each target."""
-    pipe, options, changes = load_model(args), run_options(args), edit_options(args)
-    is_photo = args.prompt is not None
-    source: Trajectory | str = args.source
-    seed = None if is_photo else given_seed(args)
-    if not is_photo and args.source.lower().endswith(RUN_SUFFIX):
-        source = pipe.open(Path(args.source))
-        seed = source.seed
-    base = output_stem(args, args.targets[0], seed)
-    numbers = [f"-{number}" for number in range(1, len(args.targets) + 1)] if len(args.targets) > 1 else [""]
-    paths = [output_path(base, suffix) for suffix in (*numbers, "-source", "-strip")]
-    png.check_writable(paths)
+    check_source(args.source, args.prompt is not None)
     check_paste(args)
-    refuse_overwrite([args.mask, args.within], paths)
+    changes, seeds = edit_options(args), seeds_to_run(args)
+    pipe = load_model(args)
+    source = open_source(pipe, args)
+    jobs = [(seed, edit_paths(args, seed_in_name(args, source, seed), len(seeds) > 1)) for seed in seeds]
+    paths = [path for _, job_paths in jobs for path in job_paths]
+    photo = [] if args.prompt is None else [args.source]
+    check_outputs(args, paths, [args.mask, args.within, *photo, *weight_paths(args), *pipe_files(pipe)])
+    refuse_photo_options(args)
     masks = read_masks(args, pipe, source)
+    for seed, job_paths in jobs:
+        edit_once(pipe, args, source, seeded_options(args, seed), job_paths, changes | masks)
+
+
+def edit_once(
+    pipe: Pipeline,
+    args: Namespace,
+    source: Trajectory | str,
+    options: dict[str, Any],
+    paths: Sequence[Path],
+    changes: dict[str, Any],
+) -> None:
+    """Edits the source of `edit` with the options of one run. paths: as of `edit_paths`. changes: those of the edit."""
+    is_photo = args.prompt is not None
     if is_photo:
-        source, options = invert_photo(pipe, args, args.source, paths), {}
-    else:
-        refuse_photo_options(args, source)
-    runs = pipe.edit(source, args.targets, **changes, **masks, **options)
+        source, options = invert_photo(pipe, args, args.source, options), {}
+    runs = pipe.edit(source, args.targets, **changes, **options)
     source = finished_source(runs[0])
-    rows = [edit_row(source, without_p2p(pipe, source, run.prompt), run) for run in runs]
-    strip = viz.grid([panel for row in rows for panel in row], columns=len(rows[0]))
+    plain = [None if args.no_compare else without_p2p(pipe, source, run.prompt) for run in runs]
+    rows = [edit_row(source, *pair) for pair in zip(plain, runs, strict=True)]
+    columns = max(map(len, rows))
+    strip = viz.grid([panel for row in rows for panel in row], columns=columns)
     method = {"Method": args.method or DEFAULT_METHOD} if is_photo else {}
     texts = [metadata.parameters(run, **edit_settings(args), **method) for run in runs]
-    mask = masks["local_blend"].mask if args.mask else None
-    pictures = [paste_over_photo(args, run, mask) if args.paste else run.image for run in runs]
+    mask = changes["local_blend"].mask if args.mask else None
+    pictures = [paste_over_source(args, source, run, mask) if args.paste else run.image for run in runs]
     pictures += [source.image, strip]
-    texts += [metadata.parameters(source), "\n\n".join(texts)]
+    texts += [metadata.parameters(source, **method), "\n\n".join(texts)]
     tables = [
         f"{source.prompt} -> {run.prompt}\n{explain_alignment(pipe, source.prompt, run.prompt, args.kind)}\n"
         for run in runs
@@ -88,10 +99,12 @@ def edit(args: Namespace) -> None:
 
 def invert(args: Namespace) -> None:
     """Inverts a photograph. Writes the run's file and the run's picture."""
-    pipe, file = load_model(args), run_file_path(args.out)
-    path = file.with_suffix(".png")
-    png.check_writable([file, path])
-    run = invert_photo(pipe, args, args.picture, [file, path])
+    file = run_file_path(args.out)
+    path = file.with_suffix(PICTURE_SUFFIX)
+    check_outputs(args, [file, path], [args.picture, *weight_paths(args)])
+    pipe = load_model(args)
+    refuse_inputs(pipe_files(pipe), [file, path])
+    run = invert_photo(pipe, args, args.picture, run_options(args))
     image = run.image
     run.save(file)
     text = metadata.parameters(run, Method=args.method or DEFAULT_METHOD, **fit_setting(args))
@@ -100,46 +113,69 @@ def invert(args: Namespace) -> None:
 
 def instruct(args: Namespace) -> None:
     """Edits a picture by an instruction. Writes the new picture, and the run's file if --record asks for it."""
-    pipe, path, records = prepare_picture(args)
+    jobs = plan_pictures(args, args.prompt, [args.picture, *weight_paths(args)])
+    pipe = load_model_for(args, jobs)
     scale = {} if args.picture_guidance is None else {"image_guidance_scale": args.picture_guidance}
-    run = pipe.instruct(args.picture, args.prompt, **scale, **fit_option(args), **run_options(args))
-    image = run.conditioning.image
-    assert image is not None
-    write_picture(args, run, path, records, {"Picture guidance": image.image_guidance_scale})
+    for seed, path, records in jobs:
+        run = pipe.instruct(args.picture, args.prompt, **scale, **fit_option(args), **seeded_options(args, seed))
+        image = run.conditioning.image
+        assert image is not None
+        write_picture(args, run, path, records, {"Picture guidance": image.image_guidance_scale})
 
 
 def inpaint(args: Namespace) -> None:
     """Regenerates a picture under a mask. Writes the new picture, and the run's file if --record asks for it."""
-    pipe, path, records = prepare_picture(args)
-    run = pipe.inpaint(args.picture, args.mask, args.prompt, **fit_option(args), **run_options(args))
-    write_picture(args, run, path, records, {"Picture mask": args.mask})
+    jobs = plan_pictures(args, args.prompt, [args.picture, args.mask, *weight_paths(args)])
+    pipe = load_model_for(args, jobs)
+    for seed, path, records in jobs:
+        options = fit_option(args) | seeded_options(args, seed)
+        run = pipe.inpaint(args.picture, args.mask, args.prompt, **options)
+        write_picture(args, run, path, records, {"Picture mask": args.mask})
 
 
 def maps(args: Namespace) -> None:
-    """Generates a picture. Writes it, an overlay of the heat map of each of its words, and a strip of them all."""
-    pipe, base = load_model(args), output_stem(args, args.prompt, given_seed(args))
-    words = list(dict.fromkeys(word.text for word in pipe.text.prompt(args.prompt).visible_words))
+    """Shows the heat map of each word of a run's prompt. Writes the picture, an overlay for each word, and a strip."""
+    is_photo = args.prompt is not None
+    check_source(args.source, is_photo)
+    seeds = seeds_to_run(args)
+    pipe = load_model(args)
+    source = open_source(pipe, args)
+    if isinstance(source, Trajectory):
+        refuse_run_options(args)
+    refuse_photo_options(args)
+    prompt = source.prompt if isinstance(source, Trajectory) else args.prompt if is_photo else args.source
+    words = list(dict.fromkeys(word.text for word in pipe.text.prompt(prompt).visible_words))
     if not words:
-        raise ValueError(f"the prompt {args.prompt!r} has no words to show")
-    suffixes = [f"-{number}-{png.slug(word)}" for number, word in enumerate(words, 1)]
-    paths = [output_path(base, suffix) for suffix in ("", *suffixes, "-strip")]
-    png.check_writable(paths)
-    run = pipe.generate(args.prompt, **run_options(args))
-    panels = maps_row(run, words)
-    pictures = [*(picture for picture, _ in panels), viz.grid(panels, columns=6)]
-    write_outputs([(path, picture, metadata.parameters(run)) for path, picture in zip(paths, pictures, strict=True)])
+        raise ValueError(f"the prompt {prompt!r} has no words to show")
+    suffixes = ["", *(f"-{number}-{png.slug(word)}" for number, word in enumerate(words, 1)), "-strip"]
+    jobs = []
+    for seed in seeds:
+        stem = output_stem(args, prompt, seed_in_name(args, source, seed), len(seeds) > 1)
+        jobs.append((seed, [output_path(stem, suffix) for suffix in suffixes]))
+    photo = [args.source] if is_photo else []
+    check_outputs(args, [path for _, paths in jobs for path in paths], [*photo, *weight_paths(args), *pipe_files(pipe)])
+    method = {"Method": args.method or DEFAULT_METHOD, **fit_setting(args)} if is_photo else {}
+    for seed, paths in jobs:
+        if isinstance(source, Trajectory):
+            run = source
+        elif is_photo:
+            run = invert_photo(pipe, args, args.source, seeded_options(args, seed))
+        else:
+            run = pipe.generate(source, **seeded_options(args, seed))
+        panels = maps_row(run, words)
+        pictures = [*(picture for picture, _ in panels), viz.grid(panels, columns=6)]
+        text = metadata.parameters(run, **method)
+        write_outputs([(path, picture, text) for path, picture in zip(paths, pictures, strict=True)])
 
 
 # --- pictures as inputs
 
 
-def prepare_picture(args: Namespace) -> tuple[Pipeline, Path, list[Path]]:
-    """The pipeline, the path of the new picture and the files of --record for `instruct` and `inpaint`, checked."""
-    pipe, path = load_model(args), output_path(output_stem(args, args.prompt, given_seed(args)))
-    records = [] if args.record is None else [run_file_path(args.record)]
-    png.check_writable([path, *records])
-    refuse_overwrite([args.picture, getattr(args, "mask", None), *weight_paths(args)], [path, *records])
-    return pipe, path, records
+def open_source(pipe: Pipeline, args: Namespace) -> Trajectory | str:
+    """The SOURCE of `edit` or `maps`: the run in a file, or what was given, a prompt or a photograph's file."""
+    if args.prompt is None and args.source.lower().endswith(RUN_SUFFIX):
+        return pipe.open(Path(args.source))
+    return args.source
 
 
 def write_picture(
@@ -152,11 +188,9 @@ def write_picture(
     write_outputs([(path, run.image, text)], [str(file) for file in records])
 
 
-def invert_photo(pipe: Pipeline, args: Namespace, photo: str, paths: Sequence[Path]) -> Trajectory:
-    """Inverts a photograph. Raises ValueError if one of the paths to write is an input."""
-    refuse_overwrite([photo, *weight_paths(args)], paths)
-    options = {"method": DEFAULT_METHOD, **invert_options(args), **run_options(args)}
-    return pipe.invert(photo, args.prompt, **options)
+def invert_photo(pipe: Pipeline, args: Namespace, photo: str, options: dict[str, Any]) -> Trajectory:
+    """Inverts a photograph. options: those of the run."""
+    return pipe.invert(photo, args.prompt, **{"method": DEFAULT_METHOD, **invert_options(args), **options})
 
 
 def read_masks(args: Namespace, pipe: Pipeline, source: Trajectory | str) -> dict[str, Any]:
@@ -179,16 +213,19 @@ def read_masks(args: Namespace, pipe: Pipeline, source: Trajectory | str) -> dic
     return masks
 
 
-def paste_over_photo(args: Namespace, run: Trajectory, mask: Tensor | None) -> Image.Image:
-    """The edited picture with the photograph's pixels outside of a mask.
+def paste_over_source(args: Namespace, source: Trajectory, run: Trajectory, mask: Tensor | None) -> Image.Image:
+    """The edited picture with the source's pixels outside of a mask: the photograph's, or the generated picture's.
 
     mask: that of --mask, H W in picture pixels; None: the run's own.
     """
     edited = run.picture
-    photo = fit_image(read_image(args.source), (edited.shape[1], edited.shape[2]), **fit_option(args))
+    if args.prompt is None:
+        original = source.picture
+    else:
+        original = fit_image(read_image(args.source), (edited.shape[1], edited.shape[2]), **fit_option(args))
     mask = run.blend_mask if mask is None else mask >= 0.5
     assert mask is not None
-    return to_pil(composite(edited, photo, mask))
+    return to_pil(composite(edited, original, mask))
 
 
 def fit_option(args: Namespace) -> dict[str, Any]:
@@ -205,22 +242,36 @@ def fit_setting(args: Namespace) -> dict[str, str]:
 
 
 def check_paste(args: Namespace) -> None:
-    """Raises ValueError for --paste without a photograph or without a mask."""
-    if args.paste and (args.prompt is None or (args.blend is None and args.mask is None)):
-        raise ValueError("--paste needs a photograph, with --prompt, and a mask, with --blend or --mask")
+    """Raises ValueError for --paste without a mask."""
+    if args.paste and args.blend is None and args.mask is None:
+        raise ValueError("--paste needs a mask: give a word with --blend, or a picture with --mask")
 
 
-def refuse_photo_options(args: Namespace, source: Trajectory | str) -> None:
-    """Raises ValueError for an edit without --prompt whose source or options need a photograph."""
-    if isinstance(source, str) and looks_like_picture_file(source):
-        raise ValueError(f"{source} is a file: describe the photograph with --prompt")
-    for name, _ in INVERSION_OPTIONS:
-        fits_masks = name == "fit" and (args.mask or args.within)
+def refuse_photo_options(args: Namespace) -> None:
+    """Raises ValueError where the source is no photograph and an option needs one."""
+    for name, _ in INVERSION_OPTIONS if args.prompt is None else ():
+        fits_masks = name == "fit" and (getattr(args, "mask", None) or getattr(args, "within", None))
         if getattr(args, name) is not None and not fits_masks:
             raise ValueError(f"--{name} needs a photograph as the source: describe it with --prompt")
 
 
-def refuse_overwrite(inputs: Sequence[str | None], outputs: Sequence[Path]) -> None:
+def refuse_run_options(args: Namespace) -> None:
+    """Raises ValueError for options of a run where the source is the file of a run."""
+    names = ("seed", "count", "steps", "guidance", "size", "negative", "clip_skip")
+    if unused := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]:
+        raise ValueError(f"{', '.join(unused)}: the run in {args.source} has its own settings")
+
+
+def check_outputs(args: Namespace, outputs: Sequence[Path], inputs: Sequence[str | Path | None] = ()) -> None:
+    """Raises ValueError or OSError if an output cannot be written, is an input, or exists without --overwrite."""
+    png.check_writable(outputs)
+    refuse_inputs(inputs, outputs)
+    for path in () if args.overwrite else outputs:
+        if path.exists():
+            raise ValueError(f"{path}: exists already: choose another name, or replace it with --overwrite")
+
+
+def refuse_inputs(inputs: Sequence[str | Path | None], outputs: Sequence[Path]) -> None:
     """Raises ValueError if an output is an input or lies in a folder that is an input."""
     for output in filter(os.path.exists, outputs):
         for path in filter(os.path.exists, filter(None, inputs)):
@@ -231,6 +282,11 @@ def refuse_overwrite(inputs: Sequence[str | None], outputs: Sequence[Path]) -> N
 def weight_paths(args: Namespace) -> list[str | None]:
     """The files and folders that a command reads weights from."""
     return [args.model, args.vae, args.config, *(parse_lora(text)[0] for text in args.lora)]
+
+
+def pipe_files(pipe: Pipeline) -> list[Path]:
+    """The files of the model's weights, also where the model was named by its name on the hub."""
+    return list(pipe.origin.files.values())
 
 
 # --- pictures to look at
@@ -247,23 +303,29 @@ def without_p2p(pipe: Pipeline, source: Trajectory, prompt: str) -> Trajectory:
     return pipe.edit(source, prompt, cross_replace=0, self_replace=0)
 
 
-def edit_row(source: Trajectory, plain: Trajectory, edited: Trajectory) -> list[viz.Panel]:
-    """Panels of the source, the target without Prompt-to-Prompt, the target with it, and the mask if there is one."""
-    row = [
-        (source.image, f"source: {source.prompt}"),
-        (plain.image, f"same noise, without P2P: {plain.prompt}"),
-        (edited.image, f"with P2P: {edited.prompt}"),
-    ]
+def edit_row(source: Trajectory, plain: Trajectory | None, edited: Trajectory) -> list[viz.Panel]:
+    """Panels of the source, the target without Prompt-to-Prompt, the target with it, and the mask if there is one.
+
+    plain: the target without Prompt-to-Prompt; None leaves its panel out.
+    """
+    row = [(source.image, f"source: {source.prompt}")]
+    if plain is not None:
+        row.append((plain.image, f"same noise, without P2P: {plain.prompt}"))
+    row.append((edited.image, f"with P2P: {edited.prompt}"))
     if edited.blend_mask is not None:
         row.append((viz.mask_image(edited.blend_mask, edited.image.size), "mask: white may change"))
     return row
 
 
 def maps_row(run: Trajectory, words: Sequence[str]) -> list[viz.Panel]:
-    """Panels of the picture and of each word's heat map over it, captioned with the map's maximum."""
+    """Panels of the picture and of each word's heat map over it, captioned with the map's maximum.
+
+    All maps have one scale, whose brightest colour is the largest value of any word.
+    """
     picture, heats = run.image, run.maps(list(words))
+    top = float(heats.max())
     captions = [f"{word} (at most {float(heat.max()):.2f})" for word, heat in zip(words, heats, strict=True)]
-    overlays = [viz.overlay(picture, heat) for heat in heats]
+    overlays = [viz.overlay(picture, heat, maximum=top) for heat in heats]
     return [(picture, run.prompt), *zip(overlays, captions, strict=True)]
 
 
@@ -280,21 +342,81 @@ def explain_alignment(pipe: Pipeline, source: str, target: str, kind: str | None
 # --- output files
 
 
-def given_seed(args: Namespace) -> int:
-    """--seed, or the default seed of a run."""
-    return RunSettings.seed if args.seed is None else args.seed
+def plan_pictures(args: Namespace, prompt: str, inputs: Sequence[str | Path | None]) -> list[PictureJob]:
+    """For each seed: the seed, the path of its picture, and of the run's file if --record asks for it. All are checked.
+
+    inputs: the files that the command reads.
+    """
+    seeds = seeds_to_run(args)
+    jobs = []
+    for seed in seeds:
+        stem = output_stem(args, prompt, RunSettings.seed if seed is None else seed, len(seeds) > 1)
+        records = [] if args.record is None else [run_file_path(args.record)]
+        if len(seeds) > 1:
+            records = [file.with_name(f"{file.stem}-seed{seed}{file.suffix}") for file in records]
+        jobs.append((seed, output_path(stem), records))
+    check_outputs(args, [file for _, path, records in jobs for file in (path, *records)], inputs)
+    return jobs
 
 
-def output_stem(args: Namespace, prompt: str, seed: int | None) -> Path:
-    """The start of the names of all files that a command writes. seed: None for a photograph, which has none."""
+def load_model_for(args: Namespace, jobs: Sequence[PictureJob]) -> Pipeline:
+    """Loads the model. Raises ValueError if an output of the jobs is one of its files, wherever they are."""
+    pipe = load_model(args)
+    refuse_inputs(pipe_files(pipe), [file for _, path, records in jobs for file in (path, *records)])
+    return pipe
+
+
+def seed_in_name(args: Namespace, source: Trajectory | str, seed: int | None) -> int | None:
+    """The seed in the names of the files of `edit` and `maps`: the run's; None for a photograph without --seed."""
+    if isinstance(source, Trajectory):
+        return source.seed
+    return RunSettings.seed if seed is None and args.prompt is None else seed
+
+
+def edit_paths(args: Namespace, seed: int | None, several: bool) -> list[Path]:
+    """The paths of what `edit` writes for a seed: a picture for each target, the source, and the strip.
+
+    In a folder each target's picture has the name of its own prompt; the source and the strip, of the first.
+    """
+    stems = [output_stem(args, target, seed, several) for target in args.targets]
+    names = [stem.name.casefold() for stem in stems]
+    numbers = [f"-{number}" if names.count(name) > 1 else "" for number, name in enumerate(names, 1)]
+    paths = [output_path(stem, number) for stem, number in zip(stems, numbers, strict=True)]
+    return [*paths, *(output_path(stems[0], suffix) for suffix in ("-source", "-strip"))]
+
+
+def seeded_options(args: Namespace, seed: int | None) -> dict[str, Any]:
+    """`run_options`, after a line that says which seed --seed random has drawn."""
+    if args.seed == "random":
+        print(f"seed {seed}", flush=True)
+    return run_options(args, seed)
+
+
+def output_stem(args: Namespace, prompt: str, seed: int | None, several: bool = False) -> Path:
+    """The start of the names of all files that a command writes for a seed.
+
+    seed: None for a photograph, which has none. several: whether the command runs several seeds.
+    """
     out = Path(args.out)
-    if out.suffix.lower() == ".png":
-        return out.with_suffix("")
-    return out / (png.slug(prompt) + ("" if seed is None else f"-seed{seed}"))
+    number = "" if seed is None else f"-seed{seed}"
+    if out.suffix.lower() == PICTURE_SUFFIX:
+        return out.with_name(out.stem + (number if several else ""))
+    refuse_file_name(out)
+    return out / (png.slug(prompt) + number)
+
+
+def refuse_file_name(out: Path) -> None:
+    """Raises ValueError for an output folder that does not exist yet and has the name of a file."""
+    suffix = out.suffix.lower()
+    if not out.is_dir() and (suffix == RUN_SUFFIX or suffix in Image.registered_extensions()):
+        advice = (
+            "give a folder" if suffix == PICTURE_SUFFIX else f"give a folder, or a name that ends in {PICTURE_SUFFIX}"
+        )
+        raise ValueError(f"{out}: the output is {'a folder' if suffix == PICTURE_SUFFIX else 'PNG files'}: {advice}")
 
 
 def output_path(stem: Path, suffix: str = "") -> Path:
-    return stem.with_name(f"{stem.name}{suffix}.png")
+    return stem.with_name(f"{stem.name}{suffix}{PICTURE_SUFFIX}")
 
 
 def write_outputs(files: Sequence[png.PngFile], lines: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minip2p.cli.commands import edit_row, finished_source, maps_row
+from minip2p.cli.commands import check_outputs, edit_row, finished_source, maps_row, refuse_file_name
 from minip2p.io import png, viz
 from minip2p.pipeline import Pipeline, load
 from minip2p.sampling import metadata
@@ -77,11 +77,12 @@ MAPS = Example(
 
 
 def demo(args: Namespace) -> None:
-    """Writes the pictures. Raises OSError if the folder cannot be written, before the first picture is made."""
+    """Writes the pictures. Raises OSError or ValueError if one cannot be written, before the first is made."""
     folder = Path(args.out)
     paths = {example.name: folder / f"{example.name}.png" for example in (*EDITS, REWEIGHT, MAPS)}
     sheet = folder / "demo.png"
-    png.check_writable([*paths.values(), sheet])
+    refuse_file_name(folder)
+    check_outputs(args, [*paths.values(), sheet])
     start, pipe = time.perf_counter(), load()
     panels: list[viz.Panel] = []
     texts: list[str] = []

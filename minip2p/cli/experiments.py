@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minip2p.checkpoints.components import RowCounter
+from minip2p.cli.commands import refuse_file_name
 from minip2p.cli.options import load_model
 from minip2p.evaluation import edit_benchmark, tables
 from minip2p.evaluation.pie_bench import read_cases
@@ -20,6 +21,7 @@ from minip2p.evaluation.workers import WorkerPool
 from minip2p.io import png
 from minip2p.io.files import write_text
 from minip2p.metrics.clip_score import ClipScore
+from minip2p.sampling import metadata
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunSettings
 from minip2p.sweeps import sweep as sweeps
@@ -32,7 +34,9 @@ SHEET_CASES = 7  # cases on a benchmark's contact sheet; of the cases that ship,
 def sweep(args: Namespace) -> None:
     """Runs a grid of edits. Writes its pictures, its table, and a contact sheet and a chart for each pair of axes."""
     check_extras("a sweep")
+    refuse_file_name(Path(args.out))
     from minip2p.sweeps import charts
+    from minip2p.sweeps.tradeoff import Tradeoff
 
     grid, pipe, folder = Grid.read(Path(args.grid)), load_model(args), Path(args.out)
     try:
@@ -47,7 +51,8 @@ def sweep(args: Namespace) -> None:
     counter = RowCounter()
     rows = sweeps.sweep(pipe, grid, folder, score=score, scored_by=scored_by, counter=counter, progress=rows_progress)
     print(f"{counter.rows:,} rows of the UNet were run")
-    print(*charts.write_results(folder, grid, rows), sep="\n")
+    print(*charts.write_results(folder, grid, rows, sweeps.sweep_parameters(pipe, grid)), sep="\n")
+    print(Tradeoff.of(grid, rows).recommendation())
 
 
 def bench_edits(args: Namespace) -> None:
@@ -57,6 +62,7 @@ def bench_edits(args: Namespace) -> None:
     means, and in its last line the means as JSON.
     """
     check_extras("a benchmark")
+    refuse_file_name(Path(args.out))
     from minip2p.io.tables import to_csv
 
     methods = parse_methods(args.methods)
@@ -89,7 +95,9 @@ def bench_edits(args: Namespace) -> None:
     write_text(results[0], to_csv([{key: row.get(key) for key in columns} for row in rows]))
     write_text(results[1], tables.markdown_tables(summaries))
     sheet = tables.contact_sheet(folder, cases[:SHEET_CASES], methods)
-    png.write_pngs([(results[2], sheet, "photographs, edited")])
+    settings = {"Steps": steps, "Methods": ",".join(methods), "Cases": len(cases), **pipe.origin.labels}
+    text = ", ".join(f"{name}: {metadata.quote_value(value)}" for name, value in settings.items())
+    png.write_pngs([(results[2], sheet, f"{len(cases[:SHEET_CASES])} photographs, edited\n{text}")])
     print(tables.markdown_tables(summaries), *results, tables.json_line(summaries), sep="\n")
 
 

@@ -8,8 +8,11 @@ library's.
 
 import argparse
 import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn, TypeAlias
 
@@ -18,11 +21,14 @@ from minip2p.errors import escape_unprintable, fail, run_guarded
 EPILOG = """output files:
   -o FOLDER    into the folder, which is created if needed; the names start with the prompt and the seed
   -o FILE.png  to this file, and further pictures next to it; their names start with FILE
-Each PNG stores its settings in the text chunk "parameters". Existing files of the same name are replaced.
+Each PNG stores its settings in the text chunk "parameters". Existing files are replaced only with --overwrite.
 
 examples:
   minip2p demo
+  minip2p words
   minip2p generate "a cat on the beach" --seed 1
+  minip2p generate "a cat on the beach" --seed random --count 4
+  minip2p show out/a-cat-on-the-beach-seed1.png
   minip2p edit "a cat on the beach" "a tiger on the beach" "a cat on the beach, watercolor" --seed 1
   minip2p edit "a red car on the street" "a blue car on the street" --cross .6 --cross blue=0 --blend car
   minip2p edit "a house in the fog" "a house in the fog" --reweight fog=2 --reweight house=.5
@@ -47,7 +53,10 @@ OPTION_NAMES = (
     ("guidance_scale", "--guidance"),
     ("negative_prompt", "--negative"),
     ("vae_refine_steps", "--polish"),
+    ("clip_skip", "--clip-skip"),
 )
+
+TEXT_OPTIONS = ("--negative", "--prompt")  # whose value may begin with a hyphen
 
 Group: TypeAlias = argparse._ArgumentGroup
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -69,6 +78,7 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    top.add_argument("--version", action="version", version=f"minip2p {import_module('minip2p').__version__}")
     commands = top.add_subparsers(metavar="COMMAND", dest="command", required=True)
     add_demo(commands)
     add_generate(commands)
@@ -77,6 +87,8 @@ def parser() -> Parser:
     add_instruct(commands)
     add_inpaint(commands)
     add_maps(commands)
+    add_show(commands)
+    add_words(commands)
     add_sweep(commands)
     add_bench_edits(commands)
     return top
@@ -92,6 +104,7 @@ def add_command(commands: Commands, name: str, description: str, module: str = "
 def add_demo(commands: Commands) -> None:
     sub = add_command(commands, "demo", "show in five pictures what the model that ships can do", module="demo")
     sub.add_argument("-o", "--out", default="out", metavar="FOLDER", help="the folder of the pictures (default: out)")
+    add_overwrite_option(sub)
 
 
 def add_generate(commands: Commands) -> None:
@@ -110,14 +123,18 @@ def add_edit(commands: Commands) -> None:
         help="the prompt of the picture to edit; the file of a run (.safetensors); or, with --prompt, a photograph",
     )
     sub.add_argument("targets", metavar="TARGET", nargs="+", help="the prompt of the edited picture")
-    add_output_options(sub)
-    add_edit_options(sub)
-    photo = sub.add_argument_group("photograph as the source")
-    photo.add_argument("--prompt", metavar="PROMPT", help="SOURCE is a photograph, and PROMPT describes it")
-    photo.add_argument(
-        "--paste", action="store_true", help="keep the photograph's pixels outside of the --blend or --mask"
+    group = add_output_options(sub)
+    group.add_argument(
+        "--paste",
+        action="store_true",
+        help="keep the pixels of the source outside of the --blend or --mask. Without it they differ a little: the VAE "
+        "decodes the changed latents, and a pixel depends on its neighbours; a photograph is the VAE's version of it",
     )
-    add_inversion_options(photo)
+    group.add_argument(
+        "--no-compare", action="store_true", help="save the run without Prompt-to-Prompt, which the strip shows"
+    )
+    add_edit_options(sub)
+    add_photo_options(sub)
     add_run_options(sub)
     add_model_options(sub)
 
@@ -133,6 +150,7 @@ def add_invert(commands: Commands) -> None:
         metavar="FILE",
         help="the run's file (.safetensors); its picture is written next to it as a PNG (default: out/run.safetensors)",
     )
+    add_overwrite_option(sub)
     add_inversion_options(sub.add_argument_group("inversion"))
     add_run_options(sub, seed=False)
     add_model_options(sub)
@@ -165,11 +183,25 @@ def add_inpaint(commands: Commands) -> None:
 
 
 def add_maps(commands: Commands) -> None:
-    sub = add_command(commands, "maps", "generate a picture and show the heat map of each word of its prompt")
-    sub.add_argument("prompt", metavar="PROMPT")
+    sub = add_command(commands, "maps", "show the heat map of each word of a picture's prompt, all on one scale")
+    sub.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="the prompt of the picture to generate; the file of a run (.safetensors); or, with --prompt, a photograph",
+    )
     add_output_options(sub)
+    add_photo_options(sub)
     add_run_options(sub)
     add_model_options(sub)
+
+
+def add_show(commands: Commands) -> None:
+    sub = add_command(commands, "show", "print the settings that are stored in pictures and in files of runs", "show")
+    sub.add_argument("file", metavar="FILE", nargs="+", help="a PNG, or the file of a run (.safetensors)")
+
+
+def add_words(commands: Commands) -> None:
+    add_command(commands, "words", "list the words that the model that ships knows", "show")
 
 
 def add_sweep(commands: Commands) -> None:
@@ -223,7 +255,12 @@ def add_bench_edits(commands: Commands) -> None:
 def add_output_options(sub: Parser) -> Group:
     group = sub.add_argument_group("output")
     group.add_argument("-o", "--out", default="out", metavar="OUT", help="a folder, or a .png file (default: out)")
+    add_overwrite_option(group)
     return group
+
+
+def add_overwrite_option(group: Parser | Group) -> None:
+    group.add_argument("--overwrite", action="store_true", help="replace files that exist already")
 
 
 def add_record_option(group: Group) -> None:
@@ -233,13 +270,23 @@ def add_record_option(group: Group) -> None:
 def add_run_options(sub: Parser, seed: bool = True) -> Group:
     group = sub.add_argument_group("run")
     if seed:
-        group.add_argument("--seed", type=int, help="seed of the noise (default: 0)")
+        group.add_argument(
+            "--seed", help="seed of the noise (default: 0); several as 1,2,3; random draws one and prints it"
+        )
+        group.add_argument("--count", type=int, metavar="N", help="run N seeds, counted on from --seed")
     group.add_argument("--steps", type=int, help="number of DDIM steps, 1 to 1000 (default: 50)")
     group.add_argument(
         "--guidance", type=float, metavar="W", help="classifier-free guidance scale (default: the model's)"
     )
     group.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the model's)")
     group.add_argument("--negative", metavar="PROMPT", help="negative prompt: what the picture should not show")
+    group.add_argument(
+        "--clip-skip",
+        type=int,
+        metavar="N",
+        help="read the text encoder N - 1 layers before the model's own (default: 1), counted as in A1111's web UI; in "
+        "diffusers the same is clip_skip = N - 1",
+    )
     return group
 
 
@@ -288,6 +335,12 @@ def add_edit_options(sub: Parser) -> None:
     )
 
 
+def add_photo_options(sub: Parser) -> None:
+    photo = sub.add_argument_group("photograph as the source")
+    photo.add_argument("--prompt", metavar="PROMPT", help="SOURCE is a photograph, and PROMPT describes it")
+    add_inversion_options(photo)
+
+
 def add_inversion_options(group: Group) -> None:
     group.add_argument(
         "--method",
@@ -333,14 +386,19 @@ def add_model_options(sub: Parser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0; 2 after an error, which is one line on stderr; 130 after Ctrl-C."""
+    """Runs a command. Returns 0; 2 after an error, which is one line on stderr; 130 after Ctrl-C.
+
+    Exits with 143 after SIGTERM and 129 after SIGHUP.
+    """
     escape_unprintable()
-    args = parser().parse_args(argv)
+    args = parser().parse_args(join_text_values(sys.argv[1:] if argv is None else argv))
 
     def work() -> None:
+        import_module("minip2p.cli.paths").expand_paths(args)
         command = getattr(import_module(f"minip2p.cli.{args.module}"), args.command.replace("-", "_"))
         try:
-            command(args)
+            with exit_on_signals():
+                command(args)
         except ValueError as error:
             raise ValueError(name_options(str(error)) if args.module == "commands" else str(error)) from None
 
@@ -352,3 +410,40 @@ def name_options(message: str) -> str:
     for keyword, option in OPTION_NAMES:
         message = re.sub(rf"\b{keyword}\b", option, message)
     return message
+
+
+def join_text_values(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with a text that begins with a hyphen joined to its option, as argparse wants it.
+
+    ["--negative", "-blurry"] -> ["--negative=-blurry"]. Options begin with two hyphens, except -o and -h.
+    """
+    joined: list[str] = []
+    for text in arguments:
+        is_text = text.startswith("-") and not text.startswith("--") and text not in ("-o", "-h")
+        if joined and joined[-1] in TEXT_OPTIONS and is_text:
+            joined[-1] += f"={text}"
+        else:
+            joined.append(text)
+    return joined
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end the program by SystemExit, so that no temporary file is left behind."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        print("minip2p: terminated", file=sys.stderr)
+        sys.exit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():  # only there a handler can be set
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] == signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,19 +5,23 @@ line for a value that it cannot read.
 """
 
 import os
+import re
+import secrets
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
+from minip2p.cli.paths import RUN_SUFFIX
 from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline, load
+from minip2p.sampling.settings import RunSettings
 
-RUN_SUFFIX = ".safetensors"  # the suffix of a run's file
+MAX_COUNT = 1000  # of --count
+RANDOM_SEEDS = 2**32  # --seed random draws from so many, as other tools do
 
 # The options that need a photograph as the source, and the keyword of `Pipeline.invert` that each sets.
 INVERSION_OPTIONS = (("method", "method"), ("fit", "fit"), ("polish", "vae_refine_steps"))
@@ -38,7 +42,7 @@ def load_model(args: Namespace) -> Pipeline:
 def parse_lora(text: str) -> tuple[str, float]:
     """'a.safetensors' -> ('a.safetensors', 1.0); 'a.safetensors:.5' -> ('a.safetensors', 0.5)."""
     file, colon, scale = text.rpartition(":")
-    if not colon or text.endswith(".safetensors"):
+    if not colon or text.endswith(RUN_SUFFIX) or os.path.exists(text):
         return text, 1.0
     try:
         return file, float(scale)
@@ -49,13 +53,34 @@ def parse_lora(text: str) -> tuple[str, float]:
 # --- runs
 
 
-def run_options(args: Namespace) -> dict[str, Any]:
-    """The options of a run that were given, as keywords of `Pipeline.generate`."""
+def seeds_to_run(args: Namespace) -> list[int | None]:
+    """The seeds of --seed and --count; [None] where neither was given."""
+    texts, count = (args.seed or f"{RunSettings.seed}").split(","), args.count
+    if args.seed is None and count is None:
+        return [None]
+    if args.seed == "random":
+        first = secrets.randbelow(RANDOM_SEEDS)
+    elif all(re.fullmatch(r"\s*[0-9]+\s*", text) for text in texts):
+        first = int(texts[0])
+    else:
+        raise ValueError(f"--seed is a whole number from 0 on, several as 1,2,3, or random, not {args.seed!r}")
+    if count is None:
+        return [first, *dict.fromkeys(seed for seed in map(int, texts[1:]) if seed != first)]
+    if len(texts) > 1:
+        raise ValueError(f"--count counts on from one seed, and --seed {args.seed} has {len(texts)}: give one of them")
+    if not 1 <= count <= MAX_COUNT:
+        raise ValueError(f"--count must lie between 1 and {MAX_COUNT}, and is {count}")
+    return list(range(first, first + count))
+
+
+def run_options(args: Namespace, seed: int | None = None) -> dict[str, Any]:
+    """The options of a run that were given, as keywords of `Pipeline.generate`. seed: one of `seeds_to_run`."""
     values = {
-        "seed": getattr(args, "seed", None),
+        "seed": seed,
         "steps": args.steps,
         "guidance_scale": args.guidance,
         "negative_prompt": args.negative,
+        "clip_skip": args.clip_skip,
         "size": None if args.size is None else parse_size(args.size),
     }
     return without_none(values)
@@ -177,11 +202,6 @@ def parse_weight(word: str, text: str) -> float:
 
 
 # --- files
-
-
-def looks_like_picture_file(source: str) -> bool:
-    """Whether a source names a file or has the suffix of a picture, and so cannot be a prompt."""
-    return os.path.isfile(source) or Path(source).suffix.lower() in Image.registered_extensions()
 
 
 def run_file_path(name: str) -> Path:

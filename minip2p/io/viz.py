@@ -22,9 +22,7 @@ def heat_colours(heat: ArrayLike) -> np.ndarray:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def overlay(
-    image: Image.Image, heat: ArrayLike, opacity: float = 0.65, *, maximum: float | None = None
-) -> Image.Image:
+def overlay(image: Image.Image, heat: ArrayLike, opacity: float = 0.65, *, maximum: float | None = None) -> Image.Image:
     """A heat map over a grey version of an image, at the image's size.
 
     heat: h w, from 0 up. opacity: of the heat map, from 0 to 1. maximum: the value of the brightest colour, the same
@@ -52,10 +50,11 @@ def enlarge(image: Image.Image, min_side: int = 256) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
 
 
-def grid(panels: Sequence[Panel], columns: int, min_side: int = 256) -> Image.Image:
+def grid(panels: Sequence[Panel], columns: int, min_side: int = 256, *, title: str = "") -> Image.Image:
     """A contact sheet: the panels row by row, each enlarged to `min_side` pixels, with its caption below it.
 
-    All cells are as large as the largest image. A row is as high as its longest caption requires.
+    title: a text above all panels. All cells are as large as the largest image. A row is as high as its longest
+    caption requires.
     """
     images = [enlarge(image, min_side) for image, _ in panels]
     width = max(image.width for image in images)
@@ -69,12 +68,15 @@ def grid(panels: Sequence[Panel], columns: int, min_side: int = 256) -> Image.Im
     row_starts = range(0, len(panels), columns)
     line_counts = [max(map(len, captions[n : n + columns])) for n in row_starts]
     row_heights = [height + lines * font_size * 5 // 4 + 2 * gap for lines in line_counts]
-    sheet_size = (min(columns, len(panels)) * (width + gap) + gap, sum(row_heights) + gap)
-    sheet = Image.new("RGB", sheet_size, "white")
+    sheet_width = min(columns, len(panels)) * (width + gap) + gap
+    title_lines = textwrap.wrap(title, int((sheet_width - 2 * gap) / font.getlength("n")))
+    top = (len(title_lines) * font_size * 5 // 4 + gap if title_lines else 0) + gap
+    sheet = Image.new("RGB", (sheet_width, sum(row_heights) + top), "white")
     draw = ImageDraw.Draw(sheet)
+    draw.multiline_text((gap, gap), "\n".join(title_lines), "black", font, spacing=font_size // 4)
     for n, (image, lines) in enumerate(zip(images, captions, strict=True)):
         x = gap + n % columns * (width + gap)
-        y = gap + sum(row_heights[: n // columns])
+        y = top + sum(row_heights[: n // columns])
         sheet.paste(image, (x, y))
         draw.rectangle((x - 1, y - 1, x + image.width, y + image.height), outline="silver")
         draw.multiline_text((x, y + height + gap // 4), "\n".join(lines), "black", font, spacing=font_size // 4)

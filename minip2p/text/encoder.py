@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from minip2p.errors import Notice
-from minip2p.text.prompt import Prompt
+from minip2p.text.prompt import Prompt, normalize_text
+from minip2p.text.syntax import foreign_syntax
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +104,13 @@ class TextEncoder:
     the pooled embedding (Podell et al. 2023, section 2.1).
 
     zero_empty_prompt: an empty negative prompt is all zeros, as some models were trained (in diffusers,
-    `force_zeros_for_empty_prompt`).
+    `force_zeros_for_empty_prompt`). known_words: the only words that the model was trained with; empty for a model that
+    may know any word.
     """
 
     clip_encoders: tuple[ClipEncoder, ...]
     zero_empty_prompt: bool = False
+    known_words: frozenset[str] = frozenset()
 
     @property
     def has_two_encoders(self) -> bool:
@@ -133,15 +136,18 @@ class TextEncoder:
         return {encoder.name: encoder.network for encoder in self.clip_encoders}
 
     def with_encoders(self, encoders: Mapping[str, Any]) -> "TextEncoder":
-        """The same text encoder with some networks exchanged, by the names of their folders."""
+        """The same text encoder with some networks exchanged, by the names of their folders.
+
+        The exchanged ones may know other words, so `known_words` is empty.
+        """
         exchanged = (replace(e, network=encoders.get(e.name, e.network)) for e in self.clip_encoders)
-        return replace(self, clip_encoders=tuple(exchanged))
+        return replace(self, clip_encoders=tuple(exchanged), known_words=frozenset())
 
     def prompt(self, text: str) -> Prompt:
         """Splits a prompt into tokens and words.
 
         Raises ValueError for anything but valid text. Warns (`Notice`) where the prompt has more tokens than the
-        encoder reads.
+        encoder reads, words that the model was not trained with, and syntax that other tools read as commands.
         """
         if not isinstance(text, str):
             raise ValueError(f"a prompt must be text, not {type(text).__name__}")
@@ -155,7 +161,21 @@ class TextEncoder:
                 Notice,
                 stacklevel=2,
             )
+        if syntax := foreign_syntax(text):
+            warnings.warn(syntax, Notice, stacklevel=2)
+        elif unknown := self.unknown_words(prompt):
+            warnings.warn(
+                f"this model was trained without the word{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}: "
+                "`minip2p words` lists those that it knows",
+                Notice,
+                stacklevel=2,
+            )
         return prompt
+
+    def unknown_words(self, prompt: Prompt) -> list[str]:
+        """The words of a prompt that are not in `known_words`, each once; none where that is empty."""
+        words = [normalize_text(word.text) for word in prompt.words] if self.known_words else []
+        return list(dict.fromkeys(word for word in words if word not in self.known_words))
 
     @property
     def max_clip_skip(self) -> int:

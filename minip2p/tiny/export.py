@@ -8,6 +8,7 @@ from typing import Any
 from minip2p.checkpoints.save import DiffusersWriter
 from minip2p.config import SchedulerConfig
 from minip2p.io.files import read_json, shipped_weights, write_json
+from minip2p.tiny.scenes import caption_words
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 from minip2p.validation import is_integer
@@ -64,7 +65,7 @@ def export_model(
     half_vae = copy.deepcopy(vae).half()
     half_vae.config = replace(vae.config, scaling_factor=scaling_factor)
     encoders = {"text_encoder": copy.deepcopy(text).half()}
-    defaults = {"guidance": GUIDANCE_SCALE, "_trained": trained}
+    defaults = {"guidance": GUIDANCE_SCALE, "words": caption_words(), "_trained": trained}
     DiffusersWriter(
         copy.deepcopy(unet).half(), half_vae, encoders, {"tokenizer": TOKENIZER}, scheduler, defaults
     ).write(folder)

@@ -53,6 +53,25 @@ STYLE_PHRASES = MappingProxyType(
 )
 
 
+def phrase_groups() -> dict[str, list[str]]:
+    """The phrases that captions are made of, by what they name."""
+    styles = [text.strip(" ,") for pairs in STYLE_PHRASES.values() for pair in pairs for text in pair if text]
+    return {
+        "animals": list(ANIMALS),
+        "things": list(THINGS),
+        "colours": list(COLOURS),
+        "places": [phrase for phrases in PLACE_PHRASES.values() for phrase in phrases],
+        "weather": [phrase for phrases in ATTRIBUTE_PHRASES.values() for phrase in phrases],
+        "styles": styles,
+    }
+
+
+def caption_words() -> list[str]:
+    """All words of all captions, sorted."""
+    phrases = [phrase for group in phrase_groups().values() for phrase in group]
+    return sorted({word for phrase in ("a an and", *phrases) for word in phrase.split()})
+
+
 @dataclass(frozen=True)
 class Thing:
     """An object in a scene: x of its centre, y of its foot and its longer side, in pixels. Animals have no colour."""

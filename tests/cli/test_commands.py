@@ -74,8 +74,9 @@ def test_edit_writes_targets_source_strip_and_prints_the_alignment(tmp_path, cap
     settings = "--steps", 2, "--cross", ".6", "--cross", "beach=.2:.4", "--self", ".3"
     settings += "--reweight", "beach=-1.5", "--blend", "beach"
     assert run("edit", CAT, *targets, *settings, "-o", tmp_path) == 0
-    names = [f"a-tiger-on-the-beach-seed0-{suffix}.png" for suffix in ("1", "2", "source", "strip")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    names = ["a-tiger-on-the-beach-seed0.png", "a-cat-on-the-beach-in-the-fog-seed0.png"]
+    names += [f"a-tiger-on-the-beach-seed0-{suffix}.png" for suffix in ("source", "strip")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     output = capsys.readouterr().out
     assert all(str(tmp_path / name) in output for name in names)
     assert re.search(r"cat +1\.00 +tiger", output) and re.search(r"\(own map\) +1\.00 +fog", output)
@@ -204,10 +205,24 @@ def test_paste_follows_the_edges_of_a_mask_from_a_file_to_the_pixel(tmp_path, lo
         assert edited.tobytes() != photo.tobytes()
 
 
-@pytest.mark.parametrize("arguments", [[PHOTO, TIGER, "--prompt", CAT], [CAT, TIGER, "--blend", "cat:tiger"]])
-def test_paste_needs_a_photograph_and_a_mask(arguments, tmp_path, capsys, loaded):
+def test_paste_keeps_the_pixels_of_a_generated_picture_outside_of_the_mask(tmp_path, loaded, model):
+    """Without it they differ by the decoder alone, whose pixels depend on their neighbours."""
+    edit = "edit", CAT, TIGER, "--blend", "cat:tiger", "--steps", 4
+    assert run(*edit, "--paste", "-o", tmp_path / "p.png") == 0
+    assert run(*edit, "-o", tmp_path / "q.png") == 0
+    pasted, plain, source = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("p", "q", "p-source"))
+    edited = model.edit(CAT, TIGER, local_blend=("cat", "tiger"), steps=4)
+    mask = edited.blend_mask.repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
+    assert (pasted[~mask] == source[~mask]).all() and (pasted[mask] == plain[mask]).all()
+    error = (plain[~mask].astype(float) - source[~mask]) ** 2
+    assert 30 < 10 * np.log10(255**2 / error.mean()) < 60
+    assert png_settings(tmp_path / "p.png")[2]["Paste"] == "True"
+
+
+@pytest.mark.parametrize("arguments", [[PHOTO, TIGER, "--prompt", CAT], [CAT, TIGER]])
+def test_paste_needs_a_mask(arguments, tmp_path, capsys, loaded):
     line = error_line(capsys, "edit", *arguments, "--paste", "-o", tmp_path / "p.png")
-    assert line == "--paste needs a photograph, with --prompt, and a mask, with --blend or --mask"
+    assert line == "--paste needs a mask: give a word with --blend, or a picture with --mask"
 
 
 @pytest.mark.parametrize("command", ["invert", "edit", "--mask", "--within"])
@@ -281,12 +296,121 @@ def test_maps_writes_an_overlay_for_each_word_and_a_strip(tmp_path, capsys, load
     assert {png_settings(tmp_path / name)[0] for name in names} == {"A cat and a dog"}
 
 
-def test_each_overlay_shows_the_map_of_its_word(tmp_path, loaded, model):
+def test_each_overlay_shows_the_map_of_its_word_on_one_scale(tmp_path, loaded, model):
+    """A word that gets little attention is dark."""
     assert run("maps", CAT, "--steps", 2, "-o", tmp_path / "m.png") == 0
     generated = model.generate(CAT, steps=2)
+    top = float(generated.maps(CAT.split()).max())
     for number, word in enumerate(CAT.split(), 1):
-        overlay = viz.overlay(generated.image, generated.maps(word)[0])
+        overlay = viz.overlay(generated.image, generated.maps(word)[0], maximum=top)
         assert pixels(tmp_path / f"m-{number}-{word}.png") == overlay.tobytes()
+
+
+def test_maps_of_a_runs_file_and_of_a_photograph(tmp_path, loaded, model, capsys):
+    file = tmp_path / "run.safetensors"
+    generated = model.generate(CAT, steps=2, seed=3)
+    generated.save(file)
+    assert run("maps", file, "-o", tmp_path / "run") == 0
+    assert run("maps", CAT, "--steps", 2, "--seed", 3, "-o", tmp_path / "prompt") == 0
+    names = [path.name for path in sorted((tmp_path / "prompt").iterdir())]
+    assert len(names) == 7 and names[0].startswith("a-cat-on-the-beach-seed3")
+    for name in names:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "prompt" / name).read_bytes()
+    assert run("maps", PHOTO, "--prompt", CAT, "--method", "ddim", "--steps", 2, "-o", tmp_path / "photo.png") == 0
+    assert pixels(tmp_path / "photo.png") == model.invert(PHOTO, CAT, method="ddim", steps=2).image.tobytes()
+    assert png_settings(tmp_path / "photo-strip.png")[2]["Method"] == "ddim"
+    capsys.readouterr()
+    line = error_line(capsys, "maps", file, "--seed", 1, "--clip-skip", 2, "-o", tmp_path / "x")
+    assert line == f"--seed, --clip-skip: the run in {file} has its own settings"
+
+
+# --- several seeds, existing files
+
+
+def test_several_seeds_in_one_call(tmp_path, capsys, loaded, model):
+    files = [tmp_path / f"a-cat-on-the-beach-seed{seed}.png" for seed in (3, 1)]
+    assert run("generate", CAT, "--seed", "3,1", "--steps", 1, "-o", tmp_path) == 0
+    assert capsys.readouterr().out.split() == [str(file) for file in files]
+    for file, seed in zip(files, (3, 1), strict=True):
+        assert png_settings(file)[2]["Seed"] == str(seed)
+        assert pixels(file) == model.generate(CAT, seed=seed, steps=1).image.tobytes()
+    out, record = tmp_path / "x.png", tmp_path / "r.safetensors"
+    assert run("generate", CAT, "--count", 2, "--steps", 1, "-o", out, "--record", record) == 0
+    names = ["r-seed0.safetensors", "r-seed1.safetensors", "x-seed0.png", "x-seed1.png"]
+    assert all((tmp_path / name).exists() for name in names) and not out.exists()
+    assert run("edit", CAT, TIGER, "--count", 2, "--steps", 1, "-o", tmp_path / "edit") == 0
+    assert pixels(tmp_path / "edit/a-tiger-on-the-beach-seed1-source.png") == pixels(tmp_path / "x-seed1.png")
+    assert run("maps", "a cat", "--seed", "4,5", "--steps", 1, "-o", tmp_path / "maps") == 0
+    assert len(list((tmp_path / "maps").iterdir())) == 2 * 4
+
+
+def test_a_random_seed_is_printed_and_makes_the_picture_again(tmp_path, capsys, loaded):
+    assert run("generate", CAT, "--seed", "random", "--steps", 1, "-o", tmp_path / "a.png") == 0
+    seed = re.match(r"seed (\d+)\n", capsys.readouterr().out)[1]
+    assert png_settings(tmp_path / "a.png")[2]["Seed"] == seed
+    assert run("generate", CAT, "--seed", seed, "--steps", 1, "-o", tmp_path / "b.png") == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        (("generate", CAT, "-o", "x.png"), "x.png"),
+        (("generate", CAT, "-o", "y.png", "--record", "x.safetensors"), "x.safetensors"),
+        (("generate", CAT, "-o", "x.png", "--seed", "1,2"), "x-seed2.png"),
+        (("edit", CAT, TIGER, "-o", "x.png"), "x-strip.png"),
+        (("maps", CAT, "-o", "x.png"), "x-2-cat.png"),
+        (("invert", PHOTO, CAT, "-o", "x.safetensors"), "x.png"),
+        (("demo", "-o", "."), "3-style.png"),
+    ],
+)
+def test_an_existing_file_is_replaced_only_with_overwrite(arguments, name, tmp_path, capsys, monkeypatch, loaded):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("precious")
+    line = error_line(capsys, *arguments, *(() if arguments[0] == "demo" else ("--steps", 1)))
+    assert line == f"{name}: exists already: choose another name, or replace it with --overwrite"
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "precious"
+    if arguments[0] != "demo":
+        assert run(*arguments, "--steps", 1, "--overwrite") == 0
+        assert (tmp_path / name).stat().st_size > 100
+
+
+def test_clip_skip_reaches_the_run_and_its_png(tmp_path, loaded, model):
+    assert run("generate", CAT, "--clip-skip", 2, "--steps", 2, "-o", tmp_path / "a.png") == 0
+    assert pixels(tmp_path / "a.png") == model.generate(CAT, steps=2, clip_skip=2).image.tobytes()
+    assert png_settings(tmp_path / "a.png")[2]["Clip skip"] == "2"
+    assert run("edit", CAT, TIGER, "--clip-skip", 2, "--steps", 2, "-o", tmp_path / "b.png") == 0
+    assert pixels(tmp_path / "b.png") == model.edit(CAT, TIGER, steps=2, clip_skip=2).image.tobytes()
+
+
+def test_the_comparison_without_p2p_can_be_left_out(tmp_path, loaded, monkeypatch):
+    monkeypatch.setattr(commands, "without_p2p", lambda *_: pytest.fail("it ran"))
+    assert run("edit", CAT, TIGER, "--no-compare", "--steps", 1, "-o", tmp_path / "a.png") == 0
+    with Image.open(tmp_path / "a-strip.png") as strip:
+        assert strip.width < 3 * 256
+
+
+def test_targets_of_the_same_name_are_numbered(tmp_path, loaded):
+    assert run("edit", CAT, TIGER, "A tiger on the beach", "a dog", "--steps", 1, "--no-compare", "-o", tmp_path) == 0
+    names = [f"a-tiger-on-the-beach-seed0{end}.png" for end in ("-1", "-2", "-source", "-strip")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "a-dog-seed0.png"])
+
+
+# --- notices
+
+
+def test_words_that_the_model_never_saw_are_one_line(tmp_path, capsys, loaded):
+    assert run("generate", "two cats on the beach", "--steps", 1, "-o", tmp_path / "a.png") == 0
+    line = "this model was trained without the words 'two', 'cats': `minip2p words` lists those that it knows"
+    assert capsys.readouterr().err == f"minip2p: warning: {line}\n"
+
+
+def test_a1111s_syntax_is_one_line(tmp_path, capsys, loaded):
+    prompt = "a (cat:1.3) <lora:x:.8> BREAK on the beach"
+    assert run("generate", prompt, "--steps", 1, "-o", tmp_path / "a.png") == 0
+    errors = capsys.readouterr().err
+    assert "A1111's web UI, '(cat:1.3)', '<lora:x:.8>', 'BREAK', which is read as plain words" in errors
+    assert errors.count("\n") == 1
 
 
 # --- mistakes
@@ -346,7 +470,16 @@ MISTAKES = (
     (("edit", RENDER, TIGER, "--prompt", CAT, "--polish", "-3"), "--polish is a whole number of updates"),
     (("edit", CAT, TIGER, "--polish", "3"), "--polish needs a photograph as the source"),
     (("edit", RENDER, TIGER), f"{RENDER} is a file: describe the photograph with --prompt"),
-    (("edit", "nothere.JPG", TIGER), "nothere.JPG is a file: describe the photograph with --prompt"),
+    (("edit", "nothere.JPG", TIGER), "nothere.JPG: no such file, and a source is a prompt"),
+    (("edit", "./cat", TIGER), "./cat: no such file, and a source is a prompt"),
+    (("maps", "x/cat.safetensor"), "x/cat.safetensor: no such file, and a source is a prompt"),
+    (("edit", "tests", TIGER), "tests: is a folder, and a source is a prompt"),
+    (("maps", RENDER), f"{RENDER} is a file: describe the photograph with --prompt"),
+    (("edit", "https://example.org/cat.png", TIGER), "is a URL, and minip2p opens files: download it first"),
+    (("generate", CAT, "--clip-skip", "0"), "--clip-skip is counted from 1, which skips nothing, and is 0"),
+    (("generate", CAT, "--clip-skip", "9"), "--clip-skip must lie between 1, which skips nothing, and 3"),
+    (("generate", CAT, "--seed", "one"), "--seed is a whole number from 0 on"),
+    (("generate", CAT, "--model", "no.safetensors", "--config", "weights/tiny"), "no.safetensors: no such file"),
     (("edit", "CAT.SAFETENSORS", TIGER), "CAT.SAFETENSORS: no such file"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "proximal", "--negative", "fog"), "it takes no other"),
     (("generate", CAT, "--record", "x" * 250 + ".safetensors"), "File name too long"),
@@ -364,6 +497,14 @@ def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, 
 def test_a_prompt_that_is_not_text_is_one_line(capsys, loaded):
     for arguments in (["a \udcff cat"], ["a cat", "--negative", "\udcff"]):
         assert "not UTF-8" in error_line(capsys, "generate", *arguments, "--steps", 1)
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.JPEG", "x.webp", "x.safetensors"])
+@pytest.mark.parametrize("command", [("generate", CAT), ("edit", CAT, TIGER), ("maps", CAT), ("demo",)])
+def test_a_picture_is_written_as_png_and_no_folder_gets_the_name_of_a_file(command, name, tmp_path, capsys, loaded):
+    line = error_line(capsys, *command, "-o", tmp_path / "out" / name)
+    expected = "the output is PNG files: give a folder, or a name that ends in .png"
+    assert line == f"{tmp_path / 'out' / name}: {expected}" and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("out", ["file/out", "file/x.png", "folder.png", "x" * 300 + ".png", "/proc/minip2p/x.png"])
@@ -437,7 +578,7 @@ BROKEN = (
     ("text_encoder/model.safetensors", os.remove, "no such file"),
     ("unet/config.json", os.remove, "no such file"),
     ("unet/config.json", truncate, "cannot be read as JSON"),
-    ("unet/config.json", replace_by_folder, "cannot be read as JSON"),
+    ("unet/config.json", replace_by_folder, "is a folder, not a file"),
     ("vae/config.json", lambda path: path.write_text('{"frob": 3}'), "frob = 3 is not a field that minip2p knows"),
     ("scheduler/scheduler_config.json", lambda path: path.write_text("[]"), "expected a JSON object, found list"),
     ("text_encoder/config.json", truncate, "cannot be read as JSON"),

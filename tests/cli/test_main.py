@@ -1,7 +1,9 @@
 """The parser, the dispatch and the exit status of `minip2p`."""
 
 import inspect
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ import pytest
 from command_line import CAT, TIGER, error_line, run, run_python
 from paths import ROOT
 
+import minip2p
 from minip2p import LocalBlend
 from minip2p.cli import commands, main
 from minip2p.inversion.methods import METHODS
@@ -18,7 +21,8 @@ from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.settings import RunSettings
 
-COMMANDS = ["demo", "generate", "edit", "invert", "instruct", "inpaint", "maps", "sweep", "bench-edits"]
+COMMANDS = ["demo", "generate", "edit", "invert", "instruct", "inpaint", "maps"]
+COMMANDS += ["show", "words", "sweep", "bench-edits"]
 
 
 def subparsers():
@@ -43,6 +47,7 @@ DEFAULTS = {  # option -> the library's default; None: the model's
     "--steps": RunSettings.steps,
     "--guidance": RunSettings.guidance_scale,
     "--size": RunSettings.size,
+    "--clip-skip": RunSettings.clip_skip,
     "--kind": EditOptions.kind,
     "--cross": EditOptions.cross_replace,
     "--self": EditOptions.self_replace,
@@ -129,6 +134,17 @@ def test_generate_imports_neither_the_experiments_nor_what_only_they_need(tmp_pa
     assert run_python(code) == f"{tmp_path / 'cat.png'}\n0 []\n"
 
 
+def test_show_words_and_version_do_not_load_torch(tmp_path):
+    code = (
+        "import sys; from minip2p.cli import main\n"
+        "main.main(['words'])\n"
+        "main.main(['show', 'tests/data/renders/00.png'])\n"
+        "try: main.main(['--version'])\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    assert run_python(code).endswith(f"minip2p {minip2p.__version__}\n0 False\n")
+
+
 # --- exit status
 
 
@@ -185,7 +201,37 @@ def test_errors_of_the_library_name_the_options(capsys, monkeypatch):
     assert error_line(capsys, "generate", CAT) == expected
 
 
+@pytest.mark.parametrize("command", [["generate", CAT], ["edit", CAT, TIGER], ["maps", CAT]])
+def test_a_negative_prompt_may_begin_with_a_hyphen(command, monkeypatch):
+    args = []
+    monkeypatch.setattr(commands, command[0], args.append)
+    assert run(*command, "--negative", "-blurry", "--steps", 3) == 0
+    assert (args[0].negative, args[0].steps) == ("-blurry", 3)
+
+
+def test_an_option_is_never_taken_for_a_negative_prompt(capsys):
+    for option in ("-o", "--steps"):
+        assert "--negative: expected one argument" in error_line(capsys, "generate", CAT, "--negative", option, 3)
+
+
 # --- processes
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTERM") or os.name == "nt", reason="Windows ends processes at once")
+def test_sigterm_leaves_no_partial_file(tmp_path):
+    """Also while a record is written, whose file is filled step by step."""
+    code = (
+        "import os, signal, sys, torch; from minip2p.cli import main; from minip2p.unet import UNet\n"
+        "forward = UNet.__call__\n"
+        "def stop(*a, **k): print(os.listdir('.')); os.kill(os.getpid(), signal.SIGTERM); return forward(*a, **k)\n"
+        "UNet.__call__ = stop\n"
+        "main.main(['generate', 'a cat', '--steps', '2', '--record', 'run.safetensors', '-o', 'a.png'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGTERM and done.stderr == "minip2p: terminated\n"
+    assert ".partial" in done.stdout and not list(tmp_path.iterdir())
 
 
 def test_python_m_minip2p_is_the_command():

@@ -1,5 +1,7 @@
 """The options of the command line as arguments of the library."""
 
+import re
+
 import pytest
 import torch
 from command_line import CAT, PHOTO, TIGER, run
@@ -20,9 +22,10 @@ def test_what_is_not_given_is_left_to_the_library():
 
 
 def test_run_options():
-    args = parse("generate", CAT, "--seed", 0, "--steps", 3, "--guidance", 0, "--negative", "", "--size", "64x96")
-    expected = {"seed": 0, "steps": 3, "guidance_scale": 0.0, "negative_prompt": "", "size": (64, 96)}
+    args = parse("generate", CAT, "--steps", 3, "--guidance", 0, "--negative", "", "--size", "64x96", "--clip-skip", 2)
+    expected = {"steps": 3, "guidance_scale": 0.0, "negative_prompt": "", "size": (64, 96), "clip_skip": 2}
     assert options.run_options(args) == expected
+    assert options.run_options(args, 0) == {"seed": 0, **expected}
     assert options.run_options(parse("invert", PHOTO, CAT, "--steps", 3)) == {"steps": 3}
 
 
@@ -106,6 +109,7 @@ def run_stops():
         ("a.safetensors", ("a.safetensors", 1.0)),
         ("a.safetensors:.5", ("a.safetensors", 0.5)),
         ("folder:1/a.safetensors", ("folder:1/a.safetensors", 1.0)),
+        ("org/name:.5", ("org/name", 0.5)),
     ],
 )
 def test_a_lora_has_a_file_and_a_scale(text, expected):
@@ -125,6 +129,39 @@ def test_loras_are_merged_in_order(monkeypatch):
     assert options.load_model(args).merges == (("a.safetensors", 1.0), ("b.safetensors", -0.5))
 
 
-@pytest.mark.parametrize("source, expected", [(str(PHOTO), True), ("nothere.JPG", True), (CAT, False), ("v1.5", False)])
-def test_what_looks_like_a_picture_file_is_no_prompt(source, expected):
-    assert options.looks_like_picture_file(source) == expected
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ([], [None]),
+        (["--seed", "3"], [3]),
+        (["--seed", "3,1, 2,1"], [3, 1, 2]),
+        (["--count", 3], [0, 1, 2]),
+        (["--seed", "7", "--count", 2], [7, 8]),
+    ],
+)
+def test_seeds(arguments, expected):
+    assert options.seeds_to_run(parse("generate", CAT, *arguments)) == expected
+
+
+def test_random_seeds_differ_and_count_on():
+    args = parse("generate", CAT, "--seed", "random", "--count", 3)
+    first, second = options.seeds_to_run(args), options.seeds_to_run(args)
+    assert first != second and first == list(range(first[0], first[0] + 3)) and 0 <= first[0] < 2**32
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--seed", "one"], "--seed is a whole number from 0 on, several as 1,2,3, or random, not 'one'"),
+        (["--seed=-1"], "several as 1,2,3, or random, not '-1'"),
+        (["--seed", "1,"], "not '1,'"),
+        (["--seed", "1.5"], "not '1.5'"),
+        (["--seed", "²"], "not '²'"),
+        (["--count", 0], "--count must lie between 1 and 1000, and is 0"),
+        (["--count", 1001], "--count must lie between 1 and 1000, and is 1001"),
+        (["--seed", "1,2", "--count", 2], "--count counts on from one seed, and --seed 1,2 has 2: give one of them"),
+    ],
+)
+def test_seeds_that_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        options.seeds_to_run(parse("generate", CAT, *arguments))

@@ -1,0 +1,88 @@
+"""Arguments that name files: what they may be, before anything is loaded. Each function raises ValueError."""
+
+import os
+import re
+from argparse import Namespace
+from pathlib import Path
+
+from PIL import Image
+
+RUN_SUFFIX = ".safetensors"  # the suffix of a run's file
+PICTURE_SUFFIX = ".png"
+# The arguments that name files. A SOURCE may be a prompt as well.
+PATH_ARGUMENTS = (
+    "model",
+    "config",
+    "vae",
+    "lora",
+    "clip",
+    "cases",
+    "grid",
+    "picture",
+    "file",
+    "mask",
+    "within",
+    "source",
+)
+OUTPUT_ARGUMENTS = ("out", "record")
+URL = re.compile(r"(?:https?|ftp|file)://\S+", re.IGNORECASE)
+HUB_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+?)/?", re.IGNORECASE)
+# A source without spaces that begins as a path does, or has a folder or no word before a suffix of letters.
+PATH_START = re.compile(r"(\.{1,2}|~)?[/\\]|~\w*[/\\]|[A-Za-z]:[/\\]")
+SUFFIX_END = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,11}")
+SOURCE_KINDS = "a prompt, the file of a run (.safetensors) or, with --prompt, a photograph"
+
+
+def expand_paths(args: Namespace) -> None:
+    """Replaces a leading ~ in the arguments that name files. Raises ValueError for a URL."""
+    for name in (*PATH_ARGUMENTS, *OUTPUT_ARGUMENTS):
+        value = getattr(args, name, None)
+        if isinstance(value, list):
+            vars(args)[name] = [expand_path(name, text) for text in value]
+        elif value is not None:
+            vars(args)[name] = expand_path(name, value)
+
+
+def expand_path(name: str, path: str) -> str:
+    """A path with its ~ expanded. name: of the argument. Raises ValueError for a URL."""
+    url = URL.match(path.strip())
+    if url is None:
+        return os.path.expanduser(path)
+    if name in OUTPUT_ARGUMENTS:
+        raise ValueError(f"{path}: is a URL, and files are written to this computer: give a folder or a file")
+    if name in ("model", "config", "vae", "lora") and (repo := HUB_URL.fullmatch(path.strip())):
+        raise ValueError(f"{path}: is a URL: give the name on the hub, {repo[1]}")
+    raise ValueError(f"{path}: is a URL, and minip2p opens files: download it first")
+
+
+def check_source(source: str, with_prompt: bool) -> None:
+    """Raises ValueError for a SOURCE that is a file or looks like one, and cannot be used as given.
+
+    with_prompt: whether --prompt was given, which a photograph needs.
+    """
+    if with_prompt or source.endswith(" "):
+        return
+    if os.path.isdir(source):
+        raise ValueError(
+            f"{source}: is a folder, and a source is {SOURCE_KINDS}; if it is a prompt, add a space to its end"
+        )
+    if source.lower().endswith(RUN_SUFFIX):
+        return
+    if os.path.isfile(source):
+        raise ValueError(f"{source} is a file: describe the photograph with --prompt")
+    if looks_like_path(source):
+        raise ValueError(
+            f"{source}: no such file, and a source is {SOURCE_KINDS}; if it is a prompt, add a space to its end"
+        )
+
+
+def looks_like_path(source: str) -> bool:
+    """Whether a source is written as a path: ./cat, x/cat.safetensor, cat.safetensor, cat.JPG."""
+    suffix = Path(source).suffix
+    is_file_name = bool(SUFFIX_END.fullmatch(suffix)) and (" " not in source or "/" in source or "\\" in source)
+    return (
+        PATH_START.match(source) is not None
+        or is_file_name
+        or suffix.lower() in Image.registered_extensions()
+        or source.endswith(("/", "\\"))
+    )

@@ -1,0 +1,93 @@
+"""The commands of `minip2p` that only read: `show` prints the settings of a picture or a run, `words` those that the
+model that ships knows."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from minip2p.tiny import scenes
+
+RUN_FORMAT = "minip2p run "  # the format of a run's file begins so, followed by the version
+COMFY_CHUNKS = ("prompt", "workflow")
+
+
+def show(args: Namespace) -> None:
+    """Prints the settings in PNGs and files of runs. Raises FileNotFoundError or ValueError for a file without them."""
+    texts = [read_settings(Path(file)) for file in args.file]
+    if len(texts) > 1:
+        texts = [f"{file}\n{text}\n" for file, text in zip(args.file, texts, strict=True)]
+    print(*texts, sep="\n")
+
+
+def read_settings(file: Path) -> str:
+    """The settings in a PNG, as its text chunk `parameters` has them, or in the file of a run, in the same form."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: {'a folder, not a file' if file.is_dir() else 'no such file'}")
+    with open(file, "rb") as opened:
+        is_png = opened.read(8) == b"\x89PNG\r\n\x1a\n"
+    return png_settings(file) if is_png else run_settings(file)
+
+
+def png_settings(file: Path) -> str:
+    """The text chunk `parameters` of a PNG. Raises ValueError where there is none."""
+    try:
+        with Image.open(file) as image:
+            image.load()  # a text chunk may follow the pixels
+            chunks = {name: value for name, value in image.info.items() if isinstance(value, str)}
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+    if "parameters" in chunks:
+        return chunks["parameters"]
+    if any(name in chunks for name in COMFY_CHUNKS):
+        raise ValueError(f"{file}: has a workflow of ComfyUI and no settings in A1111's form, which show reads")
+    raise ValueError(f"{file}: has no settings: its text chunk `parameters` is missing, which some programs remove")
+
+
+def run_settings(file: Path) -> str:
+    """The settings in the file of a run, in the form of a PNG's, with the size of the latents.
+
+    Raises ValueError for any other file.
+    """
+    try:
+        with safe_open(file, "np") as tensors:
+            metadata = dict(tensors.metadata() or {})
+            names = set(tensors.keys())
+            shape = tensors.get_slice("latents").get_shape() if "latents" in names else []
+    except (SafetensorError, OSError):
+        raise ValueError(f"{file}: neither a PNG nor the file of a run (.safetensors), which have settings") from None
+    if not metadata.get("format", "").startswith(RUN_FORMAT) or len(shape) != 4:
+        raise ValueError(f"{file}: not the file of a run, which `minip2p generate --record` and `minip2p invert` write")
+    steps, _, rows, columns = shape
+    settings = {
+        "Steps": steps - 1,
+        "Sampler": "DDIM",
+        "CFG scale": metadata.get("guidance_scale"),
+        "Seed": metadata.get("seed"),
+        "Clip skip": without(metadata.get("clip_skip"), "1"),
+        "Latents": f"{columns}x{rows}",
+        "Picture guidance": metadata.get("image_guidance_scale"),
+        "Skipped steps": without(metadata.get("skip_steps"), "0"),
+        "Conditioned on": metadata.get("conditioning"),
+        "Recorded attention": "yes" if len(names) > 1 + len(metadata.get("conditioning", "").split()) else "",
+    }
+    negative = [f"Negative prompt: {metadata['negative_prompt']}"] if metadata.get("negative_prompt") else []
+    last = ", ".join(f"{name}: {value}" for name, value in settings.items() if value)
+    return "\n".join([metadata.get("prompt", ""), *negative, last])
+
+
+def without(value: str | None, default: str) -> str | None:
+    """A setting; None where it is the default."""
+    return None if value == default else value
+
+
+def words(args: Namespace) -> None:
+    """Prints the words that the model that ships was trained with, by what they name."""
+    print("The model that ships was trained with these words and knows no others:\n")
+    for title, phrases in scenes.phrase_groups().items():
+        print(f"{title + ':':<9} {', '.join(phrases)}")
+    print(
+        "\nA picture shows one object or two: an animal, or a thing with or without a colour. Examples:\n"
+        '"a cat on the beach", "a red car and a dog in a meadow", "a pencil sketch of a blue house in the fog"'
+    )

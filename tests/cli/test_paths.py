@@ -1,0 +1,82 @@
+"""Arguments that name files: ~, URLs, and a SOURCE that is a path and not a prompt."""
+
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from command_line import CAT, PHOTO
+
+from minip2p.cli import paths
+
+
+def test_a_tilde_is_the_home_folder():
+    args = Namespace(model="~/models/x", lora=["~/a.safetensors:.5", "b.safetensors"], out="~/out", prompt="~/cat")
+    paths.expand_paths(args)
+    home = str(Path.home())
+    assert (args.model, args.out, args.prompt) == (f"{home}/models/x", f"{home}/out", "~/cat")
+    assert args.lora == [f"{home}/a.safetensors:.5", "b.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name, url, message",
+    [
+        ("picture", "https://example.org/cat.png", "is a URL, and minip2p opens files: download it first"),
+        ("source", "HTTP://example.org/cat.png", "is a URL, and minip2p opens files: download it first"),
+        ("mask", "file:///tmp/cat.png", "is a URL, and minip2p opens files: download it first"),
+        ("model", "https://huggingface.co/org/name", "is a URL: give the name on the hub, org/name"),
+        ("lora", ["https://huggingface.co/org/name/"], "is a URL: give the name on the hub, org/name"),
+        ("model", "https://huggingface.co/org/name/resolve/main/a.safetensors", "download it first"),
+        ("model", "https://example.org/org/name", "download it first"),
+        ("out", "https://example.org/x.png", "is a URL, and files are written to this computer"),
+        ("record", "s.example/x.safetensors", None),
+    ],
+)
+def test_a_url_is_no_path(name, url, message):
+    args = Namespace(**{name: url})
+    if message is None:
+        return paths.expand_paths(args)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        paths.expand_paths(args)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["./cat", "../cat", "/tmp/no-such-cat", "x/cat.safetensor", "cat.safetensor", "nothere.JPG", "no such/cat.webp"]
+    + ["C:\\cats\\cat", "cats\\cat.ckpt", "cats/", "~nobody/cat", "my runs/cat.safetensor"],
+)
+def test_a_source_that_looks_like_a_path_is_an_error(source):
+    with pytest.raises(ValueError, match="no such file, and a source is a prompt, the file of a run") as error:
+        paths.check_source(source, False)
+    assert str(error.value).startswith(f"{source}: ")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        CAT,
+        "v1.5",
+        "cat/dog",
+        "a cat/dog",
+        "a St.Bernard",
+        "a cat... sitting",
+        "e.g.",
+        "",
+        "a 1/2 cat",
+        "./cat ",
+        "x.safetensors",
+    ],
+)
+def test_a_source_that_may_be_a_prompt_or_a_run_is_none(source):
+    paths.check_source(source, False)
+
+
+def test_a_folder_and_a_picture_are_no_prompts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(ValueError, match="cat: is a folder, and a source is a prompt"):
+        paths.check_source("cat", False)
+    paths.check_source("cat ", False)
+    with pytest.raises(ValueError, match="is a file: describe the photograph with --prompt"):
+        paths.check_source(str(PHOTO), False)
+    paths.check_source(str(PHOTO), True)
