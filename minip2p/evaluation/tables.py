@@ -43,7 +43,7 @@ def summarize(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, Summary]
     Besides the metrics it has the gain in psnr over ddim (`gain`, paired case by case), the success with each kind of
     edit (`success_…`) and the number of `cases`.
     """
-    summaries = {}
+    summaries: dict[str, Summary] = {}
     baseline = {row["case"]: row for row in rows if row["method"] == "ddim"}
     for name in methods:
         by_case = {row["case"]: row for row in rows if row["method"] == name}
@@ -52,8 +52,8 @@ def summarize(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, Summary]
         for kind in dict.fromkeys(row["kind"] for row in by_case.values()):
             successes = [row.get("success") for row in by_case.values() if row["kind"] == kind]
             summary[f"success_{kind}"] = interval(successes)
-        summaries[name] = {metric: value for metric, value in summary.items() if not math.isnan(value[0])}
-        summaries[name]["cases"] = len(by_case), 0
+        measured = {metric: value for metric, value in summary.items() if not math.isnan(value[0])}
+        summaries[name] = {**measured, "cases": (len(by_case), 0)}
     return summaries
 
 

@@ -84,6 +84,8 @@ def test_a_case_that_ships_is_edited_as_the_models_card_recommends(model):
     blend = edit_options(model, case, METHODS["direct+mask"])["local_blend"]
     assert (blend.source, blend.without_target) == tuple(tuple(case.blend[k]) for k in ("source", "without_target"))
     assert (blend.pool, blend.threshold, blend.without_threshold) == (False, "otsu", "otsu")
+    edit_friendly = edit_options(model, case, METHODS["edit-friendly"])
+    assert edit_friendly == {"cross_replace": 0.6, "self_replace": 0.6, "local_blend": None}
 
 
 def test_a_case_of_pie_bench_is_edited_as_published(model, tmp_path):
