@@ -16,8 +16,9 @@ TIME = echo "make $@: $$(($$(date +%s) - $(START))) s"
 .PHONY: demo test test-full lint docs
 
 demo: $(VENV)/core
-	$(BIN)/python -m minip2p demo -o out
+	$(BIN)/python -m minip2p demo -o out --overwrite
 	@$(TIME)
+	@$(NEXT)
 
 # One thread for each test process: more threads than cores slow each other down.
 test: lint
@@ -51,6 +52,17 @@ $(VENV)/dev: $(VENV)/core
 $(VENV)/docs: $(VENV)/core
 	$(PIP) -e ".[docs]"
 	@touch $@
+
+# What to try after the demo, as it works in this shell: with the path of the command unless the environment is active.
+define NEXT
+case "$$(command -v minip2p)" in "$(abspath $(BIN))"/*) run=minip2p ;; *) run=$(BIN)/minip2p ;; esac; \
+printf '%s\n' "Next, try:" \
+    "  $$run words" \
+    "  $$run generate \"a cat on the beach\" --seed 1" \
+    "  $$run edit \"a cat on the beach\" \"a tiger on the beach\" --seed 1" \
+    "  $$run maps \"a cat on the beach\" --seed 1 -o out/maps" \
+    "  $$run --help"
+endef
 
 # On Linux the default build of torch brings gigabytes of CUDA. Where there is no NVIDIA driver and no torch yet, the CPU
 # build is installed first. --no-deps: what torch needs comes from the default index, with the versions of constraints.txt.

@@ -1,6 +1,7 @@
 """How minip2p is installed and imported: the Makefile's choice of torch, the import of the package."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from command_line import run_python
 from paths import ROOT
+
+from minip2p.cli.main import parser
 
 # Stands in for Python in the Makefile: it creates a venv with a link to itself, and logs every other call.
 FAKE_PYTHON = """#!/bin/sh
@@ -60,6 +63,28 @@ class TestTorchWithoutNvidiaDriver:
     def test_an_empty_index_switches_it_off(self, tmp_path):
         output, calls = install(tmp_path, "TORCH_INDEX=")
         assert "CPU build" not in output and len(calls) == 1
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("active", [False, True])
+def test_the_demo_ends_with_commands_to_try_as_they_work_in_the_shell(active, tmp_path):
+    """With the path of the command, unless the environment is active and finds it."""
+    install(tmp_path, "TORCH_INDEX=")
+    binaries = tmp_path / "venv" / "bin"
+    (binaries / "minip2p").write_text("#!/bin/sh\n")
+    (binaries / "minip2p").chmod(0o755)
+    environment = {**os.environ, "LOG": str(tmp_path / "log"), "TORCH_INSTALLED": "0", "PROBE": "true"}
+    environment["PATH"] = f"{binaries if active else tmp_path}:{os.environ['PATH']}"
+    command = ["make", f"PYTHON={tmp_path / 'python'}", f"VENV={tmp_path / 'venv'}", "TORCH_INDEX=", "demo"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    _, separator, lines = done.stdout.partition("Next, try:\n")
+    assert separator and (tmp_path / "log").read_text().splitlines()[-1] == "-m minip2p demo -o out --overwrite"
+    for line in lines.splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == ("minip2p" if active else f"{binaries}/minip2p")
+        if arguments != ["--help"]:
+            parser().parse_args(arguments)
+    assert len(lines.splitlines()) == 5
 
 
 def test_importing_minip2p_does_not_import_torch_and_takes_less_than_two_seconds():

@@ -488,3 +488,19 @@ def test_clip_skip_beyond_the_text_encoder_is_one_line(model):
     message = "clip_skip must lie between 1, which skips nothing, and 3 for this model's text encoder, and is 4"
     with pytest.raises(ValueError, match=message):
         model.generate(SOURCE, clip_skip=4)
+
+
+@pytest.mark.parametrize("source", ["prompt", "run"])
+@pytest.mark.parametrize(
+    "option, hint",
+    [
+        ("self", "there is no option 'self'; did you mean self_replace or self_max_queries?"),
+        ("cros_replace", "there is no option 'cros_replace'; did you mean cross_replace"),
+        ("guidance", "there is no option 'guidance'; did you mean guidance_scale?"),
+        ("frob", "there is no option 'frob'; a run has seed, steps, "),
+    ],
+)
+def test_an_unknown_option_is_named_as_such(model, short, source, option, hint):
+    with pytest.raises(TypeError) as error:
+        model.edit(short if source == "run" else SOURCE, TARGETS[0], **{option: 0.5})
+    assert str(error.value).startswith(hint)

@@ -175,7 +175,8 @@ class TextEncoder:
     def unknown_words(self, prompt: Prompt) -> list[str]:
         """The words of a prompt that are not in `known_words`, each once; none where that is empty."""
         words = [normalize_text(word.text) for word in prompt.words] if self.known_words else []
-        return list(dict.fromkeys(word for word in words if word not in self.known_words))
+        added = {normalize_text(token) for token in getattr(self.tokenizer, "added_tokens_encoder", {})}
+        return list(dict.fromkeys(word for word in words if word not in self.known_words | added))
 
     @property
     def max_clip_skip(self) -> int:
