@@ -120,21 +120,21 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         run_peer(peer, warm_up, EIGHT[0])
         run_minip2p(pipe, warm_up, EIGHT[0])
 
-    one = time_in_turn(
+    single = time_in_turn(
         args.rounds,
         peer=lambda: run_peer(peer, full, EIGHT[0]),
         minip2p=lambda: run_minip2p(pipe, full, EIGHT[0]),
     )
-    report(f"one edit at {full.pixels} px", one["minip2p"], "a run of the peer", one["peer"])
+    report(f"one edit at {full.pixels} px", single["minip2p"], "a run of the peer", single["peer"])
     rest = time_rest_of_source(pipe, full)
-    report("… with the rest of the source and its picture", one["minip2p"] + rest, "it", one["peer"])
+    report("… with the rest of the source and its picture", single["minip2p"] + rest, "it", single["peer"])
 
     eight = time_in_turn(1, minip2p=lambda: run_minip2p(pipe, full, *EIGHT))["minip2p"]
-    report("eight edits", eight, "eight runs of the peer", 8 * one["peer"])
+    report("eight edits", eight, "eight runs of the peer", 8 * single["peer"])
 
     run_minip2p(half_pipe, replace(full, steps=1), EIGHT[0])
     half = time_in_turn(args.rounds, minip2p=lambda: run_minip2p(half_pipe, full, EIGHT[0]))["minip2p"]
-    report("one edit in bfloat16", half, "a run of the peer in float32 (it fails in bfloat16)", one["peer"])
+    report("one edit in bfloat16", half, "a run of the peer in float32 (it fails in bfloat16)", single["peer"])
 
     nine = time_in_turn(1, peer=lambda: run_peer(peer, small, *EIGHT), minip2p=lambda: run_minip2p(pipe, small, *EIGHT))
     report(f"eight edits at {small.pixels} px", nine["minip2p"], "a run of the peer with nine prompts", nine["peer"])
@@ -145,10 +145,10 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     memory = in_new_process(peak_of_one_edit, args.model, min(args.steps, 4))
     print(f"the memory of one edit in a process of its own: {memory:.2f} GB")
     return {
-        "edit_fp32": one["peer"] / one["minip2p"],
-        "edit_fp32_with_source": one["peer"] / (one["minip2p"] + rest),
-        "edit_bf16": one["peer"] / half,
-        "edits8": 8 * one["peer"] / eight,
+        "edit_fp32": single["peer"] / single["minip2p"],
+        "edit_fp32_with_source": single["peer"] / (single["minip2p"] + rest),
+        "edit_bf16": single["peer"] / half,
+        "edits8": 8 * single["peer"] / eight,
         "batch9": nine["peer"] / nine["minip2p"],
         "grid25": 25 * cells["peer"] / cells["minip2p"],
         "edit_peak_gb": memory,

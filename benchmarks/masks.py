@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from common import positive_int, print_figures
 from torch import Tensor
@@ -27,7 +28,7 @@ from minip2p.sampling.trajectory import Trajectory
 
 KINDS = ("object", "colour", "remove", "two")  # cases of one edited object, whose mask is the true one
 SHEET_CASES = 6  # photographs in the picture
-MakeMask = Callable[[Trajectory, list[str], tuple[int, int]], Tensor]  # (run, words, rows and columns) -> mask H W
+MakeMask = Callable[[Trajectory, list[Any], tuple[int, int]], Tensor]  # (run, words, rows and columns) -> mask H W
 
 
 def published_recipe(stride: int) -> MakeMask:

@@ -123,7 +123,8 @@ def read_case(file: Path, name: str, fields: Any) -> Case:
     picture = pictures / fields["image_path"]
     if not picture.resolve().is_relative_to(pictures.resolve()):
         raise ValueError(f"{where}: {fields['image_path']} leads out of the folder")
-    mask_runs, kept_runs = fields.get("mask"), fields.get("kept", [])
+    mask_runs: Any = fields.get("mask")
+    kept_runs: Any = fields.get("kept", [])
     try:
         for runs in (mask_runs, kept_runs):
             decode_runs(runs, (1, 1))

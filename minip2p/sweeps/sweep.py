@@ -115,7 +115,7 @@ def job_results(
     assert runs[0].source_run is not None
     source = runs[0].source_run.finish()
     before = source.picture
-    pictures, rows = [(source_name(job), to_pil(before), metadata.parameters(source))], []
+    pictures, rows = [(source_name(job.seed), to_pil(before), metadata.parameters(source))], []
     for number, (cell, target, run) in enumerate(zip(job.cells, job.targets, runs, strict=True), job.first_cell):
         after = run.picture
         mask = None if target.blend_state is None else upsample_mask(target.blend_state.mask(), after)
@@ -134,7 +134,7 @@ def rows_file(folder: Path, job: SeedJob) -> Path:
 
 def picture_names(job: SeedJob) -> list[str]:
     """The file names of all pictures of a job."""
-    return [source_name(job), *(picture_name(job.first_cell + n) for n in range(len(job.cells)))]
+    return [source_name(job.seed), *(picture_name(job.first_cell + n) for n in range(len(job.cells)))]
 
 
 def load_finished(folder: Path, job: SeedJob) -> list[dict[str, Any]] | None:
@@ -166,9 +166,9 @@ def are_rows_of(job: SeedJob, rows: Any) -> bool:
     return valid
 
 
-def source_name(job: SeedJob) -> str:
-    """The file name of the picture that a job edits."""
-    return f"source-seed{job.seed}.png"
+def source_name(seed: Any) -> str:
+    """The file name of the picture that the cells of a seed edit."""
+    return f"source-seed{seed}.png"
 
 
 def picture_name(cell: int) -> str:
@@ -188,6 +188,18 @@ def cell_settings(cell: Mapping[str, Any]) -> dict[str, str]:
         for name, value in cell.items()
         if name not in ("seed", "target") and value != AXES[name]
     }
+
+
+def sweep_parameters(pipe: Pipeline, grid: Grid) -> str:
+    """The settings of a sweep, in the form of a picture's parameters; the values of an axis are separated by " | "."""
+    start = pipe.prepare(grid.source, RunSettings(seed=grid.axes["seed"][0], **grid.run_options))
+    latents = start.noise.expand(start.steps + 1, -1, -1, -1)  # only their shape is read
+    axes = {
+        name.capitalize(): " | ".join(label(value) for value in values)
+        for name, values in grid.axes.items()
+        if list(values) != [AXES[name]] or name == "seed"
+    }
+    return metadata.parameters(Trajectory.from_start(pipe.components, start, latents), **axes)
 
 
 def upsample_mask(mask: Tensor, picture: Tensor) -> Tensor:

@@ -46,9 +46,9 @@ def sprites():
 
 def test_the_words_and_expected_objects_of_a_case_are_the_committed_ones(sprites):
     """They do not depend on the objects' pictures, which are not in the repository; the masks do."""
-    fields = json.loads((ROOT / "weights" / "bench" / "mapping_file.json").read_text(encoding="utf-8"))
+    mapping = json.loads((ROOT / "weights" / "bench" / "mapping_file.json").read_text(encoding="utf-8"))
     for number, kind in enumerate(KINDS):
-        committed = fields[f"{number:03}"]
+        committed = mapping[f"{number:03}"]
         _, fields = make_case(kind, 0, sprites)
         for name in fields.keys() - {"mask", "kept"}:
             assert fields[name] == committed[name], (kind, name)

@@ -129,10 +129,10 @@ def test_a_second_object_that_is_likelier_present_than_absent_is_not_strictly_ri
 def test_the_four_targets_of_a_swap(model):
     start = model.prepare("a cat", RunSettings(steps=10))
     targets = swap_targets(model, start, ("a dog", "cat", "dog"))
-    source, target = model.text.prompt("a cat"), model.text.prompt("a dog")
+    source, edited = model.text.prompt("a cat"), model.text.prompt("a dog")
     taus = (0.0, 0.0), (0.8, 0.4), (0.8, 0.8), (0.8, 0.8)
     for target, (cross, self_) in zip(targets, taus, strict=True):
-        plan = plan_edit(source, target, 10, EditOptions(cross_replace=cross, self_replace=self_))
+        plan = plan_edit(source, edited, 10, EditOptions(cross_replace=cross, self_replace=self_))
         assert [target.plan.at(i).cache_key for i in range(10)] == [plan.at(i).cache_key for i in range(10)]
     blend = targets[3].blend_state.blend
     assert [target.blend_state for target in targets[:3]] == [None] * 3
