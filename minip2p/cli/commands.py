@@ -273,8 +273,9 @@ def check_outputs(args: Namespace, outputs: Sequence[Path], inputs: Sequence[str
 
 def refuse_inputs(inputs: Sequence[str | Path | None], outputs: Sequence[Path]) -> None:
     """Raises ValueError if an output is an input or lies in a folder that is an input."""
+    existing = [path for path in inputs if path and os.path.exists(path)]
     for output in filter(os.path.exists, outputs):
-        for path in filter(os.path.exists, filter(None, inputs)):
+        for path in existing:
             if os.path.samefile(output, path) or Path(path).resolve() in output.resolve().parents:
                 raise ValueError(f"{output}: is an input and would be overwritten: choose another name for the output")
 
