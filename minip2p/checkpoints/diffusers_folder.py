@@ -75,6 +75,11 @@ class DiffusersFolder:
             )
         return folder
 
+    def names(self) -> list[str]:
+        """The names of models that this one was made from, as its configurations state them."""
+        stated = [self.config(component).get("_name_or_path") for component in ("", "unet")]
+        return [name for name in stated if isinstance(name, str)]
+
     def weights_file(self, component: str) -> Path:
         """The file of a component's weights, or the index of its shards: the first of `WEIGHT_SUFFIXES` that exists.
 

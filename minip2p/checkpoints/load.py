@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from minip2p.checkpoints.components import Components
-from minip2p.checkpoints.diffusers_folder import NETWORK_STEM, DiffusersFolder
+from minip2p.checkpoints.diffusers_folder import NETWORK_STEM, PICKLED_SUFFIXES, DiffusersFolder
 from minip2p.checkpoints.files import CheckpointFiles
 from minip2p.checkpoints.hub import WEIGHT_FOLDERS, download, is_repo_id
 from minip2p.checkpoints.origin import CheckpointOrigin
+from minip2p.checkpoints.pipeline_rules import correct_outdated, default_guidance
 from minip2p.checkpoints.single_file import SingleFile
 from minip2p.checkpoints.strict import build_on_meta, load_state
 from minip2p.checkpoints.text_encoders import load_text
@@ -46,9 +47,12 @@ def load_components(
     device = check_device(device or "cpu")
     location = shipped_weights("tiny") if where is None else where
     files = open_checkpoint(location, config, WEIGHT_FOLDERS if vae is None else WITHOUT_VAE)
-    unet_config = UNetConfig.from_dict(files.config("unet"), str(files.config_file("unet")))
-    scheduler_file = str(files.config_file("scheduler"))
-    scheduler = DDIMScheduler(SchedulerConfig.from_dict(files.config("scheduler"), scheduler_file))
+    unet_file, scheduler_file = str(files.config_file("unet")), str(files.config_file("scheduler"))
+    unet_fields, scheduler_fields = correct_outdated(
+        files.config("unet"), files.config("scheduler"), unet_file, scheduler_file
+    )
+    unet_config = UNetConfig.from_dict(unet_fields, unet_file)
+    scheduler = DDIMScheduler(SchedulerConfig.from_dict(scheduler_fields, scheduler_file))
     text, weights = load_text(files, dtype=dtype, device=device)
     text = replace(text, known_words=frozenset(sampling_defaults(files.root).words))
     check_text_width(files, text, unet_config)
@@ -68,7 +72,11 @@ def load_components(
 
     labels = {"Model": display_name(where)} | ({} if vae is None else {"VAE": display_name(vae)})
     components = Components(unet, network, text, scheduler, CheckpointOrigin(weights, labels))
-    return components, default_guidance(files.root, scheduler, is_xl)
+    if (files.root / "minip2p.json").exists():
+        return components, sampling_defaults(files.root).guidance
+    names = [*location_names(where), *location_names(config), *files.names()]
+    scheduler_class = str(scheduler_fields.get("_class_name", ""))
+    return components, default_guidance(scheduler.config, scheduler_class, names, display_name(where), is_xl=is_xl)
 
 
 def check_text_width(files: CheckpointFiles, text: TextEncoder, unet: UNetConfig) -> None:
@@ -104,6 +112,13 @@ def display_name(where: str | Path | None) -> str:
     return where if isinstance(where, str) and is_repo_id(where) else Path(where).resolve().name
 
 
+def location_names(where: str | Path | None) -> list[str]:
+    """The names that a location gives a model: its own, and that of the repository whose cached copy it is."""
+    if where is None:
+        return []
+    return [display_name(where), *(part for part in Path(where).parts if part.startswith("models--"))]
+
+
 def with_vae_scaling(vae: dict[str, Any], files: CheckpointFiles) -> dict[str, Any]:
     """A VAE's configuration; the scaling that it does not state is taken from the model's own VAE."""
     defaults = {} if "scaling_factor" in vae else files.config("vae")
@@ -117,7 +132,8 @@ def open_checkpoint(where: str | Path, config: str | Path | None, folders: Seque
     be read ("unet/", "vae/", …), which limits a download; a single one may be the location itself, as VAEs are shared.
     """
     only = folders[0].strip("/") if len(folders) == 1 else None
-    where = download(where, folders) if isinstance(where, str) and is_repo_id(where) else Path(where)
+    is_on_hub = isinstance(where, str) and is_repo_id(where) and not is_weight_file(Path(where))
+    where = download(str(where), folders) if is_on_hub else Path(where)
     if config is not None:
         config = download(config, ()) if isinstance(config, str) and is_repo_id(config) else Path(config)
     if only and where.is_file() and where.name.startswith(NETWORK_STEM) and (where.parent / "config.json").is_file():
@@ -126,7 +142,7 @@ def open_checkpoint(where: str | Path, config: str | Path | None, folders: Seque
         return DiffusersFolder(folder.parent, {only: folder.name}, where)
     if where.is_file():
         return SingleFile(where, config)
-    if config is not None and not where.exists():
+    if not where.exists() and (config is not None or is_weight_file(where)):
         raise FileNotFoundError(f"{where}: no such file")
     if config is not None:
         raise ValueError(f"{config}: a config is for a single file, and {where} is a folder, which has its own")
@@ -135,17 +151,9 @@ def open_checkpoint(where: str | Path, config: str | Path | None, folders: Seque
     return DiffusersFolder(where)
 
 
-def default_guidance(root: Path, scheduler: DDIMScheduler, is_xl: bool) -> float:
-    """The guidance scale to use where none is given.
-
-    It is the one in the model's own minip2p.json, if there is one. Models distilled for few steps, which trailing time
-    steps give away, get 1: conditional rows alone. All others get the default of diffusers' text-to-image pipelines.
-    """
-    if (root / "minip2p.json").exists():
-        return sampling_defaults(root).guidance
-    if scheduler.config.timestep_spacing == "trailing":
-        return 1.0
-    return 5.0 if is_xl else SamplingDefaults().guidance
+def is_weight_file(path: Path) -> bool:
+    """Whether a path has the suffix of a file of weights, and so is neither a folder nor a name on the hub."""
+    return path.suffix in (".safetensors", *PICKLED_SUFFIXES)
 
 
 def sampling_defaults(root: Path) -> SamplingDefaults:

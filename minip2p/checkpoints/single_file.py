@@ -113,6 +113,11 @@ class SingleFile:
         }
         return infer[component]() if component in infer else self.inferred.text_encoder(component)
 
+    def names(self) -> list[str]:
+        """The titles that the file's metadata state."""
+        metadata = self.inferred.metadata
+        return [metadata[field] for field in ("modelspec.title", "modelspec.architecture") if field in metadata]
+
     def tokenizer(self, component: str) -> Path:
         """The folder of a tokenizer. Raises ValueError if there is no `config` folder to take it from."""
         if self.folder is None:
