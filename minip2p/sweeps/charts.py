@@ -1,4 +1,4 @@
-"""The results of a sweep to look at: its table, its trade-off, and a contact sheet and a chart for each pair of axes."""
+"""The results of a sweep to look at: table, trade-off, and a contact sheet and a chart for each pair of axes."""
 
 import itertools
 from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ import minip2p
 from minip2p import LocalBlend
 from minip2p.attention.contract import SiteFilter
 from minip2p.checkpoints.components import RowCounter
-from minip2p.cli import main
+from minip2p.cli import main, show
 from minip2p.sweeps.grid import Grid
 from minip2p.sweeps.sweep import describe, plan_jobs, rows_file, sweep
 
@@ -300,5 +300,26 @@ def test_the_command_scores_the_model_that_ships_with_its_judge(tmp_path, capsys
     assert status == 0
     lines = output.out.splitlines()
     assert lines[0].startswith("1 edits of 1 sources: 8 rows") and lines[1] == "8 rows of the UNet were run"
+    assert lines[-1].startswith("recommended: nothing, since the grid compares no settings")
     (row,) = json.loads((tmp_path / "out" / "parts" / "seed0.json").read_text())
     assert row["success"] in (0, 1) and 0 <= row["mask_iou"] <= 1
+
+
+def test_every_picture_of_the_command_has_its_settings_and_the_last_line_recommends(tmp_path, capsys):
+    toml = (
+        GRID_TOML.replace("seed = [1, 2]", "seed = 3").replace("[64, 64]", "[128, 128]") + 'negative = "fog, night"\n'
+    )
+    status, output = run_command(tmp_path, toml, capsys)
+    assert status == 0 and output.out.splitlines()[-1].startswith("recommended: cross ")
+    pictures = list((tmp_path / "out").glob("*.png"))
+    assert len(pictures) == 6  # the source, two cells, the trade-off, a sheet and a chart
+    for name, kind in (
+        ("tradeoff", "Chart: trade-off"),
+        ("sheet-cross", "Sheet: cross"),
+        ("chart-cross", "Chart: cross"),
+    ):
+        assert show.read_settings(tmp_path / "out" / f"{name}.png") == (
+            "a cat on the beach\nNegative prompt: fog, night\nSteps: 2, Sampler: DDIM, CFG scale: 4.0, Seed: 3, "
+            f"Size: 128x128, Model: tiny, Target: a tiger on the beach, Cross: 0.4 | 1.0, {kind}"
+        )
+    assert all("Steps: 2" in show.read_settings(path) for path in pictures)

@@ -1,0 +1,98 @@
+"""The trade-off of a sweep: its settings, its front, and the setting that it recommends."""
+
+import math
+
+import pytest
+from matplotlib.axes import Axes
+
+from minip2p.cli import show
+from minip2p.sweeps import tradeoff
+from minip2p.sweeps.grid import Grid
+from minip2p.sweeps.tradeoff import Tradeoff
+
+GRID = Grid.from_fields(
+    {"source": "a", "target": ["b", "c"], "seed": [1, 2], "cross": [0.2, 0.5, 0.8], "reweight": [{}, {"a": 2.0}]}
+)
+
+
+def rows_of(figures, grid=GRID):
+    """A row for each cell. figures(cell) -> its figures."""
+    return [{**cell, **figures(cell)} for seed in grid.axes["seed"] for cell in grid.cells(seed)]
+
+
+def test_a_setting_is_the_mean_over_seeds_and_targets():
+    rows = rows_of(
+        lambda cell: {
+            "success": float(cell["seed"] == 1) if cell["target"] == "b" else None,
+            "psnr_outside": 10 * cell["cross"] + cell["seed"],
+        }
+    )
+    result = Tradeoff.of(GRID, rows)
+    assert [str(s) for s in result.settings[:2]] == ["cross 0.2, reweight none", "cross 0.2, reweight a=2.0"]
+    assert len(result.settings) == 6 and (result.success, result.background) == ("success", "psnr_outside")
+    first = result.settings[0]
+    assert (first.success, first.background, first.count) == (0.5, 3.5, 2)
+    assert first.error == pytest.approx(0.5)  # of (0, 1): their deviation 1 / sqrt(2), over sqrt(2)
+
+
+def test_the_front_has_what_nothing_beats_and_the_best_keeps_most_within_a_standard_error():
+    figures = {0.2: (1.0, 20.0), 0.5: (0.7, 30.0), 0.8: (0.1, 40.0)}  # the first ones are all on the front
+    rows = rows_of(
+        lambda cell: {
+            "success": figures[cell["cross"]][0] - (0.2 if cell["reweight"] else 0),
+            "psnr_outside": figures[cell["cross"]][1],
+        }
+    )
+    result = Tradeoff.of(GRID, rows)
+    assert [s.values for s in result.front] == [{"cross": cross, "reweight": {}} for cross in figures]
+    assert result.best is result.settings[0]
+    assert result.recommendation() == (
+        "recommended: cross 0.2, reweight none (success 1, PSNR outside 20 dB; 4 edits judged): of the settings whose "
+        "success is within a standard error of the highest, 1, the one that keeps most of the background"
+    )
+    # With a standard error of 0.4 the second is no worse than the first, and it keeps more.
+    noisy = [row | {"success": row["success"] + (0.4 if row["seed"] == 1 else -0.4) * 1.7320508} for row in rows]
+    best = Tradeoff.of(GRID, noisy).best
+    assert best.error == pytest.approx(0.4) and best.values == {"cross": 0.5, "reweight": {}}
+
+
+def test_clip_stands_in_for_the_judge_and_the_whole_picture_for_a_missing_mask():
+    rows = rows_of(lambda cell: {"success": None, "clip": cell["cross"], "psnr_outside": None, "psnr": 20.0})
+    result = Tradeoff.of(GRID, rows)
+    assert (result.success, result.background) == ("clip", "psnr") and result.best.values["cross"] == 0.8
+
+
+def test_without_a_figure_of_success_nothing_is_recommended():
+    rows = rows_of(lambda cell: {"psnr_outside": 20.0, "psnr_inside": 10.0})
+    result = Tradeoff.of(GRID, rows)
+    assert result.best is None and result.front == [] and all(math.isnan(s.success) for s in result.settings)
+    assert result.recommendation().startswith("recommended: nothing, since a figure of success is missing")
+    seeds = Grid.from_fields({"source": "a", "target": "b", "seed": [1, 2]})
+    only = rows_of(lambda cell: {"success": 1.0, "psnr_outside": 20.0}, seeds)
+    assert "the grid compares no settings" in Tradeoff.of(seeds, only).recommendation()
+
+
+def test_one_edit_a_setting_is_named():
+    grid = Grid.from_fields({"source": "a", "target": "b", "cross": [0.2, 0.8]})
+    rows = rows_of(lambda cell: {"success": 1.0, "psnr_outside": 20 + cell["cross"]}, grid)
+    line = Tradeoff.of(grid, rows).recommendation()
+    assert line.startswith("recommended: cross 0.8 (success 1,")
+    assert line.endswith("; one edit a setting says little, more seeds say more")
+
+
+@pytest.mark.parametrize("has_success", [True, False])
+def test_the_plot_numbers_and_lists_every_setting_and_has_its_parameters(tmp_path, monkeypatch, has_success):
+    def figures(cell):
+        background = None if cell["reweight"] else 20 + 10 * cell["cross"]
+        success = {"success": 1 - cell["cross"] / 2} if has_success else {}
+        return success | {"psnr_outside": background, "psnr_inside": 10 + cell["cross"]}
+
+    numbers, lists = [], []
+    monkeypatch.setattr(Axes, "annotate", lambda plot, text, *_, **__: numbers.append(text))
+    monkeypatch.setattr(Axes, "text", lambda plot, x, y, text, **__: lists.append(text))
+    tradeoff.write_tradeoff(tmp_path / "x.png", GRID, rows_of(figures), "a\nSteps: 2")
+    star = "★ " if has_success else ""
+    assert len(numbers) == 3 and len(lists[0].splitlines()) == 6
+    assert lists[0].startswith(f"1  {star}cross 0.2, reweight none\n")
+    assert lists[0].count("(not measured)") == 3  # a mask without an outside
+    assert show.read_settings(tmp_path / "x.png") == "a\nSteps: 2"
