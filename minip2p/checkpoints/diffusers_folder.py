@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from minip2p.checkpoints.file_formats import PICKLED_SUFFIXES, check_format, pickle_error
 from minip2p.io.files import read_json
 from minip2p.io.tensors import printable, read_tensors
 
@@ -16,7 +17,6 @@ VARIANTS = ("", ".fp16", ".bf16")
 WEIGHT_SUFFIXES = tuple(
     suffix for variant in VARIANTS for suffix in (f"{variant}.safetensors", f".safetensors.index{variant}.json")
 )
-PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def weights_stem(component: str) -> str:
@@ -103,14 +103,10 @@ class DiffusersFolder:
         Raises FileNotFoundError or ValueError with one line.
         """
         file = self.weights_file(component)
-        return (read_shards(file) if file.suffix == ".json" else read_tensors(file)), file
-
-
-def pickle_error(file: Path) -> ValueError:
-    """The error to raise for a file of pickled weights: unpickling runs code from the file."""
-    return ValueError(
-        f"{file}: is a pickle, which can run any program when it is opened: get the weights as safetensors"
-    )
+        if file.suffix == ".json":
+            return read_shards(file), file
+        check_format(file)
+        return read_tensors(file), file
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
@@ -125,6 +121,7 @@ def read_shards(index: Path) -> dict[str, Tensor]:
     for file in sorted(set(files.values())):
         if Path(file).name != file or "\\" in file or not file.isprintable():
             raise ValueError(f"{index}: names the file {file!r}, which is not in the same folder")
+        check_format(index.parent / file)
         shard = read_tensors(index.parent / file)
         for name in shard:
             listed = files.get(name, file)  # a tensor that the index does not list is judged by the module's own keys

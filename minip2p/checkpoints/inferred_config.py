@@ -8,11 +8,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from minip2p.checkpoints.key_maps import CLIP_PREFIXES, OPENCLIP_PREFIXES, UNET_PREFIX
+from minip2p.checkpoints.stated_facts import StatedFacts
 
 # How many layers of the official text encoders are read, by their width.
 OFFICIAL_TEXT_LAYERS: Mapping[int, int] = MappingProxyType({768: 12, 1024: 23, 1280: 32})
-# What a file's metadata may state as modelspec.prediction_type -> diffusers' prediction_type.
-PREDICTION_TYPES: Mapping[str, str] = MappingProxyType({"epsilon": "epsilon", "v": "v_prediction"})
 
 
 class TextNames(NamedTuple):
@@ -27,13 +26,13 @@ class TextNames(NamedTuple):
 class InferredConfig:
     """The configurations of the components in a single file, in the fields of diffusers' config.json files.
 
-    location: the file, named in errors. shapes: of its tensors. metadata: of the file.
+    location: the file, named in errors. shapes: of its tensors. facts: what the file states besides.
     Every method raises ValueError, with one line, if a tensor that it needs is missing.
     """
 
     location: Path
     shapes: Mapping[str, tuple[int, ...]]
-    metadata: Mapping[str, str]
+    facts: StatedFacts
 
     @property
     def is_xl(self) -> bool:
@@ -57,7 +56,7 @@ class InferredConfig:
         return len({match[1] for name in self.shapes if (match := re.match(pattern, name))})
 
     def unet(self) -> dict[str, Any]:
-        """unet/config.json. Heads are 64 channels wide if the projections are linear; otherwise there are 8."""
+        """unet/config.json. Heads are 64 channels wide in models of OpenCLIP; in others there are 8."""
         blocks = self.count(re.escape(UNET_PREFIX) + r"input_blocks\.(\d+)\.")
         downsamplers = [n for n in range(blocks) if f"{UNET_PREFIX}input_blocks.{n}.0.op.weight" in self.shapes]
         layers = (downsamplers[0] if downsamplers else blocks) - 1
@@ -69,7 +68,9 @@ class InferredConfig:
         middle = f"{UNET_PREFIX}middle_block.1"
         depths = [self.transformer_depth(block) for block in [*down[:-1], middle]]
         is_linear = len(self.shapes.get(f"{middle}.proj_in.weight", ())) == 2
-        is_768_v = is_linear and self.prediction_type() == "v_prediction"  # Stable Diffusion 2 at 768 x 768 pixels
+        is_768_v = (
+            self.has_openclip() and self.prediction_type() == "v_prediction"
+        )  # Stable Diffusion 2 at 768 x 768 pixels
         config: dict[str, Any] = {
             "sample_size": 128 if self.is_xl else 96 if is_768_v else 64,
             "in_channels": self.size(f"{UNET_PREFIX}input_blocks.0.0.weight", 1),
@@ -79,13 +80,13 @@ class InferredConfig:
             "block_out_channels": widths,
             "layers_per_block": layers,
             "cross_attention_dim": self.size(f"{middle}.transformer_blocks.0.attn2.to_k.weight", 1),
-            "attention_head_dim": [width // 64 for width in widths] if is_linear else 8,
+            "attention_head_dim": [width // 64 for width in widths] if self.has_openclip() else 8,
             "transformer_layers_per_block": [max(depth, 1) for depth in depths],
             "use_linear_projection": is_linear,
         }
         if self.is_xl:
             embedding_width = self.size(f"{UNET_PREFIX}label_emb.0.0.weight", 1)
-            pooled_width = self.size(OPENCLIP_PREFIXES["text_encoder_2"] + "text_projection", 1)
+            pooled_width = self.projection_width()
             config |= {
                 "addition_embed_type": "text_time",
                 "addition_time_embed_dim": (embedding_width - pooled_width) // 6,
@@ -121,20 +122,16 @@ class InferredConfig:
             "use_post_quant_conv": f"{prefix}post_quant_conv.weight" in self.shapes,
         }
         if self.has_prefix(UNET_PREFIX):
-            config["scaling_factor"] = 0.13025 if self.is_xl else 0.18215
+            config["scaling_factor"] = self.facts.scaling_factor or (0.13025 if self.is_xl else 0.18215)
         return config
 
-    def stated_prediction_type(self) -> str | None:
-        """The prediction type that the file's metadata state, if they do."""
-        return PREDICTION_TYPES.get(self.metadata.get("modelspec.prediction_type", ""))
-
     def prediction_type(self) -> str:
-        """What the UNet predicts: as the metadata state, or else noise.
+        """What the UNet predicts: as the file states, or else noise.
 
         Raises ValueError for a Stable Diffusion 2 without a statement, since it exists in both kinds.
         """
-        stated = self.stated_prediction_type()
-        if stated is None and self.has_prefix(OPENCLIP_PREFIXES["text_encoder"]):
+        stated = self.facts.prediction_type
+        if stated is None and any(self.has_prefix(prefix) for prefix in OPENCLIP_PREFIXES["text_encoder"]):
             raise ValueError(
                 f"{self.location}: a Stable Diffusion 2 model predicts noise or v, and the file does not say which: "
                 "pass a folder that does as config"
@@ -142,8 +139,11 @@ class InferredConfig:
         return stated or "epsilon"
 
     def scheduler(self) -> dict[str, Any]:
-        """scheduler/scheduler_config.json: the noise schedule that all families share."""
-        return {
+        """scheduler/scheduler_config.json: the noise schedule that all families share, and what the file states.
+
+        A schedule that ends without any signal is sampled from its end (Lin et al. 2023, section 3.3).
+        """
+        config: dict[str, Any] = {
             "beta_schedule": "scaled_linear",
             "beta_start": 0.00085,
             "beta_end": 0.012,
@@ -151,6 +151,18 @@ class InferredConfig:
             "set_alpha_to_one": False,
             "prediction_type": self.prediction_type(),
         }
+        if self.facts.is_zero_snr:
+            config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return config | self.facts.betas
+
+    def has_openclip(self) -> bool:
+        """Whether a text encoder has OpenCLIP's names, as those of Stable Diffusion 2 and XL have."""
+        return any(self.has_prefix(prefix) for prefixes in OPENCLIP_PREFIXES.values() for prefix in prefixes)
+
+    def projection_width(self) -> int:
+        """The width of the pooled text embedding of Stable Diffusion XL."""
+        name = OPENCLIP_PREFIXES["text_encoder_2"][0] + "text_projection"
+        return self.size(name + ".weight") if name + ".weight" in self.shapes else self.size(name, 1)
 
     def text_names(self, component: str) -> TextNames:
         """How the tensors of a text encoder are named in this file."""
@@ -158,7 +170,8 @@ class InferredConfig:
             if self.has_prefix(prefix):
                 inner = prefix + ("text_model." if self.has_prefix(prefix + "text_model.") else "")
                 return TextNames(prefix, inner + "embeddings.", is_openclip=False)
-        prefix = OPENCLIP_PREFIXES[component]
+        prefixes = OPENCLIP_PREFIXES[component]
+        prefix = next(filter(self.has_prefix, prefixes), prefixes[0])
         return TextNames(prefix, prefix, is_openclip=True)
 
     def text_layers(self, component: str) -> int:
@@ -192,7 +205,7 @@ class InferredConfig:
                 "architectures": ["CLIPTextModelWithProjection" if has_projection else "CLIPTextModel"],
                 "intermediate_size": self.size(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"),
                 "max_position_embeddings": self.size(f"{prefix}positional_embedding"),
-                "projection_dim": self.size(f"{prefix}text_projection", 1) if has_projection else width,
+                "projection_dim": self.projection_width() if has_projection else width,
                 "hidden_act": "gelu",
             }
         inner = embeddings.removesuffix("embeddings.")

@@ -14,15 +14,19 @@ from torch import Tensor
 from minip2p.config import UNetConfig, VAEConfig
 
 # What the names of a component's tensors begin with. A file with a VAE alone has no prefix before encoder., decoder., …
-UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
+UNET_PREFIX, VAE_PREFIXES = "model.diffusion_model.", ("first_stage_model.", "vae.")
 BARE_VAE_PREFIXES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 # The text encoders, by their names in diffusers. Encoders of OpenCLIP have names of their own, those of CLIP have the
 # names of transformers.
 CLIP_PREFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"text_encoder": ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")}
 )
-OPENCLIP_PREFIXES: Mapping[str, str] = MappingProxyType(
-    {"text_encoder": "cond_stage_model.model.", "text_encoder_2": "conditioner.embedders.1.model."}
+OPENCLIP_PREFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        # Stable Diffusion 2 as CompVis' code names it, and as Stability's newer code does (SD Turbo).
+        "text_encoder": ("cond_stage_model.model.", "conditioner.embedders.0.model."),
+        "text_encoder_2": ("conditioner.embedders.1.model.",),
+    }
 )
 
 KeyMap = Mapping[str, str]  # the beginning of our name -> the beginning of the original name
@@ -51,6 +55,17 @@ UNET: KeyMap = MappingProxyType(
 VAE_ATTENTION: KeyMap = MappingProxyType(
     {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 )
+# Other names of the modules of the VAE's attention in single files: those of diffusers since 0.17 and before, which
+# kohya's scripts and A1111's merges have left in them.
+VAE_ATTENTION_ALTERNATIVES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "norm": ("group_norm",),
+        "q": ("to_q", "query"),
+        "k": ("to_k", "key"),
+        "v": ("to_v", "value"),
+        "proj_out": ("to_out.0", "to_out", "proj_attn"),
+    }
+)
 VAE_RESNET: KeyMap = MappingProxyType({"conv_shortcut": "nin_shortcut"})
 VAE_ENDS: KeyMap = MappingProxyType({"conv_norm_out": "norm_out"})
 OPENCLIP: KeyMap = MappingProxyType(
@@ -72,12 +87,56 @@ OPENCLIP_LAYER: KeyMap = MappingProxyType(
 )
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # in OpenCLIP one tensor, attn.in_proj
 
-# Tensors of a single file that are not weights of the model: the moving average (EMA) of the weights, buffers that the
-# noise schedule recomputes, position ids, and CLIP's temperature.
-IGNORED = re.compile(
-    r"model_ema\.|.*position_ids$|.*logit_scale$|(alphas_cumprod|betas|log_one_minus|sqrt_|posterior_|lvlb_weights|"
-    r"logvar|loss\.|denoiser\.|scale_factor|model\.(alphas|betas|sqrt|log|posterior)|global_step)"
+# Tensors of a single file that are not read, by what writes them: regular expressions of whole names. The schedule, the
+# markers and the scale are compared with the model before (`stated_facts`), and then not used as tensors either.
+SCHEDULE_BUFFERS = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "lvlb_weights",
 )
+UNREAD: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "the noise schedule of CompVis' training code, also inside of its model": tuple(
+            rf"(model\.)?{name}" for name in SCHEDULE_BUFFERS
+        ),
+        "counters and factors of training": ("logvar", "scale_factor", "global_step", "epoch", r"denoiser\..*"),
+        "the markers of ComfyUI": ("v_pred", "ztsnr"),
+        "the moving average (EMA) of weights, of the model and of the VAE": (
+            r"model_ema\..*",
+            r"(first_stage_model\.|vae\.)model_ema\..*",
+        ),
+        "the loss of the VAE's training": (r"loss\..*", r"(first_stage_model\.|vae\.)loss\..*"),
+        "position ids, a buffer of transformers": (r".*\.position_ids",),
+        "the temperature of CLIP": (r".*\.logit_scale", "logit_scale"),
+        "buffers of OpenCLIP": (r".*\.attn_mask",),
+        "vision towers and their projections": (
+            r"(cond_stage_model|conditioner\.embedders\.\d+)\.(model\.)?visual\..*",
+            r"(cond_stage_model|conditioner\.embedders\.\d+)\.transformer\.(vision_model|visual_projection)\..*",
+        ),
+        "projections of text that are not read: that of the encoder of CLIP, and of Stable Diffusion 2": (
+            r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?text_projection(\.weight)?",
+            r"(cond_stage_model|conditioner\.embedders\.0)\.model\.text_projection(\.weight)?",
+        ),
+        "safety checkers": (r"safety_checker\..*",),
+        "the embeddings of textual inversion's training": (r"embedding_manager\..*",),
+    }
+)
+IGNORED = re.compile("|".join(f"(?:{pattern})" for patterns in UNREAD.values() for pattern in patterns))
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a tensor of a single file is known and not read."""
+    return IGNORED.fullmatch(name) is not None
 
 
 def replace_prefix(name: str, key_map: KeyMap) -> str:
@@ -155,11 +214,31 @@ def convert_tensor(name: str, original_name: str, tensor: Tensor) -> Tensor:
     """
     if ".in_proj_" in original_name:
         return tensor.chunk(3)["qkv".index(name.split("_proj")[0][-1])]
-    if original_name.endswith(".text_projection"):
+    if original_name.endswith(".text_projection"):  # text_projection.weight is stored as we have it
         return tensor.T.contiguous()
-    if "mid_block.attentions.0.to_" in name and tensor.ndim == 4:
-        return tensor[:, :, 0, 0]
+    if "mid_block.attentions.0.to_" in name and name.endswith(".weight"):
+        return tensor.flatten(1) if set(tensor.shape[2:]) == {1} else tensor
     return tensor
+
+
+def vae_attention_names(original_name: str) -> tuple[str, ...]:
+    """The names that a tensor of the VAE's attention may have in a single file, the original one first."""
+    before, place, rest = original_name.partition(".mid.attn_1.")
+    if not place:
+        return (original_name,)
+    module, _, tensor = rest.rpartition(".")
+    alternatives = VAE_ATTENTION_ALTERNATIVES.get(module, ())
+    return (original_name, *(f"{before}{place}{other}.{tensor}" for other in alternatives))
+
+
+def projection_shape(tensor: Tensor, is_linear: bool) -> Tensor:
+    """The projection before or after a spatial transformer of the UNet, as a matrix or as a 1x1 convolution.
+
+    The numbers are the same. Stable Diffusion 1 has convolutions, 2 and XL have matrices; kohya's scripts write either.
+    """
+    if is_linear:
+        return tensor.flatten(1) if set(tensor.shape[2:]) == {1} else tensor
+    return tensor[:, :, None, None] if tensor.ndim == 2 else tensor
 
 
 def openclip_tensor_names(layers: int, has_projection: bool) -> list[str]:

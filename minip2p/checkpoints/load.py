@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from minip2p.checkpoints.components import Components
-from minip2p.checkpoints.diffusers_folder import NETWORK_STEM, PICKLED_SUFFIXES, DiffusersFolder
+from minip2p.checkpoints.diffusers_folder import NETWORK_STEM, DiffusersFolder
+from minip2p.checkpoints.file_formats import OTHER_SUFFIXES, PICKLED_SUFFIXES
 from minip2p.checkpoints.files import CheckpointFiles
 from minip2p.checkpoints.hub import WEIGHT_FOLDERS, download, is_repo_id
 from minip2p.checkpoints.origin import CheckpointOrigin
@@ -153,7 +154,7 @@ def open_checkpoint(where: str | Path, config: str | Path | None, folders: Seque
 
 def is_weight_file(path: Path) -> bool:
     """Whether a path has the suffix of a file of weights, and so is neither a folder nor a name on the hub."""
-    return path.suffix in (".safetensors", *PICKLED_SUFFIXES)
+    return path.suffix in (".safetensors", *PICKLED_SUFFIXES, *OTHER_SUFFIXES)
 
 
 def sampling_defaults(root: Path) -> SamplingDefaults:

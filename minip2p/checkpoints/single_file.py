@@ -11,31 +11,37 @@ from typing import Any
 
 from torch import Tensor
 
-from minip2p.checkpoints.diffusers_folder import PICKLED_SUFFIXES, DiffusersFolder, pickle_error
+from minip2p.checkpoints.diffusers_folder import DiffusersFolder
+from minip2p.checkpoints.file_formats import check_format, check_kind
 from minip2p.checkpoints.inferred_config import InferredConfig
 from minip2p.checkpoints.key_maps import (
     BARE_VAE_PREFIXES,
     CLIP_PREFIXES,
-    IGNORED,
     OPENCLIP_PREFIXES,
     UNET_PREFIX,
-    VAE_PREFIX,
+    VAE_PREFIXES,
     compvis_unet_key,
     compvis_vae_key,
     convert_tensor,
+    is_ignored,
     openclip_key,
     openclip_tensor_names,
+    projection_shape,
+    vae_attention_names,
 )
+from minip2p.checkpoints.stated_facts import check_schedule, read_facts
 from minip2p.checkpoints.strict import build_on_meta
-from minip2p.config import UNetConfig, VAEConfig, config_size
+from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, config_size
 from minip2p.io.tensors import printable, read_metadata, read_tensors
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
-KNOWN_PREFIXES = (UNET_PREFIX, VAE_PREFIX, *BARE_VAE_PREFIXES, "cond_stage_model.", "conditioner.embedders.")
+KNOWN_PREFIXES = (UNET_PREFIX, *VAE_PREFIXES, *BARE_VAE_PREFIXES, "cond_stage_model.", "conditioner.embedders.")
 
 # The layers of Stable Diffusion 2's text encoder.
-OPENCLIP_LAYER = re.compile(re.escape(OPENCLIP_PREFIXES["text_encoder"]) + r"transformer\.resblocks\.(\d{1,3})\.")
+OPENCLIP_LAYER = re.compile(
+    rf"({'|'.join(map(re.escape, OPENCLIP_PREFIXES['text_encoder']))})transformer\.resblocks\.(\d{{1,3}})\."
+)
 
 
 class SingleFile:
@@ -47,30 +53,30 @@ class SingleFile:
         config: a folder of the same model family, for what the file lacks; its weights are not read. Raises
         FileNotFoundError, or ValueError with one line if the file is not one of the supported models.
         """
-        if file.suffix in PICKLED_SUFFIXES:
-            raise pickle_error(file)
+        check_format(file)
         self.location = file
         self.folder = None if config is None else DiffusersFolder(config)
         self.root = file if config is None else config
         self.all_tensors = read_tensors(file)
+        check_kind(file, self.all_tensors)
         for name in self.all_tensors:
-            if not name.startswith(KNOWN_PREFIXES) and not IGNORED.match(name):
+            if not name.startswith(KNOWN_PREFIXES) and not is_ignored(name):
                 raise ValueError(
                     f"{file}: {printable(name)} is not a tensor of a supported model, whose names begin with "
                     f"{UNET_PREFIX} or, in a VAE alone, encoder."
                 )
         shapes = {name: tuple(tensor.shape) for name, tensor in self.all_tensors.items()}
-        self.inferred = InferredConfig(file, shapes, read_metadata(file))
-        self.vae_prefix = VAE_PREFIX if self.inferred.has_prefix(VAE_PREFIX) else ""
+        self.facts = read_facts(file, self.all_tensors, read_metadata(file))
+        self.inferred = InferredConfig(file, shapes, self.facts)
+        self.vae_prefix = next(filter(self.inferred.has_prefix, VAE_PREFIXES), "")
 
     def prefixes(self, component: str) -> tuple[str, ...]:
         """The prefixes that the names of a component's tensors may have."""
         if component == "unet":
             return (UNET_PREFIX,)
         if component == "vae":
-            return (VAE_PREFIX, *BARE_VAE_PREFIXES)
-        clip, openclip = CLIP_PREFIXES.get(component, ()), OPENCLIP_PREFIXES.get(component)
-        return clip if openclip is None else (*clip, openclip)
+            return (*VAE_PREFIXES, *BARE_VAE_PREFIXES)
+        return (*CLIP_PREFIXES.get(component, ()), *OPENCLIP_PREFIXES.get(component, ()))
 
     def has(self, component: str) -> bool:
         return any(self.inferred.has_prefix(prefix) for prefix in self.prefixes(component))
@@ -88,21 +94,31 @@ class SingleFile:
         """The folder's configuration of a component, or the inferred one if the folder has none.
 
         The UNet's number of input channels is always that of the file, which distinguishes inpainting models.
-        Raises ValueError if the folder and the file's metadata state different prediction types.
+        Raises ValueError if the folder and the file state different prediction types or noise schedules.
         """
         if self.folder is None or not self.folder_has_config(component):
-            return self.inferred_config(component)
-        config = self.folder.config(component)
-        if component == "unet":
-            config["in_channels"] = self.inferred.size(f"{UNET_PREFIX}input_blocks.0.0.weight", 1)
+            config = self.inferred_config(component)
+        else:
+            config = self.folder.config(component)
+            if component == "unet":
+                config["in_channels"] = self.inferred.size(f"{UNET_PREFIX}input_blocks.0.0.weight", 1)
+            if component == "scheduler":
+                self.check_stated("prediction_type", config.get("prediction_type", "epsilon"))
+                self.check_stated("rescale_betas_zero_snr", config.get("rescale_betas_zero_snr", False))
         if component == "scheduler":
-            stated, configured = self.inferred.stated_prediction_type(), config.get("prediction_type", "epsilon")
-            if stated is not None and stated != configured:
-                raise ValueError(
-                    f"{self.config_file(component)}: prediction_type is {configured!r}, but the metadata of "
-                    f"{self.location} state {stated!r}"
-                )
+            location = str(self.config_file(component))
+            described = {name: value for name, value in config.items() if name != "clip_sample"}
+            check_schedule(self.location, self.all_tensors, SchedulerConfig.from_dict(described, location), location)
         return config
+
+    def check_stated(self, field: str, configured: Any) -> None:
+        """Raises ValueError if the file states something else of the scheduler than the folder."""
+        stated = self.facts.prediction_type if field == "prediction_type" else self.facts.is_zero_snr or None
+        if stated is not None and stated != configured:
+            raise ValueError(
+                f"{self.config_file('scheduler')}: {field} is {configured!r}, but {self.location} states {stated!r}: "
+                "correct that file, or pass a folder with tokenizers alone as config"
+            )
 
     def inferred_config(self, component: str) -> dict[str, Any]:
         infer: dict[str, Callable[[], dict[str, Any]]] = {
@@ -115,7 +131,7 @@ class SingleFile:
 
     def names(self) -> list[str]:
         """The titles that the file's metadata state."""
-        metadata = self.inferred.metadata
+        metadata = self.facts.metadata
         return [metadata[field] for field in ("modelspec.title", "modelspec.architecture") if field in metadata]
 
     def tokenizer(self, component: str) -> Path:
@@ -138,10 +154,15 @@ class SingleFile:
             if original_name not in self.all_tensors:
                 raise ValueError(f"{self.location}: {original_name} is missing")
             tensors[name] = convert_tensor(name, original_name, self.all_tensors[original_name])
+        if component == "unet":
+            is_linear = bool(self.config("unet").get("use_linear_projection", False))
+            tensors = {
+                name: projection_shape(t, is_linear) if PROJECTION.search(name) else t for name, t in tensors.items()
+            }
         used = set(original_names.values())
         layers = self.text_layers(component) if component == "text_encoder" else 0
         for name in self.all_tensors:
-            if name in used or IGNORED.match(name) or is_unread(name, layers):
+            if name in used or is_ignored(name) or is_last_layer(name, layers):
                 continue
             if name.startswith(self.prefixes(component)):
                 raise ValueError(f"{self.location}: {printable(name)} is not a tensor of this model")
@@ -157,16 +178,21 @@ class SingleFile:
         if component == "vae":
             vae = VAEConfig.from_dict(self.config("vae"), str(file))
             names = build_on_meta(lambda: VAE(vae), file).state_dict()
-            return {name: self.vae_prefix + compvis_vae_key(name, vae) for name in names}
+            return {name: self.stored_name(self.vae_prefix + compvis_vae_key(name, vae)) for name in names}
         prefix, _, is_openclip = self.inferred.text_names(component)
         if is_openclip:
             text_names = openclip_tensor_names(self.text_layers(component), component == "text_encoder_2")
-            return {name: prefix + openclip_key(name) for name in text_names}
+            return {name: self.stored_name(prefix + openclip_key(name)) for name in text_names}
         return {
             name.removeprefix(prefix).removeprefix("text_model."): name
             for name in self.all_tensors
-            if name.startswith(prefix) and not IGNORED.match(name)
+            if name.startswith(prefix) and not is_ignored(name)
         }
+
+    def stored_name(self, original_name: str) -> str:
+        """The name that this file has for a tensor: the original one, or another that tools write in its place."""
+        names = (*vae_attention_names(original_name), original_name + ".weight")
+        return next((name for name in names if name in self.all_tensors), original_name)
 
     def text_layers(self, component: str) -> int:
         """How many layers of a text encoder are read: as the folder says, or else as inferred."""
@@ -176,11 +202,14 @@ class SingleFile:
         return self.inferred.text_layers(component)
 
 
-def is_unread(name: str, layers: int) -> bool:
-    """Whether a tensor belongs to what Stable Diffusion 2 does not read: the text encoder's last layer and projection.
+# The projections before and after the spatial transformers of the UNet.
+PROJECTION = re.compile(r"attentions\.\d+\.proj_(in|out)\.weight$")
+
+
+def is_last_layer(name: str, layers: int) -> bool:
+    """Whether a tensor belongs to the last layer of the text encoder of Stable Diffusion 2, which is not read.
 
     layers: how many layers of the text encoder are read.
     """
-    if layer := OPENCLIP_LAYER.match(name):
-        return int(layer[1]) >= layers
-    return name == OPENCLIP_PREFIXES["text_encoder"] + "text_projection"
+    layer = OPENCLIP_LAYER.match(name)
+    return layer is not None and int(layer[2]) >= layers

@@ -6,6 +6,7 @@ on the meta device, without weights.
 
 import gzip
 import json
+import re
 
 import pytest
 import torch
@@ -14,11 +15,22 @@ from paths import DATA
 from safetensors.torch import save_file
 
 from minip2p.checkpoints import single_file
+from minip2p.checkpoints.key_maps import (
+    SCHEDULE_BUFFERS,
+    UNREAD,
+    VAE_ATTENTION,
+    VAE_ATTENTION_ALTERNATIVES,
+    is_ignored,
+    projection_shape,
+    vae_attention_names,
+)
 from minip2p.checkpoints.single_file import SingleFile
-from minip2p.config import UNetConfig, VAEConfig
+from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig
+from minip2p.sched import DDIMScheduler
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 V_PREDICTION = {"modelspec.prediction_type": "v"}
 
 
@@ -38,6 +50,11 @@ def open_single_file(tmp_path, monkeypatch):
         file = tmp_path / "meta.safetensors"
         save_file({"empty": torch.zeros(1)}, file, metadata)
         tensors = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes.items()}
+        schedule = DDIMScheduler(SchedulerConfig.from_dict(SCHEDULER)).alphas_cumprod  # which is compared, in numbers
+        before = torch.cat([torch.ones(1), schedule[:-1]])
+        for name, values in (("alphas_cumprod", schedule), ("betas", 1 - schedule / before)):
+            if name in tensors:
+                tensors[name] = values
         monkeypatch.setattr(single_file, "read_tensors", lambda path: tensors)
         return SingleFile(file, None)
 
@@ -118,3 +135,70 @@ def test_the_text_encoder_of_a_single_file_is_the_official_one(family, open_sing
     assert file.has("text_encoder") and file.has("text_encoder_2") == (family == "sdxl")
     assert file.config("vae")["scaling_factor"] == (0.13025 if family == "sdxl" else 0.18215)
     assert file.config("unet")["sample_size"] == {"sd15": 64, "sd21": 96, "sdxl": 128}[family]
+
+
+# Names that tools write besides those of the original code
+
+# What is not read, by the groups of `UNREAD`: a name for each of its patterns, in the same order.
+UNREAD_NAMES = [
+    [f"model.{name}" for name in SCHEDULE_BUFFERS],
+    ["logvar", "scale_factor", "global_step", "epoch", "denoiser.sigmas"],
+    ["v_pred", "ztsnr"],
+    ["model_ema.diffusion_modelinput_blocks00weight", "first_stage_model.model_ema.decay"],
+    ["loss.perceptual_loss.net.slice1.0.weight", "first_stage_model.loss.discriminator.main.0.weight"],
+    ["cond_stage_model.transformer.text_model.embeddings.position_ids"],
+    ["conditioner.embedders.1.model.logit_scale", "logit_scale"],
+    ["cond_stage_model.model.attn_mask"],
+    [
+        "cond_stage_model.model.visual.transformer.resblocks.0.ln_1.weight",
+        "cond_stage_model.transformer.vision_model.encoder.layers.0.mlp.fc1.weight",
+    ],
+    ["conditioner.embedders.0.transformer.text_projection.weight", "cond_stage_model.model.text_projection"],
+    ["safety_checker.vision_model.vision_model.embeddings.class_embedding"],
+    ["embedding_manager.embedder.transformer.text_model.final_layer_norm.bias"],
+]
+READ_NAMES = [
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "first_stage_model.encoder.conv_in.weight",
+    "vae.decoder.conv_in.weight",
+    "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+    "cond_stage_model.model.positional_embedding",
+    "conditioner.embedders.1.model.text_projection",
+    "conditioner.embedders.1.model.text_projection.weight",
+    "conditioner.embedders.0.model.ln_final.weight",
+]
+FAMILIAR_STRANGERS = ["betas.weight", "model.diffusion_model.loss.weight", "lossy.weight", "xv_pred", "v_pred.weight"]
+
+
+def test_every_pattern_of_what_is_not_read_knows_its_name_and_no_weight():
+    """In both directions: each pattern matches the name that a tool writes, and none matches a weight that is read."""
+    for patterns, names in zip(UNREAD.values(), UNREAD_NAMES, strict=True):
+        for pattern, name in zip(patterns, names, strict=True):
+            assert re.fullmatch(pattern, name) and is_ignored(name), name
+    assert not any(is_ignored(name) for name in READ_NAMES + FAMILIAR_STRANGERS)
+    assert all(is_ignored(name) for name in SCHEDULE_BUFFERS)
+
+
+@pytest.mark.parametrize("family", OFFICIAL_UNETS)
+def test_no_official_weight_is_ignored(family):
+    read = [n for n in official(family)["single"] if not n.endswith("model.text_projection")]
+    assert not any(is_ignored(name) for name in read)
+
+
+def test_the_vaes_attention_is_known_under_every_name():
+    """The names of the original code, and all that kohya's converter and diffusers of both generations write."""
+    assert set(VAE_ATTENTION_ALTERNATIVES) == set(VAE_ATTENTION.values())
+    for original, others in VAE_ATTENTION_ALTERNATIVES.items():
+        names = vae_attention_names(f"encoder.mid.attn_1.{original}.weight")
+        assert names == tuple(f"encoder.mid.attn_1.{name}.weight" for name in (original, *others))
+    assert vae_attention_names("encoder.mid.block_1.norm1.weight") == ("encoder.mid.block_1.norm1.weight",)
+
+
+@pytest.mark.parametrize("is_linear", [True, False])
+def test_a_projection_is_a_matrix_or_a_convolution_of_the_same_numbers(is_linear):
+    matrix = torch.randn(3, 5)
+    expected = matrix if is_linear else matrix[:, :, None, None]
+    for stored in (matrix, matrix[:, :, None, None]):
+        assert torch.equal(projection_shape(stored, is_linear), expected)
+    odd = torch.randn(3, 5, 3, 3)  # not 1 x 1: left as it is, for the check of shapes to refuse
+    assert projection_shape(odd, is_linear).shape == odd.shape

@@ -11,6 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import minip2p
 from minip2p.checkpoints import text_encoders
+from minip2p.checkpoints.key_maps import VAE_ATTENTION_ALTERNATIVES
+from minip2p.checkpoints.single_file import SingleFile
+from minip2p.config import SchedulerConfig
+from minip2p.sched import DDIMScheduler
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -37,7 +41,7 @@ def test_a_folder_with_nothing_but_tokenizers_is_enough(family, tmp_path):
 
 def test_the_folder_must_not_contradict_the_files_metadata(family, tmp_path):
     save_file(load_file(family("SD 2, v")[2]), tmp_path / "v.safetensors", {"modelspec.prediction_type": "v"})
-    message = "prediction_type is 'epsilon', but the metadata of .*v.safetensors state 'v_prediction'"
+    message = "prediction_type is 'epsilon', but .*v.safetensors states 'v_prediction'"
     with pytest.raises(ValueError, match=message):
         minip2p.load(tmp_path / "v.safetensors", config=family("SD 2 base")[1])
 
@@ -64,23 +68,108 @@ def test_a_pickled_file_is_not_read(family, tmp_path):
 # Which tensors must be in the file, and which may
 
 
+SCHEDULE = DDIMScheduler(
+    SchedulerConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+).alphas_cumprod
 OLD_EXTRAS = {
     "model_ema.decay": torch.ones(()),
     "model_ema.diffusion_modelinput_blocks00weight": torch.ones(3),
-    "betas": torch.ones(4),
-    "alphas_cumprod": torch.ones(4),
+    "first_stage_model.model_ema.decay": torch.ones(()),
+    "first_stage_model.loss.logvar": torch.ones(()),
+    "betas": 1 - SCHEDULE / torch.cat([torch.ones(1), SCHEDULE[:-1]]),
+    "alphas_cumprod": SCHEDULE.clone(),
+    "denoiser.sigmas": ((1 - SCHEDULE) / SCHEDULE).sqrt().flip(0),
     "sqrt_alphas_cumprod": torch.ones(4),
     "posterior_variance": torch.ones(4),
     "log_one_minus_alphas_cumprod": torch.ones(4),
     "logvar": torch.ones(4),
     "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+    "cond_stage_model.transformer.text_projection.weight": torch.ones(3),
+    "cond_stage_model.transformer.vision_model.post_layernorm.weight": torch.ones(3),
+    "safety_checker.concept_embeds": torch.ones(3),
 }
 
 
-def test_what_old_files_also_contain_is_ignored(family, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_old_files_also_contain_is_not_read(family, tmp_path, dtype):
+    """Their own schedule is compared, as far as its dtype resolves it."""
     _, folder, file = family("SD 1")
-    save_file(load_file(file) | OLD_EXTRAS, tmp_path / "old.safetensors")
+    extras = {name: t.to(dtype) if t.is_floating_point() else t for name, t in OLD_EXTRAS.items()}
+    save_file(load_file(file) | extras, tmp_path / "old.safetensors")
     assert same_models(minip2p.load(tmp_path / "old.safetensors", config=folder), minip2p.load(folder))
+
+
+def stored_otherwise(tensors, change):
+    """The tensors of a single file with what `change` makes of each name and tensor."""
+    return dict(change(name, t) for name, t in tensors.items())
+
+
+def renamed_attention(generation, axes):
+    """Renames the VAE's attention as a generation of diffusers does, with weights of this number of axes."""
+
+    def change(name, t):
+        before, place, rest = name.partition(".mid.attn_1.")
+        if not place:
+            return name, t
+        module, tensor = rest.rsplit(".", 1)
+        other = VAE_ATTENTION_ALTERNATIVES[module]
+        module = other[min(generation, len(other) - 1)] if generation >= 0 else module
+        if tensor == "weight" and t.ndim == 4:
+            t = t.flatten(1).reshape(*t.shape[:2], *[1] * (axes - 2))
+        return f"{before}{place}{module}.{tensor}", t
+
+    return change
+
+
+@pytest.mark.parametrize("axes", [2, 3, 4])
+@pytest.mark.parametrize("generation", [-1, 0, 1, 2])
+def test_the_vaes_attention_under_every_name_and_in_every_shape(family, tmp_path, generation, axes):
+    pipe, folder, file = family("SD 1")
+    save_file(stored_otherwise(load_file(file), renamed_attention(generation, axes)), tmp_path / "a.safetensors")
+    assert same_tensors(minip2p.load(tmp_path / "a.safetensors", config=folder).vae, pipe.vae)
+
+
+def reshaped_projections(name, t):
+    if "diffusion_model" in name and name.endswith(("proj_in.weight", "proj_out.weight")):
+        return name, t[:, :, 0, 0].clone() if t.ndim == 4 else t[:, :, None, None].clone()
+    return name, t
+
+
+@pytest.mark.parametrize("name", ["SD 1", "SD 2 base", "SDXL"])
+def test_the_projections_of_the_unet_as_matrices_or_convolutions(family, tmp_path, name):
+    pipe, folder, file = family(name)
+    save_file(stored_otherwise(load_file(file), reshaped_projections), tmp_path / "a.safetensors")
+    model = minip2p.load(tmp_path / "a.safetensors", config=folder)
+    assert same_tensors(model.unet, pipe.unet)
+    inferred = SingleFile(tmp_path / "a.safetensors", None).inferred
+    assert inferred.has_openclip() == (name != "SD 1")  # which tells how wide its heads are, whatever the shapes
+
+
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("SD 1", "first_stage_model.", "vae."),
+        ("SD 1", "cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."),
+        ("SD 2, v", "cond_stage_model.model.", "conditioner.embedders.0.model."),
+    ],
+)
+def test_other_prefixes_that_tools_write(family, tmp_path, name, old, new):
+    """diffusers' vae., encoders from before transformers' text_model., and the layout of SD Turbo's own file."""
+    _, folder, file = family(name)
+    tensors = {(new + n.removeprefix(old) if n.startswith(old) else n): t for n, t in load_file(file).items()}
+    assert tensors.keys() != load_file(file).keys()
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert same_models(minip2p.load(tmp_path / "a.safetensors", config=folder), minip2p.load(folder))
+
+
+def test_a_projection_that_is_stored_as_a_matrix_of_transformers(family, tmp_path):
+    """text_projection.weight is not transposed, text_projection is: as ComfyUI reads them."""
+    pipe, folder, file = family("SDXL")
+    tensors, name = load_file(file), "conditioner.embedders.1.model.text_projection"
+    tensors[name + ".weight"] = tensors.pop(name).T.contiguous()
+    save_file(tensors, tmp_path / "a.safetensors")
+    model = minip2p.load(tmp_path / "a.safetensors", config=folder)
+    assert same_tensors(model.text.encoders["text_encoder_2"], pipe.text_encoder_2, may_lack=["position_ids"])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +178,7 @@ def test_what_old_files_also_contain_is_ignored(family, tmp_path):
         ("model.diffusion_model.extra.weight", "extra.weight is not a tensor of this model"),
         ("first_stage_model.extra.weight", "extra.weight is not a tensor of this model"),
         ("cond_stage_model.transformer.text_model.extra.weight", "extra.weight is not a tensor of this model"),
-        ("lora_unet_a.alpha", "lora_unet_a.alpha is not a tensor of a supported model"),
+        ("extra.weight", "extra.weight is not a tensor of a supported model"),
     ],
 )
 def test_an_unknown_tensor_is_an_error(family, tmp_path, name, message):
