@@ -5,7 +5,7 @@ Only the files that will be read are downloaded: the small ones, and for each co
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,21 +53,35 @@ def download(name: str, folders: Collection[str] = WEIGHT_FOLDERS) -> Path:
     name: org/name. folders: whose weights are needed. If the hub cannot be reached, the cached copy is used.
     Raises ValueError, with one line, if the hub has no such model, or cannot be reached and nothing is cached.
     """
+
+    def choose(repo_files: list[str]) -> list[str]:
+        files = files_to_download(repo_files, folders)
+        if not any(file.endswith(".json") for file in files):
+            raise ValueError(f"{name}: is on the hub, but not a model in diffusers' layout")
+        return files
+
+    return download_files(name, choose, (MODEL_INDEX, COMPONENT_CONFIG))
+
+
+def download_files(name: str, choose: Callable[[list[str]], list[str]], markers: Sequence[str]) -> Path:
+    """Downloads the files of a repository that `choose` selects from all of its files; returns the folder in the cache.
+
+    markers: files one of which the cache has if it has the repository. Raises ValueError as `download`.
+    """
     import huggingface_hub as hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         with quiet_hub():
-            files = files_to_download(hub.HfApi().list_repo_files(name), folders)
+            repo_files = hub.HfApi().list_repo_files(name)
     except HFValidationError as error:
         raise ValueError(f"{name}: no such folder, and not a valid name on the hub ({one_line(error)})") from None
     except Exception as error:  # offline mode or a failed connection, of any library's class
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, HfHubHTTPError) and status in (401, 403, 404):
             raise ValueError(f"{name}: no such folder, and the hub has no such model that you may read") from None
-        return cached_folder(name, error)
-    if not any(file.endswith(".json") for file in files):
-        raise ValueError(f"{name}: is on the hub, but not a model in diffusers' layout")
+        return cached_folder(name, error, markers)
+    files = choose(repo_files)
     try:
         return Path(hub.snapshot_download(name, allow_patterns=files))
     except Exception as error:
@@ -87,14 +101,14 @@ def quiet_hub() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def cached_folder(name: str, error: Exception) -> Path:
-    """The folder of what the cache has of a repository, complete or not.
+def cached_folder(name: str, error: Exception, markers: Sequence[str]) -> Path:
+    """The folder of what the cache has of a repository, complete or not, if it has one of the `markers`.
 
     error: why the hub cannot be asked; it becomes part of the ValueError that is raised if the cache has nothing.
     """
     import huggingface_hub as hub
 
-    for marker in (MODEL_INDEX, COMPONENT_CONFIG):
+    for marker in markers:
         file = hub.try_to_load_from_cache(name, marker)
         if isinstance(file, str):
             return Path(file).parent

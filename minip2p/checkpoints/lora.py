@@ -1,54 +1,45 @@
 """Low-rank adaptation (LoRA, Hu et al. 2021): files that change a model's weights by W + s · (α / r) · B A.
 
-The changes are merged into copies of the weights, in a twin of the model that shares everything else with it, so that
-no other code has to know about LoRA; the model itself does not change. The naming schemes are those of kohya's trainers
-and of diffusers and PEFT, old and new.
+DoRA (Liu et al. 2024), which scales the rows or columns of that sum, and full differences are read as well. The changes
+are merged into copies of the weights, in a twin of the model that shares everything else with it, so that no other code
+has to know about LoRA; the model itself does not change. `minip2p.checkpoints.adapter_names` lists what the tensors are
+called.
 
 Axes: r the rank, o outputs and i inputs of a layer.
 """
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from minip2p.checkpoints import adapter_names
+from minip2p.checkpoints.adapter_files import ADAPTER_CONFIG, LORA_NAMES, find_adapter
+from minip2p.checkpoints.adapter_names import (
+    ALPHA,
+    BIAS_DIFFERENCE,
+    DIFFERENCE,
+    DORA_SCALE,
+    DOWN,
+    MAGNITUDE,
+    UP,
+    LayerNames,
+)
 from minip2p.checkpoints.components import Components
-from minip2p.checkpoints.key_maps import compvis_unet_key
+from minip2p.checkpoints.embeddings import Embedding, add_embedding, bundled_embeddings, twin
 from minip2p.checkpoints.origin import CheckpointOrigin
+from minip2p.errors import Notice
 from minip2p.io.files import parse_json, read_json
 from minip2p.io.tensors import WEIGHT_DTYPES, printable, read_metadata, read_tensors
 from minip2p.text.encoder import TextEncoder
 from minip2p.unet import UNet
 from minip2p.validation import is_finite
-
-# What a tensor of a LoRA file is: A (r i), B (o r), or the number α. Its name ends in one of the suffixes.
-DOWN, UP, ALPHA = "down", "up", "alpha"
-KEY_SUFFIXES: Mapping[str, str] = MappingProxyType(
-    {
-        ".lora_down.weight": DOWN,
-        ".lora_up.weight": UP,
-        ".lora_A.weight": DOWN,
-        ".lora_B.weight": UP,
-        ".lora.down.weight": DOWN,
-        ".lora.up.weight": UP,
-        "_lora.down.weight": DOWN,
-        "_lora.up.weight": UP,
-        ".lora_linear_layer.down.weight": DOWN,
-        ".lora_linear_layer.up.weight": UP,
-        ".alpha": ALPHA,
-    }
-)
-# kohya's prefixes of the text encoders.
-KOHYA_TEXT_PREFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"text_encoder": ("lora_te_", "lora_te1_"), "text_encoder_2": ("lora_te2_",)}
-)
 
 
 class WeightName(NamedTuple):
@@ -62,78 +53,204 @@ class WeightName(NamedTuple):
 class LowRankUpdate:
     """The change of one weight, scale · B A.
 
-    a: r i, or r i h w for a convolution with a kernel. b: o r, or o r 1 1. scale: α / r.
+    a: r i, or r i h w for a convolution with a kernel. b: o r, or o r 1 1. scale: α / r. magnitude: DoRA's m, the norms
+    of the changed weight, with as many axes as the weight: o 1 (of each output) or 1 i (of each input); None for LoRA.
     """
 
     a: Tensor
     b: Tensor
     scale: float
+    magnitude: Tensor | None = None
 
     def delta(self, weight: Tensor) -> Tensor:
-        """scale · B A in float32, in the shape and on the device of the weight that it changes."""
+        """The change at a scale of 1 in float32, in the shape and on the device of the weight that it changes.
+
+        Of a DoRA it is m · V / ‖V‖ - W for V = W + scale · B A, with the norms over all axes on which m has one entry.
+        """
         a, b = (matrix.to(weight.device).float().flatten(1) for matrix in (self.a, self.b))
-        return self.scale * (b @ a).reshape(weight.shape)
+        delta = self.scale * (b @ a).reshape(weight.shape)
+        if self.magnitude is None:
+            return delta
+        changed = weight.float() + delta
+        kept = 0 if self.magnitude.shape[:2] == (weight.shape[0], 1) else 1
+        norm = torch.linalg.vector_norm(changed, dim=[d for d in range(weight.ndim) if d != kept], keepdim=True)
+        return self.magnitude.to(weight.device).float() * changed / norm - weight.float()
+
+
+@dataclass(frozen=True, eq=False)
+class FullUpdate:
+    """The change of a weight or a bias by a difference of its own size."""
+
+    difference: Tensor
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """The difference in float32, in the shape and on the device of the weight."""
+        return self.difference.to(weight.device).float().reshape(weight.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """A LoRA file: the update of each weight that it changes."""
+    """A LoRA file: the update of each weight that it changes, and the embeddings that are bundled with it."""
 
     file: Path
-    updates: Mapping[WeightName, LowRankUpdate]
+    updates: Mapping[WeightName, LowRankUpdate | FullUpdate]
+    embeddings: tuple[Embedding, ...] = ()
 
     @classmethod
-    def read(cls, file: Path, components: Components) -> "Lora":
-        """Reads a LoRA file for a model.
+    def read(cls, where: str | Path, components: Components) -> "Lora":
+        """Reads a LoRA for a model: a file, a folder of diffusers or PEFT, or a name on the hub.
 
-        Raises FileNotFoundError, or ValueError with one line if the file is not a LoRA of this model.
+        Raises FileNotFoundError, or ValueError with one line if it is not a LoRA of this model.
         """
-        weights = known_names(components)
-        tensors = defaultdict[WeightName, dict[str, Tensor]](dict)
-        for name, tensor in read_tensors(file).items():
-            suffix = next((suffix for suffix in KEY_SUFFIXES if name.endswith(suffix)), None)
-            weight = None if suffix is None else weights.get(normalize_key(name.removesuffix(suffix)))
-            if suffix is None or weight is None:
-                raise ValueError(f"{file}: {printable(name)} is not a low-rank update of a weight of this model")
-            if KEY_SUFFIXES[suffix] in tensors[weight]:
-                raise ValueError(f"{file}: {printable(name)} is in the file under another name as well")
-            tensors[weight][KEY_SUFFIXES[suffix]] = tensor
-        if not tensors:
-            raise ValueError(f"{file}: has no tensors in it")
-        updates = {
-            weight: check_update(file, weight, pair, get_weight(components, weight)) for weight, pair in tensors.items()
-        }
+        file = find_adapter(where, LORA_NAMES, "LoRA")
+        tensors = read_tensors(file)
         settings = adapter_settings(file)
-        for weight, pair in tensors.items():
-            if ALPHA not in pair:
-                rank = updates[weight].a.shape[0]
-                updates[weight] = replace(updates[weight], scale=adapter_scale(file, settings, weight, rank))
-        return cls(file, updates)
+        if kind := adapter_names.other_kind(tensors):
+            raise ValueError(f"{file}: is {kind}")
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(adapter_names.IGNORED_PREFIXES)}
+        embeddings, tensors = bundled_embeddings(file, tensors)
+        grouped = group_by_weight(file, tensors, components)
+        if not tensors and not embeddings:
+            raise ValueError(f"{file}: has no tensors in it")
+        updates = {name: make_update(file, name, roles, components, settings) for name, roles in grouped.items()}
+        return cls(file, updates, tuple(embeddings))
 
 
-def check_update(file: Path, name: WeightName, tensors: Mapping[str, Tensor], weight: Tensor) -> LowRankUpdate:
-    """The update of a weight from its tensors in a file (`DOWN`, `UP`, `ALPHA`); its scale is 1 if α is not among them.
+def group_by_weight(
+    file: Path, tensors: Mapping[str, Tensor], components: Components
+) -> dict[WeightName, dict[str, Tensor]]:
+    """The tensors of each weight that a file changes, by what they are (`adapter_names.SUFFIXES`).
 
-    Raises ValueError if A or B is missing, does not fit the weight, or is not finite.
+    Raises ValueError for a tensor that changes no weight of the model, or that is there under two names.
+    """
+    names = LayerNames.of(
+        {"unet": weighted_layers(components.unet)}
+        | {name: weighted_layers(encoder) for name, encoder in components.text.encoders.items()},
+        components.unet.config,
+    )
+    grouped = defaultdict[WeightName, dict[str, Tensor]](dict)
+    for name, tensor in tensors.items():
+        split = adapter_names.split_suffix(name)
+        if split is None:
+            raise ValueError(f"{file}: {printable(name)} is not a tensor of a LoRA")
+        layer_name, role = split
+        layer = names.find(layer_name)
+        if layer is None:
+            if adapter_names.is_unread(layer_name):
+                continue
+            raise ValueError(
+                f"{file}: changes {printable(layer_name)}, which this model does not have: it is a LoRA of another "
+                f"kind of model{stated_architecture(file)}"
+            )
+        weight = WeightName(layer.component, f"{layer.name}.{'bias' if role == BIAS_DIFFERENCE else 'weight'}")
+        if role in grouped[weight]:
+            raise ValueError(f"{file}: {printable(name)} is in the file under another name as well")
+        grouped[weight][role] = tensor
+    return grouped
+
+
+def stated_architecture(file: Path) -> str:
+    """The architecture that the metadata of a LoRA states, for an error: kohya's scripts and others write it."""
+    metadata = read_metadata(file)
+    stated = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version")
+    return f" ({printable(stated)})" if stated else ""
+
+
+def make_update(
+    file: Path,
+    name: WeightName,
+    tensors: Mapping[str, Tensor],
+    components: Components,
+    settings: Mapping[str, Any],
+) -> LowRankUpdate | FullUpdate:
+    """The update of a weight from its tensors in a file.
+
+    tensors: by what they are. settings: PEFT's, which have α if the tensors do not.
+    Raises ValueError if the tensors are not complete, do not fit the weight, or are not finite.
     """
     full_name = ".".join(name)
+    weight = get_weight(components, name)
+    if weight is None:
+        raise ValueError(f"{file}: changes {full_name}, but this model has no bias there")
+    check_numbers(file, full_name, tensors)
+    if DIFFERENCE in tensors or BIAS_DIFFERENCE in tensors:
+        return full_update(file, full_name, tensors, weight)
+    update = low_rank_update(file, full_name, tensors, weight)
+    if ALPHA not in tensors:
+        update = replace(update, scale=adapter_scale(file, settings, name, update.a.shape[0]))
+    if peft_setting(settings, name.component, "use_dora") and update.magnitude is None:
+        raise ValueError(f"{file}: is a DoRA by its settings, but has no magnitudes for {full_name}")
+    return update
+
+
+def check_numbers(file: Path, full_name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where a tensor is not finite or not of a dtype that weights have; α may be an integer."""
+    if ALPHA in tensors and tensors[ALPHA].numel() != 1:
+        raise ValueError(f"{file}: the alpha of {full_name} is not a single number")
+    for role, tensor in tensors.items():
+        is_number = tensor.dtype in WEIGHT_DTYPES or (role == ALPHA and tensor.dtype in INTEGER_DTYPES)
+        if not is_number or not torch.isfinite(tensor.float()).all():
+            raise ValueError(f"{file}: a tensor for {full_name} is not finite or not of a floating-point dtype")
+
+
+# diffusers' conversion to kohya's names writes α as int64.
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def full_update(file: Path, full_name: str, tensors: Mapping[str, Tensor], weight: Tensor) -> FullUpdate:
+    """The update of a weight by a difference. LyCORIS writes an α with it that changes nothing."""
+    if not tensors.keys() <= {DIFFERENCE, BIAS_DIFFERENCE, ALPHA}:
+        raise ValueError(f"{file}: has both a low-rank update and a difference for {full_name}")
+    difference = tensors[BIAS_DIFFERENCE if BIAS_DIFFERENCE in tensors else DIFFERENCE]
+    if difference.numel() != weight.numel() or difference.shape[:1] != weight.shape[:1]:
+        raise ValueError(
+            f"{file}: {full_name} has shape {tuple(weight.shape)}, which a difference of shape "
+            f"{tuple(difference.shape)} does not fit"
+        )
+    return FullUpdate(difference)
+
+
+def low_rank_update(file: Path, full_name: str, tensors: Mapping[str, Tensor], weight: Tensor) -> LowRankUpdate:
+    """The low-rank update of a weight; its scale is 1 if α is not among the tensors."""
     if DOWN not in tensors or UP not in tensors:
-        raise ValueError(f"{file}: of the two matrices for {full_name} only one is in the file")
+        raise ValueError(f"{file}: of the two matrices for {full_name} {count_matrices(tensors)} is in the file")
     a, b = tensors[DOWN], tensors[UP]
     rank = a.shape[0] if a.ndim > 1 else 0
-    fits = a.ndim in (2, 4) and b.ndim in (2, 4) and rank > 0 and b.shape[0] == weight.shape[0]
+    fits = a.ndim in (2, 4) and b.ndim in (2, 4) and rank > 0 and b.shape[0] == weight.shape[0] and weight.ndim > 1
     if not fits or b[0].numel() != rank or a[0].numel() * b.shape[0] != weight.numel():
         raise ValueError(
             f"{file}: {full_name} has shape {tuple(weight.shape)}, which its matrices of shapes {tuple(b.shape)} and "
             f"{tuple(a.shape)} do not fit"
         )
-    if ALPHA in tensors and tensors[ALPHA].numel() != 1:
-        raise ValueError(f"{file}: the alpha of {full_name} is not a single number")
-    if any(
-        tensor.dtype not in WEIGHT_DTYPES or not torch.isfinite(tensor.float()).all() for tensor in tensors.values()
-    ):
-        raise ValueError(f"{file}: a tensor for {full_name} is not finite or not of a floating-point dtype")
-    return LowRankUpdate(a, b, float(tensors[ALPHA]) / rank if ALPHA in tensors else 1.0)
+    scale = float(tensors[ALPHA]) / rank if ALPHA in tensors else 1.0
+    return LowRankUpdate(a, b, scale, magnitude(file, full_name, tensors, weight))
+
+
+def count_matrices(tensors: Mapping[str, Tensor]) -> str:
+    return "only one" if DOWN in tensors or UP in tensors else "none"
+
+
+def magnitude(file: Path, full_name: str, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
+    """DoRA's magnitudes, with as many axes as the weight; None if there are none.
+
+    PEFT has one number for each output: o, or 1 o 1 1. LyCORIS, OneTrainer and ComfyUI have a tensor with the axes of
+    the weight, which has one number for each output (o 1) or for each input (1 i).
+    """
+    outputs, inputs = weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1
+    if MAGNITUDE in tensors:
+        values, is_output = tensors[MAGNITUDE], True
+    elif DORA_SCALE in tensors:
+        values = tensors[DORA_SCALE]
+        is_output = values.ndim < 2 or values.shape[0] == outputs
+    else:
+        return None
+    if values.numel() != (outputs if is_output else inputs):
+        raise ValueError(
+            f"{file}: {full_name} has shape {tuple(weight.shape)}, which magnitudes (DoRA) of shape "
+            f"{tuple(values.shape)} do not fit"
+        )
+    others = [1] * (weight.ndim - 2)
+    return values.reshape(outputs, 1, *others) if is_output else values.reshape(1, inputs, *others)
 
 
 def adapter_settings(file: Path) -> dict[str, Any]:
@@ -142,9 +259,13 @@ def adapter_settings(file: Path) -> dict[str, Any]:
     diffusers stores them in the file's metadata; PEFT stores them in adapter_config.json, in the same folder as
     adapter_model.safetensors. Raises ValueError if they cannot be read.
     """
-    config = file.parent / "adapter_config.json"
+    config = file.parent / ADAPTER_CONFIG
     if file.name == "adapter_model.safetensors" and config.is_file():
-        return read_json(config)
+        settings = read_json(config)
+        kind = settings.get("peft_type", "LORA")
+        if kind != "LORA":
+            raise ValueError(f"{file}: is of PEFT's kind {printable(str(kind))}, {adapter_names.NOT_MERGED}")
+        return settings
     try:
         settings = parse_json(read_metadata(file).get("lora_adapter_metadata", "{}"), str(file))
     except ValueError:
@@ -161,11 +282,9 @@ def adapter_scale(file: Path, settings: Mapping[str, Any], weight: WeightName, r
     """
     component, name = weight.component, weight.name.removesuffix(".weight")
 
-    def setting(key: str) -> Any:  # the settings of a file with one adapter do not name its component
-        return settings.get(f"{component}.{key}", settings.get(key))
+    def setting(key: str) -> Any:
+        return peft_setting(settings, component, key)
 
-    if setting("use_dora"):
-        raise ValueError(f"{file}: is a DoRA, which does more than add a product of two matrices")
     patterns = setting("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise ValueError(f"{file}: the alpha_pattern of {component} is {patterns!r}, which is not a mapping")
@@ -193,36 +312,15 @@ def pattern_matches(file: Path, pattern: str, name: str) -> bool:
         raise ValueError(f"{file}: {printable(pattern)} is not a pattern of names ({error})") from None
 
 
-def normalize_key(name: str) -> str:
-    """Removes from a layer's name what trainers add to it."""
-    name = re.sub(r"\.processor\.|\.base_model\.model\.", ".", name)
-    return re.sub(r"^(base_model\.model\.|diffusion_model\.)", "", re.sub(r"\.to_out$", ".to_out.0", name))
+def peft_setting(settings: Mapping[str, Any], component: str, key: str) -> Any:
+    """A setting of PEFT's for a network. The settings of a file with one adapter do not name its network."""
+    return settings.get(f"{component}.{key}", settings.get(key))
 
 
-def known_names(components: Components) -> dict[str, WeightName]:
-    """What LoRA files may call the layers of a model (after `normalize_key`) -> the weights that they change."""
-    names: dict[str, WeightName] = {}
-    for layer in matrix_layers(components.unet):
-        weight = WeightName("unet", layer + ".weight")
-        original = compvis_unet_key(weight.name, components.unet.config).removesuffix(".weight")
-        names[f"unet.{layer}"] = weight
-        names["lora_unet_" + layer.replace(".", "_")] = weight
-        names["lora_unet_" + original.replace(".", "_")] = weight
-        names.setdefault(layer, weight)
-    for component, encoder in components.text.encoders.items():
-        for layer in matrix_layers(encoder):
-            weight = WeightName(component, layer + ".weight")
-            prefixed = "text_model." + layer.removeprefix("text_model.")  # as in transformers 4
-            names[f"{component}.{prefixed}"] = weight
-            for prefix in KOHYA_TEXT_PREFIXES[component]:
-                names[prefix + prefixed.replace(".", "_")] = weight
-    return names
-
-
-def matrix_layers(network: nn.Module) -> Iterator[str]:
-    """The names of the layers that a LoRA can change: linear layers and convolutions."""
+def weighted_layers(network: nn.Module) -> Iterator[str]:
+    """The names of the layers that have a weight: linear layers, convolutions, norms and embeddings."""
     for name, layer in network.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(getattr(layer, "weight", None), nn.Parameter):
             yield name
 
 
@@ -230,25 +328,28 @@ def get_network(components: Components, component: str) -> Any:
     return components.unet if component == "unet" else components.text.encoders[component]
 
 
-def get_weight(components: Components, weight: WeightName) -> nn.Parameter:
-    return get_network(components, weight.component).get_parameter(weight.name)
+def get_weight(components: Components, weight: WeightName) -> nn.Parameter | None:
+    """A weight or a bias; None if its layer has no bias."""
+    layer, _, leaf = weight.name.rpartition(".")
+    value: nn.Parameter | None = getattr(get_network(components, weight.component).get_submodule(layer), leaf, None)
+    return value
 
 
 def merge(components: Components, lora: Lora, scale: float) -> tuple[UNet, TextEncoder, CheckpointOrigin]:
     """Returns the networks with a LoRA merged into them, and the origin that names it.
 
     The changed weights are W + scale · (α / r) · B A, summed in float32; all others are shared with `components`, which
-    does not change. Raises ValueError if the scale is not finite, or so large that a weight overflows.
+    does not change. Of a DoRA, which gives the weight W' at a scale of 1, they are W + scale · (W' - W). Bundled
+    embeddings become words of the tokenizer.
+    Raises ValueError if the scale is not finite, or so large that a weight overflows.
     """
     if not is_finite(scale):
         raise ValueError(f"the scale of a LoRA must be a finite number, not {scale!r}")
     twins: dict[str, Any] = {}
     for name, update in lora.updates.items():
         if name.component not in twins:
-            network = get_network(components, name.component)
-            shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-            twins[name.component] = deepcopy(network, shared)
-        before = get_weight(components, name)
+            twins[name.component] = twin(get_network(components, name.component))
+        before = get_network(components, name.component).get_parameter(name.name)
         after = (before.float() + scale * update.delta(before)).to(before.dtype)
         if not after.isfinite().all() and before.isfinite().all():
             raise ValueError(
@@ -257,8 +358,12 @@ def merge(components: Components, lora: Lora, scale: float) -> tuple[UNet, TextE
         module, _, leaf = name.name.rpartition(".")
         parameter = nn.Parameter(after, requires_grad=False)
         twins[name.component].get_submodule(module).register_parameter(leaf, parameter)
-    label = f"{lora.file.name} at {scale:g}"
-    if earlier := components.origin.labels.get("LoRA"):
-        label = f"{earlier}, {label}"
-    origin = replace(components.origin, labels={**components.origin.labels, "LoRA": label})
-    return twins.pop("unet", components.unet), components.text.with_encoders(twins), origin
+    origin = components.origin.with_label("LoRA", f"{lora.file.name} at {scale:g}")
+    unet = twins.pop("unet", components.unet)
+    text = components.text.with_encoders(twins)
+    for embedding in lora.embeddings:
+        try:
+            text = add_embedding(text, embedding)
+        except ValueError as error:
+            warnings.warn(f"{error}; the LoRA is merged without it", Notice, stacklevel=3)
+    return unet, text, origin

@@ -1,7 +1,7 @@
 """Where a model's weights come from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -10,11 +10,16 @@ class CheckpointOrigin:
     """Where a model's weights come from.
 
     files: the file of each network's weights, by the name of the network's folder in a checkpoint. labels: what the
-    metadata of a generated picture state about the model ("Model", "VAE", "LoRA").
+    metadata of a generated picture state about the model ("Model", "VAE", "LoRA", "Embedding").
     """
 
     files: Mapping[str, Path] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    def with_label(self, name: str, value: str) -> "CheckpointOrigin":
+        """The origin with one more label; a label that is there is continued after a comma."""
+        earlier = self.labels.get(name)
+        return replace(self, labels={**self.labels, name: f"{earlier}, {value}" if earlier else value})
 
     def refuse_overwrite(self, file: Path) -> None:
         """Raises ValueError if writing `file` would overwrite weights of the model, which are still memory-mapped."""

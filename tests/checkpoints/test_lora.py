@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from diffusers.utils import convert_state_dict_to_kohya
 from families import PROMPT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 import minip2p
 from minip2p.checkpoints.lora import Lora
+from minip2p.errors import Notice
 
 # Layers of the UNet that the tests change -> their names in the original code.
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -261,7 +263,7 @@ def test_pefts_settings_in_a_file_of_their_own_are_obeyed(sd1, tmp_path, layer, 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ('{"unet.use_dora": true}', "is a DoRA"),
+        ('{"unet.use_dora": true}', "is a DoRA by its settings, but has no magnitudes for"),
         ("[", "is not a JSON object"),
         ("3", "is not a JSON object"),
         ('{"unet.lora_alpha": "much"}', "is 'much', which is not a number"),
@@ -294,8 +296,12 @@ def change_first(function):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (add("lora_unet_nowhere.lora_up.weight", 1, 1), "nowhere.lora_up.weight is not a low-rank update"),
-        (add("lora_unet_conv_in.hada_w1_a", 1, 1), "conv_in.hada_w1_a is not a low-rank update"),
+        (
+            add("lora_unet_nowhere.lora_up.weight", 1, 1),
+            "changes lora_unet_nowhere, which this model does not have: it is a LoRA of another kind of model",
+        ),
+        (add("lora_unet_conv_in.hada_w1_a", 1, 1), "is a LoHa .* which minip2p does not merge"),
+        (add("lora_unet_conv_in.what", 1, 1), "lora_unet_conv_in.what is not a tensor of a LoRA"),
         (
             lambda tensors: tensors.pop(next(name for name in tensors if name.endswith("lora_up.weight"))),
             "of the two matrices for .* only one is in the file",
@@ -304,7 +310,7 @@ def change_first(function):
         (change_first(lambda tensor: tensor * torch.nan), "is not finite"),
         (lambda tensors: tensors.clear(), "has no tensors in it"),
     ],
-    ids=["unknown layer", "another method", "one matrix", "wrong shape", "NaN", "empty"],
+    ids=["unknown layer", "another method", "unknown tensor", "one matrix", "wrong shape", "NaN", "empty"],
 )
 def test_a_file_that_does_not_fit_is_one_clear_line_and_changes_nothing(sd1, tmp_path, change, message):
     tensors, before = kohya(random_pairs(sd1)), copy_state(sd1)
@@ -316,11 +322,190 @@ def test_a_file_that_does_not_fit_is_one_clear_line_and_changes_nothing(sd1, tmp
     assert not changed_names(before, state(sd1))
 
 
-def test_a_model_or_a_missing_file_is_not_a_lora(family, sd1, tmp_path):
-    with pytest.raises(ValueError, match="is not a low-rank update of a weight of this model"):
+def test_a_model_is_not_a_lora(family, sd1):
+    with pytest.raises(ValueError, match="is a whole model, not a LoRA: give it with --model"):
         sd1.merged(family("SD 1")[2])
-    with pytest.raises(FileNotFoundError, match="nowhere.safetensors: no such file"):
-        sd1.merged(tmp_path / "nowhere.safetensors")
+    with pytest.raises(ValueError, match="is the weights of a UNet, not a LoRA"):
+        sd1.merged(family("SD 1")[1] / "unet/diffusion_pytorch_model.safetensors")
+
+
+def test_a_missing_file_is_missing(sd1, tmp_path):
+    for where in (tmp_path / "nowhere.safetensors", str(tmp_path / "nowhere.safetensors"), "nowhere/x.safetensors"):
+        with pytest.raises(FileNotFoundError, match="nowhere.*: no such file: there is no LoRA of this name"):
+            sd1.merged(where)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of git-lfs"),
+        ("a.safetensors", b"\n<!DOCTYPE html><html>", "is an HTML page"),
+        ("a.safetensors", b"PK\x03\x04archive/data.pkl", "is a pickled file, which can run code"),
+        ("a.pt", b"\x80\x02}q", "is a pickled file, which can run code when it is read: convert it to safetensors"),
+        ("a.bin", b"anything", "is a pickled file"),
+        ("a.ckpt", b"anything", "is a pickled file"),
+        ("a.safetensors", b"\x10\0\0\0\0\0\0\0{", "not a whole safetensors file"),
+    ],
+)
+def test_a_file_of_another_format_is_named_and_never_unpickled(sd1, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    for where in (tmp_path / name, str(tmp_path / name)):
+        with pytest.raises(ValueError, match=message) as error:
+            sd1.merged(where)
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+
+# Folders
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "adapter_model.safetensors", "style.safetensors"])
+def test_a_folder_is_read_as_its_file(sd1, tmp_path, name):
+    """Of diffusers, of PEFT, or with a single safetensors file. PEFT's settings in it count."""
+    pairs = {PROJ_IN: random_pairs(sd1)[PROJ_IN]}
+    save_file({n.removeprefix("unet."): t for n, t in peft(pairs).items()}, tmp_path / name)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 16, "r": 2}))
+    merged = sd1.merged(str(tmp_path))
+    factor = 8.0 if name == "adapter_model.safetensors" else 1.0
+    assert_close(state(merged), merged_by_hand(state(sd1), pairs, factor))
+    assert merged.origin.labels["LoRA"] == f"{name} at 1"
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ([], "has no LoRA in it: no file ends in .safetensors"),
+        (["pytorch_lora_weights.bin"], "has only pickled files .pytorch_lora_weights.bin., which are never read"),
+        (
+            ["a.safetensors", "b.safetensors"],
+            "has 2 safetensors files, a.safetensors, b.safetensors, .*: give the file",
+        ),
+    ],
+)
+def test_a_folder_without_a_clear_file_is_one_clear_line(sd1, tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=message) as error:
+        sd1.merged(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA"])
+def test_pefts_other_kinds_are_named(sd1, tmp_path, kind):
+    save_file({"base_model.model.x.weight": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    with pytest.raises(ValueError, match=f"is of PEFT's kind {kind}, which minip2p does not merge"):
+        sd1.merged(tmp_path)
+
+
+# α, DoRA, full differences, embeddings
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float16, torch.float64])
+def test_alpha_may_be_an_integer(sd1, tmp_path, dtype):
+    """diffusers' conversion to kohya's names writes int64."""
+    pairs = random_pairs(sd1)
+    tensors = {n: t.to(dtype) if n.endswith("alpha") else t for n, t in kohya(pairs, alpha=4.0).items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert_close(state(sd1.merged(tmp_path / "a.safetensors")), merged_by_hand(copy_state(sd1), pairs, 2.0))
+
+
+def test_diffusers_own_export_to_kohyas_names_is_merged(sd1, tmp_path):
+    """With its α = r, an int64."""
+    pairs = random_pairs(sd1)
+    exported = convert_state_dict_to_kohya(peft(pairs))
+    assert {t.dtype for n, t in exported.items() if n.endswith("alpha")} == {torch.int64}
+    save_file(exported, tmp_path / "a.safetensors")
+    assert_close(state(sd1.merged(tmp_path / "a.safetensors")), merged_by_hand(copy_state(sd1), pairs, 1.0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("kind", ["PEFT", "of outputs", "of inputs"])
+def test_a_dora_is_the_direction_of_the_sum_times_the_magnitudes(sd1, tmp_path, kind, scale):
+    """W' = m V / ‖V‖ of V = W + α / r · B A (Liu et al. 2024, equation 5), with the shapes of PEFT and of LyCORIS."""
+    before, pairs = copy_state(sd1), random_pairs(sd1)
+    tensors, expected = kohya(pairs, alpha=4.0), merged_by_hand(copy_state(sd1), pairs, 2.0)
+    g = torch.Generator().manual_seed(3)
+    for name in pairs:
+        suffix, component = name.removeprefix("text_model.") + ".weight", "text" if name == TEXT_LAYER else "unet"
+        key = next(key for key in before if key.endswith(suffix) and key.startswith(component))
+        v, stem = expected[key], next(n for n in tensors if name.replace(".", "_") in n).split(".")[0]
+        axis = 1 if kind == "of inputs" else 0
+        norm = v.pow(2).sum([d for d in range(v.ndim) if d != axis], keepdim=True).sqrt()
+        m = norm * (0.5 + torch.rand(norm.shape, generator=g))
+        expected[key] = before[key] + scale * (m * v / norm - before[key])
+        if kind == "PEFT":
+            tensors[f"{stem}.lora_magnitude_vector.weight"] = m.flatten() if m.ndim == 2 else m.transpose(0, 1)
+        else:
+            tensors[f"{stem}.dora_scale"] = m
+    save_file({n: t.contiguous() for n, t in tensors.items()}, tmp_path / "a.safetensors")
+    assert_close(state(sd1.merged(tmp_path / "a.safetensors", scale)), expected)
+
+
+def test_magnitudes_of_another_size_are_refused(sd1, tmp_path):
+    tensors = kohya({PROJ_IN: random_pairs(sd1)[PROJ_IN]})
+    stem = next(iter(tensors)).split(".")[0]
+    save_file(tensors | {f"{stem}.dora_scale": torch.ones(3, 1)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"magnitudes \(DoRA\) of shape \(3, 1\) do not fit"):
+        sd1.merged(tmp_path / "a.safetensors")
+
+
+def test_full_differences_of_weights_biases_and_norms_are_added(sd1, tmp_path):
+    """LyCORIS' and ComfyUI's names; LyCORIS writes an α besides, which changes nothing."""
+    before, g = copy_state(sd1), torch.Generator().manual_seed(0)
+    changes = {
+        "lora_unet_conv_in.diff": "unet.conv_in.weight",
+        "lora_unet_conv_in.diff_b": "unet.conv_in.bias",
+        "diffusion_model.out.0.diff": "unet.conv_norm_out.weight",
+        "lora_unet_mid_block_attentions_0_norm.w_norm": "unet.mid_block.attentions.0.norm.weight",
+        "lora_unet_mid_block_attentions_0_norm.b_norm": "unet.mid_block.attentions.0.norm.bias",
+    }
+    tensors = {name: torch.randn(before[key].shape, generator=g) for name, key in changes.items()}
+    save_file(tensors | {"lora_unet_conv_in.alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors")
+    after = state(sd1.merged(tmp_path / "a.safetensors", 0.5))
+    expected = before | {key: before[key] + 0.5 * tensors[name] for name, key in changes.items()}
+    assert changed_names(before, after) == set(changes.values())
+    assert_close(after, expected)
+    save_file({"lora_unet_conv_in.diff": torch.ones(3)}, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match=r"which a difference of shape \(3,\) does not fit"):
+        sd1.merged(tmp_path / "b.safetensors")
+    query = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{query}.diff_b": torch.ones(64)}, tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match="but this model has no bias there"):
+        sd1.merged(tmp_path / "c.safetensors")
+
+
+def test_bundled_embeddings_become_words(sd1, tmp_path):
+    """OneTrainer's and A1111's, beside a LoRA. A word that the tokenizer knows already is passed over aloud."""
+    pairs, vectors = random_pairs(sd1), torch.randn(2, 64)
+    save_file(
+        kohya(pairs) | {"bundle_emb.<toy>.clip_l": vectors, "bundle_emb.sks™.string_to_param.*": vectors[0].clone()},
+        tmp_path / "a.safetensors",
+    )
+    merged = sd1.merged(tmp_path / "a.safetensors")
+    assert merged.text.prompt("a <toy> sks™").token_indices("toy") == (2, 3)
+    assert len(merged.text.tokenizer) == len(sd1.text.tokenizer) + 3
+    matrices = {name: t for name, t in state(merged).items() if "token_embedding" not in name}
+    by_hand = merged_by_hand(copy_state(sd1), pairs, 0.5)
+    assert_close(matrices, {name: t for name, t in by_hand.items() if "token_embedding" not in name})
+    with pytest.warns(Notice, match="<toy> is already in the tokenizer's vocabulary.*; the LoRA is merged without it"):
+        merged.merged(tmp_path / "a.safetensors")
+
+
+def test_a_lora_of_another_family_says_what_it_is_for(sd1, tmp_path):
+    name = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
+    tensors = {f"{name}.lora_up.weight": torch.ones(1, 1), f"{name}.lora_down.weight": torch.ones(1, 1)}
+    save_file(tensors, tmp_path / "a.safetensors", {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"})
+    with pytest.raises(ValueError, match=r"is a LoRA of another kind of model \(stable-diffusion-xl-v1-base/lora\)"):
+        sd1.merged(tmp_path / "a.safetensors")
+
+
+def test_the_second_text_projection_can_be_changed(family, tmp_path):
+    model = minip2p.load(family("SDXL")[1])
+    stem = "lora_te2_text_projection"
+    tensors = {f"{stem}.lora_down.weight": torch.randn(2, 128), f"{stem}.lora_up.weight": torch.randn(128, 2)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    changed = changed_names(state(model), state(model.merged(tmp_path / "a.safetensors")))
+    assert changed == {"text_encoder_2.text_projection.weight"}
 
 
 def test_a_scale_must_be_a_finite_number(sd1, tmp_path):
