@@ -13,12 +13,12 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from minip2p.cli.estimate import load_announced
 from minip2p.cli.options import (
     INVERSION_OPTIONS,
     edit_options,
     edit_settings,
     invert_options,
-    load_model,
     parse_lora,
     run_file_path,
     run_options,
@@ -54,7 +54,7 @@ def edit(args: Namespace) -> None:
     check_source(args.source, args.prompt is not None)
     check_paste(args)
     changes, seeds = edit_options(args), seeds_to_run(args)
-    pipe = load_model(args)
+    pipe = load_announced(args)
     source = open_source(pipe, args)
     jobs = [(seed, edit_paths(args, seed_in_name(args, source, seed), len(seeds) > 1)) for seed in seeds]
     paths = [path for _, job_paths in jobs for path in job_paths]
@@ -102,7 +102,7 @@ def invert(args: Namespace) -> None:
     file = run_file_path(args.out)
     path = file.with_suffix(PICTURE_SUFFIX)
     check_outputs(args, [file, path], [args.picture, *weight_paths(args)])
-    pipe = load_model(args)
+    pipe = load_announced(args)
     refuse_inputs(pipe_files(pipe), [file, path])
     run = invert_photo(pipe, args, args.picture, run_options(args))
     image = run.image
@@ -138,7 +138,7 @@ def maps(args: Namespace) -> None:
     is_photo = args.prompt is not None
     check_source(args.source, is_photo)
     seeds = seeds_to_run(args)
-    pipe = load_model(args)
+    pipe = load_announced(args)
     source = open_source(pipe, args)
     if isinstance(source, Trajectory):
         refuse_run_options(args)
@@ -362,7 +362,7 @@ def plan_pictures(args: Namespace, prompt: str, inputs: Sequence[str | Path | No
 
 def load_model_for(args: Namespace, jobs: Sequence[PictureJob]) -> Pipeline:
     """Loads the model. Raises ValueError if an output of the jobs is one of its files, wherever they are."""
-    pipe = load_model(args)
+    pipe = load_announced(args)
     refuse_inputs(pipe_files(pipe), [file for _, path, records in jobs for file in (path, *records)])
     return pipe
 

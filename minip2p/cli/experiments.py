@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minip2p.checkpoints.components import RowCounter
+from minip2p.cli import estimate
 from minip2p.cli.commands import refuse_file_name
 from minip2p.cli.options import load_model
 from minip2p.evaluation import edit_benchmark, tables
@@ -21,7 +22,9 @@ from minip2p.evaluation.workers import WorkerPool
 from minip2p.io import png
 from minip2p.io.files import write_text
 from minip2p.metrics.clip_score import ClipScore
+from minip2p.p2p.batching import MAX_BATCH
 from minip2p.sampling import metadata
+from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunSettings
 from minip2p.sweeps import sweep as sweeps
@@ -48,8 +51,23 @@ def sweep(args: Namespace) -> None:
     png.check_writable([folder / "grid.json", *charts.result_paths(folder, grid), *rows_files, *pictures])
     score, scored_by = make_scorer(args)
     print(sweeps.describe(jobs), flush=True)
+
+    def announced_progress(total: int, counter: RowCounter) -> Progress:
+        """A progress bar, after a warning where the rows that are left take minutes."""
+        latent_size, guidance = jobs[0].start.noise.shape, jobs[0].start.guidance_scale
+        estimate.announce(
+            pipe.components,
+            total,
+            (latent_size[-2], latent_size[-1]),
+            pictures=len(pictures),
+            batch=unet_rows(MAX_BATCH, guidance),
+        )
+        return rows_progress(total, counter)
+
     counter = RowCounter()
-    rows = sweeps.sweep(pipe, grid, folder, score=score, scored_by=scored_by, counter=counter, progress=rows_progress)
+    rows = sweeps.sweep(
+        pipe, grid, folder, score=score, scored_by=scored_by, counter=counter, progress=announced_progress
+    )
     print(f"{counter.rows:,} rows of the UNet were run")
     print(*charts.write_results(folder, grid, rows, sweeps.sweep_parameters(pipe, grid)), sep="\n")
     print(Tradeoff.of(grid, rows).recommendation())

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn, TypeAlias
 
+from minip2p.cli.threads import choose_threads, wait_passively
 from minip2p.errors import escape_unprintable, fail, run_guarded
 
 EPILOG = """output files:
@@ -391,11 +392,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Exits with 143 after SIGTERM and 129 after SIGHUP.
     """
     escape_unprintable()
+    if argv is None:  # a program of its own, whose threads are its own matter
+        wait_passively()
     args = parser().parse_args(join_text_values(sys.argv[1:] if argv is None else argv))
 
     def work() -> None:
         import_module("minip2p.cli.paths").expand_paths(args)
         command = getattr(import_module(f"minip2p.cli.{args.module}"), args.command.replace("-", "_"))
+        if argv is None and args.module != "show":
+            choose_threads()
         try:
             with exit_on_signals():
                 command(args)
