@@ -101,8 +101,10 @@ def announce(components: Components, rows: int, latent_size: tuple[int, int], *,
 
 
 def format_time(seconds: float) -> str:
-    """A duration in minutes or hours, with two digits."""
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.2g} hours"
+    """A duration in minutes or hours."""
+    return (
+        f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.{1 if seconds < 36000 else 0}f} hours"
+    )
 
 
 def unet_flops(components: Components, latent_size: tuple[int, int]) -> float:

@@ -82,11 +82,11 @@ def test_more_memory_than_the_machine_has_is_named(model, monkeypatch):
 
 
 def test_times_are_minutes_or_hours():
-    assert [estimate.format_time(s) for s in (61, 1000, 5400, 1e5)] == [
+    assert [estimate.format_time(s) for s in (61, 1000, 5400, 2.5e6)] == [
         "1 minutes",
         "17 minutes",
         "1.5 hours",
-        "28 hours",
+        "694 hours",
     ]
 
 
