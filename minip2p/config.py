@@ -25,6 +25,8 @@ class Config:
     required_values: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     # Fields that do not affect the results here, whatever their value.
     ignored: ClassVar[tuple[str, ...]] = ()
+    # The class of diffusers whose configuration it is; None where classes share it.
+    class_name: ClassVar[str | None] = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], location: str = "config") -> Self:
@@ -32,8 +34,8 @@ class Config:
 
         Ignored are: fields in `ignored`, names that begin with an underscore, and unknown fields that are None or False
         (options that are off). location: names the source in errors, a path for example.
-        Raises ValueError for an unknown field, a value that is not supported, a wrong type, or values that are invalid
-        together.
+        Raises ValueError for another class of diffusers, an unknown field, a value that is not supported, a wrong type,
+        or values that are invalid together.
         """
         cls._check_unknown_fields(values, location)
         known = {name: values[name] for name in (f.name for f in fields(cls)) if name in values}
@@ -49,7 +51,9 @@ class Config:
 
     @classmethod
     def _check_unknown_fields(cls, values: Mapping[str, Any], location: str) -> None:
-        """Raises ValueError for a value that is not supported, and for a field that is neither known nor off."""
+        """Raises ValueError for another class, a value that is not supported, or a field neither known nor off."""
+        if cls.class_name is not None and (stated := values.get("_class_name", cls.class_name)) != cls.class_name:
+            raise ValueError(f"{location}: is of the class {stated!r}, and only {cls.class_name} is supported")
         known = {f.name for f in fields(cls)}
         for name, value in values.items():
             if name in known or name in cls.ignored or name.startswith("_"):
@@ -126,6 +130,7 @@ class UNetConfig(Config):
     projection_class_embeddings_input_dim: int | None = None
     upcast_attention: bool | None = False
 
+    class_name: ClassVar[str | None] = "UNet2DConditionModel"
     required_values: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
             "act_fn": "silu",
@@ -192,6 +197,7 @@ class VAEConfig(Config):
     use_post_quant_conv: bool = True
     force_upcast: bool = True
 
+    class_name: ClassVar[str | None] = "AutoencoderKL"
     required_values: ClassVar[Mapping[str, Any]] = MappingProxyType({"act_fn": "silu", "mid_block_add_attention": True})
     ignored: ClassVar[tuple[str, ...]] = ("sample_size",)  # a hint for tiled decoding
 

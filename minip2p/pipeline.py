@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from minip2p.attention.contract import Attend, SiteFilter
+from minip2p.attention.contract import ALL_SITES, Attend, SiteFilter
 from minip2p.checkpoints.components import Components, RowCounter
+from minip2p.checkpoints.embeddings import Embedding, add_embedding
 from minip2p.checkpoints.load import load_components
 from minip2p.checkpoints.lora import Lora, merge
 from minip2p.checkpoints.origin import CheckpointOrigin
@@ -19,8 +20,9 @@ from minip2p.checkpoints.save import save_model
 from minip2p.inversion.encode import encode_photo
 from minip2p.inversion.methods import get_method
 from minip2p.p2p.editing import run_edits
+from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.options import EditOptions
-from minip2p.p2p.schedules import step_range
+from minip2p.p2p.schedules import StepShare, step_range
 from minip2p.p2p.targets import make_targets
 from minip2p.sampling.conditioning import (
     ImageConditioning,
@@ -41,6 +43,29 @@ from minip2p.vae import VAE
 from minip2p.validation import is_finite
 
 Photo = str | Path | Image.Image | Tensor  # a file, a Pillow image, or 3 H W in [-1, 1]
+
+
+class EditKeywords(TypedDict, total=False):
+    """The keywords of `Pipeline.edit` for type checkers: the fields of `EditOptions` and of `RunSettings`."""
+
+    cross_replace: StepShare | Mapping[Any, StepShare]
+    self_replace: StepShare
+    self_max_queries: int
+    kind: str
+    reweight: Mapping[Any, float] | None
+    local_blend: LocalBlend | str | Sequence[Any] | None
+    sites: SiteFilter | None
+    region: Any
+    explicit: bool
+    parity: bool
+    attend: Attend | None
+    seed: int
+    steps: int
+    guidance_scale: float | None
+    size: tuple[int, int] | None
+    negative_prompt: str
+    clip_skip: int
+    latents: Tensor | None
 
 
 def load(
@@ -71,7 +96,7 @@ class Pipeline:
     """
 
     components: Components
-    default_guidance: float = 7.5
+    default_guidance: float
 
     def __repr__(self) -> str:
         labels = ", ".join(self.components.origin.labels.values())
@@ -133,16 +158,29 @@ class Pipeline:
         `at(step)`, that is called for each step's attention.
         Raises ValueError for what the model cannot take.
         """
-        settings = RunSettings(seed, steps, guidance_scale, size, negative_prompt, clip_skip, latents, attend)
+        settings = RunSettings(
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            size=size,
+            negative_prompt=negative_prompt,
+            clip_skip=clip_skip,
+            latents=latents,
+            attend=attend,
+        )
         return sample(self.components, self.prepare(prompt, settings), progress_bar)
 
     @overload
-    def edit(self, source: Trajectory | str, target: str, **options: Any) -> Trajectory: ...
+    def edit(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first match counts
+        self, source: Trajectory | str, target: str, **options: Unpack[EditKeywords]
+    ) -> Trajectory: ...
 
     @overload
-    def edit(self, source: Trajectory | str, target: Sequence[str], **options: Any) -> list[Trajectory]: ...
-
     def edit(
+        self, source: Trajectory | str, target: Sequence[str], **options: Unpack[EditKeywords]
+    ) -> list[Trajectory]: ...
+
+    def edit(  # type: ignore[misc]  # mypy does not see that the keywords below are those of EditKeywords
         self,
         /,
         source: Trajectory | str,
@@ -154,7 +192,7 @@ class Pipeline:
         kind: str = EditOptions.kind,
         reweight: Mapping[Any, float] | None = EditOptions.reweight,
         local_blend: Any = EditOptions.local_blend,
-        sites: SiteFilter = EditOptions.sites,
+        sites: SiteFilter | None = EditOptions.sites,
         region: Any = EditOptions.region,
         explicit: bool = EditOptions.explicit,
         parity: bool = EditOptions.parity,
@@ -164,7 +202,7 @@ class Pipeline:
         """Edits a picture by editing its prompt (Hertz et al. 2022). Returns a run, or a list of runs for a list.
 
         source: a run; or a prompt, with the settings of `generate`. Then source and targets are sampled together, the
-        source once, and `out.source_run` is the source. target: the prompt to edit to, or a list of prompts.
+        source once; `out.source_run.finish()` is its run. target: the prompt to edit to, or a list of prompts.
 
         The options are those of `EditOptions`. In short: cross_replace and self_replace: for which share of the steps
         the target takes the source's cross- and self-attention. self_max_queries: only self-attention of at most so
@@ -317,7 +355,7 @@ class Pipeline:
         cross_replace: Any = 1.0,
         self_replace: Any = EditOptions.self_replace,
         self_max_queries: int = EditOptions.self_max_queries,
-        sites: SiteFilter = EditOptions.sites,
+        sites: SiteFilter | None = EditOptions.sites,
         dtype: torch.dtype | None = None,
         budget: float = 4e9,
         file: str | Path | None = None,
@@ -334,7 +372,8 @@ class Pipeline:
         if not isinstance(dtype, torch.dtype | None) or not isinstance(budget, int | float) or not budget >= 0:
             raise ValueError(f"a record has a torch dtype and a budget in bytes, not {dtype!r} and {budget!r}")
         origin = self.resolve_source(source, settings)
-        SiteFilter.validate(sites, self.unet.heads)
+        sites = EditOptions(sites=sites).sites or ALL_SITES
+        sites.validate(self.unet.heads)
         skip_steps = origin.conditioning.skip_steps
         policy = CachePolicy(
             step_range("cross_replace", cross_replace, origin.steps + 1, skip_steps),
@@ -369,11 +408,25 @@ class Pipeline:
     def merged(self, file: str | Path, scale: float = 1.0) -> "Pipeline":
         """A model with a LoRA merged into its weights: W + scale · (α / r) · B A (`minip2p.checkpoints.lora`).
 
+        file: a file, a folder of diffusers or PEFT, or a name on the hub. DoRA and full differences are merged as well.
         It shares all unchanged weights with this model, which stays what it is.
         Raises FileNotFoundError or ValueError where the file does not fit the model.
         """
-        unet, text, origin = merge(self.components, Lora.read(Path(file), self.components), scale)
+        unet, text, origin = merge(self.components, Lora.read(file, self.components), scale)
         return replace(self, components=replace(self.components, unet=unet, text=text, origin=origin))
+
+    def with_embedding(self, file: str | Path, token: str | None = None) -> "Pipeline":
+        """A model that knows one more word, by textual inversion (Gal et al. 2022; `minip2p.checkpoints.embeddings`).
+
+        file: a safetensors file, a folder, or a name on the hub. token: the word for it in prompts; None is the one
+        that the file states, or else the name of the file. It shares all weights with this model, which stays what it
+        is.
+        Raises FileNotFoundError or ValueError where the file does not fit the model.
+        """
+        embedding = Embedding.read(file, token)
+        text = add_embedding(self.components.text, embedding)
+        origin = self.components.origin.with_label("Embedding", f"{embedding.word} ({embedding.file.name})")
+        return replace(self, components=replace(self.components, text=text, origin=origin))
 
 
 def check_setting_names(settings: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ ORDER = {
 CORE = ("validation", "errors", "config", "layers", "io", "attention", "text", "unet", "vae", "sched", "checkpoints",
         "sampling", "p2p", "inversion", "pipeline", "baselines")  # fmt: skip
 CORE_LIBRARIES = {"torch", "numpy", "einops", "PIL", "safetensors", "transformers", "tqdm", "huggingface_hub"}
-OPTIONAL_LIBRARIES = {"pillow_heif"}  # imported for a file of its format, and named in the error where it is missing
+OPTIONAL_LIBRARIES = {"pillow_heif", "yaml"}  # imported for a file of its format, and named where it is missing
 EXTRA_LIBRARIES = {"matplotlib", "pyarrow", "skimage"}  # only outside of the core
 BANNED_NAMES = {
     "said", "made", "found", "kept", "given", "whole", "own", "one", "some", "ours", "beside", "along", "again",

@@ -59,6 +59,12 @@ def test_the_defaults_are_those_of_diffusers(config_class, diffusers_class, exce
         (UNetConfig, {"act_fn": "gelu"}, "act_fn = 'gelu' is not supported, only 'silu' is"),
         (UNetConfig, {"mid_block_type": None}, "mid_block_type = None is not supported"),
         (UNetConfig, {"resnet_time_scale_shift": "scale_shift"}, "only 'default' is"),
+        (
+            UNetConfig,
+            {"_class_name": "UNetMotionModel"},
+            "'UNetMotionModel', and only UNet2DConditionModel is supported",
+        ),
+        (VAEConfig, {"_class_name": "AutoencoderTiny"}, "is of the class 'AutoencoderTiny', and only AutoencoderKL is"),
         (VAEConfig, {"mid_block_add_attention": False}, "mid_block_add_attention = False is not supported"),
         (VAEConfig, {"latents_std": [1, 2, 3, 4]}, "latents_std = .* is not a field"),
         (SchedulerConfig, {"clip_sample": True}, "clip_sample = True is not supported, only False is"),

@@ -9,20 +9,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import CallLog, deviations, same_latents
 
 import minip2p
 from minip2p import AttentionStore, LocalBlend, Pipeline, chain, explicit
 from minip2p.attention.contract import fused
 from minip2p.checkpoints.components import RowCounter
+from minip2p.inversion.edit_friendly import edit_friendly
+from minip2p.inversion.null_text import null_text
 from minip2p.p2p.algebra import dense
 from minip2p.p2p.edit_plan import plan_edit
 from minip2p.p2p.options import EditOptions
+from minip2p.sampling.guidance import guided_noise
+from minip2p.sampling.sampler import sample
+from minip2p.sampling.settings import RunSettings
+from minip2p.sampling.trajectory import SourceRun
 
 STEPS, SEED = 4, 5
 SETTINGS = dict(seed=SEED, steps=STEPS, size=(64, 72))
 SHORT = dict(seed=3, steps=2, size=(64, 72))
-SOURCE = "a cat and a house on grass"
+SOURCE, TARGET, FOG = "a cat and a house on grass", "a dog and a house on grass", "fog"
+SMALL = {"seed": 1, "steps": 2, "size": (64, 72)}
 TARGETS = ["a dog and a house on grass", "a cat and a house on grass at night", "a sketch of a cat on grass"]
 EIGHT = [f"a {word} and a house on grass" for word in "dog horse duck car hat lamp cake camel".split()]
 ROLL = explicit(lambda probs, site: probs.roll(1, -1) if site.cross else probs)
@@ -504,3 +512,46 @@ def test_an_unknown_option_is_named_as_such(model, short, source, option, hint):
     with pytest.raises(TypeError) as error:
         model.edit(short if source == "run" else SOURCE, TARGETS[0], **{option: 0.5})
     assert str(error.value).startswith(hint)
+
+
+@pytest.mark.parametrize("run_source", [sample, lambda components, start: SourceRun(components, start).finish()])
+def test_both_prompts_of_a_run_are_read_at_its_clip_skip(model, run_source):
+    start = model.prepare(SOURCE, RunSettings(**SMALL, negative_prompt=FOG, clip_skip=2))
+    step, components = model.scheduler.steps(2)[0], model.components
+    eps = guided_noise(
+        components,
+        start.noise,
+        step.t,
+        model.text.encode_negative(FOG, 2),
+        model.text(SOURCE, 2),
+        guidance_scale=start.guidance_scale,
+    )
+    expected = components.scheduler.step(start.noise, eps, step)
+    assert torch.equal(run_source(components, start).latents[1:2], expected)
+
+
+def test_the_target_is_read_at_the_clip_skip_of_its_source(model):
+    run = model.generate(SOURCE, **SMALL, clip_skip=2)
+    plain = model.edit(run, TARGET, cross_replace=0, self_replace=0)
+    expected = model.generate(TARGET, latents=run.latents[:1], steps=2, clip_skip=2)
+    torch.testing.assert_close(plain.latents, expected.latents, rtol=1e-4, atol=1e-4)
+    other = model.generate(TARGET, latents=run.latents[:1], steps=2)
+    assert (other.latents - expected.latents).abs().max() > 1e-2
+
+
+def test_an_inversion_reads_the_negative_prompt_at_its_clip_skip(model):
+    latents = torch.randn(1, 4, 8, 9, generator=torch.Generator().manual_seed(0))
+    settings = RunSettings(steps=2, guidance_scale=4.0, latents=latents, negative_prompt=FOG, clip_skip=2)
+    start = model.prepare(SOURCE, settings)
+    run = edit_friendly(model.components, start)
+    sampled = sample(model.components, replace(start, noise=run.latents[:1], conditioning=run.conditioning))
+    torch.testing.assert_close(sampled.latents[1], run.latents[1], rtol=1e-3, atol=1e-3)
+    run = null_text(model.components, start, num_inner_steps=0)  # no update: the negative prompt itself
+    assert torch.equal(run.conditioning.uncond_embeddings[:1].tokens, model.text.encode_negative(FOG, 2).tokens)
+
+
+def test_maps_of_an_instruction_run_one_conditional_row_a_step(family):
+    model, counter = minip2p.load(family("InstructPix2Pix")[1]), RowCounter()
+    run = model.instruct(Image.new("RGB", (32, 32)), "a cat", steps=3)
+    replace(run, components=model.counting(counter).components).maps("cat")
+    assert counter.rows == 3

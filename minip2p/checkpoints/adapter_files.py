@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from minip2p.checkpoints.file_formats import CONVERT, PICKLED_SUFFIXES, check_format
 from minip2p.checkpoints.hub import download_files, is_repo_id
 
 # The names that diffusers and PEFT give to the file in a folder.
@@ -10,11 +11,7 @@ LORA_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 EMBEDDING_NAMES = ("learned_embeds.safetensors",)
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT, next to adapter_model.safetensors
 
-SAFETENSORS, PICKLED_SUFFIXES = ".safetensors", (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-# What files that are not safetensors begin with.
-PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")
-LFS_POINTER = b"version https://git-lfs"
-PAGE = (b"<!doctype html", b"<html")
+SAFETENSORS = ".safetensors"
 
 
 def find_adapter(where: str | Path, names: Sequence[str], kind: str) -> Path:
@@ -63,18 +60,3 @@ def download_adapter(name: str, names: Sequence[str], kind: str) -> Path:
     if not chosen:  # the hub cannot be reached: what is in its cache
         chosen.append(choose_file(name, sorted(file.name for file in folder.iterdir()), names, kind))
     return folder / chosen[0]
-
-
-CONVERT = "convert it to safetensors first"
-
-
-def check_format(path: Path) -> None:
-    """Raises ValueError, with one line that says what it is, for a file that is clearly not safetensors."""
-    with open(path, "rb") as file:
-        start = file.read(64)
-    if start.startswith(LFS_POINTER):
-        raise ValueError(f"{path}: is a pointer of git-lfs, not the file itself: run git lfs pull")
-    if start.lstrip().lower().startswith(PAGE):
-        raise ValueError(f"{path}: is an HTML page, not the file itself: download it again")
-    if start.startswith(PICKLED) or path.suffix.lower() in PICKLED_SUFFIXES:
-        raise ValueError(f"{path}: is a pickled file, which can run code when it is read: {CONVERT}")

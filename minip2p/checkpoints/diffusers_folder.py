@@ -1,5 +1,6 @@
 """A checkpoint in the layout of diffusers: a folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,22 @@ class DiffusersFolder:
         file = self.config_file(component)
         if not component and not file.exists():
             return {}
+        if not file.exists() and (reason := self.missing_reason(component)):
+            raise FileNotFoundError(f"{self.location}: {reason}")
         return read_json(file)
+
+    def missing_reason(self, component: str) -> str | None:
+        """What a folder without a component is, if its contents tell: the rest of an error's line."""
+        root = self.location
+        if (root.parent / "model_index.json").is_file():
+            return f"is a part of a model: give the folder above it, {root.parent}"
+        if (root / "transformer").is_dir():
+            return "is a model with a transformer, such as SD 3 or Flux, which is not supported: a UNet is needed"
+        if self.path(f"{component}_ema").is_dir():
+            return f"has no {component}/, but {component}_ema/: to use it, rename it to {component}/"
+        if files := sorted(root.glob("*.safetensors")):
+            return f"has no {component}/; if {files[0].name} is a whole checkpoint, give the file instead of the folder"
+        return None
 
     def tokenizer(self, component: str) -> Path:
         """The folder of a tokenizer. Raises FileNotFoundError if it has neither a vocabulary nor a tokenizer.json."""
@@ -95,6 +111,12 @@ class DiffusersFolder:
         for file in sorted(folder.glob("*")):
             if file.suffix in PICKLED_SUFFIXES:
                 raise pickle_error(file)
+        if others := sorted(folder.glob("*.safetensors")):
+            is_shard = re.search(r"-\d{5}-of-\d{5}", others[0].name)
+            todo = (
+                f"download {stem}.safetensors.index.json, the index of the shards" if is_shard else "rename it to this"
+            )
+            raise FileNotFoundError(f"{candidates[0]}: no such file, and {others[0].name} is not read as it is: {todo}")
         raise FileNotFoundError(f"{candidates[0]}: no such file; is {self.location} a diffusers model folder?")
 
     def tensors(self, component: str) -> tuple[dict[str, Tensor], Path]:

@@ -78,10 +78,10 @@ class Embedding:
 
 def drop_output_embeddings(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without OneTrainer's output embeddings. A Notice says that they are not read."""
-    kept = {name: tensor for name, tensor in tensors.items() if not is_output(name)}
-    if len(kept) < len(tensors):
+    inputs = {name: tensor for name, tensor in tensors.items() if not is_output(name)}
+    if len(inputs) < len(tensors):
         warnings.warn(f"{file}: OneTrainer's output embeddings are not read", Notice, stacklevel=3)
-    return kept
+    return inputs
 
 
 def is_output(name: str) -> bool:

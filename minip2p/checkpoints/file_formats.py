@@ -62,6 +62,8 @@ def check_format(path: Path) -> None:
         return
     with open(path, "rb") as file:
         start = file.read(64)
+    if start[8:10] == b'{"':  # safetensors: first the length of the header, which may look like the start of a pickle
+        start = b""
     text = start.lstrip().lower()
     for beginning, sentence in FORMATS.items():
         if text.startswith(beginning) or OTHER_SUFFIXES.get(path.suffix.lower()) == beginning.decode():

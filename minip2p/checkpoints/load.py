@@ -141,6 +141,8 @@ def open_checkpoint(where: str | Path, config: str | Path | None, folders: Seque
         # A component's file in diffusers' names. The folder is resolved because the hub's cache links to its files.
         folder = where.parent.resolve()
         return DiffusersFolder(folder.parent, {only: folder.name}, where)
+    if where.is_file() and where.suffix == ".json":
+        raise ValueError(f"{where}: is a configuration without weights: give its folder, or a .safetensors file")
     if where.is_file():
         return SingleFile(where, config)
     if not where.exists() and (config is not None or is_weight_file(where)):

@@ -72,8 +72,8 @@ class LowRankUpdate:
         if self.magnitude is None:
             return delta
         changed = weight.float() + delta
-        kept = 0 if self.magnitude.shape[:2] == (weight.shape[0], 1) else 1
-        norm = torch.linalg.vector_norm(changed, dim=[d for d in range(weight.ndim) if d != kept], keepdim=True)
+        axis = 0 if self.magnitude.shape[:2] == (weight.shape[0], 1) else 1
+        norm = torch.linalg.vector_norm(changed, dim=[d for d in range(weight.ndim) if d != axis], keepdim=True)
         return self.magnitude.to(weight.device).float() * changed / norm - weight.float()
 
 
@@ -267,12 +267,12 @@ def adapter_settings(file: Path) -> dict[str, Any]:
             raise ValueError(f"{file}: is of PEFT's kind {printable(str(kind))}, {adapter_names.NOT_MERGED}")
         return settings
     try:
-        settings = parse_json(read_metadata(file).get("lora_adapter_metadata", "{}"), str(file))
+        stated = parse_json(read_metadata(file).get("lora_adapter_metadata", "{}"), str(file))
     except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
+        stated = None
+    if not isinstance(stated, dict):
         raise ValueError(f"{file}: the lora_adapter_metadata in its metadata is not a JSON object")
-    return settings
+    return stated
 
 
 def adapter_scale(file: Path, settings: Mapping[str, Any], weight: WeightName, rank: int) -> float:

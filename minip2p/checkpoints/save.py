@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from minip2p.checkpoints.components import Components
 from minip2p.checkpoints.diffusers_folder import NETWORK_STEM, TEXT_ENCODER_STEM
+from minip2p.checkpoints.text_encoders import load_tokenizer
 from minip2p.config import Config, SchedulerConfig
 from minip2p.io.files import temporary_name, write_json
 from minip2p.io.tensors import write_tensors
@@ -133,6 +134,9 @@ def save_model(components: Components, folder: Path, guidance_scale: float) -> N
     partial = temporary_name(folder)
     try:
         writer.write(partial)
+        for encoder in text.clip_encoders:  # the words of embeddings are not in the tokenizer's own files
+            if len(encoder.tokenizer) > len(load_tokenizer(encoder.tokenizer_path)):
+                encoder.tokenizer.save_pretrained(partial / encoder.name.replace("text_encoder", "tokenizer"))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,6 +1,7 @@
 """What a single file states about the model besides its weights: in metadata, marker tensors, its own noise schedule,
 and a .yaml file of the same name beside it."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minip2p.config import SchedulerConfig
+from minip2p.errors import Notice
 from minip2p.io.files import read_text
 from minip2p.io.tensors import printable
 from minip2p.sched import DDIMScheduler
@@ -47,7 +49,7 @@ class StatedFacts:
 
     prediction_type: str | None = None
     is_zero_snr: bool = False
-    betas: Mapping[str, Any] = field(default_factory=dict)
+    betas: dict[str, Any] = field(default_factory=dict)
     scaling_factor: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,7 +70,9 @@ def read_facts(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     if len(set(stated.values())) > 1:
         statements = " and ".join(f"{source} states {value}" for source, value in stated.items())
         raise ValueError(f"{file}: {statements}: remove the wrong one")
-    betas = {name: original[name] for name in ("beta_start", "beta_end", "num_train_timesteps") if name in original}
+    betas: dict[str, Any] = {
+        name: original[name] for name in ("beta_start", "beta_end", "num_train_timesteps") if name in original
+    }
     return StatedFacts(
         next(iter(stated.values()), None),
         ZERO_SNR_MARKER in tensors or ends_without_signal(tensors),
@@ -124,10 +128,13 @@ def read_original_config(file: Path) -> dict[str, Any]:
 
     Returns the fields "parameterization", "denoiser" (a prediction type), "beta_start", "beta_end",
     "num_train_timesteps" and "scaling_factor", as far as it has them. Raises ValueError with one line for a file that
-    cannot be read. PyYAML comes with transformers.
+    cannot be read. PyYAML comes with transformers; where it is missing, a Notice says that the file is not read.
     """
-    import yaml  # type: ignore[import-untyped]
-
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError:
+        warnings.warn(f"{file}: is not read, because PyYAML is not installed", Notice, stacklevel=2)
+        return {}
     try:
         content = yaml.safe_load(read_text(file))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -148,21 +155,21 @@ def read_original_config(file: Path) -> dict[str, Any]:
         "timesteps": "num_train_timesteps",
         "scale_factor": "scaling_factor",
     }
-    for original, ours in numbers.items():
+    for original, name in numbers.items():
         if original in parameters:
-            fields[ours] = number(parameters[original], f"{file}: {original}")
+            fields[name] = number(parameters[original], f"{file}: {original}")
     return fields
 
 
 def number(value: Any, location: str) -> float:
     """A number of a YAML file, where 1e-4 without a point is text. Raises ValueError for anything else."""
     try:
-        parsed = float(value) if isinstance(value, str) else value
+        parsed: Any = float(value) if isinstance(value, str) else value
     except ValueError:
         parsed = None
     if isinstance(parsed, bool) or not is_finite(parsed):
         raise ValueError(f"{location} is {printable(str(value))!r}, and not a number")
-    return parsed  # type: ignore[no-any-return]
+    return parsed
 
 
 def lookup(content: Any, *path: str) -> Any:

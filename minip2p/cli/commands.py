@@ -282,7 +282,7 @@ def refuse_inputs(inputs: Sequence[str | Path | None], outputs: Sequence[Path]) 
 
 def weight_paths(args: Namespace) -> list[str | None]:
     """The files and folders that a command reads weights from."""
-    return [args.model, args.vae, args.config, *(parse_lora(text)[0] for text in args.lora)]
+    return [args.model, args.vae, args.config, *(parse_lora(text)[0] for text in args.lora), *args.embedding]
 
 
 def pipe_files(pipe: Pipeline) -> list[Path]:

@@ -96,7 +96,8 @@ def bench_edits(args: Namespace) -> None:
     judge = Judge.load() if args.model is None and args.cases is None else None
     clip = None if args.clip is None else ClipScore(args.clip)
     # The processes of a pool load the judge and the model that ships as it is, in float32 on the CPU.
-    as_shipped = args.vae is None and not args.lora and args.dtype == "float32" and args.device == "cpu"
+    is_changed = args.vae is not None or args.lora or args.embedding
+    as_shipped = not is_changed and args.dtype == "float32" and args.device == "cpu"
     can_share = judge is not None and clip is None and as_shipped
     rows = edit_benchmark.run_benchmark(
         pipe,

@@ -381,6 +381,13 @@ def add_model_options(sub: Parser) -> None:
         "--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge a LoRA. May be repeated"
     )
     group.add_argument(
+        "--embedding",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="add a word by textual inversion: the file's own word, or its name. May be repeated",
+    )
+    group.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: float32)"
     )
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")

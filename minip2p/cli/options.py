@@ -31,11 +31,13 @@ INVERSION_OPTIONS = (("method", "method"), ("fit", "fit"), ("polish", "vae_refin
 
 
 def load_model(args: Namespace) -> Pipeline:
-    """Loads the model that the options name, with its LoRAs merged."""
+    """Loads the model that the options name, with its LoRAs merged and its embeddings added."""
     pipe = load(args.model, dtype=getattr(torch, args.dtype), device=args.device, vae=args.vae, config=args.config)
     for text in args.lora:
         file, scale = parse_lora(text)
         pipe = pipe.merged(file, scale)
+    for file in args.embedding:
+        pipe = pipe.with_embedding(file)
     return pipe
 
 
@@ -55,7 +57,7 @@ def parse_lora(text: str) -> tuple[str, float]:
 
 def seeds_to_run(args: Namespace) -> list[int | None]:
     """The seeds of --seed and --count; [None] where neither was given."""
-    texts, count = (args.seed or f"{RunSettings.seed}").split(","), args.count
+    texts, count = (f"{RunSettings.seed}" if args.seed is None else args.seed).split(","), args.count
     if args.seed is None and count is None:
         return [None]
     if args.seed == "random":

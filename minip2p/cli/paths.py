@@ -15,6 +15,7 @@ PATH_ARGUMENTS = (
     "config",
     "vae",
     "lora",
+    "embedding",
     "clip",
     "cases",
     "grid",
@@ -50,7 +51,7 @@ def expand_path(name: str, path: str) -> str:
         return os.path.expanduser(path)
     if name in OUTPUT_ARGUMENTS:
         raise ValueError(f"{path}: is a URL, and files are written to this computer: give a folder or a file")
-    if name in ("model", "config", "vae", "lora") and (repo := HUB_URL.fullmatch(path.strip())):
+    if name in ("model", "config", "vae", "lora", "embedding") and (repo := HUB_URL.fullmatch(path.strip())):
         raise ValueError(f"{path}: is a URL: give the name on the hub, {repo[1]}")
     raise ValueError(f"{path}: is a URL, and minip2p opens files: download it first")
 

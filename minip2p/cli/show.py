@@ -2,15 +2,27 @@
 model that ships knows."""
 
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors import SafetensorError, safe_open
 
 from minip2p.tiny import scenes
 
 RUN_FORMAT = "minip2p run "  # the format of a run's file begins so, followed by the version
-COMFY_CHUNKS = ("prompt", "workflow")
+# Text chunks of other tools' PNGs, and what they hold.
+OTHER_CHUNKS: Mapping[str, str] = MappingProxyType(
+    {
+        "prompt": "a workflow of ComfyUI",
+        "workflow": "a workflow of ComfyUI",
+        "invokeai_metadata": "settings of InvokeAI",
+        "sd-metadata": "settings of InvokeAI",
+        "Dream": "settings of InvokeAI",
+        "Comment": "a comment, as of NovelAI,",
+    }
+)
 
 
 def show(args: Namespace) -> None:
@@ -22,12 +34,15 @@ def show(args: Namespace) -> None:
 
 
 def read_settings(file: Path) -> str:
-    """The settings in a PNG, as its text chunk `parameters` has them, or in the file of a run, in the same form."""
+    """The settings in a picture, as its metadata have them, or in the file of a run, in the same form."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: {'a folder, not a file' if file.is_dir() else 'no such file'}")
     with open(file, "rb") as opened:
-        is_png = opened.read(8) == b"\x89PNG\r\n\x1a\n"
-    return png_settings(file) if is_png else run_settings(file)
+        start = opened.read(12)
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return png_settings(file)
+    is_photo = start.startswith(b"\xff\xd8") or (start[:4], start[8:]) == (b"RIFF", b"WEBP")
+    return exif_settings(file) if is_photo else run_settings(file)
 
 
 def png_settings(file: Path) -> str:
@@ -40,9 +55,23 @@ def png_settings(file: Path) -> str:
         raise ValueError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
     if "parameters" in chunks:
         return chunks["parameters"]
-    if any(name in chunks for name in COMFY_CHUNKS):
-        raise ValueError(f"{file}: has a workflow of ComfyUI and no settings in A1111's form, which show reads")
+    for name, what in OTHER_CHUNKS.items():
+        if name in chunks:
+            raise ValueError(f"{file}: has {what} and no settings in A1111's form, which show reads")
     raise ValueError(f"{file}: has no settings: its text chunk `parameters` is missing, which some programs remove")
+
+
+def exif_settings(file: Path) -> str:
+    """The settings in the EXIF comment of a JPEG or WebP, where A1111's web UI writes them. ValueError without them."""
+    try:
+        with Image.open(file) as image:
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+    code = b"UNICODE\0"
+    if not isinstance(comment, bytes) or not comment.startswith(code):
+        raise ValueError(f"{file}: has no settings: minip2p writes them into PNGs, A1111 into a JPEG's EXIF comment")
+    return comment.removeprefix(code).decode("utf-16-be", "replace")
 
 
 def run_settings(file: Path) -> str:

@@ -63,7 +63,7 @@ def null_text(
         ("early_stop_epsilon_step", early_stop_epsilon_step),
     ):
         check_number(name, number)
-    start = replace(start, noise=start.noise.clone())
+    start = replace(start, noise=start.noise.clone())  # a tensor made in inference mode takes no part in autograd
     pivots, words = ddim_inversion(components, start, progress), components.text(start.prompt, start.clip_skip)
     embedding = components.text.encode_negative(start.negative_prompt, start.clip_skip).to(torch.float32)
     x = pivots[:1]

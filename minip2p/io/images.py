@@ -4,6 +4,7 @@ Axes: 3 H W: an image as an RGB tensor in [-1, 1]; H W: a mask in [0, 1], both i
 A `size` is (rows, columns), as tensors have it; Pillow's `Image.size` is (columns, rows).
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from minip2p.errors import Notice
 from minip2p.io.decode import UnreadableImageError, decode
 from minip2p.io.icc import to_srgb
 
@@ -21,15 +23,22 @@ def read_mask(mask: Any) -> Tensor:
     """A user's mask in [0, 1] as a float32 tensor H W.
 
     mask: a Pillow image (white is 1, transparency counts as black), an array or a tensor.
-    Raises ValueError for another type or number of axes, an empty mask, a value above 1, and NaN or infinity.
+    Raises ValueError for another type or number of axes, an empty mask, a value outside of [0, 1], and NaN or
+    infinity.
     """
     if isinstance(mask, Image.Image):
         mask = np.asarray(to_rgb(mask, "black").convert("L"), dtype=np.float32) / 255
     if not isinstance(mask, np.ndarray | Tensor):
         raise ValueError(f"a mask is an image, an array or a tensor, not {type(mask).__name__}")
+    if isinstance(mask, np.ndarray):
+        if mask.dtype.kind not in "biuf":
+            raise ValueError(f"a mask is an array of numbers, not of {mask.dtype}")
+        mask = mask.copy()  # torch warns of an array that is not writable
     out = torch.as_tensor(mask).float()
     if out.ndim == 2 and (out > 1).any():
         raise ValueError(f"a mask lies between 0 and 1, but its maximum is {float(out.max()):g}: divide it by 255?")
+    if out.ndim == 2 and (out < 0).any():
+        raise ValueError(f"a mask lies between 0 and 1, but its minimum is {float(out.min()):g}")
     if out.ndim != 2 or not out.numel() or not torch.isfinite(out).all():
         raise ValueError(f"a mask must be rows × columns of finite numbers, not of shape {tuple(out.shape)}")
     return out
@@ -61,7 +70,7 @@ def to_rgb(image: Image.Image, background: str = "white", name: str = "an image"
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        image = to_8_bits(image)
+        image = to_8_bits(image, name)
     if not image.has_transparency_data:
         return to_srgb(image, name)
     rgba = image.convert("RGBA")
@@ -72,9 +81,10 @@ def to_rgb(image: Image.Image, background: str = "white", name: str = "an image"
     return Image.alpha_composite(Image.new("RGBA", image.size, background), rgba).convert("RGB")
 
 
-def to_8_bits(image: Image.Image) -> Image.Image:
+def to_8_bits(image: Image.Image, name: str = "an image") -> Image.Image:
     """A grey image of 16 bits, which Pillow may hold in its 32-bit mode, rounded to 8: mode "L" of modes "I…".
 
+    A Notice says so where the numbers look like those of 8 bits. name: what it calls the image.
     Raises ValueError for mode "F", and for numbers of more than 16 bits.
     """
     if image.mode == "F":
@@ -82,6 +92,13 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.int64).clip(min=0)
     if values.size and values.max() > 65535:
         raise ValueError("its pixels are numbers of more than 16 bits, whose white is unknown; convert it to 16 bits")
+    if values.size and 1 < values.max() < 256:
+        warnings.warn(
+            f"{name}: is read as 16 bits, of which its largest number, {values.max()}, is nearly black; if it has 8 "
+            "bits, save it as such",
+            Notice,
+            stacklevel=3,
+        )
     grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     grey.info = dict(image.info)
     return grey
@@ -96,7 +113,8 @@ def fit_image(image: Any, size: tuple[int, int], fit: str = "crop") -> Tensor:
     if fit not in ("crop", "stretch"):
         raise ValueError(f'fit is "crop" or "stretch", not {fit!r}')
     if not isinstance(image, Image.Image):
-        raise ValueError(f"an image is a file, a Pillow image or a tensor, not {type(image).__name__}")
+        hint = ": PIL.Image.fromarray makes one of it" if isinstance(image, np.ndarray) else ""
+        raise ValueError(f"an image is a file, a Pillow image or a tensor, not {type(image).__name__}{hint}")
     if not all(image.size):
         raise ValueError("the image has no pixels")
     try:
@@ -131,7 +149,10 @@ def composite(edited: Tensor, original: Tensor, mask: Tensor) -> Tensor:
 
 
 def check_image_tensor(image: Tensor, size: Any) -> tuple[int, int]:
-    """The rows and columns of an image tensor. Raises ValueError if it is not 3 H W in [-1, 1], or if `size` is set."""
+    """The rows and columns of an image tensor. Raises ValueError if it is not 3 H W in [-1, 1], or if `size` is set.
+
+    A Notice says how a tensor is read that seems to be in [0, 1], the range of torchvision and diffusers.
+    """
     if size is not None:
         raise ValueError("an image given as a tensor keeps its size: leave size out")
     valid = image.ndim == 3 and len(image) == 3 and image.numel() > 0 and image.is_floating_point()
@@ -140,6 +161,9 @@ def check_image_tensor(image: Tensor, size: Any) -> tuple[int, int]:
             "an image tensor is 3 H W in [-1, 1], of floating-point numbers; "
             f"this one is {tuple(image.shape)}, {image.dtype}, or has other values"
         )
+    if image.min() >= 0 and image.max() > 0.5:
+        message = "an image tensor without negative values is taken as it is, in [-1, 1]; if it is in [0, 1], give "
+        warnings.warn(f"{message}2 * image - 1", Notice, stacklevel=3)
     return image.shape[1], image.shape[2]
 
 

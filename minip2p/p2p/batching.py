@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from minip2p.attention.contract import Site, SitePredicate
+from minip2p.attention.contract import Attend, Site, SitePredicate, fused
 from minip2p.checkpoints.components import Components
 from minip2p.p2p.targets import EditTarget, latent_size_of
 from minip2p.sampling.guidance import unet_rows
@@ -29,13 +29,15 @@ class BatchPlan:
 
     wanted_sites: which sites of the source are read at each step; None for none. source_steps: how many steps of the
     source are gone through. rows: for each step the groups of targets (indices into their list) that are one row.
+    batch: how many rows run at once.
     """
 
     wanted_sites: list[SitePredicate | None]
     source_steps: int
     rows: list[list[list[int]]]
+    batch: int
 
-    def predicted_rows(self, origin: Trajectory | RunStart, batch: int = MAX_BATCH) -> int:
+    def predicted_rows(self, origin: Trajectory | RunStart) -> int:
         """How many rows the UNet will run."""
         conditioning, total = origin.conditioning, 0
 
@@ -52,19 +54,25 @@ class BatchPlan:
             is_recorded = isinstance(origin, Trajectory) and origin.is_recorded(i, self.wanted_sites[i])
             if i < self.source_steps and not is_recorded:
                 total += rows(1)
-            total += sum(rows(len(chunk), i == conditioning.skip_steps) for chunk in even_chunks(groups, batch))
+            total += sum(rows(len(chunk), i == conditioning.skip_steps) for chunk in even_chunks(groups, self.batch))
         return total
 
 
 def plan_batches(
-    components: Components, origin: Trajectory | RunStart, targets: Sequence[EditTarget], *, share: bool = True
+    components: Components,
+    origin: Trajectory | RunStart,
+    targets: Sequence[EditTarget],
+    *,
+    attend: Attend | None = None,
+    batch: int = MAX_BATCH,
 ) -> BatchPlan:
     """Plans an edit. The source is gone through as far as it is read; to the end where a target is blended with it.
 
     At guidance scale 0 the words are not read, and so the source's attention is not. The steps that the origin's
     conditioning skips have no rows.
 
-    share: equal targets are one row; False gives every target a row of its own.
+    attend: the targets' attention; None is the origin's. Equal targets are one row, and up to `batch` rows run at once;
+    but a custom attention may store what it sees, so it sees all targets at once, one row each.
     """
     queries = queries_per_site(components.unet, latent_size_of(origin))
     first, reads_words = origin.conditioning.skip_steps, origin.guidance_scale != 0
@@ -72,11 +80,12 @@ def plan_batches(
     source_steps = max((i + 1 for i, sites in enumerate(wanted) if sites is not None), default=0)
     if any(target.blend_state is not None for target in targets):
         source_steps = origin.steps
-    if share:
+    if (attend or origin.attend) is fused:
         rows = list(share_prefixes(targets, origin.steps, first))
     else:
         rows = [[] if i < first else [[n] for n in range(len(targets))] for i in range(origin.steps)]
-    return BatchPlan(wanted, source_steps, rows)
+        batch = len(targets)
+    return BatchPlan(wanted, source_steps, rows, batch)
 
 
 def share_prefixes(targets: Sequence[EditTarget], steps: int, skip_steps: int = 0) -> Iterator[list[list[int]]]:

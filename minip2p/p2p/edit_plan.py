@@ -115,6 +115,6 @@ def plan_edit(
         cross_replace_alpha(options.cross_replace, target, steps, skip_steps=skip_steps, parity=options.parity),
         step_weights("self_replace", options.self_replace, steps, steps, skip_steps),
         options.self_max_queries,
-        options.sites,
+        options.sites or ALL_SITES,
         region,
     )

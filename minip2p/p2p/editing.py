@@ -31,9 +31,14 @@ def edit_reference(
     It edits attention maps as the paper does, without batching, prefix sharing or records. `run_edits` computes the
     same; `tests/p2p/test_editing.py` compares the two.
 
-    start: the source. prompt: the target. Returns the last latents of the source and of the target, 1 c h w.
+    start: the source, a plain run from noise (`Pipeline.prepare`). prompt: the target. Returns the last latents of the
+    source and of the target, 1 c h w. Raises ValueError for a custom attention function, and for a start that is not
+    plain DDIM.
     """
-    (target,) = make_targets(components, start, [prompt], options or EditOptions())
+    options = options or EditOptions()
+    if start.attend is not fused or options.attend is not None or not start.conditioning.is_plain:
+        raise ValueError("the reference edits plain DDIM runs with the default attention: use run_edits")
+    (target,) = make_targets(components, start, [prompt], options)
     source_text, target_text = (components.text(text, start.clip_skip) for text in (start.prompt, prompt))
     negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
     w = start.guidance_scale
@@ -67,19 +72,16 @@ def run_edits(
     """Edits one source into all targets, step by step (Hertz et al. 2022, algorithm 1).
 
     All targets start from the source's noise. At each step the source goes first, where a target still reads it.
-    Targets that have been equal so far are one row (`plan_batches`), and up to `batch` rows run at once. A custom
-    `attend` may store what it sees, so it sees all targets at once, one row each.
+    Targets that have been equal so far are one row, and up to `batch` rows run at once (see `plan_batches`).
 
     origin: a finished run, or one that is sampled along with its targets. attend: the targets' attention apart from the
     edit; None is the source's. explicit: form the attention maps (see `controlled_attention`).
     Returns the targets' runs. Raises ValueError where latents do not stay finite.
     """
     conditioning, attend = origin.conditioning, attend or origin.attend
-    is_custom = attend is not fused
     is_blended = any(target.blend_state is not None for target in targets)
     source = SourceRun(components, origin)
-    plan = plan_batches(components, origin, targets, share=not is_custom)
-    batch = len(targets) if is_custom else batch
+    plan = plan_batches(components, origin, targets, attend=attend, batch=batch)
     texts = {target.prompt: components.text(target.prompt, origin.clip_skip) for target in targets}
     latents = [[source.latents[0]] for _ in targets]
     for i, step in enumerate(progress(components.scheduler.steps(origin.steps))):
@@ -90,7 +92,7 @@ def run_edits(
         source_qk = source.advance(i, plan.wanted_sites[i]) if i < plan.source_steps else {}
         if source_qk and is_blended:
             accumulate_source_heat(source_qk, targets, at_step(origin.attend, i))
-        for groups in even_chunks(plan.rows[i], batch):
+        for groups in even_chunks(plan.rows[i], plan.batch):
             first = [group[0] for group in groups]  # one target stands for its group
             control = controlled_attention(
                 source_qk,

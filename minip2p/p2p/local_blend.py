@@ -3,6 +3,7 @@
 Axes: b batch, c h w latents; y x: rows and columns of a map.
 """
 
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from minip2p.attention.contract import Site
 from minip2p.attention.heatmaps import HeatmapAccumulator, check_hops, finest_self_stride, select_strides
 from minip2p.attention.masks import check_threshold, heatmap_to_mask, mask_to_latent, same_dtype
+from minip2p.errors import Notice
 from minip2p.io.images import read_mask
 from minip2p.text.prompt import Prompt, WordSelector, token_indicator
 from minip2p.validation import is_finite
@@ -124,7 +126,15 @@ class LocalBlendState:
             hops = blend.self_attention_hops
             return HeatmapAccumulator(torch.stack(rows), latent_size, strides, hops, finest_self_stride(sites))
 
-        if blend.mask is not None and blend.mask.any() and not mask_to_latent(blend.mask, latent_size).any():
+        if blend.mask is not None and not blend.mask.any():
+            message = "the mask of a local blend is black, so nothing can change; white is what may change, and"
+            warnings.warn(f"{message} transparent pixels of an image count as black", Notice, stacklevel=2)
+        elif blend.mask is not None and blend.mask.max() < 0.5:
+            raise ValueError(
+                "the mask of a local blend is nowhere white, so nothing could change: its maximum is "
+                f"{float(blend.mask.max()):.2g} (white is 1, and 255 in an image)"
+            )
+        elif blend.mask is not None and not mask_to_latent(blend.mask, latent_size).any():
             raise ValueError(
                 "the mask of a local blend covers less than half of every latent pixel, which is larger than a pixel "
                 "of the picture: nothing could change"

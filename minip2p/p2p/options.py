@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minip2p.attention.contract import ALL_SITES, Attend, SiteFilter
+from minip2p.attention.contract import Attend, SiteFilter
 from minip2p.attention.store import check_attend
 from minip2p.io.images import read_mask
 from minip2p.p2p.local_blend import LocalBlend
@@ -12,7 +12,7 @@ from minip2p.p2p.schedules import StepShare, check_weights, parse_step_share
 from minip2p.validation import check_max_queries
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EditOptions:
     """How a source is edited into a target. The names are those of the paper (Hertz et al. 2022) where it has them.
 
@@ -35,7 +35,7 @@ class EditOptions:
     kind: str = "auto"
     reweight: Mapping[Any, float] | None = None
     local_blend: Any = None
-    sites: SiteFilter = ALL_SITES
+    sites: SiteFilter | None = None
     region: Any = None
     explicit: bool = False
     parity: bool = False
@@ -47,7 +47,7 @@ class EditOptions:
         check_max_queries(self.self_max_queries)
         if self.kind not in ("auto", "swap", "refine"):
             raise ValueError(f"kind must be auto, swap or refine, not {self.kind!r}")
-        if not isinstance(self.sites, SiteFilter):
+        if self.sites is not None and not isinstance(self.sites, SiteFilter):
             raise ValueError(f"sites must be a SiteFilter, not {self.sites!r}")
         cross = self.cross_replace
         for share in cross.values() if isinstance(cross, Mapping) else [cross]:

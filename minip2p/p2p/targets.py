@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minip2p.attention.contract import SiteFilter
+from minip2p.attention.contract import ALL_SITES
 from minip2p.attention.masks import mask_per_stride
 from minip2p.checkpoints.components import Components
 from minip2p.p2p.edit_plan import EditPlan, plan_edit
@@ -37,11 +37,11 @@ class EditTarget:
 def make_targets(
     components: Components, origin: Trajectory | RunStart, prompts: Sequence[Any], options: EditOptions
 ) -> list[EditTarget]:
-    """A target for each prompt, all with the same options.
+    """A target for each prompt, all with the same options. `explicit` and `attend` are for `run_edits`.
 
     Raises ValueError for options that the model or the prompts do not fit.
     """
-    SiteFilter.validate(options.sites, components.unet.heads)
+    (options.sites or ALL_SITES).validate(components.unet.heads)
     source = components.text.prompt(origin.prompt)
     latent_size, sites = latent_size_of(origin), components.unet.sites
     skip_steps = origin.conditioning.skip_steps

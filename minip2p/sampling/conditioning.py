@@ -51,6 +51,12 @@ class Conditioning:
     image: ImageConditioning | None = None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the run is plain DDIM."""
+        has_tensors = any(part is not None for part in (self.uncond_embeddings, self.variance_noise, self.image))
+        return not has_tensors and not self.skip_steps and not self.proximal_quantile
+
+    @property
     def without_image_guidance(self) -> ImageConditioning | None:
         """The image channels for a conditional row that runs alone."""
         return None if self.image is None else ImageConditioning(self.image.channels)

@@ -38,7 +38,7 @@ def guidance_branches(
     proximal_quantile: float = 0.0,
     image: ImageConditioning | None = None,
 ) -> list[Branch]:
-    """The rows that a step runs for `count` latents. Rows whose weight is 0 are left out.
+    """The rows that a step runs for `count` latents. Rows that would not change the prediction are left out.
 
     Classifier-free guidance with scale w (Ho & Salimans 2022, eq. 6, where w is theirs plus 1) is
     (1 − w) ε(∅) + w ε(c). With an image (Brooks et al. 2022, eq. 3; c_I the image, c_T the words) it is

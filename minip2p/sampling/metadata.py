@@ -24,7 +24,11 @@ def parameters(run: Trajectory, **more: Any) -> str:
     more: further settings.
     """
     rows, columns = run.picture_size
-    settings: dict[str, Any] = {"Steps": run.steps, "Sampler": "DDIM", "CFG scale": run.guidance_scale}
+    settings: dict[str, Any] = {
+        "Steps": run.steps,
+        "Sampler": "DDIM" if run.conditioning.variance_noise is None else "DDPM",
+        "CFG scale": run.guidance_scale,
+    }
     if run.seed is not None:  # a photograph and given latents have none
         settings["Seed"] = run.seed
     if run.clip_skip != RunSettings.clip_skip:

@@ -178,7 +178,7 @@ def check_run(components: Components, run: RunRecord, metadata: Mapping[str, str
         negative_prompt=run.negative_prompt,
         clip_skip=run.clip_skip,
     )
-    prepare_run(components, run.prompt, settings, image=conditioning.image)
+    prepare_run(components, run.prompt, settings, default_guidance=run.guidance_scale, image=conditioning.image)
     if not 0 <= conditioning.skip_steps < steps or not 0 <= conditioning.proximal_quantile < 1:
         raise ValueError("its skip_steps or proximal_quantile is out of range")
     everything = CachePolicy((0, steps), (0, steps), math.prod(latent))

@@ -16,6 +16,8 @@ from minip2p.sampling.trajectory import Trajectory
 def sample(components: Components, start: RunStart, progress: Progress = iter) -> Trajectory:
     """Samples one picture by DDIM (Song et al. 2020, eq. 12 with σ = 0), from the noise of `start`.
 
+    Where the conditioning of `start` has noise for each step, the steps are DDPM's (η = 1).
+
     Raises ValueError where the latents do not stay finite.
     """
     cond = components.text(start.prompt, start.clip_skip)

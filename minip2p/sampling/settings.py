@@ -15,7 +15,7 @@ from minip2p.sampling.conditioning import Conditioning, ImageConditioning
 from minip2p.validation import is_finite, is_integer
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class RunSettings:
     """The settings of a run and their defaults, the only place where these stand.
 
@@ -24,7 +24,7 @@ class RunSettings:
     not show. clip_skip: the layer of the text encoder whose hidden states are read; 1 is the model's own, see
     `TextEncoder`. latents: the initial noise itself, 1 c h w, instead of seed and size. attend: the attention of the
     conditional rows.
-    Raises ValueError for values that no model takes.
+    Raises ValueError for values that are wrong whatever the model is.
     """
 
     seed: int = 0
@@ -69,7 +69,7 @@ def prepare_run(
     prompt: str,
     settings: RunSettings,
     *,
-    default_guidance: float = 7.5,
+    default_guidance: float,
     image: ImageConditioning | None = None,
 ) -> RunStart:
     """Checks a run's settings against a model and draws its noise.

@@ -224,6 +224,7 @@ class SourceRun:
         # Each step's latents have memory of their own: a kernel's bits depend on alignment, see `QKCache.get`.
         self.latents = [x.clone() for x in known.to(components.device).split(1)]
         self.steps = components.scheduler.steps(origin.steps)
+        self.finished: Trajectory | None = None
 
     @property
     def prompt(self) -> str:
@@ -265,9 +266,12 @@ class SourceRun:
         return pairs
 
     def finish(self, progress: Progress = iter) -> Trajectory:
-        """The whole run. The steps that no target has read are run now; a second call runs nothing."""
+        """The whole run. The steps that no target has read are run now; a second call returns the same run."""
         if isinstance(self.origin, Trajectory):
             return self.origin
+        if self.finished is not None:
+            return self.finished
         for i in progress(range(len(self.latents) - 1, self.origin.steps)):
             self.advance(i)
-        return Trajectory.from_start(self.components, self.origin, torch.cat(self.latents).cpu())
+        self.finished = Trajectory.from_start(self.components, self.origin, torch.cat(self.latents).cpu())
+        return self.finished

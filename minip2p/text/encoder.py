@@ -156,7 +156,7 @@ class TextEncoder:
         prompt = Prompt.tokenize(text, self.tokenizer)
         if unread := prompt.words[len(prompt.visible_words) :]:
             warnings.warn(
-                f"the prompt {text[:40]!r}… is cut off before the word {unread[0].text!r}: the text encoder reads "
+                f"the prompt {text[:40]!r}… is cut off before the word {unread[0].text[:40]!r}: the text encoder reads "
                 f"{len(prompt.ids)} tokens",
                 Notice,
                 stacklevel=2,
@@ -164,8 +164,9 @@ class TextEncoder:
         if syntax := foreign_syntax(text):
             warnings.warn(syntax, Notice, stacklevel=2)
         elif unknown := self.unknown_words(prompt):
+            words = ", ".join(repr(word[:40]) for word in unknown)
             warnings.warn(
-                f"this model was trained without the word{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}: "
+                f"this model was trained without the word{'s' * (len(unknown) > 1)} {words}: "
                 "`minip2p words` lists those that it knows",
                 Notice,
                 stacklevel=2,

@@ -26,6 +26,40 @@ def test_pickled_weights_are_named_and_not_read(family, tmp_path):
         minip2p.load(folder)
 
 
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("diffusion_pytorch_model.non_ema.safetensors", "non_ema.safetensors is not read as it is: rename it to this"),
+        ("diffusion_pytorch_model-00001-of-00002.safetensors", "not read as it is: download .*safetensors.index.json"),
+    ],
+)
+def test_weights_under_another_name_are_named(family, tmp_path, name, message):
+    folder = copy_folder(family("SD 1")[1], tmp_path / "model")
+    (folder / "unet" / WEIGHTS).rename(folder / "unet" / name)
+    with pytest.raises(FileNotFoundError, match=f"{WEIGHTS}: no such file, and .*{message}"):
+        minip2p.load(folder)
+
+
+def test_folders_that_are_something_else_are_named(family, tmp_path):
+    folder = copy_folder(family("SD 1")[1], tmp_path / "model")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/b.safetensors").touch()
+    with pytest.raises(
+        FileNotFoundError, match="files: has no unet/; if b.safetensors is a whole checkpoint, give the"
+    ):
+        minip2p.load(tmp_path / "files")
+    with pytest.raises(FileNotFoundError, match="unet: is a part of a model: give the folder above it, .*model"):
+        minip2p.load(folder / "unet")
+    with pytest.raises(ValueError, match="model_index.json: is a configuration without weights: give its folder"):
+        minip2p.load(folder / "model_index.json")
+    (folder / "unet").rename(folder / "unet_ema")
+    with pytest.raises(FileNotFoundError, match="model: has no unet/, but unet_ema/: to use it, rename it to unet/"):
+        minip2p.load(folder)
+    (folder / "unet_ema").rename(folder / "transformer")
+    with pytest.raises(FileNotFoundError, match="is a model with a transformer, such as SD 3 or Flux, which is not"):
+        minip2p.load(folder)
+
+
 def test_plain_weights_are_preferred_to_shards_and_variants(tmp_path):
     (tmp_path / "unet").mkdir()
     names = [

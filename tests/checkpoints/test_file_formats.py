@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import minip2p
 from minip2p.checkpoints.file_formats import KINDS, check_format, check_kind
+from minip2p.io.tensors import read_tensors
 
 FILES = {
     "git-lfs pointer": (
@@ -110,3 +111,11 @@ def test_a_missing_file_is_a_missing_file(family, tmp_path, monkeypatch, name):
             minip2p.load(name, **options)
     with pytest.raises(FileNotFoundError, match=f"^{name}: no such file$"):
         minip2p.load(family("SD 1")[1], vae=name)
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580])
+def test_a_header_whose_length_looks_like_the_start_of_a_pickle_is_no_pickle(tmp_path, length):
+    header = b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'.ljust(length)
+    (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + header)
+    check_format(tmp_path / "a.safetensors")
+    assert read_tensors(tmp_path / "a.safetensors")["a"].shape == (0,)

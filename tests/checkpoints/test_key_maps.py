@@ -16,15 +16,21 @@ from safetensors.torch import save_file
 
 from minip2p.checkpoints import single_file
 from minip2p.checkpoints.key_maps import (
+    CLIP_PREFIXES,
     SCHEDULE_BUFFERS,
+    UNET_PREFIX,
     UNREAD,
     VAE_ATTENTION,
     VAE_ATTENTION_ALTERNATIVES,
+    VAE_PREFIXES,
+    compvis_unet_key,
+    compvis_vae_key,
     is_ignored,
+    openclip_key,
     projection_shape,
     vae_attention_names,
 )
-from minip2p.checkpoints.single_file import SingleFile
+from minip2p.checkpoints.single_file import SingleFile, is_last_layer
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.sched import DDIMScheduler
 from minip2p.unet import UNet
@@ -202,3 +208,26 @@ def test_a_projection_is_a_matrix_or_a_convolution_of_the_same_numbers(is_linear
         assert torch.equal(projection_shape(stored, is_linear), expected)
     odd = torch.randn(3, 5, 3, 3)  # not 1 x 1: left as it is, for the check of shapes to refuse
     assert projection_shape(odd, is_linear).shape == odd.shape
+
+
+# Against diffusers' own converter
+
+
+def test_every_name_of_diffusers_converter_is_ours():
+    """The layers, the prefixes and the ignored names of its single_file_utils, as far as they concern these models."""
+    from diffusers.loaders import single_file_utils as diffusers_names
+
+    mapping = diffusers_names.DIFFUSERS_TO_LDM_MAPPING
+    unet, vae = UNetConfig.from_dict(OFFICIAL_UNETS["sdxl"]), VAEConfig.from_dict(SD15_VAE)
+    layers = mapping["unet"]["layers"] | mapping["unet"]["addition_embed_type"]
+    assert {name: compvis_unet_key(name, unet) for name in layers} == layers
+    assert {name: compvis_vae_key(name, vae) for name in mapping["vae"]} == mapping["vae"]
+    openclip = mapping["openclip"]["layers"]
+    assert {name: openclip_key(name.removeprefix("text_model.")) for name in openclip} == openclip
+    assert set(diffusers_names.LDM_VAE_KEYS) == set(VAE_PREFIXES)
+    assert diffusers_names.LDM_UNET_KEY == UNET_PREFIX
+    assert set(diffusers_names.LDM_CLIP_PREFIX_TO_REMOVE) == set(CLIP_PREFIXES["text_encoder"])
+    for name in diffusers_names.SD_2_TEXT_ENCODER_KEYS_TO_IGNORE:
+        assert is_last_layer(name, 23) or is_ignored(name), name
+    counts = [len(names) for names in (layers, mapping["vae"], openclip)]
+    assert counts == [14, 16, 5] and len(diffusers_names.SD_2_TEXT_ENCODER_KEYS_TO_IGNORE) == 13

@@ -1,5 +1,7 @@
 """What a single file states is heard: its prediction type in every spelling, its noise schedule, and a .yaml beside."""
 
+import sys
+
 import pytest
 import torch
 import yaml
@@ -10,6 +12,7 @@ import minip2p
 from minip2p.checkpoints.single_file import SingleFile
 from minip2p.checkpoints.stated_facts import PREDICTION_TYPES, check_schedule, read_facts
 from minip2p.config import SchedulerConfig
+from minip2p.errors import Notice
 from minip2p.sched import DDIMScheduler
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -101,11 +104,11 @@ def test_a_files_own_schedule_that_ends_without_signal_is_taken(family, tmp_path
 @pytest.mark.parametrize("name", ["alphas_cumprod", "betas", "denoiser.sigmas"])
 @pytest.mark.parametrize("beta_end", [0.0119, 0.014])
 def test_another_schedule_in_the_file_is_one_clear_line(tmp_path, name, beta_end):
-    own, config = schedule(BETAS | {"beta_end": beta_end}), SchedulerConfig.from_dict(BETAS)
+    other, config = schedule(BETAS | {"beta_end": beta_end}), SchedulerConfig.from_dict(BETAS)
     tensors = {
-        "alphas_cumprod": own,
-        "betas": 1 - own / torch.cat([torch.ones(1), own[:-1]]),
-        "denoiser.sigmas": ((1 - own) / own).sqrt(),
+        "alphas_cumprod": other,
+        "betas": 1 - other / torch.cat([torch.ones(1), other[:-1]]),
+        "denoiser.sigmas": ((1 - other) / other).sqrt(),
     }
     file = tmp_path / "model.safetensors"
     with pytest.raises(ValueError, match=rf"its own noise schedule \({name}\) is not the one of folder") as error:
@@ -199,3 +202,10 @@ def test_a_yaml_that_cannot_be_read_is_one_clear_line_and_is_never_executed(tmp_
 def test_a_yaml_of_another_program_is_not_ours(tmp_path, text):
     (tmp_path / "model.yaml").write_text(text)
     assert facts(tmp_path).prediction_type is None
+
+
+def test_without_pyyaml_a_yaml_is_not_read_and_a_notice_says_so(tmp_path, monkeypatch):
+    write_yaml(tmp_path)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.warns(Notice, match="model.yaml: is not read, because PyYAML is not installed"):
+        assert facts(tmp_path).prediction_type is None

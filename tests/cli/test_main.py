@@ -61,6 +61,7 @@ WITHOUT_DEFAULT = {
     "--blend",
     "--config",
     "--lora",
+    "--embedding",
     "--mask",
     "--negative",
     "--prompt",

@@ -155,6 +155,7 @@ def test_random_seeds_differ_and_count_on():
         (["--seed", "one"], "--seed is a whole number from 0 on, several as 1,2,3, or random, not 'one'"),
         (["--seed=-1"], "several as 1,2,3, or random, not '-1'"),
         (["--seed", "1,"], "not '1,'"),
+        (["--seed", ""], "not ''"),
         (["--seed", "1.5"], "not '1.5'"),
         (["--seed", "²"], "not '²'"),
         (["--count", 0], "--count must lie between 1 and 1000, and is 0"),

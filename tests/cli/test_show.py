@@ -1,5 +1,6 @@
 """`minip2p show` and `minip2p words`."""
 
+import pytest
 import torch
 from command_line import CAT, PHOTO, error_line, run
 from PIL import Image
@@ -32,17 +33,34 @@ def test_show_prints_the_settings_of_a_runs_file(model, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("Steps: 1, Sampler: DDIM, CFG scale: 4.0, Seed: 0, Latents: 16x16\n")
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_show_prints_what_a1111_writes_into_the_exif_comment(tmp_path, capsys, suffix):
+    text, exif = "猫\nSteps: 20, Sampler: Euler a, Seed: 1", Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a.{suffix}", exif=exif)
+    assert run("show", tmp_path / f"a.{suffix}") == 0
+    assert capsys.readouterr().out == text + "\n"
+
+
 def test_files_without_settings_are_one_line(tmp_path, capsys):
     comfy, plain = PngInfo(), tmp_path / "plain.png"
     comfy.add_text("workflow", "{}")
     Image.new("RGB", (8, 8)).save(tmp_path / "comfy.png", pnginfo=comfy)
     Image.new("RGB", (8, 8)).save(plain)
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.jpg")
+    for name in ("invokeai_metadata", "Comment"):
+        info = PngInfo()
+        info.add_text(name, "{}")
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png", pnginfo=info)
     (tmp_path / "broken.png").write_bytes(plain.read_bytes()[:40])
     save_file({"latents": torch.zeros(2, 4, 8, 8)}, tmp_path / "lora.safetensors")
     (tmp_path / "text.txt").write_text("cat")
     for name, message in (
         ("comfy.png", "has a workflow of ComfyUI"),
         ("plain.png", "has no settings"),
+        ("plain.jpg", "has no settings"),
+        ("invokeai_metadata.png", "has settings of InvokeAI and no settings in A1111's form"),
+        ("Comment.png", "has a comment, as of NovelAI, and no settings in A1111's form"),
         ("broken.png", "cannot be read"),
         ("lora.safetensors", "not the file of a run"),
         ("text.txt", "neither a PNG nor the file of a run"),

@@ -82,6 +82,7 @@ def desk(model, tmp_path, monkeypatch):
         Image.open(photo).convert("RGB").save(tmp_path / name)
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
     write_lora(model, tmp_path / "style.safetensors")
+    save_file({"<my-toy>": torch.ones(1, model.text.clip_encoders[0].width)}, tmp_path / "my-toy.safetensors")
 
     check = RunSettings.__post_init__
 

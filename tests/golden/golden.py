@@ -234,10 +234,13 @@ def families(work: Path) -> Iterator[tuple[str, Callable[[], Result]]]:
         target = "a dog" if name == "InstructPix2Pix" else "a dog on the beach"
         yield f"{name}: edit", lambda pipe=pipe, run=run, target=target: pipe.edit(run, target, self_replace=0.7)
         if name in ("SD 2, v", "SDXL"):
-            yield f"{name}: invert", lambda pipe=pipe: pipe.invert(picture, "a cat", steps=3, method="negative-prompt")
+            yield (
+                f"{name}: invert",
+                lambda pipe=pipe, x=picture: pipe.invert(x, "a cat", steps=3, method="negative-prompt"),
+            )
             yield (
                 f"{name}: null-text",
-                lambda pipe=pipe: pipe.invert(picture, "a cat", steps=3, method="null-text", num_inner_steps=1),
+                lambda pipe=pipe, x=picture: pipe.invert(x, "a cat", steps=3, method="null-text", num_inner_steps=1),
             )
 
 

@@ -41,7 +41,7 @@ def test_the_cost_of_an_edit_is_predicted_whatever_the_run_is_conditioned_on(mod
     for blend in (None, "beach"):
         log.calls.clear()
         targets = make_targets(counted, run, prompts, EditOptions(local_blend=blend))
-        predicted = plan_batches(counted, run, targets).predicted_rows(run, batch=2)
+        predicted = plan_batches(counted, run, targets, batch=2).predicted_rows(run)
         run_edits(counted, run, targets, batch=2)
         assert log.rows == predicted
 

@@ -1,5 +1,6 @@
 """Text files as the editors of every system write them, and files that are written completely or not at all."""
 
+import errno
 import json
 import os
 
@@ -121,6 +122,12 @@ def test_text_is_written_alike_on_every_system(tmp_path):
     assert (tmp_path / "new" / "a.txt").read_bytes() == b"a\nb \xc3\xa9\n"
     write_json(tmp_path / "a.json", {"a": (1, None)})
     assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    1,\n    null\n  ]\n}\n'
+
+
+def test_the_error_of_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space") as error, atomic_write(tmp_path / "x.png"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.filename == str(tmp_path / "x.png") and not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from minip2p.errors import Notice
 from minip2p.io.images import check_image_tensor, composite, crop_box, fit_image, read_image, read_mask, to_pil
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -273,6 +274,20 @@ def test_an_image_tensor_is_3_H_W_in_minus_1_to_1():
             check_image_tensor(image, None)
 
 
+def test_a_notice_says_how_a_tensor_in_0_to_1_is_read(recwarn):
+    with pytest.warns(Notice, match=r"is taken as it is, in \[-1, 1\]; if it is in \[0, 1\], give 2 \* image - 1"):
+        check_image_tensor(torch.linspace(0, 1, 72).view(3, 4, 6), None)
+    recwarn.clear()
+    check_image_tensor(torch.linspace(-1, 1, 72).view(3, 4, 6), None)
+    assert not recwarn.list
+
+
+def test_a_notice_says_that_8_bits_in_a_16_bit_mode_are_nearly_black():
+    image = Image.fromarray(np.full((2, 2), 255, np.int32))
+    with pytest.warns(Notice, match="is read as 16 bits, of which its largest number, 255, is nearly black"):
+        assert read_mask(image).max() == pytest.approx(1 / 255)
+
+
 # Masks
 
 
@@ -281,6 +296,12 @@ def test_a_mask_is_a_tensor_an_array_or_an_image():
     image = Image.fromarray((expected.numpy() * 255).astype(np.uint8))
     for mask in (expected, expected.numpy(), expected.bool(), expected.half(), image, image.convert("RGB")):
         assert torch.equal(read_mask(mask), expected)
+
+
+def test_a_mask_may_be_an_array_that_is_not_writable(recwarn):
+    mask = np.ones((2, 2), bool)
+    mask.flags.writeable = False
+    assert read_mask(mask).all() and not recwarn.list
 
 
 def test_a_transparent_pixel_of_a_mask_is_black():
@@ -296,6 +317,8 @@ def test_a_transparent_pixel_of_a_mask_is_black():
         (np.full((4, 4), 255, np.uint8), "a mask lies between 0 and 1, but its maximum is 255: divide it by 255?"),
         (torch.full((4, 4), torch.nan), "a mask must be rows × columns of finite numbers, not of shape (4, 4)"),
         (torch.ones(1, 4, 4), "a mask must be rows × columns of finite numbers, not of shape (1, 4, 4)"),
+        (np.full((4, 4), -1.0), "a mask lies between 0 and 1, but its minimum is -1"),
+        (np.full((4, 4), None), "a mask is an array of numbers, not of object"),
         (torch.ones(0, 0), "a mask must be rows × columns of finite numbers, not of shape (0, 0)"),
     ],
 )

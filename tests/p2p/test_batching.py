@@ -49,13 +49,13 @@ def test_a_grid_of_taus_is_a_tree(model):
         target_of(model, start, cross_replace=cross, self_replace=self_)
         for cross, self_ in itertools.product(TAUS, TAUS)
     ]
-    plan = plan_batches(model.components, start, cells)
+    plan = plan_batches(model.components, start, cells, batch=25)
     ends = [20, 28, 35, 43, 50], [20, 27, 35, 42, 50]
     by_hand = [
         (sum(end <= i for end in ends[0][:-1]) + 1) * (sum(end <= i for end in ends[1][:-1]) + 1) for i in range(50)
     ]
     assert [len(rows) for rows in plan.rows] == by_hand and plan.source_steps == 50
-    assert plan.predicted_rows(start, batch=25) == 2 * 50 + 2 * sum(by_hand) == 948
+    assert plan.predicted_rows(start) == 2 * 50 + 2 * sum(by_hand) == 948
 
 
 def test_cells_of_a_tree_equal_edits_made_one_by_one(model):
@@ -151,7 +151,7 @@ def test_without_sharing_equal_targets_have_a_row_each(model):
     start = start_of(model, steps=3)
     targets = [target_of(model, start) for _ in range(2)]
     assert plan_batches(model.components, start, targets).rows == [[[0, 1]]] * 3
-    plan = plan_batches(model.components, start, targets, share=False)
+    plan = plan_batches(model.components, start, targets, attend=explicit())
     assert plan.rows == [[[0], [1]]] * 3
     assert plan.predicted_rows(start) == 2 * plan.source_steps + (1 + 2) + 2 * 4
 
@@ -211,10 +211,11 @@ def test_the_plan_predicts_the_rows(model, cells, guidance_scale, batch, kind):
         origin = SourceRun(model.components, origin).finish()
     if kind == "record":
         origin = model.record(origin, self_replace=1.0)
-    predicted = plan_batches(model.components, origin, [cell_of(model, origin, **cell) for cell in cells])
+    twins = [cell_of(model, origin, **cell) for cell in cells]
+    predicted = plan_batches(model.components, origin, twins, batch=batch)
     targets = [cell_of(model, origin, **cell) for cell in cells]
     rows = counted_rows(model, lambda counted: run_edits(counted.components, origin, targets, batch=batch))
-    assert rows == predicted.predicted_rows(origin, batch)
+    assert rows == predicted.predicted_rows(origin)
 
 
 @pytest.mark.parametrize(

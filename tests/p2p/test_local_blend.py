@@ -10,6 +10,7 @@ from word_heat import RUN, SIZE, SOURCE, TARGET, finest_cross_store, stored_run,
 from minip2p import LocalBlend, explicit
 from minip2p.attention.contract import Site
 from minip2p.attention.masks import heatmap_to_mask
+from minip2p.errors import Notice
 from minip2p.p2p.local_blend import LocalBlendState
 
 SITES = tuple(Site("up", n, True, stride) for n, stride in enumerate((4, 2, 2, 1)))
@@ -75,6 +76,15 @@ def test_a_custom_mask_is_resized_to_the_latent():
     assert torch.equal(mask, bits("#...", ".#..", "....", "...."))
     mask = blend_state(LocalBlend(mask=torch.eye(2)), torch.zeros(4, 4)).mask()
     assert torch.equal(mask, bits("##..", "##..", "..##", "..##"))
+
+
+def test_a_mask_that_is_black_or_nearly_black_is_named():
+    with pytest.warns(Notice, match="the mask of a local blend is black, so nothing can change; white is what may"):
+        blend_state(LocalBlend(mask=torch.zeros(8, 8)), torch.zeros(4, 4))
+    with pytest.raises(
+        ValueError, match=r"is nowhere white, so nothing could change: its maximum is 0.0039 \(white is"
+    ):
+        blend_state(LocalBlend(mask=torch.full((8, 8), 1 / 255)), torch.zeros(4, 4))
 
 
 def test_a_custom_mask_that_covers_half_of_a_cell_covers_it():

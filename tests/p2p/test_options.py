@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minip2p import AttentionStore, LocalBlend, Pipeline
-from minip2p.attention.contract import ALL_SITES, explicit, fused
+from minip2p.attention.contract import explicit, fused
 from minip2p.p2p.options import EditOptions
 
 
@@ -21,13 +21,12 @@ def test_the_defaults_are_the_documented_ones():
         "kind": "auto",
         "reweight": None,
         "local_blend": None,
-        "sites": dataclasses.asdict(ALL_SITES),
+        "sites": None,
         "region": None,
         "explicit": False,
         "parity": False,
         "attend": None,
     }
-    assert EditOptions().sites is ALL_SITES
 
 
 def test_pipeline_edit_has_exactly_these_fields_and_defaults():
@@ -97,7 +96,6 @@ def test_options_that_are_taken(options):
         ),
         ({"local_blend": 3}, "local_blend is a word, a (source word, target word) or a LocalBlend, not 3"),
         ({"sites": ("down",)}, "sites must be a SiteFilter, not ('down',)"),
-        ({"sites": None}, "sites must be a SiteFilter, not None"),
         ({"region": "mask.png"}, "a mask is an image, an array or a tensor, not str"),
         ({"region": torch.full((4, 4), 2.0)}, "lies between 0 and 1, but its maximum is 2"),
         ({"region": torch.ones(1, 4, 4)}, "rows × columns of finite numbers, not of shape (1, 4, 4)"),

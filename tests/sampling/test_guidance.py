@@ -227,3 +227,13 @@ def test_guidance_of_the_shipped_model_is_the_formula_of_its_own_predictions(mod
                 model.components, x, 500, uncond, cond, attend=attend, same_latents=same_latents, **options
             )
             torch.testing.assert_close(eps, expected, rtol=0, atol=1e-4)
+
+
+def test_equal_latents_share_the_image_row_too():
+    image = ImageConditioning(torch.zeros(1, 4, 2, 3), 1.5)
+    branches = guidance_branches(3, 4.0, same_latents=True, image=image)
+    assert [(branch.kind, branch.rows) for branch in branches] == [
+        ("unconditional", 1),
+        ("image", 1),
+        ("conditional", 3),
+    ]

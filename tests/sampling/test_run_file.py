@@ -1,6 +1,7 @@
 """The file of a run: a plain safetensors file that gives the run back, and is refused with one line if damaged."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import minip2p
 from minip2p import explicit
 from minip2p.attention.contract import fused
+from minip2p.io.files import shipped_weights
 from minip2p.sampling.conditioning import Conditioning, ImageConditioning
 from minip2p.sampling.run_file import FORMAT, RunRecord, conditioning_tensors, read_run, run_metadata, write_run
 from minip2p.sched import DDIMScheduler
@@ -229,9 +231,11 @@ def test_a_run_with_a_custom_attention_cannot_be_saved(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_is_not_written_over_the_models_weights(model, recorded):
-    weights = next(iter(model.origin.files.values()))
-    before = weights.stat().st_mtime_ns
+def test_a_run_is_not_written_over_the_models_weights(recorded, tmp_path):
+    folder = shutil.copytree(shipped_weights("tiny"), tmp_path / "tiny")  # a copy: a failure must not destroy ours
+    pipe = minip2p.load(folder)
+    weights = next(iter(pipe.origin.files.values()))
+    before = weights.read_bytes()
     with pytest.raises(ValueError, match=re.escape(weights.name)):
-        recorded.save(weights)
-    assert weights.stat().st_mtime_ns == before
+        replace(recorded, components=pipe.components).save(weights)
+    assert weights.read_bytes() == before
