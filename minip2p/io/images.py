@@ -23,7 +23,7 @@ def read_mask(mask: Any) -> Tensor:
     """A user's mask in [0, 1] as a float32 tensor H W.
 
     mask: a Pillow image (white is 1, transparency counts as black), an array or a tensor.
-    Raises ValueError for another type or number of axes, an empty mask, a value outside of [0, 1], and NaN or
+    Raises ValueError for another type or number of axes, an empty mask, a value above 1 or below -0.5, and NaN or
     infinity.
     """
     if isinstance(mask, Image.Image):
@@ -37,7 +37,7 @@ def read_mask(mask: Any) -> Tensor:
     out = torch.as_tensor(mask).float()
     if out.ndim == 2 and (out > 1).any():
         raise ValueError(f"a mask lies between 0 and 1, but its maximum is {float(out.max()):g}: divide it by 255?")
-    if out.ndim == 2 and (out < 0).any():
+    if out.ndim == 2 and (out < -0.5).any():  # as in [-1, 1]; resampling may undershoot a little
         raise ValueError(f"a mask lies between 0 and 1, but its minimum is {float(out.min()):g}")
     if out.ndim != 2 or not out.numel() or not torch.isfinite(out).all():
         raise ValueError(f"a mask must be rows × columns of finite numbers, not of shape {tuple(out.shape)}")
