@@ -77,6 +77,8 @@ class DiffusersFolder:
             return "is a model with a transformer, such as SD 3 or Flux, which is not supported: a UNet is needed"
         if self.path(f"{component}_ema").is_dir():
             return f"has no {component}/, but {component}_ema/: to use it, rename it to {component}/"
+        if (root / "config.json").is_file():
+            return f"has no {component}/: it is one component, such as a VAE, and not a model"
         if files := sorted(root.glob("*.safetensors")):
             return f"has no {component}/; if {files[0].name} is a whole checkpoint, give the file instead of the folder"
         return None

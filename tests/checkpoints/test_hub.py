@@ -258,7 +258,7 @@ def test_a_repository_with_a_vae_alone(hub, monkeypatch):
     with monkeypatch.context() as offline:
         go_offline(offline)
         assert load_components(vae="org/tiny")[0].origin.labels == components.origin.labels
-    with pytest.raises(FileNotFoundError, match="unet/config.json: no such file"):
+    with pytest.raises(FileNotFoundError, match="has no unet/: it is one component, such as a VAE, and not a model"):
         load_components("org/tiny")
 
 
