@@ -172,7 +172,7 @@ def test_a_missing_file_a_pickled_one_and_a_lora_are_one_clear_line(sd1, tmp_pat
     with pytest.raises(FileNotFoundError, match="nowhere.safetensors: no such file: there is no embedding"):
         sd1.with_embedding(tmp_path / "nowhere.safetensors")
     (tmp_path / "toy.pt").write_bytes(b"PK\x03\x04")
-    with pytest.raises(ValueError, match="toy.pt: is a pickled file, which can run code when it is read"):
+    with pytest.raises(ValueError, match="toy.pt: is a pickle, which can run any program"):
         sd1.with_embedding(tmp_path / "toy.pt")
     save_file(
         {"lora_unet_x.lora_up.weight": torch.ones(1), "lora_unet_x.alpha": torch.ones(1)}, tmp_path / "l.safetensors"

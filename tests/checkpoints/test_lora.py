@@ -338,12 +338,12 @@ def test_a_missing_file_is_missing(sd1, tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of git-lfs"),
+        ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a git-lfs pointer"),
         ("a.safetensors", b"\n<!DOCTYPE html><html>", "is an HTML page"),
-        ("a.safetensors", b"PK\x03\x04archive/data.pkl", "is a pickled file, which can run code"),
-        ("a.pt", b"\x80\x02}q", "is a pickled file, which can run code when it is read: convert it to safetensors"),
-        ("a.bin", b"anything", "is a pickled file"),
-        ("a.ckpt", b"anything", "is a pickled file"),
+        ("a.safetensors", b"PK\x03\x04archive/data.pkl", "is a pickle, which can run any program"),
+        ("a.pt", b"\x80\x02}q", "is a pickle, which can run any program when it is opened"),
+        ("a.bin", b"anything", "is a pickle"),
+        ("a.ckpt", b"anything", "is a pickle"),
         ("a.safetensors", b"\x10\0\0\0\0\0\0\0{", "not a whole safetensors file"),
     ],
 )
