@@ -56,7 +56,7 @@ def download_adapter(name: str, names: Sequence[str], kind: str) -> Path:
         chosen.append(choose_file(name, files, names, kind))
         return [file for file in (chosen[0], ADAPTER_CONFIG) if file in files]
 
-    folder = download_files(name, choose, (*names, ADAPTER_CONFIG))
+    folder = download_files(name, choose, markers=())
     if not chosen:  # the hub cannot be reached: what is in its cache
         chosen.append(choose_file(name, sorted(file.name for file in folder.iterdir()), names, kind))
     return folder / chosen[0]

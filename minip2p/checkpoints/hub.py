@@ -66,7 +66,8 @@ def download(name: str, folders: Collection[str] = WEIGHT_FOLDERS) -> Path:
 def download_files(name: str, choose: Callable[[list[str]], list[str]], markers: Sequence[str]) -> Path:
     """Downloads the files of a repository that `choose` selects from all of its files; returns the folder in the cache.
 
-    markers: files one of which the cache has if it has the repository. Raises ValueError as `download`.
+    markers: files one of which the cache has if it has the repository; none if any file will do. Raises ValueError as
+    `download`.
     """
     import huggingface_hub as hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -102,16 +103,24 @@ def quiet_hub() -> Iterator[None]:
 
 
 def cached_folder(name: str, error: Exception, markers: Sequence[str]) -> Path:
-    """The folder of what the cache has of a repository, complete or not, if it has one of the `markers`.
+    """The folder of what the cache has of a repository, complete or not, if it has one of the `markers`, where given.
 
     error: why the hub cannot be asked; it becomes part of the ValueError that is raised if the cache has nothing.
     """
     import huggingface_hub as hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     for marker in markers:
         file = hub.try_to_load_from_cache(name, marker)
         if isinstance(file, str):
             return Path(file).parent
+    if not markers:
+        try:
+            return Path(hub.snapshot_download(name, local_files_only=True))
+        except LocalEntryNotFoundError as missing:
+            incomplete = getattr(missing, "snapshot_path", None)  # what there is of it
+        if incomplete is not None:
+            return Path(incomplete)
     raise ValueError(
         f"{name}: no such folder, not in the hub's cache, and the hub cannot be reached ({one_line(error)})"
     )

@@ -14,6 +14,7 @@ import pytest
 import torch
 from families import write_single_file
 from paths import ROOT
+from safetensors.torch import save_file
 
 from minip2p.checkpoints.hub import WEIGHT_FOLDERS, download, files_to_download, is_repo_id
 from minip2p.checkpoints.load import load_components
@@ -301,3 +302,23 @@ def test_the_shards_of_a_variant_are_downloaded_and_no_others(variant, place):
     )
     plain_shard = f"{stem}{number}.safetensors"
     assert files_to_download([index, shard, plain_shard], WEIGHT_FOLDERS) == [index, shard]
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "style.safetensors"])
+def test_a_lora_is_downloaded_by_its_name_and_then_taken_from_the_cache(hub, tmp_path, monkeypatch, model, name):
+    """Only the LoRA's file and PEFT's settings; a repository without a safetensors file is one clear line."""
+    hub.files = {}
+    with pytest.raises(ValueError, match="org/tiny: has no LoRA in it"):
+        model.merged("org/tiny")
+    layer, width = "unet.mid_block.attentions.0.proj_in", model.unet.config.block_out_channels[-1]
+    tensors = {f"{layer}.lora_A.weight": torch.ones(1, width), f"{layer}.lora_B.weight": torch.ones(width, 1)}
+    save_file(tensors, tmp_path / name)
+    hub.files = {name: tmp_path / name, "README.md": FILES["vae/config.json"], "sheet.png": FILES["vae/config.json"]}
+    merged = model.merged("org/tiny")
+    assert hub.downloads == [name] and merged.origin.labels["LoRA"] == f"{name} at 1"
+    go_offline(monkeypatch)
+    assert model.merged("org/tiny").components.fingerprint == merged.components.fingerprint
+    use_cache(monkeypatch, tmp_path / "empty")
+    with pytest.raises(ValueError, match="org/tiny: no such folder, not in the hub's cache") as error:
+        model.merged("org/tiny")
+    assert "\n" not in str(error.value)

@@ -81,6 +81,22 @@ def test_a_lora_is_merged_with_its_scale(family, tmp_path, error_of):
     assert "the scale after the colon must be a number" in error_of(*command, "--overwrite", "--lora", f"{file}:much")
 
 
+def test_an_embedding_is_a_word_of_the_prompt(family, tmp_path, error_of):
+    folder, file = family("SD 1")[1], tmp_path / "learned_embeds.safetensors"
+    save_file({"<my-toy>": torch.randn(2, 64, generator=torch.Generator().manual_seed(0))}, file)
+    command = ["generate", "a <my-toy>", "--model", folder, "--steps", 2, "-o", tmp_path / "a.png"]
+    run(*command, "--embedding", file)
+    expected = minip2p.load(folder).with_embedding(file).generate("a <my-toy>", steps=2)
+    assert pixels(tmp_path / "a.png") == expected.image.tobytes()
+    assert "Embedding: <my-toy> (learned_embeds.safetensors)" in parameters(tmp_path / "a.png")
+    assert "toy.pt: is a pickle" in error_of(*command, "--overwrite", "--embedding", pickled(tmp_path / "toy.pt"))
+
+
+def pickled(file):
+    file.write_bytes(b"\x80\x02}q\x00.")
+    return file
+
+
 def test_instruct_writes_a_picture_and_a_run_that_can_be_edited(family, tmp_path, picture):
     (file, image), folder, out = picture, family("InstructPix2Pix")[1], tmp_path / "out.png"
     options = ["--steps", 2, "--picture-guidance", 1.2, "--record", tmp_path / "run.safetensors"]
