@@ -74,8 +74,17 @@ def test_the_demo_ends_with_commands_to_try_as_they_work_in_the_shell(active, tm
     (binaries / "minip2p").write_text("#!/bin/sh\n")
     (binaries / "minip2p").chmod(0o755)
     environment = {**os.environ, "LOG": str(tmp_path / "log"), "TORCH_INSTALLED": "0", "PROBE": "true"}
+    for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # of a make that runs this test
+        environment.pop(name, None)
     environment["PATH"] = f"{binaries if active else tmp_path}:{os.environ['PATH']}"
-    command = ["make", f"PYTHON={tmp_path / 'python'}", f"VENV={tmp_path / 'venv'}", "TORCH_INDEX=", "demo"]
+    command = [
+        "make",
+        "--no-print-directory",
+        f"PYTHON={tmp_path / 'python'}",
+        f"VENV={tmp_path / 'venv'}",
+        "TORCH_INDEX=",
+        "demo",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     _, separator, lines = done.stdout.partition("Next, try:\n")
     assert separator and (tmp_path / "log").read_text().splitlines()[-1] == "-m minip2p demo -o out --overwrite"

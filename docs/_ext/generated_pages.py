@@ -8,8 +8,10 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:  # the tests import this file without Sphinx
+    from sphinx.application import Sphinx
 
 MARK = re.compile(r"<!-- generated: ([\w-]+) -->")
 NOT_IN_THE_REFERENCE = ("minip2p.cli", "minip2p.tiny", "minip2p.__main__")  # programs
@@ -103,10 +105,10 @@ def modules() -> str:
 GENERATORS: Mapping[str, Callable[[], str]] = {"command-line": command_line, "modules": modules}
 
 
-def insert_generated(app: Sphinx, docname: str, source: list[str]) -> None:
+def insert_generated(app: "Sphinx", docname: str, source: list[str]) -> None:
     source[0] = MARK.sub(lambda match: GENERATORS[match[1]](), source[0])
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: "Sphinx") -> dict[str, bool]:
     app.connect("source-read", insert_generated)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
