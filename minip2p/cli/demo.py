@@ -43,7 +43,7 @@ EDITS = (
         "a pig on the grass",
         "a sheep on the grass",
         1,
-        "a word swap: a sheep in the pig's place and pose; without P2P, the pose and the clouds differ",
+        "a word swap: a sheep in the pig's place and outline; without P2P, the outline and the clouds differ",
     ),
     Example(
         "2-phrase",
