@@ -1,11 +1,17 @@
 """MasaCtrl and plug-and-play as the attention of an edit's target."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from runs import CallLog
 
 from minip2p import Site, SiteFilter, fused
+from minip2p.attention.contract import unconditional_of
 from minip2p.baselines import MasaCtrl, PlugAndPlay
+from minip2p.sampling.conditioning import Conditioning, ImageConditioning
+from minip2p.sampling.guidance import unet_noise
+from minip2p.text.encoder import TextEmbedding
 
 STEPS, SOURCE, TARGET = 4, "a cat on the beach", "a dog on the beach"
 SETTINGS = dict(seed=1, steps=STEPS, size=(64, 72))
@@ -48,6 +54,93 @@ def test_masactrl_attends_with_the_targets_queries_to_the_sources_keys_and_value
     torch.testing.assert_close(masactrl.at(1)(q, k, v, cross), literal_attention(q, k, v))
 
 
+def photograph():
+    return torch.rand(3, 64, 72, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def edit_by_hand(model, run, rows, attend_at):
+    """The published loops: one batch of source and target in each step, with the source at the pivots of `run`.
+
+    rows: (whose latents, prompt) of each row; the target has two, the unconditional one first. Returns its latents.
+    """
+    components = model.components
+    x = run.latents[:1]
+    embedding = TextEmbedding.cat(components.text(text) for _, text in rows)
+    for i, step in enumerate(components.scheduler.steps(run.steps)):
+        latents = torch.cat([x if whose == "target" else run.latents[i : i + 1] for whose, _ in rows])
+        eps = unet_noise(components, latents, step.t, embedding, attend_at(i))
+        uncond, cond = (eps[n : n + 1] for n, (whose, _) in enumerate(rows) if whose == "target")
+        x = components.scheduler.step(x, uncond + run.guidance_scale * (cond - uncond), step)
+    return x
+
+
+@pytest.mark.parametrize("prompt, negative", [("", ""), (SOURCE, "a pig")])
+def test_masactrl_on_both_branches_is_the_published_loop(model, prompt, negative):
+    """In each half of the batch all rows attend to the keys and values of its first row, the source's. float32, 1e-4.
+
+    PIE-Bench's code has an empty source prompt; with others the halves have sources of their own.
+    """
+    run = model.invert(photograph(), prompt, method="direct", steps=STEPS, negative_prompt=negative)
+    sites = SiteFilter(places=("up",), strides=(1,))
+
+    def attend_at(step):
+        def attend(q, k, v, site):
+            if site.cross or not sites.includes(site) or step < 1:
+                return literal_attention(q, k, v)
+            halves = zip(q.chunk(2), k.chunk(2), v.chunk(2), strict=True)
+            return torch.cat([literal_attention(q_half, k_half[:1], v_half[:1]) for q_half, k_half, v_half in halves])
+
+        return attend
+
+    rows = [("source", negative), ("target", negative), ("source", prompt), ("target", TARGET)]
+    expected = edit_by_hand(model, run, rows, attend_at)
+    both, conditional = (
+        model.edit(run, TARGET, **NO_INJECTION, attend=MasaCtrl(run, 0.25, sites, unconditional)).latents[-1:]
+        for unconditional in (True, False)
+    )
+    torch.testing.assert_close(both, expected, atol=1e-4, rtol=0)
+    assert (conditional - both).abs().max() > 0.01
+
+
+def test_plug_and_play_on_both_branches_is_the_published_loop_without_its_features(model):
+    """Both rows of the target have the queries and keys of a source row without words. float32, 1e-4."""
+    run = model.invert(photograph(), SOURCE, method="direct", steps=STEPS, negative_prompt="a pig")
+    sites = SiteFilter(places=("up",), indices=(1, 2))
+
+    def attend_at(step):
+        def attend(q, k, v, site):
+            if not site.cross and sites.includes(site) and step < 2:
+                q, k = (tensor[:1].expand_as(tensor) for tensor in (q, k))
+            return literal_attention(q, k, v)
+
+        return attend
+
+    expected = edit_by_hand(model, run, [("source", ""), ("target", "a pig"), ("target", TARGET)], attend_at)
+    source = replace(run, prompt="", negative_prompt="")
+    edit = model.edit(run, TARGET, **NO_INJECTION, attend=PlugAndPlay(source, 0.5, sites, unconditional=True))
+    torch.testing.assert_close(edit.latents[-1:], expected, atol=1e-4, rtol=0)
+
+
+def test_the_unconditional_rows_are_fused_unless_they_are_asked_for(run):
+    assert unconditional_of(MasaCtrl(run, start=0.0).at(1)) is fused
+    assert unconditional_of(MasaCtrl(run, start=0.5, unconditional=True).at(1)) is fused
+
+
+def test_the_source_runs_its_unconditional_row_only_where_it_differs(counted_run, log):
+    MasaCtrl(counted_run, start=0.0, unconditional=True).at(1)
+    assert log.calls == [1, 1]
+    log.calls.clear()
+    MasaCtrl(replace(counted_run, prompt=""), start=0.0, unconditional=True).at(1)
+    assert log.calls == [1]
+
+
+def test_a_run_that_is_guided_by_an_image_has_rows_of_a_third_kind(run):
+    image = ImageConditioning(torch.zeros(1, 4, 8, 9), image_guidance_scale=1.5)
+    guided = replace(run, conditioning=Conditioning(image=image))
+    with pytest.raises(ValueError, match="unconditional: a run that is guided by an image has two kinds of such rows"):
+        MasaCtrl(guided, unconditional=True)
+
+
 def test_masactrl_of_a_source_into_its_own_prompt_is_the_source(model, run):
     edit = model.edit(run, run.prompt, **NO_INJECTION, attend=MasaCtrl(run, start=0.0))
     torch.testing.assert_close(edit.latents, run.latents, atol=1e-3, rtol=0)
@@ -72,8 +165,7 @@ def test_steps_and_sites_are_those_of_the_options(counted_run, log):
 
 def test_steps_count_from_the_first_one_that_is_edited(model):
     """As the published code counts, which sees no skipped steps: .25 of 4 steps after 2 skipped ones is step 3."""
-    photo = torch.rand(3, 64, 72, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    run = model.invert(photo, SOURCE, method="edit-friendly", steps=STEPS, skip=0.5)
+    run = model.invert(photograph(), SOURCE, method="edit-friendly", steps=STEPS, skip=0.5)
     assert MasaCtrl(run, start=0.25).step_weights().tolist() == [0, 0, 0, 1]
     assert PlugAndPlay(run, end=0.25).step_weights().tolist() == [0, 0, 1, 0]
 

@@ -7,6 +7,7 @@ another function; no module is patched and no hook is registered. This file know
     explicit(map_fn)       an `Attend` that forms the map, passes it to `map_fn(probs, site)`, and applies the result
     chain(f, g, ...)       several map functions as one
     f.at(step)             optional, on either kind of function: its version for one sampling step (see `at_step`)
+    f.unconditional        optional, on an `Attend`: the attention of the rows without words (see `unconditional_of`)
 
 Axes, here and everywhere: b batch, h heads, i queries (latent pixels), j keys (words or pixels), d width of a head.
 """
@@ -117,6 +118,15 @@ def at_step(function: Any, step: int) -> Any:
     method is used at every step as it is. `explicit` and `chain` pass `at` on to the functions inside them.
     """
     return function.at(step) if hasattr(function, "at") else function
+
+
+def unconditional_of(attend: Attend) -> Attend:
+    """The attention of the rows without words, where `attend` is that of the rows with words.
+
+    It is `fused`: an edit of attention is an edit of what the words do. An `Attend` that treats the other rows in some
+    way has an attribute `unconditional`, an `Attend` as well.
+    """
+    return getattr(attend, "unconditional", fused)
 
 
 # The queries 1 h i d and the keys 1 h j d of one image at one site. They determine its map, and are smaller.

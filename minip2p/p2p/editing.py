@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from minip2p.attention.contract import QK, Attend, Site, at_step, fused
+from minip2p.attention.contract import QK, Attend, Site, at_step, fused, unconditional_of
 from minip2p.attention.heatmaps import accumulate_heat
 from minip2p.attention.store import record_qk
 from minip2p.checkpoints.components import Components
-from minip2p.p2p.batching import MAX_BATCH, even_chunks, plan_batches
+from minip2p.p2p.batching import plan_batches
 from minip2p.p2p.controller import OnAttention, controlled_attention
 from minip2p.p2p.options import EditOptions
 from minip2p.p2p.targets import EditTarget, make_targets
+from minip2p.sampling.batches import MAX_BATCH, even_chunks
 from minip2p.sampling.guidance import check_finite, guided_noise
+from minip2p.sampling.preview import OnStep, StepPreview
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import SourceRun, Trajectory
@@ -67,7 +69,9 @@ def run_edits(
     attend: Attend | None = None,
     explicit: bool = False,
     batch: int = MAX_BATCH,
+    known: Tensor | None = None,
     progress: Progress = iter,
+    on_step: OnStep | None = None,
 ) -> list[Trajectory]:
     """Edits one source into all targets, step by step (Hertz et al. 2022, algorithm 1).
 
@@ -75,7 +79,9 @@ def run_edits(
     Targets that have been equal so far are one row, and up to `batch` rows run at once (see `plan_batches`).
 
     origin: a finished run, or one that is sampled along with its targets. attend: the targets' attention apart from the
-    edit; None is the source's. explicit: form the attention maps (see `controlled_attention`).
+    edit; None is the source's. explicit: form the attention maps (see `controlled_attention`). known: the first latents
+    of all targets, t c h w, where an earlier edit has computed them; their blends must have the heat maps up to there.
+    on_step: is called at each step that is edited with what it predicts for each target.
     Returns the targets' runs. Raises ValueError where latents do not stay finite.
     """
     conditioning, attend = origin.conditioning, attend or origin.attend
@@ -83,8 +89,9 @@ def run_edits(
     source = SourceRun(components, origin)
     plan = plan_batches(components, origin, targets, attend=attend, batch=batch)
     texts = {target.prompt: components.text(target.prompt, origin.clip_skip) for target in targets}
-    latents = [[source.latents[0]] for _ in targets]
-    for i, step in enumerate(progress(components.scheduler.steps(origin.steps))):
+    first_latents = source.latents[:1] if known is None else list(known.to(components.device).split(1))
+    latents = [list(first_latents) for _ in targets]
+    for i, step in progress(list(enumerate(components.scheduler.steps(origin.steps)))[len(first_latents) - 1 :]):
         if i < conditioning.skip_steps:
             for states in latents:
                 states.append(source.latents[i + 1])
@@ -92,12 +99,14 @@ def run_edits(
         source_qk = source.advance(i, plan.wanted_sites[i]) if i < plan.source_steps else {}
         if source_qk and is_blended:
             accumulate_source_heat(source_qk, targets, at_step(origin.attend, i))
+        attend_now = at_step(attend, i)
+        predicted_x0: dict[int, Tensor] = {}
         for groups in even_chunks(plan.rows[i], plan.batch):
             first = [group[0] for group in groups]  # one target stands for its group
             control = controlled_attention(
                 source_qk,
                 [targets[n].plan.at(i) for n in first],
-                at_step(attend, i),
+                attend_now,
                 explicit=explicit,
                 on_attention=target_heat_observer([[targets[n] for n in group] for group in groups]),
             )
@@ -110,10 +119,14 @@ def run_edits(
                 TextEmbedding.cat(texts[targets[n].prompt] for n in first),
                 guidance_scale=origin.guidance_scale,
                 attend=control,
+                unconditional_attend=unconditional_of(attend_now),
                 same_latents=i == conditioning.skip_steps,
                 proximal_quantile=conditioning.proximal_quantile,
                 image=conditioning.image,
             )
+            if on_step is not None:
+                predictions = components.scheduler.predicted_x0(x, eps, step).split(1)
+                predicted_x0 |= {n: row for group, row in zip(groups, predictions, strict=True) for n in group}
             x = components.scheduler.step(x, eps, step, noise=conditioning.noise_at(i))
             for group, state in zip(groups, check_finite(components, x, i).split(1), strict=True):
                 for n in group:
@@ -121,6 +134,9 @@ def run_edits(
                     if targets[n].blend_state is not None:
                         blended = targets[n].apply_blend(i, source.latents[i + 1], state)
                     latents[n].append(blended)
+        if on_step is not None:
+            rows = torch.cat([predicted_x0[n] for n in range(len(targets))])
+            on_step(StepPreview(components, i, origin.steps, rows))
     return [
         Trajectory(
             components,
@@ -132,6 +148,7 @@ def run_edits(
             conditioning,
             attend,
             clip_skip=origin.clip_skip,
+            inversion=origin.inversion,
             blend_mask=target.blend_mask,
             source_run=source,
         )

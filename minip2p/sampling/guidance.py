@@ -89,6 +89,7 @@ def guided_noise(
     *,
     guidance_scale: float,
     attend: Attend = fused,
+    unconditional_attend: Attend = fused,
     same_latents: bool = False,
     proximal_quantile: float = 0.0,
     image: ImageConditioning | None = None,
@@ -96,7 +97,8 @@ def guided_noise(
     """The UNet's prediction with guidance, b c h w, float32: the sum of `guidance_branches`.
 
     x: latents, b c h w. t: the time step. uncond: one row, or b. cond: b rows. attend: the attention of the conditional
-    rows; all other rows use `fused`. proximal_quantile: see `soft_threshold`. The other arguments: `guidance_branches`.
+    rows. unconditional_attend: of all other rows. proximal_quantile: see `soft_threshold`. The other arguments:
+    `guidance_branches`.
     """
     x, count = x.to(components.dtype), len(x)
     branches = guidance_branches(
@@ -108,9 +110,9 @@ def guided_noise(
     )
     other_rows = sum(branch.rows for branch in branches if branch.kind != "conditional")
     if other_rows == len(latents):
-        attend = fused
+        attend = unconditional_attend
     elif other_rows:
-        attend = conditional_only(other_rows, attend)
+        attend = split_attend(other_rows, unconditional_attend, attend)
     is_guided_by_image = image is not None and image.image_guidance_scale is not None
     empty = sum(branch.rows for branch in branches if branch.kind == "unconditional") if is_guided_by_image else 0
     predictions = unet_noise(components, latents, t, embedding, attend, image=image, empty_rows=empty)
@@ -170,15 +172,15 @@ def soft_threshold(difference: Tensor, quantile: float) -> Tensor:
     return difference - difference.clamp(-bound, bound)
 
 
-def conditional_only(other_rows: int, attend: Attend) -> Attend:
-    """An `Attend` that is `fused` on the first `other_rows` rows and `attend` on all others.
+def split_attend(first_rows: int, first: Attend, attend: Attend) -> Attend:
+    """An `Attend` that is `first` on the first rows and `attend` on all others.
 
     It always makes two calls, so a run has the same bits whether or not its attention is observed.
     """
-    n = other_rows
+    n = first_rows
 
     def split(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
-        return torch.cat([fused(q[:n], k[:n], v[:n]), attend(q[n:], k[n:], v[n:], site)])
+        return torch.cat([first(q[:n], k[:n], v[:n], site), attend(q[n:], k[n:], v[n:], site)])
 
     return split
 

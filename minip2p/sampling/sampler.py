@@ -1,42 +1,73 @@
 """The sampler: a plain DDIM loop, which knows nothing of edits.
 
-Axes: t steps, c h w latents.
+Axes: b pictures, t steps, c h w latents.
 """
+
+from collections.abc import Sequence
 
 import torch
 
-from minip2p.attention.contract import at_step
+from minip2p.attention.contract import at_step, fused, unconditional_of
 from minip2p.checkpoints.components import Components
+from minip2p.sampling.batches import MAX_BATCH, even_chunks
 from minip2p.sampling.guidance import check_finite, guided_noise
+from minip2p.sampling.preview import OnStep, StepPreview
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
+from minip2p.text.encoder import TextEmbedding
 
 
-def sample(components: Components, start: RunStart, progress: Progress = iter) -> Trajectory:
-    """Samples one picture by DDIM (Song et al. 2020, eq. 12 with σ = 0), from the noise of `start`.
+def sample(
+    components: Components, start: RunStart, progress: Progress = iter, on_step: OnStep | None = None
+) -> Trajectory:
+    """Samples one picture: `sample_all` of a single start."""
+    return sample_all(components, [start], progress, on_step)[0]
 
-    Where the conditioning of `start` has noise for each step, the steps are DDPM's (η = 1).
 
+def sample_all(
+    components: Components, starts: Sequence[RunStart], progress: Progress = iter, on_step: OnStep | None = None
+) -> list[Trajectory]:
+    """Samples pictures by DDIM (Song et al. 2020, eq. 12 with σ = 0), each from the noise of its start.
+
+    Where the conditioning of the starts has noise for each step, the steps are DDPM's (η = 1).
+
+    starts: at least one. They share everything but prompt, noise and seed. Up to `MAX_BATCH` rows run at once; but a
+    custom attention may store what it sees, so it sees all pictures at once, one row each. on_step: is called at
+    each step with what it predicts.
     Raises ValueError where the latents do not stay finite.
     """
-    cond = components.text(start.prompt, start.clip_skip)
+    start, count = starts[0], len(starts)
+    batches = even_chunks(starts, MAX_BATCH if start.attend is fused else count)
+    sizes = [len(batch) for batch in batches]
+    words = [TextEmbedding.cat(components.text(each.prompt, each.clip_skip) for each in batch) for batch in batches]
     negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
     conditioning = start.conditioning
-    x = start.noise.to(components.device, copy=True)
+    x = torch.cat([each.noise for each in starts]).to(components.device)  # b c h w
     latents = [x]
     for i, step in enumerate(progress(components.scheduler.steps(start.steps))):
-        eps = guided_noise(
-            components,
-            x,
-            step.t,
-            conditioning.uncond_at(i, negative),
-            cond,
-            guidance_scale=start.guidance_scale,
-            attend=at_step(start.attend, i),
-            proximal_quantile=conditioning.proximal_quantile,
-            image=conditioning.image,
-        )
+        attend = at_step(start.attend, i)
+        predictions = [
+            guided_noise(
+                components,
+                rows,
+                step.t,
+                conditioning.uncond_at(i, negative),
+                cond,
+                guidance_scale=start.guidance_scale,
+                attend=attend,
+                unconditional_attend=unconditional_of(attend),
+                proximal_quantile=conditioning.proximal_quantile,
+                image=conditioning.image,
+            )
+            for rows, cond in zip(x.split(sizes), words, strict=True)
+        ]
+        eps = torch.cat(predictions)
+        if on_step is not None:
+            on_step(StepPreview(components, i, start.steps, components.scheduler.predicted_x0(x, eps, step)))
         x = components.scheduler.step(x, eps, step, noise=conditioning.noise_at(i))
         latents.append(check_finite(components, x, i))
-    return Trajectory.from_start(components, start, torch.cat(latents).cpu())
+    return [
+        Trajectory.from_start(components, each, torch.cat([x[n : n + 1] for x in latents]).cpu())
+        for n, each in enumerate(starts)
+    ]

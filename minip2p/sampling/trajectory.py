@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minip2p.attention.contract import QK, Attend, Site, SitePredicate, at_step, fused
+from minip2p.attention.contract import QK, Attend, Site, SitePredicate, at_step, fused, unconditional_of
 from minip2p.attention.heatmaps import (
     HeatmapAccumulator,
     check_hops,
@@ -42,7 +42,8 @@ class Trajectory:
     """A run: generated, edited, or reconstructed from an inverted photograph.
 
     latents: t+1 c h w, noise first, float32. seed: of the noise; None where there was no seed. conditioning: how the
-    run differs from plain DDIM. attend: the attention of its conditional rows. clip_skip: see `TextEncoder`.
+    run differs from plain DDIM. attend: the attention of its conditional rows. clip_skip: see `TextEncoder`. inversion:
+    the method by which the run, or the source of the edit, was inverted from a photograph; "" where it was not.
     blend_mask: the last mask by which an edit was blended with its source, h w. qk_cache: the (q, k) that edits of this
     run need not compute again. source_run: the source of an edit, run as far as the edit needed it.
     """
@@ -56,6 +57,7 @@ class Trajectory:
     conditioning: Conditioning = field(default_factory=Conditioning, repr=False)
     attend: Attend = field(default=fused, repr=False)
     clip_skip: int = 1
+    inversion: str = ""
     blend_mask: Tensor | None = field(default=None, repr=False)
     qk_cache: QKCache | None = field(default=None, repr=False)
     source_run: "SourceRun | None" = field(default=None, repr=False)
@@ -75,6 +77,7 @@ class Trajectory:
             start.conditioning,
             start.attend,
             clip_skip=start.clip_skip,
+            inversion=start.inversion,
             qk_cache=qk_cache,
         )
 
@@ -91,6 +94,7 @@ class Trajectory:
             run.seed,
             run.conditioning,
             clip_skip=run.clip_skip,
+            inversion=run.inversion,
             qk_cache=run.qk_cache,
         )
 
@@ -197,6 +201,7 @@ class Trajectory:
             self.conditioning,
             self.qk_cache,
             self.clip_skip,
+            self.inversion,
         )
         write_run(self.components, run, Path(file), self.attend)
 
@@ -257,6 +262,7 @@ class SourceRun:
             self.cond,
             guidance_scale=origin.guidance_scale,
             attend=attend if wanted is None else record_qk(pairs, wanted, attend),
+            unconditional_attend=unconditional_of(attend),
             proximal_quantile=conditioning.proximal_quantile,
             image=conditioning.image,
         )

@@ -15,10 +15,10 @@ from minip2p.sampling.conditioning import ImageConditioning
 from minip2p.sampling.guidance import (
     Branch,
     check_finite,
-    conditional_only,
     guidance_branches,
     guided_noise,
     soft_threshold,
+    split_attend,
     unet_noise,
     unet_rows,
 )
@@ -190,10 +190,27 @@ def test_the_soft_threshold_moves_numbers_towards_0_by_a_quantile_of_each_row():
     assert soft_threshold(x, 0.0) is x
 
 
-def test_the_first_rows_are_fused_and_all_others_get_the_custom_attention():
+def test_the_first_rows_and_all_others_have_attentions_of_their_own():
     q, k, v = (torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(n)) for n in range(3))
-    out = conditional_only(2, lambda q, k, v, site: torch.full_like(q, 7.0))(q, k, v, SITE)
+    out = split_attend(2, fused, lambda q, k, v, site: torch.full_like(q, 7.0))(q, k, v, SITE)
     assert torch.equal(out[:2], fused(q[:2], k[:2], v[:2])) and (out[2:] == 7).all() and len(out) == 3
+
+
+@pytest.mark.parametrize("w", SCALES)
+@pytest.mark.parametrize("image", IMAGE_SCALES)
+def test_the_unconditional_attention_sees_all_rows_that_are_not_conditional(w, image):
+    x, uncond, cond = random_step(3, same_latents=False)
+    seen = []
+
+    def attend(q, k, v, site):
+        seen.append(len(q))
+        return fused(q, k, v)
+
+    guided_noise(
+        stub_components(), x, 10, uncond, cond, guidance_scale=w, unconditional_attend=attend, image=image_of(image)
+    )
+    branches = guidance_branches(3, w, image=image_of(image))
+    assert sum(seen) == sum(branch.rows for branch in branches if branch.kind != "conditional")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
