@@ -299,7 +299,8 @@ class Pipeline:
             clip_skip=clip_skip,
             latents=latents,
         )
-        return invert(self.components, self.prepare(prompt, settings), progress_bar, **options)
+        start = replace(self.prepare(prompt, settings), inversion=method)
+        return invert(self.components, start, progress_bar, **options)
 
     def instruct(
         self,

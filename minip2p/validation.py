@@ -12,7 +12,12 @@ def is_integer(value: Any) -> bool:
 
 def is_finite(value: Any) -> bool:
     """Whether it is a real number that is not NaN and not infinite in float32, the dtype of the computation."""
-    return isinstance(value, Real) and bool(abs(value) < 2.0**128)  # type: ignore[operator]
+    if not isinstance(value, Real):
+        return False
+    try:
+        return abs(float(value)) < 2.0**128
+    except OverflowError:  # of an integer beyond float64
+        return False
 
 
 def check_number(name: str, value: Any, below: float = math.inf) -> None:

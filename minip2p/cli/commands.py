@@ -26,7 +26,7 @@ from minip2p.cli.options import (
 )
 from minip2p.cli.paths import PICTURE_SUFFIX, RUN_SUFFIX, check_source
 from minip2p.io import png, viz
-from minip2p.io.images import composite, fit_image, read_image, to_pil
+from minip2p.io.images import composite, fit_image, read_image, read_mask_image, to_pil
 from minip2p.p2p.alignment import alignment_table, infer_kind, refine_alignment, swap_mapper
 from minip2p.p2p.local_blend import LocalBlend
 from minip2p.pipeline import Pipeline
@@ -35,8 +35,6 @@ from minip2p.sampling.settings import RunSettings
 from minip2p.sampling.trajectory import Trajectory
 
 PictureJob = tuple[int | None, Path, list[Path]]  # a seed, the path of its picture, and of its run's file if recorded
-
-DEFAULT_METHOD = "direct"  # of inversion, as `Pipeline.invert` has it
 
 
 def generate(args: Namespace) -> None:
@@ -84,12 +82,11 @@ def edit_once(
     rows = [edit_row(source, *pair) for pair in zip(plain, runs, strict=True)]
     columns = max(map(len, rows))
     strip = viz.grid([panel for row in rows for panel in row], columns=columns)
-    method = {"Method": args.method or DEFAULT_METHOD} if is_photo else {}
-    texts = [metadata.parameters(run, **edit_settings(args), **method) for run in runs]
+    texts = [metadata.parameters(run, **edit_settings(args)) for run in runs]
     mask = changes["local_blend"].mask if args.mask else None
     pictures = [paste_over_source(args, source, run, mask) if args.paste else run.image for run in runs]
     pictures += [source.image, strip]
-    texts += [metadata.parameters(source, **method), "\n\n".join(texts)]
+    texts += [metadata.parameters(source), "\n\n".join(texts)]
     tables = [
         f"{source.prompt} -> {run.prompt}\n{explain_alignment(pipe, source.prompt, run.prompt, args.kind)}\n"
         for run in runs
@@ -107,7 +104,7 @@ def invert(args: Namespace) -> None:
     run = invert_photo(pipe, args, args.picture, run_options(args))
     image = run.image
     run.save(file)
-    text = metadata.parameters(run, Method=args.method or DEFAULT_METHOD, **fit_setting(args))
+    text = metadata.parameters(run, **fit_setting(args))
     write_outputs([(path, image, text)], [str(file)])
 
 
@@ -154,7 +151,6 @@ def maps(args: Namespace) -> None:
         jobs.append((seed, [output_path(stem, suffix) for suffix in suffixes]))
     photo = [args.source] if is_photo else []
     check_outputs(args, [path for _, paths in jobs for path in paths], [*photo, *weight_paths(args), *pipe_files(pipe)])
-    method = {"Method": args.method or DEFAULT_METHOD, **fit_setting(args)} if is_photo else {}
     for seed, paths in jobs:
         if isinstance(source, Trajectory):
             run = source
@@ -164,7 +160,7 @@ def maps(args: Namespace) -> None:
             run = pipe.generate(source, **seeded_options(args, seed))
         panels = maps_row(run, words)
         pictures = [*(picture for picture, _ in panels), viz.grid(panels, columns=6)]
-        text = metadata.parameters(run, **method)
+        text = metadata.parameters(run, **fit_setting(args))
         write_outputs([(path, picture, text) for path, picture in zip(paths, pictures, strict=True)])
 
 
@@ -190,7 +186,7 @@ def write_picture(
 
 def invert_photo(pipe: Pipeline, args: Namespace, photo: str, options: dict[str, Any]) -> Trajectory:
     """Inverts a photograph. options: those of the run."""
-    return pipe.invert(photo, args.prompt, **{"method": DEFAULT_METHOD, **invert_options(args), **options})
+    return pipe.invert(photo, args.prompt, **invert_options(args), **options)
 
 
 def read_masks(args: Namespace, pipe: Pipeline, source: Trajectory | str) -> dict[str, Any]:
@@ -203,7 +199,7 @@ def read_masks(args: Namespace, pipe: Pipeline, source: Trajectory | str) -> dic
         rows, columns = (pipe.vae.stride * side for side in pipe.components.latent_size(run_options(args).get("size")))
 
     def whiteness(file: str) -> Tensor:
-        return (fit_image(read_image(file, "black"), (rows, columns), **fit_option(args)).mean(0) + 1) / 2
+        return (fit_image(read_mask_image(file), (rows, columns), **fit_option(args)).mean(0) + 1) / 2
 
     masks: dict[str, Any] = {}
     if args.mask is not None:

@@ -70,7 +70,9 @@ def check_source(source: str, with_prompt: bool) -> None:
     if source.lower().endswith(RUN_SUFFIX):
         return
     if os.path.isfile(source):
-        raise ValueError(f"{source} is a file: describe the photograph with --prompt")
+        raise ValueError(
+            f"{source} is a file: describe the photograph with --prompt; a run's file must have a name in {RUN_SUFFIX}"
+        )
     if looks_like_path(source):
         raise ValueError(
             f"{source}: no such file, and a source is {SOURCE_KINDS}; if it is a prompt, add a space to its end"

@@ -91,11 +91,13 @@ def run_settings(file: Path) -> str:
     steps, _, rows, columns = shape
     settings = {
         "Steps": steps - 1,
-        "Sampler": "DDIM",
+        "Sampler": "DDPM" if "variance_noise" in metadata.get("conditioning", "") else "DDIM",
         "CFG scale": metadata.get("guidance_scale"),
         "Seed": metadata.get("seed"),
         "Clip skip": without(metadata.get("clip_skip"), "1"),
         "Latents": f"{columns}x{rows}",
+        "Model": metadata.get("model_name"),
+        "Method": metadata.get("inversion"),
         "Picture guidance": metadata.get("image_guidance_scale"),
         "Skipped steps": without(metadata.get("skip_steps"), "0"),
         "Conditioned on": metadata.get("conditioning"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 # A file of a few kilobytes may unpack into more memory than there is. Phones make pictures of 200 million pixels.
 MAX_PIXELS = 2**28
@@ -29,7 +29,7 @@ class UnreadableImageError(ValueError):
 
 
 def decode(path: Path) -> Image.Image:
-    """The main picture of a file, upright, as Pillow holds it: with at most `MAX_DECODED_PIXELS` pixels.
+    """The main picture of a file as Pillow holds it, not yet turned upright, with at most `MAX_DECODED_PIXELS` pixels.
 
     Of a file with several frames it is the first, or the one that the file calls its primary picture.
     Raises UnreadableImageError, and the errors of many types that the decoders raise for broken files.
@@ -39,7 +39,6 @@ def decode(path: Path) -> Image.Image:
         try:
             # Not by its name: Pillow 13.0 maps a named TIFF into memory, and shears a grey one that is to be rotated.
             with path.open("rb") as file, open_file(file) as image:
-                check_size(image.size)
                 refuse_thumbnail(image)
                 factor = reducing_factor(image.size)
                 if factor > 1:  # JPEG files are decoded at 1/2, 1/4 or 1/8, which takes less memory and time
@@ -50,7 +49,6 @@ def decode(path: Path) -> Image.Image:
             image = decode_unidentified(path)
         except Image.DecompressionBombError:
             raise UnreadableImageError(TOO_MANY_PIXELS) from None
-        ImageOps.exif_transpose(image, in_place=True)
         return reduced(image, reducing_factor(image.size))
 
 
@@ -86,7 +84,7 @@ def widen_12_bits(image: Image.Image) -> Image.Image:
         return image
     values = np.asarray(image)
     wide = Image.fromarray(values << 4 | values >> 8)
-    wide.info = image.info | {"exif": image.getexif().tobytes()}
+    wide.info = dict(image.info)
     return wide
 
 

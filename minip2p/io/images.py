@@ -27,7 +27,7 @@ def read_mask(mask: Any) -> Tensor:
     infinity.
     """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(to_rgb(mask, "black").convert("L"), dtype=np.float32) / 255
+        mask = np.asarray(read_mask_image(mask).convert("L"), dtype=np.float32) / 255
     if not isinstance(mask, np.ndarray | Tensor):
         raise ValueError(f"a mask is an image, an array or a tensor, not {type(mask).__name__}")
     if isinstance(mask, np.ndarray):
@@ -42,6 +42,20 @@ def read_mask(mask: Any) -> Tensor:
     if out.ndim != 2 or not out.numel() or not torch.isfinite(out).all():
         raise ValueError(f"a mask must be rows × columns of finite numbers, not of shape {tuple(out.shape)}")
     return out
+
+
+def read_mask_image(mask: str | Path | Image.Image) -> Image.Image:
+    """A mask, a file or a Pillow image, as upright RGB; transparency counts as black.
+
+    A mask of the numbers 0 and 1, as segmentations are stored, has 0 and 255 instead, and a Notice says so.
+    Raises FileNotFoundError or ValueError with one line that names the file.
+    """
+    image = to_rgb(mask, "black", "a mask") if isinstance(mask, Image.Image) else read_image(mask, "black")
+    if max(highest for _, highest in image.getextrema()) == 1:
+        name = "a mask" if isinstance(mask, Image.Image) else str(mask)
+        warnings.warn(f"{name}: its brightest pixel is 1 of 255, and 1 is taken for white", Notice, stacklevel=2)
+        image = image.point(lambda value: 255 * value)
+    return image
 
 
 def read_image(path: str | Path, background: str = "white") -> Image.Image:
@@ -92,7 +106,7 @@ def to_8_bits(image: Image.Image, name: str = "an image") -> Image.Image:
     values = np.asarray(image, dtype=np.int64).clip(min=0)
     if values.size and values.max() > 65535:
         raise ValueError("its pixels are numbers of more than 16 bits, whose white is unknown; convert it to 16 bits")
-    if values.size and 1 < values.max() < 256:
+    if values.size and 0 < values.max() < 256:
         warnings.warn(
             f"{name}: is read as 16 bits, of which its largest number, {values.max()}, is nearly black; if it has 8 "
             "bits, save it as such",

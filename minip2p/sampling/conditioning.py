@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.checkpoints.components import Components
-from minip2p.io.images import check_image_tensor, fit_image, read_image, read_mask, to_rgb
+from minip2p.io.images import check_image_tensor, fit_image, read_image, read_mask, read_mask_image
 from minip2p.text.encoder import TextEmbedding
 
 
@@ -120,8 +120,7 @@ def inpainting_conditioning(components: Components, picture: Tensor, mask: Any, 
         )
     size = (picture.shape[1], picture.shape[2])
     if isinstance(mask, str | Path | Image.Image):
-        image = read_image(mask, "black") if isinstance(mask, str | Path) else to_rgb(mask, "black")
-        mask = (fit_image(image, size, fit).mean(0) + 1) / 2
+        mask = (fit_image(read_mask_image(mask), size, fit).mean(0) + 1) / 2
     painted = F.interpolate(read_mask(mask)[None, None], size, mode="nearest") >= 0.5  # 1 1 H W
     if not painted.any():
         raise ValueError("the mask is nowhere white: there is nothing to paint")

@@ -18,8 +18,8 @@ def parameters(run: Trajectory, **more: Any) -> str:
         Steps: 50, Sampler: DDIM, CFG scale: 4.0, Seed: 1, Size: 128x96, Model: tiny, …
 
     The second line is missing where there is no negative prompt. Size is width x height. Model is followed by VAE and
-    LoRA where there are some. Source is the source prompt of an edit. A value with a comma, colon, quote or line break
-    is written as a JSON string.
+    LoRA where there are some. Source is the source prompt of an edit, Method that of the inversion of a photograph. A
+    value with a comma, colon, quote or line break is written as a JSON string.
 
     more: further settings.
     """
@@ -38,6 +38,8 @@ def parameters(run: Trajectory, **more: Any) -> str:
         settings["Dtype"] = str(run.components.dtype).removeprefix("torch.")
     if run.source_run is not None:
         settings["Source"] = run.source_run.prompt
+    if run.inversion:
+        settings["Method"] = run.inversion
     settings |= more
     negative = [f"Negative prompt: {run.negative_prompt}"] if run.negative_prompt else []
     last = ", ".join(f"{name}: {quote_value(value)}" for name, value in settings.items())

@@ -39,6 +39,7 @@ class RunRecord:
     conditioning: Conditioning = field(repr=False)
     qk_cache: QKCache | None = field(default=None, repr=False)
     clip_skip: int = 1
+    inversion: str = ""
 
 
 def conditioning_tensors(conditioning: Conditioning) -> dict[str, Tensor]:
@@ -67,6 +68,8 @@ class RunFields(Protocol):
     @property
     def clip_skip(self) -> int: ...
     @property
+    def inversion(self) -> str: ...
+    @property
     def conditioning(self) -> Conditioning: ...
 
 
@@ -79,10 +82,12 @@ def run_metadata(components: Components, run: RunFields, attend: Attend) -> dict
     return {
         "format": FORMAT,
         "model": components.fingerprint,
+        "model_name": components.origin.labels.get("Model", ""),
         "prompt": run.prompt,
         "negative_prompt": run.negative_prompt,
         "guidance_scale": repr(float(run.guidance_scale)),
         "clip_skip": str(run.clip_skip),
+        "inversion": run.inversion,
         "seed": "" if run.seed is None else str(run.seed),
         "skip_steps": str(conditioning.skip_steps),
         "proximal_quantile": repr(float(conditioning.proximal_quantile)),
@@ -134,6 +139,7 @@ def read_run(components: Components, file: Path) -> RunRecord:
             negative_prompt=metadata["negative_prompt"],
             seed=int(metadata["seed"]) if metadata["seed"] else None,
             clip_skip=int(metadata["clip_skip"]),
+            inversion=metadata.get("inversion", ""),
             conditioning=read_conditioning(tensors, metadata),
             qk_cache=QKCache(tensors, queries_per_site(components.unet, latent)) if tensors else None,
         )

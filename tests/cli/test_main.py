@@ -15,7 +15,7 @@ from paths import ROOT
 
 import minip2p
 from minip2p import LocalBlend
-from minip2p.cli import commands, main
+from minip2p.cli import main
 from minip2p.inversion.methods import METHODS
 from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline
@@ -96,7 +96,7 @@ def test_every_inversion_can_be_chosen():
 
 
 def test_defaults_that_the_commands_repeat_are_the_librarys():
-    assert DEFAULTS["--method"] == commands.DEFAULT_METHOD
+    assert DEFAULTS["--method"] == inspect.signature(Pipeline.invert).parameters["method"].default
     assert DEFAULTS["--fit"] == keyword_default(Pipeline.instruct, "fit") == keyword_default(Pipeline.inpaint, "fit")
     assert not RunSettings.negative_prompt and not EditOptions.reweight and not EditOptions.explicit
 

@@ -27,10 +27,25 @@ def test_show_prints_the_settings_of_a_runs_file(model, tmp_path, capsys):
     model.record(CAT, file=tmp_path / "run.safetensors", **options)
     model.generate(CAT, steps=1).save(tmp_path / "plain.safetensors")
     assert run("show", tmp_path / "run.safetensors") == 0
-    settings = "Steps: 2, Sampler: DDIM, CFG scale: 4.0, Seed: 3, Clip skip: 2, Latents: 12x8, Recorded attention: yes"
+    settings = "Steps: 2, Sampler: DDIM, CFG scale: 4.0, Seed: 3, Clip skip: 2, Latents: 12x8, Model: tiny, "
+    settings += "Recorded attention: yes"
     assert capsys.readouterr().out == f"{CAT}\nNegative prompt: fog\n{settings}\n"
     assert run("show", tmp_path / "plain.safetensors") == 0
-    assert capsys.readouterr().out.endswith("Steps: 1, Sampler: DDIM, CFG scale: 4.0, Seed: 0, Latents: 16x16\n")
+    assert capsys.readouterr().out.endswith(
+        "Steps: 1, Sampler: DDIM, CFG scale: 4.0, Seed: 0, Latents: 16x16, Model: tiny\n"
+    )
+
+
+def test_show_names_the_method_of_an_inversion_and_its_sampler(model, tmp_path, capsys):
+    for method, sampler, rest in (
+        ("direct", "DDIM", ""),
+        ("edit-friendly", "DDPM", ", Conditioned on: variance_noise"),
+    ):
+        run_of_photo = model.invert(PHOTO, CAT, method=method, steps=1, size=(64, 64))
+        run_of_photo.save(tmp_path / "photo.safetensors")
+        assert run("show", tmp_path / "photo.safetensors") == 0
+        settings = f"Steps: 1, Sampler: {sampler}, CFG scale: 4.0, Latents: 8x8, Model: tiny, Method: {method}{rest}"
+        assert capsys.readouterr().out == f"{CAT}\n{settings}\n"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])

@@ -12,7 +12,7 @@ from minip2p.inversion.ddim import ddim, ddim_inversion, direct_inversion, negat
 from minip2p.io.files import shipped_weights
 from minip2p.sampling.conditioning import Conditioning
 from minip2p.sampling.guidance import guided_noise, soft_threshold
-from minip2p.sched import DDIMScheduler
+from minip2p.sched import DDIMScheduler, ddim_step
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,35 @@ def test_where_v_is_0_inversion_is_exact(model, start):
     for step in scheduler.steps(10):
         x = scheduler.step(x, torch.zeros_like(x), step)
     assert distance(x, start.noise) < 1e-5
+
+
+def test_v_undone_exactly_reconstructs_better_than_diffusers_step(model, start_of_render):
+    """The shipped model as one that predicts v, of a picture: sampling at guidance 1 leads back to it more closely.
+
+    Float32, 10 steps. Measured: 0.156 of the latents' deviation apart, 0.238 with diffusers' DDIMInverseScheduler, for
+    four photographs of 64 x 64 pixels.
+    """
+    start = start_of_render(model, 10, guidance_scale=1.0)
+    words, steps = model.text(start.prompt).tokens, model.scheduler.steps(10)
+    scheduler = DDIMScheduler(replace(model.scheduler.config, prediction_type="v_prediction"))
+
+    def v(x, step):
+        signal, noise = step.alpha_cumprod**0.5, (1 - step.alpha_cumprod) ** 0.5
+        return (model.unet(x, step.t, words) - noise * x) / signal
+
+    errors = []
+    for exact in (True, False):
+        x = start.noise
+        for step in reversed(steps):
+            if exact:
+                x = scheduler.step(x, v(x, step), step, "invert")
+            else:
+                x = ddim_step(x, v(x, step), step.alpha_cumprod_prev, step.alpha_cumprod, "v_prediction")
+        for step in steps:
+            x = scheduler.step(x, v(x, step), step)
+        errors.append(float((x - start.noise).square().mean().sqrt() / start.noise.std()))
+    print(f"v undone exactly: {errors[0]:.3f} of a deviation apart; by diffusers' step: {errors[1]:.3f}")
+    assert errors[0] < 0.85 * errors[1]
 
 
 def test_the_ddim_run_is_sampled_from_the_last_pivot(model, start, pivots, inverted):

@@ -43,6 +43,15 @@ def test_photographs_of_108_and_200_megapixels_are_reduced_while_they_are_decode
     assert before == Image.MAX_IMAGE_PIXELS
 
 
+def test_a_large_jpeg_is_decoded_at_a_reduced_size(tmp_path, monkeypatch):
+    """Which takes a quarter of the memory."""
+    monkeypatch.setattr(decode, "MAX_DECODED_PIXELS", 64 * 40)
+    ramp(128, 80).save(tmp_path / "x.jpg")
+    decoded = []
+    monkeypatch.setattr(decode, "widen_12_bits", lambda image: decoded.append(image.size) or image)
+    assert read_image(tmp_path / "x.jpg").size == (64, 40) and decoded == [(64, 40)]
+
+
 @pytest.mark.parametrize(
     "kind, orientation",
     [(kind, orientation) for kind in ("jpg", "png", "tif") for orientation in (1, 6)] + [("gif", 1)],  # GIF has none
@@ -57,6 +66,12 @@ def test_a_large_picture_is_reduced_by_a_whole_factor(tmp_path, monkeypatch, kin
     expected = image.reduce(2) if orientation == 1 else image.reduce(2).transpose(Image.Transpose.ROTATE_270)
     assert out.size == expected.size
     assert np.abs(np.asarray(out, dtype=int)[..., 0] - np.asarray(expected, dtype=int)).max() <= 2
+
+
+def test_a_transparent_colour_of_a_palette_is_reduced_as_transparent(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_DECODED_PIXELS", 16)
+    Image.new("P", (8, 8), 0).save(tmp_path / "x.png", transparency=0)
+    assert read_image(tmp_path / "x.png").getpixel((0, 0)) == WHITE
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
@@ -153,9 +168,12 @@ GREY_TIFF = {256: 2, 257: 1, 258: 8, 259: 1, 262: 1, 277: 1}
 
 
 def test_tiff_of_12_bits(tmp_path):
-    (tmp_path / "x.tif").write_bytes(tiff({**GREY_TIFF, 258: 12}, b"\xff\xf8\x08"))
-    image = read_image(tmp_path / "x.tif")
-    assert [image.getpixel((x, 0)) for x in range(2)] == [WHITE, (128, 128, 128)]
+    """0xFFF and 0x109: 265 of 4095 is 16.501 of 255. With an orientation that turns them upside down."""
+    for orientation, pixels in ((1, [WHITE, (17, 17, 17)]), (3, [(17, 17, 17), WHITE])):
+        content = tiff({**GREY_TIFF, 258: 12, 274: orientation}, b"\xff\xf1\x09")
+        (tmp_path / "x.tif").write_bytes(content)
+        image = read_image(tmp_path / "x.tif")
+        assert [image.getpixel((x, 0)) for x in range(2)] == pixels
 
 
 def test_numbers_of_32_bits_have_no_known_white(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from minip2p.errors import Notice
+from minip2p.io.icc import sample_colours
 from minip2p.io.images import fit_image, read_image, to_pil, to_rgb
 
 P3_GREEN, SRGB_GREEN = (60, 180, 75), (0, 183, 57)
@@ -77,6 +78,20 @@ def test_transparency_is_blended_after_the_conversion():
 def test_the_profile_of_srgb_changes_no_pixel(mode):
     image = noise(mode)
     assert to_rgb(with_profile(image.copy(), srgb_profile())).tobytes() == to_rgb(image).tobytes()
+
+
+def test_a_profile_of_srgb_that_is_not_precise_changes_no_pixel():
+    """Its conversion would change some colours by 1."""
+    image, content = sample_colours("RGB"), icc_profiles.rgb(icc_profiles.SRGB_COLORANTS)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"))
+    assert np.abs(np.subtract(converted, image, dtype=int)).max() == 1
+    assert to_rgb(with_profile(image.copy(), content)).tobytes() == image.tobytes()
+
+
+def test_a_profile_that_changes_dark_greys_alone_is_used():
+    """Gamma 2.2 and the curve of sRGB are within 2 for most greys; 10 becomes 255 · 12.92 (10 / 255)^2.2 = 2.6."""
+    assert colour_of(to_rgb(solid("L", 10, icc_profiles.grey(2.2)))) == (3, 3, 3)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1.8])

@@ -10,7 +10,17 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from minip2p.errors import Notice
-from minip2p.io.images import check_image_tensor, composite, crop_box, fit_image, read_image, read_mask, to_pil
+from minip2p.io.images import (
+    check_image_tensor,
+    composite,
+    crop_box,
+    fit_image,
+    read_image,
+    read_mask,
+    read_mask_image,
+    to_pil,
+    to_rgb,
+)
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -282,10 +292,17 @@ def test_a_notice_says_how_a_tensor_in_0_to_1_is_read(recwarn):
     assert not recwarn.list
 
 
-def test_a_notice_says_that_8_bits_in_a_16_bit_mode_are_nearly_black():
-    image = Image.fromarray(np.full((2, 2), 255, np.int32))
-    with pytest.warns(Notice, match="is read as 16 bits, of which its largest number, 255, is nearly black"):
-        assert read_mask(image).max() == pytest.approx(1 / 255)
+@pytest.mark.parametrize("largest, grey", [(1, 0), (255, 1)])
+def test_a_notice_says_that_8_bits_in_a_16_bit_mode_are_nearly_black(largest, grey):
+    image = Image.fromarray(np.full((2, 2), largest, np.int32))
+    with pytest.warns(Notice, match=f"is read as 16 bits, of which its largest number, {largest}, is nearly black"):
+        assert to_rgb(image).getpixel((0, 0)) == (grey,) * 3
+
+
+def test_pixels_of_16_bits_need_no_notice(recwarn):
+    for largest in (0, 256, 65535):
+        assert to_rgb(Image.fromarray(np.full((2, 2), largest, np.int32))).size == (2, 2)
+    assert not recwarn.list
 
 
 # Masks
@@ -296,6 +313,31 @@ def test_a_mask_is_a_tensor_an_array_or_an_image():
     image = Image.fromarray((expected.numpy() * 255).astype(np.uint8))
     for mask in (expected, expected.numpy(), expected.bool(), expected.half(), image, image.convert("RGB")):
         assert torch.equal(read_mask(mask), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "LA"])
+def test_a_mask_image_of_0_and_1_is_black_and_white_and_a_notice_says_so(tmp_path, mode):
+    """As label images have it. Of a palette the colours count."""
+    image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8))
+    if mode == "P":
+        image = Image.frombytes("P", image.size, image.tobytes())
+        image.putpalette([0, 0, 0, 1, 1, 1])
+    image = image.convert(mode)
+    image.save(tmp_path / "x.png")
+    with pytest.warns(Notice, match="^a mask: its brightest pixel is 1 of 255, and 1 is taken for white$"):
+        assert read_mask(image).tolist() == [[0, 1], [1, 0]]
+    with pytest.warns(Notice, match="x.png: its brightest pixel is 1 of 255, and 1 is taken for white$"):
+        assert read_mask_image(tmp_path / "x.png").getpixel((1, 0)) == (255, 255, 255)
+
+
+def test_other_dark_masks_stay_dark(recwarn):
+    for value in (0, 2):
+        assert read_mask(Image.new("L", (2, 2), value)).max() == pytest.approx(value / 255)
+    assert not recwarn.list
+
+
+def test_a_mask_may_undershoot_a_little_as_resampling_does():
+    assert read_mask(np.array([[-0.25, 1.0]])).tolist() == [[-0.25, 1.0]]
 
 
 def test_a_mask_may_be_an_array_that_is_not_writable(recwarn):

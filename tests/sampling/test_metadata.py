@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minip2p.checkpoints.origin import CheckpointOrigin
+from minip2p.sampling.conditioning import Conditioning
 from minip2p.sampling.metadata import parameters, quote_value
 
 
@@ -34,6 +35,18 @@ def test_an_edit_names_its_source(model, run):
     text = parameters(edit, Method="swap, refine", Weight=2)
     assert text.startswith("a dog on the beach\n")
     assert text.endswith('Model: tiny, Source: a cat on the beach, Method: "swap, refine", Weight: 2')
+
+
+def test_the_method_of_an_inversion_is_named_in_its_run_and_in_edits_of_it(model, run):
+    inverted = replace(run, seed=None, inversion="ddim")
+    assert parameters(inverted).endswith("Model: tiny, Method: ddim")
+    edit = model.edit(inverted, "a dog on the beach", cross_replace=0, self_replace=0)
+    assert parameters(model.edit(edit, "a dog on the grass")).endswith("Source: a dog on the beach, Method: ddim")
+
+
+def test_steps_with_noise_are_ddpms(run):
+    noisy = replace(run, conditioning=Conditioning(variance_noise=torch.zeros_like(run.latents[1:])))
+    assert "Sampler: DDPM" in parameters(noisy) and "Sampler: DDIM" in parameters(run)
 
 
 def test_another_dtype_and_the_files_of_the_model_are_named(run):

@@ -89,10 +89,12 @@ def test_the_metadata_are_readable_text(model, recorded, saved):
         == {
             "format": "minip2p run 5",
             "model": model.components.fingerprint,
+            "model_name": "tiny",
             "prompt": SOURCE,
             "negative_prompt": "",
             "guidance_scale": "4.0",
             "clip_skip": "1",
+            "inversion": "",
             "seed": "5",
             "skip_steps": "0",
             "proximal_quantile": "0.0",
@@ -123,7 +125,16 @@ def test_a_run_without_its_model_is_written_and_read(model, tmp_path):
     write_run(model.components, RunRecord(SOURCE, latents, 2.5, "fog", 2**62, Conditioning()), tmp_path / "x")
     run = read_run(model.components, tmp_path / "x")
     assert (run.prompt, run.guidance_scale, run.negative_prompt, run.seed) == (SOURCE, 2.5, "fog", 2**62)
-    assert torch.equal(run.latents, latents) and run.qk_cache is None
+    assert torch.equal(run.latents, latents) and run.qk_cache is None and run.inversion == ""
+
+
+def test_a_file_names_the_method_of_its_inversion_and_may_be_older_than_that(model, file):
+    rewrite(file, lambda tensors, metadata: metadata.update(inversion="direct"))
+    assert model.open(file).inversion == "direct"
+    model.open(file).save(file.with_name("again.safetensors"))
+    assert model.open(file.with_name("again.safetensors")).inversion == "direct"
+    rewrite(file, lambda tensors, metadata: [metadata.pop(name) for name in ("inversion", "model_name")])
+    assert model.open(file).inversion == ""
 
 
 @pytest.mark.parametrize(

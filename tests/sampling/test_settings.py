@@ -1,7 +1,9 @@
 """The settings of a run: their defaults, which exist once, and what is refused before anything is computed."""
 
 import inspect
+import math
 from dataclasses import fields, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,11 +13,20 @@ from minip2p import AttentionStore, Pipeline
 from minip2p.attention.contract import explicit, fused
 from minip2p.sampling.conditioning import ImageConditioning
 from minip2p.sampling.settings import RunSettings, prepare_run
+from minip2p.validation import is_finite
 
 PROMPT = "a cat and a house on grass"
 
 
 # RunSettings
+
+
+@pytest.mark.parametrize("number", [np.float16(2), np.float32(2), np.float64(2), np.int64(2), Fraction(2), True])
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_every_type_are_finite_or_not(number):
+    assert is_finite(number) and is_finite(-number)
+    for infinite in (np.float32(np.inf), np.float16(np.nan), math.inf, math.nan, 1e39, 10**400, Fraction(10**400), "2"):
+        assert not is_finite(infinite)
 
 
 def test_the_defaults_of_a_run():

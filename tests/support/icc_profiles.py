@@ -7,12 +7,19 @@ import numpy as np
 SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 # The colorants of Display P3, adapted to D50, as Apple's profile has them.
 P3_COLORANTS = {"r": (0.51512, 0.24120, -0.00105), "g": (0.29198, 0.69225, 0.04189), "b": (0.15710, 0.06657, 0.78407)}
+# Those of sRGB, in which profiles differ by a few hundred-thousandths.
+SRGB_COLORANTS = {"r": (0.43607, 0.22249, 0.01392), "g": (0.38515, 0.71687, 0.09708), "b": (0.14307, 0.06061, 0.71410)}
 D50 = (0.9642, 1.0, 0.8249)
 
 
 def display_p3():
     """Display P3: the primaries of DCI-P3, and the curve of sRGB."""
-    tags = {f"{channel}XYZ": xyz(colorant) for channel, colorant in P3_COLORANTS.items()}
+    return rgb(P3_COLORANTS)
+
+
+def rgb(colorants):
+    """A profile with these colorants and the curve of sRGB."""
+    tags = {f"{channel}XYZ": xyz(colorant) for channel, colorant in colorants.items()}
     return profile("RGB ", tags | {f"{channel}TRC": curve(*SRGB_CURVE) for channel in "rgb"})
 
 
