@@ -90,7 +90,8 @@ def to_rgb(image: Image.Image, background: str = "white", name: str = "an image"
     rgba = image.convert("RGBA")
     if image.info.get("icc_profile"):
         alpha = rgba.getchannel("A")
-        rgba = to_srgb(image.convert("L") if image.mode == "LA" else rgba.convert("RGB"), name).convert("RGBA")
+        is_grey = image.mode in ("1", "L", "LA")
+        rgba = to_srgb(image.convert("L") if is_grey else rgba.convert("RGB"), name).convert("RGBA")
         rgba.putalpha(alpha)
     return Image.alpha_composite(Image.new("RGBA", image.size, background), rgba).convert("RGB")
 

@@ -65,9 +65,9 @@ def ddim_inverse_step(
         x' = cos x + sin v,   cos = √(ᾱ ᾱ') + √((1 − ᾱ)(1 − ᾱ')),   sin = √(ᾱ (1 − ᾱ')) − √(ᾱ' (1 − ᾱ))
 
     diffusers' DDIMInverseScheduler takes v for the rotation of x' instead, although the model is evaluated at the time
-    step of x; then sampling with the same v does not lead back. In a run, sampling evaluates v at x and not at x', so it
-    leads back nearly: of 10 steps, to 0.16 instead of 0.24 of the latents' deviation. cos is 0 only for a single step from no signal to no
-    noise, whose x does not enter x'; there its formula is used.
+    step of x; then sampling with the same v does not lead back. In a run, sampling evaluates v at x and not at x', so
+    that it leads back nearly: after 10 steps to 0.16 of the latents' deviation, and to 0.24 with diffusers' step.
+    cos is 0 only for a single step from no signal to no noise, whose x does not enter x'; diffusers' step is used.
     """
     a, b = alpha_cumprod, alpha_cumprod_prev
     cos = (a * b) ** 0.5 + ((1 - a) * (1 - b)) ** 0.5

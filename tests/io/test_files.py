@@ -164,6 +164,18 @@ def test_a_folder_of_results_is_continued_whatever_wrote_its_settings_anew(tmp_p
     assert not list((tmp_path / "parts").iterdir())
 
 
+def test_a_claim_that_was_killed_leaves_nothing_behind(tmp_path):
+    (tmp_path / ".grid.json-1.partial").touch()
+    claim(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
+
+
+def test_two_processes_write_to_different_temporary_files(tmp_path, monkeypatch):
+    first = temporary_name(tmp_path / "a.png")
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    assert temporary_name(tmp_path / "a.png") != first
+
+
 def test_a_folder_of_results_belongs_to_its_settings(tmp_path):
     claim(tmp_path)
     with pytest.raises(

@@ -74,6 +74,17 @@ def test_transparency_is_blended_after_the_conversion():
     assert colour_of(to_rgb(opaque)) == (188, 188, 188)
 
 
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_grey_with_a_profile_may_be_transparent(tmp_path, mode):
+    """A PNG has a transparent grey (L) or a channel of its own (LA)."""
+    image = Image.new(mode, (2, 1), 128 if mode == "L" else (128, 255))
+    image.putpixel((1, 0), 7 if mode == "L" else (7, 0))
+    transparency = {"transparency": 7} if mode == "L" else {}
+    image.save(tmp_path / "x.png", icc_profile=icc_profiles.grey(1.0), **transparency)
+    out = read_image(tmp_path / "x.png")
+    assert [out.getpixel((x, 0)) for x in (0, 1)] == [(188, 188, 188), (255, 255, 255)]
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
 def test_the_profile_of_srgb_changes_no_pixel(mode):
     image = noise(mode)

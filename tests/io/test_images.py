@@ -299,6 +299,10 @@ def test_a_notice_says_that_8_bits_in_a_16_bit_mode_are_nearly_black(largest, gr
         assert to_rgb(image).getpixel((0, 0)) == (grey,) * 3
 
 
+def test_numbers_below_0_are_black():
+    assert to_rgb(Image.fromarray(np.array([[-5, 65535]], np.int32))).getpixel((0, 0)) == (0, 0, 0)
+
+
 def test_pixels_of_16_bits_need_no_notice(recwarn):
     for largest in (0, 256, 65535):
         assert to_rgb(Image.fromarray(np.full((2, 2), largest, np.int32))).size == (2, 2)

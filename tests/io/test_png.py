@@ -37,5 +37,6 @@ def test_check_writable_leaves_nothing_behind(tmp_path):
 def test_check_writable_finds_what_is_in_the_way(name, error, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    with pytest.raises(error, match=str(tmp_path)):
+    message = "is a folder, and a file of that name" if name == "folder" else f"{tmp_path / 'file'} is not a folder"
+    with pytest.raises(error, match=f"^{tmp_path / name}: {message}"):
         png.check_writable([tmp_path / name])

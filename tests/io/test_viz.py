@@ -31,6 +31,15 @@ def test_an_overlay_has_the_size_of_its_image_and_scales_by_the_maximum_of_the_h
     assert viz.overlay(image, heat * 0).size == image.size  # no division by a maximum of zero
 
 
+def test_maps_on_one_scale_are_as_bright_as_their_heat():
+    heat, image = torch.full((4, 4), 0.25), solid(32, 16)
+    full = viz.overlay(image, heat, maximum=0.25)
+    assert full.tobytes() == viz.overlay(image, heat).tobytes()
+    assert viz.overlay(image, heat / 2, maximum=0.25).tobytes() != full.tobytes()
+    half = np.asarray(viz.overlay(image, heat / 2, 1.0, maximum=0.25))
+    assert half[0, 0].tolist() == viz.heat_colours(np.array([[0.5]]))[0, 0].tolist()
+
+
 def test_a_mask_is_enlarged_without_smoothing():
     mask = torch.tensor([[True, False]])
     out = np.asarray(viz.mask_image(mask, (8, 4)))
