@@ -63,7 +63,8 @@ SUFFIX_PATTERNS = tuple(
     (re.compile(re.escape(suffix).replace(r"\{adapter\}", r"[^.]+") + "$"), role) for suffix, role in SUFFIXES.items()
 )
 
-# Network -> what the names of its layers begin with: diffusers; kohya; OneTrainer; ComfyUI; SimpleTuner.
+# Network -> what the names of its layers begin with: diffusers; kohya; PEFT (text_model.); OneTrainer; ComfyUI;
+# SimpleTuner. A UNet's may begin with nothing.
 PREFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "unet": ("unet.", "lora_unet_", "diffusion_model.", "model.diffusion_model.", "lycoris_"),
@@ -71,6 +72,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "text_encoder.",
             "lora_te_",
             "lora_te1_",
+            "text_model.",
             "clip_l.",
             "text_encoders.clip_l.transformer.",
             "text_encoders.clip_h.transformer.",
@@ -106,10 +108,11 @@ OTHER_KINDS: Mapping[str, str] = MappingProxyType(
         r"\.lokr_[wt]\d": f"a LoKr (LyCORIS: Kronecker products), {NOT_MERGED}",
         r"\.lora_mid\.weight$": f"a LoCon in Tucker (CP) form, {NOT_MERGED}",
         r"\.on_input$|\.ia3_l": f"an (IA)^3 adapter (factors of activations), {NOT_MERGED}",
-        r"\.(a1|a2|b1|b2|bm1|bm2)\.weight$": f"a GLoRA, {NOT_MERGED}",
+        r"\.(a1|a2|b1|b2|bm|bm1|bm2)\.weight$": f"a GLoRA, {NOT_MERGED}",
         r"\.boft_[RS]": f"a BOFT (orthogonal fine-tuning by butterflies), {NOT_MERGED}",
         r"\.oft_(blocks|diag|R|r)|^oft_unet_": f"an OFT or BOFT (orthogonal fine-tuning), {NOT_MERGED}",
         r"\.vera_lambda|(^|\.)vera_[AB]": f"a VeRA, {NOT_MERGED}",
+        r"\.(lambda_layer|[pq]_layer\.weight)$": f"a T-LoRA (ranks that depend on the time step), {NOT_MERGED}",
         r"\.hra_u": f"an HRA (Householder reflections), {NOT_MERGED}",
         r"\.fourierft_": f"a FourierFT, {NOT_MERGED}",
         r"\.lora_embedding_[AB]": f"a LoRA of the embeddings of tokens, {NOT_MERGED}",

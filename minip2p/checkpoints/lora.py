@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minip2p.checkpoints import adapter_names
-from minip2p.checkpoints.adapter_files import ADAPTER_CONFIG, LORA_NAMES, find_adapter
+from minip2p.checkpoints.adapter_files import ADAPTER_CONFIG, PEFT_FILE, find_lora
 from minip2p.checkpoints.adapter_names import (
     ALPHA,
     BIAS_DIFFERENCE,
@@ -102,18 +102,34 @@ class Lora:
 
         Raises FileNotFoundError, or ValueError with one line if it is not a LoRA of this model.
         """
-        file = find_adapter(where, LORA_NAMES, "LoRA")
-        tensors = read_tensors(file)
-        settings = adapter_settings(file)
-        if kind := adapter_names.other_kind(tensors):
-            raise ValueError(f"{file}: is {kind}")
-        tensors = {n: t for n, t in tensors.items() if not n.startswith(adapter_names.IGNORED_PREFIXES)}
-        embeddings, tensors = bundled_embeddings(file, tensors)
-        grouped = group_by_weight(file, tensors, components)
-        if not tensors and not embeddings:
-            raise ValueError(f"{file}: has no tensors in it")
-        updates = {name: make_update(file, name, roles, components, settings) for name, roles in grouped.items()}
-        return cls(file, updates, tuple(embeddings))
+        parts = find_lora(where)
+        updates: dict[WeightName, LowRankUpdate | FullUpdate] = {}
+        embeddings: list[Embedding] = []
+        for network, file in parts.items():
+            changes, words = read_file(file, network, components)
+            updates |= changes
+            embeddings += words
+        return cls(next(iter(parts.values())), updates, tuple(embeddings))
+
+
+def read_file(
+    file: Path, network: str, components: Components
+) -> tuple[dict[WeightName, LowRankUpdate | FullUpdate], list[Embedding]]:
+    """The updates in a file, and the embeddings that are bundled with them. ValueError as `Lora.read`.
+
+    network: what the names of its tensors belong to; "" where they say it themselves.
+    """
+    tensors = read_tensors(file)
+    settings = adapter_settings(file)
+    if kind := adapter_names.other_kind(tensors):
+        raise ValueError(f"{file}: is {kind}")
+    prefix = f"{network}." if network else ""
+    tensors = {prefix + n: t for n, t in tensors.items() if not n.startswith(adapter_names.IGNORED_PREFIXES)}
+    embeddings, tensors = bundled_embeddings(file, tensors)
+    grouped = group_by_weight(file, tensors, components)
+    if not tensors and not embeddings:
+        raise ValueError(f"{file}: has no tensors in it")
+    return {name: make_update(file, name, roles, components, settings) for name, roles in grouped.items()}, embeddings
 
 
 def group_by_weight(
@@ -260,7 +276,7 @@ def adapter_settings(file: Path) -> dict[str, Any]:
     adapter_model.safetensors. Raises ValueError if they cannot be read.
     """
     config = file.parent / ADAPTER_CONFIG
-    if file.name == "adapter_model.safetensors" and config.is_file():
+    if file.name == PEFT_FILE and config.is_file():
         settings = read_json(config)
         kind = settings.get("peft_type", "LORA")
         if kind != "LORA":

@@ -187,7 +187,7 @@ KINDS = {
     ],
     "LoCon in Tucker": [f"{LAYER}.lora_mid.weight"],
     "(IA)^3": [f"{LAYER}.on_input", "base_model.model.x.ia3_l"],
-    "GLoRA": [f"{LAYER}.{x}.weight" for x in ("a1", "a2", "b1", "b2", "bm1", "bm2")],
+    "GLoRA": [f"{LAYER}.{x}.weight" for x in ("a1", "a2", "b1", "b2", "bm", "bm1", "bm2")],
     "a BOFT": ["base_model.model.x.boft_R", "base_model.model.x.boft_S"],
     "an OFT": [
         f"{LAYER}.oft_blocks",
@@ -197,6 +197,7 @@ KINDS = {
         "x.oft_r.default",
     ],
     "VeRA": ["base_model.model.x.vera_lambda_b", "base_model.vera_A"],
+    "T-LoRA": [f"{LAYER}.{x}" for x in ("lambda_layer", "p_layer.weight", "q_layer.weight")],
     "HRA": ["base_model.model.x.hra_u"],
     "FourierFT": ["base_model.model.x.fourierft_spectrum"],
     "LoRA of the embeddings": ["text_encoder.text_model.embeddings.token_embedding.lora_embedding_A"],

@@ -322,3 +322,49 @@ def test_a_lora_is_downloaded_by_its_name_and_then_taken_from_the_cache(hub, tmp
     with pytest.raises(ValueError, match="org/tiny: no such folder, not in the hub's cache") as error:
         model.merged("org/tiny")
     assert "\n" not in str(error.value)
+
+
+def test_a_lora_is_named_by_its_file_on_the_hub(hub, tmp_path, monkeypatch, model):
+    """org/name/file.safetensors, also in a folder, of a repository with several; never another one of its files."""
+    layer, width = "unet.mid_block.attentions.0.proj_in", model.unet.config.block_out_channels[-1]
+    for scale, name in ((1, "a.safetensors"), (2, "b.safetensors"), (3, "c.safetensors")):
+        tensors = {
+            f"{layer}.lora_A.weight": torch.full((1, width), scale),
+            f"{layer}.lora_B.weight": torch.ones(width, 1),
+        }
+        save_file({n: t.float() for n, t in tensors.items()}, tmp_path / name)
+    hub.files = {"a.safetensors": tmp_path / "a.safetensors", "styles/b.safetensors": tmp_path / "b.safetensors"}
+    merged = model.merged("org/tiny/styles/b.safetensors")
+    assert hub.downloads == ["styles/b.safetensors"]
+    assert merged.components.fingerprint == model.merged(tmp_path / "b.safetensors").components.fingerprint
+    go_offline(monkeypatch)
+    assert model.merged("org/tiny/styles/b.safetensors").components.fingerprint == merged.components.fingerprint
+    for where in ("org/tiny/c.safetensors", "org/tiny/a.safetensors"):  # not in the repository; not in the cache
+        with pytest.raises(ValueError, match=f"^{where}: no such file, and the hub has none of this name in org/tiny$"):
+            model.merged(where)
+
+
+def test_pefts_folders_are_downloaded_as_one_lora(hub, tmp_path, monkeypatch, model):
+    width = model.unet.config.block_out_channels[-1]
+    parts = {
+        "unet": ("mid_block.attentions.0.proj_in", width),
+        "text_encoder": ("text_model.encoder.layers.0.mlp.fc2", None),
+    }
+    hub.files = {"README.md": FILES["vae/config.json"]}
+    for network, (layer, size) in parts.items():
+        outputs, inputs = (
+            (size, size)
+            if size
+            else model.text.clip_encoders[0].network.get_parameter(f"{layer}.weight".removeprefix("text_model.")).shape
+        )
+        folder = tmp_path / network
+        folder.mkdir()
+        tensors = {f"{layer}.lora_A.weight": torch.ones(1, inputs), f"{layer}.lora_B.weight": torch.ones(outputs, 1)}
+        save_file({f"base_model.model.{n}": t for n, t in tensors.items()}, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": outputs}))
+        hub.files |= {f"{network}/{file.name}": file for file in folder.iterdir()}
+    merged = model.merged("org/tiny")
+    assert sorted(hub.downloads) == sorted(hub.files.keys() - {"README.md"})
+    assert merged.components.fingerprint == model.merged(tmp_path).components.fingerprint
+    go_offline(monkeypatch)
+    assert model.merged("org/tiny").components.fingerprint == merged.components.fingerprint

@@ -389,6 +389,40 @@ def test_a_folder_without_a_clear_file_is_one_clear_line(sd1, tmp_path, files, m
     assert "\n" not in str(error.value)
 
 
+def write_peft_part(folder, layer, matrices, alpha):
+    """The adapter of one network, as PeftModel.save_pretrained writes it into a folder of its own."""
+    folder.mkdir(parents=True)
+    tensors = {f"base_model.model.{layer}.lora_{x}.weight": t for x, t in zip("AB", matrices, strict=True)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": alpha, "r": 2}))
+
+
+def test_pefts_folders_of_each_network_are_one_lora(sd1, tmp_path):
+    """With the settings of each, and without the names of the networks in the files; a folder may be given alone."""
+    pairs = random_pairs(sd1)
+    unet, text = {PROJ_IN: pairs[PROJ_IN]}, {TEXT_LAYER: pairs[TEXT_LAYER]}
+    write_peft_part(tmp_path / "unet", PROJ_IN, pairs[PROJ_IN], alpha=4)
+    write_peft_part(tmp_path / "text_encoder", TEXT_LAYER, pairs[TEXT_LAYER], alpha=16)
+    both = merged_by_hand(merged_by_hand(state(sd1), unet, 2.0), text, 8.0)
+    assert_close(state(sd1.merged(str(tmp_path))), both)
+    assert_close(state(sd1.merged(tmp_path / "unet")), merged_by_hand(state(sd1), unet, 2.0))
+    for where in (tmp_path / "text_encoder", tmp_path / "text_encoder/adapter_model.safetensors"):
+        assert_close(state(sd1.merged(where)), merged_by_hand(state(sd1), text, 8.0))
+    (tmp_path / "text_encoder/adapter_model.safetensors").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match="text_encoder/adapter_model.safetensors: is an HTML page"):
+        sd1.merged(tmp_path)
+
+
+def test_a_peft_folder_says_which_text_encoder_of_sdxl_it_changes(family, tmp_path):
+    """The names in it are the same for both."""
+    pipe = minip2p.load(family("SDXL")[1])
+    width = pipe.text.clip_encoders[1].width
+    matrices = torch.ones(2, width), torch.ones(width, 2)
+    write_peft_part(tmp_path / "text_encoder_2", TEXT_LAYER, matrices, alpha=2)
+    (name,) = Lora.read(tmp_path, pipe.components).updates
+    assert name.component == "text_encoder_2" and name.name == f"{TEXT_LAYER}.weight"
+
+
 @pytest.mark.parametrize("kind", ["LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA"])
 def test_pefts_other_kinds_are_named(sd1, tmp_path, kind):
     save_file({"base_model.model.x.weight": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
