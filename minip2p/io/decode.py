@@ -11,7 +11,6 @@ from PIL import Image, UnidentifiedImageError
 
 # A file of a few kilobytes may unpack into more memory than there is. Phones make pictures of 200 million pixels.
 MAX_PIXELS = 2**28
-TOO_MANY_PIXELS = f"has more than {MAX_PIXELS:,} pixels; scale it down first"
 # A larger picture is reduced by a whole factor while it is read. The models take a hundredth of this.
 MAX_DECODED_PIXELS = 90_000_000
 OPENING = threading.Lock()  # held while Pillow's limit of pixels is changed
@@ -28,17 +27,19 @@ class UnreadableImageError(ValueError):
     """Why a file is not a picture that can be read: the rest of a line that begins with the file's name."""
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, max_pixels: int | None = None) -> Image.Image:
     """The main picture of a file as Pillow holds it, not yet turned upright, with at most `MAX_DECODED_PIXELS` pixels.
 
-    Of a file with several frames it is the first, or the one that the file calls its primary picture.
+    Of a file with several frames it is the first, or the one that the file calls its primary picture. max_pixels: of a
+    picture that is read at all; None is `MAX_PIXELS`.
     Raises UnreadableImageError, and the errors of many types that the decoders raise for broken files.
     """
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL|pillow_heif")
         try:
             # Not by its name: Pillow 13.0 maps a named TIFF into memory, and shears a grey one that is to be rotated.
-            with path.open("rb") as file, open_file(file) as image:
+            with path.open("rb") as file, open_file(file, limit) as image:
                 refuse_thumbnail(image)
                 factor = reducing_factor(image.size)
                 if factor > 1:  # JPEG files are decoded at 1/2, 1/4 or 1/8, which takes less memory and time
@@ -46,27 +47,25 @@ def decode(path: Path) -> Image.Image:
                 image.load()
                 image = widen_12_bits(image)
         except UnidentifiedImageError:
-            image = decode_unidentified(path)
+            image = decode_unidentified(path, limit)
         except Image.DecompressionBombError:
-            raise UnreadableImageError(TOO_MANY_PIXELS) from None
+            raise UnreadableImageError(too_many_pixels(limit)) from None
         return reduced(image, reducing_factor(image.size))
 
 
-def open_file(file: BinaryIO) -> Image.Image:
-    """`Image.open` with `MAX_PIXELS` in the place of Pillow's limit, which is lower than a phone's pictures."""
+def open_file(file: BinaryIO, max_pixels: int, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """`Image.open` with another limit than Pillow's, which is lower than a phone's pictures. formats: None for all."""
     with OPENING:
         before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns beyond this, and raises an error beyond its double
+        Image.MAX_IMAGE_PIXELS = max_pixels // 2  # Pillow warns beyond this, and raises an error beyond its double
         try:
-            return Image.open(file)
+            return Image.open(file, formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def check_size(size: tuple[int, int]) -> None:
-    """Raises UnreadableImageError for more than `MAX_PIXELS` pixels."""
-    if math.prod(size) > MAX_PIXELS:
-        raise UnreadableImageError(TOO_MANY_PIXELS)
+def too_many_pixels(limit: int) -> str:
+    return f"has more than {limit:,} pixels; scale it down first"
 
 
 def refuse_thumbnail(image: Image.Image) -> None:
@@ -104,7 +103,7 @@ def reduced(image: Image.Image, factor: int) -> Image.Image:
     return image.reduce(factor)
 
 
-def decode_unidentified(path: Path) -> Image.Image:
+def decode_unidentified(path: Path, max_pixels: int) -> Image.Image:
     """The picture of a file that Pillow alone does not know.
 
     Raises UnreadableImageError, which names the format, and what reads it, if they are known.
@@ -123,6 +122,7 @@ def decode_unidentified(path: Path) -> Image.Image:
     except ImportError:
         raise UnreadableImageError("a HEIC picture, which needs pillow-heif: pip install pillow-heif") from None
     heif = pillow_heif.open_heif(path)
-    check_size(heif.size)
+    if math.prod(heif.size) > max_pixels:
+        raise UnreadableImageError(too_many_pixels(max_pixels))
     picture: Image.Image = heif.to_pillow()
     return picture

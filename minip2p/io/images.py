@@ -58,17 +58,18 @@ def read_mask_image(mask: str | Path | Image.Image) -> Image.Image:
     return image
 
 
-def read_image(path: str | Path, background: str = "white") -> Image.Image:
+def read_image(path: str | Path, background: str = "white", max_pixels: int | None = None) -> Image.Image:
     """Reads an image file as upright RGB in sRGB, 8 bits a channel, as `to_rgb` describes.
 
     Of a file with several pictures it reads the main one. An image of more than 90 million pixels is reduced by a
-    whole factor. Raises FileNotFoundError or ValueError with one line that names the file.
+    whole factor. max_pixels: of an image that is read at all; None is `decode.MAX_PIXELS`.
+    Raises FileNotFoundError or ValueError with one line that names the file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: {'a folder, not an image' if path.is_dir() else 'no such file'}")
     try:
-        return to_rgb(decode(path), background, str(path))
+        return to_rgb(decode(path, max_pixels), background, str(path))
     except UnreadableImageError as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # the decoders raise errors of many types for broken files

@@ -1,17 +1,34 @@
-"""PNG files with their generation parameters: checked before the work starts, written all together or not at all."""
+"""PNG files with their generation parameters: checked before the work starts, written all together or not at all.
+
+The parameters of a PNG are read as well.
+"""
 
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from minip2p.io.decode import MAX_PIXELS, open_file
 from minip2p.io.files import atomic_write, temporary_name
 
 PngFile = tuple[Path, Image.Image, str]  # the path, the image, and the text of its PNG chunk `parameters`
+
+# Text chunks of other tools' PNGs, and what they hold.
+OTHER_CHUNKS: Mapping[str, str] = MappingProxyType(
+    {
+        "prompt": "a workflow of ComfyUI",
+        "workflow": "a workflow of ComfyUI",
+        "invokeai_metadata": "settings of InvokeAI",
+        "sd-metadata": "settings of InvokeAI",
+        "Dream": "settings of InvokeAI",
+        "Comment": "a comment, as of NovelAI,",
+    }
+)
 
 
 def slug(text: str, max_length: int = 40) -> str:
@@ -41,3 +58,23 @@ def write_pngs(files: Iterable[PngFile]) -> None:
             info = PngInfo()
             info.add_text("parameters", parameters)
             image.save(stack.enter_context(atomic_write(path)), "PNG", pnginfo=info)
+
+
+def read_parameters(file: Path, max_pixels: int = MAX_PIXELS) -> str:
+    """The text chunk `parameters` of a PNG, which may follow its pixels, so they are decoded.
+
+    Raises ValueError, with one line that names the file, where there is none, and for a file that is no PNG, is broken
+    or has more pixels.
+    """
+    try:
+        with file.open("rb") as opened, open_file(opened, max_pixels, ("PNG",)) as image:
+            image.load()
+            chunks = {name: value for name, value in image.info.items() if isinstance(value, str)}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+    if "parameters" in chunks:
+        return chunks["parameters"]
+    for name, what in OTHER_CHUNKS.items():
+        if name in chunks:
+            raise ValueError(f"{file}: has {what} and no settings in A1111's form, which are read")
+    raise ValueError(f"{file}: has no settings: its text chunk `parameters` is missing, which some programs remove")

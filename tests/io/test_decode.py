@@ -86,8 +86,15 @@ def test_more_pixels_than_the_limit_are_refused(tmp_path, monkeypatch):
     ramp(10, 10).save(tmp_path / "x.png")
     assert read_image(tmp_path / "x.png").size == (10, 10)
     ramp(11, 10).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="x.png: has more than 268,435,456 pixels; scale it down first"):
+    with pytest.raises(ValueError, match="x.png: has more than 100 pixels; scale it down first"):
         read_image(tmp_path / "x.png")
+
+
+def test_a_caller_may_set_a_lower_limit(tmp_path):
+    ramp(11, 10).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", max_pixels=110).size == (11, 10)
+    with pytest.raises(ValueError, match="x.png: has more than 108 pixels; scale it down first"):
+        read_image(tmp_path / "x.png", max_pixels=108)
 
 
 # Several pictures in one file

@@ -1,0 +1,78 @@
+"""The command `minip2p app`: a page to look at attention and to edit pictures, for this computer (extra `web`)."""
+
+import threading
+import webbrowser
+from argparse import Namespace
+from collections.abc import Iterator
+from importlib import import_module
+
+from minip2p.cli.options import load_model, parse_lora
+from minip2p.web.recipes import ModelSource
+
+MIN_TOKEN = 16  # characters
+PACKAGES = ("starlette", "uvicorn", "python_multipart")
+
+
+def app(args: Namespace) -> Iterator[None]:
+    """Serves the page until Ctrl-C. Raises ValueError if a package is missing or the port is in use."""
+    check_extras()
+    from minip2p.web.app import make_app
+    from minip2p.web.guard import Access
+    from minip2p.web.limits import Limits
+    from minip2p.web.server import AppServer, bind
+
+    if args.token is not None and (len(args.token) < MIN_TOKEN or not args.token.isascii() or not args.token.isalnum()):
+        raise ValueError(f"--token must have at least {MIN_TOKEN} letters and digits: leave it out to have one drawn")
+    listener = bind(args.host, args.port)
+    access, limits = Access.to(args.host, args.token), Limits()
+    pipe = load_model(args)
+    yield
+    url = address(args.host, listener.getsockname()[1], access.token)
+
+    def announce() -> None:
+        print(f"minip2p app: {url}\nCtrl-C stops it.", flush=True)
+        if not args.no_browser:
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+    server = AppServer(make_app(pipe, access, limits, model_source(args)), limits, announce)
+    try:
+        server.run([listener])
+    except KeyboardInterrupt:  # uvicorn has stopped, and hands the signal on
+        print("stopped", flush=True)
+
+
+def check_extras() -> None:
+    """Raises ValueError if a package of the extra "web" is not installed."""
+    for package in PACKAGES:
+        try:
+            import_module(package)
+        except ImportError:
+            raise ValueError(f"the app needs {package.replace('_', '-')}: pip install 'minip2p[web]'") from None
+
+
+def address(host: str, port: int, token: str | None) -> str:
+    """The URL of the server. A server of all addresses is named by this computer's own."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}/" + ("" if token is None else f"?token={token}")
+
+
+def model_source(args: Namespace) -> ModelSource:
+    """How the command's model is loaded, for recipes."""
+    options: list[str] = []
+    for flag, value, default in (
+        ("--model", args.model, None),
+        ("--config", args.config, None),
+        ("--vae", args.vae, None),
+        ("--dtype", args.dtype, "float32"),
+        ("--device", args.device, "cpu"),
+    ):
+        options += [] if value == default else [f"{flag}={value}"]
+    options += [f"--lora={text}" for text in args.lora] + [f"--embedding={file}" for file in args.embedding]
+    arguments = [repr(args.model)] if args.model is not None else []
+    arguments += [] if args.dtype == "float32" else [f"dtype=torch.{args.dtype}"]
+    arguments += [f"{name}={value!r}" for name in ("vae", "config") if (value := getattr(args, name)) is not None]
+    arguments += [] if args.device == "cpu" else [f"device={args.device!r}"]
+    python = [f"pipe = minip2p.load({', '.join(arguments)})"]
+    python += [f"pipe = pipe.merged({file!r}, {scale!r})" for file, scale in map(parse_lora, args.lora)]
+    python += [f"pipe = pipe.with_embedding({file!r})" for file in args.embedding]
+    return ModelSource(("import torch", "", *python) if args.dtype != "float32" else tuple(python), tuple(options))

@@ -1,0 +1,70 @@
+"""The settings in a PNG that minip2p has written, as the page's fields: the inverse of `sampling.metadata.parameters`.
+
+PNGs of other programs in A1111's form are read as well, as far as they have the same settings.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+NEGATIVE = "Negative prompt: "
+
+
+def parse_parameters(text: str) -> dict[str, Any]:
+    """The text of the chunk `parameters` -> settings. Those that it does not have are None.
+
+    prompt, negative, seed, steps, guidance, method; of an edit, source (its source prompt), cross, self, weights,
+    blend, threshold, paste; text: all of it. What cannot be read is None.
+    """
+    *prompt, last = text.split("\n")
+    negative = ""
+    if prompt and prompt[-1].startswith(NEGATIVE):
+        negative = prompt.pop().removeprefix(NEGATIVE)
+    values = dict(PAIR.findall(last)) if prompt else {}
+    settings = {name: unquoted(value) for name, value in values.items()}
+    return {
+        "prompt": "\n".join(prompt) if prompt else last,
+        "negative": negative,
+        "seed": read(int, settings.get("Seed")),
+        "steps": read(int, settings.get("Steps")),
+        "guidance": read(float, settings.get("CFG scale")),
+        "method": settings.get("Method"),
+        "source": settings.get("Source"),
+        "cross": read(float, settings.get("Cross")),
+        "self": read(float, settings.get("Self")),
+        "weights": read(parse_weights, settings.get("Reweight")),
+        "blend": read(parse_blend, settings.get("Blend")),
+        "threshold": read(float, settings.get("Threshold")),
+        "paste": settings.get("Paste") == "True",
+        "text": text,
+    }
+
+
+def unquoted(value: str) -> str:
+    return str(read(json.loads, value)) if value.startswith('"') else value.strip()
+
+
+def read(parse: Callable[[str], Any], value: str | None) -> Any:
+    """A value parsed; None where it is missing or something else."""
+    try:
+        return None if value is None else parse(value)
+    except ValueError:
+        return None
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """'fog=2.0, car=.5' -> {'fog': 2.0, 'car': 0.5}."""
+    pairs = (pair.rpartition("=") for pair in text.split(", "))
+    return {word: float(weight) for word, _, weight in pairs}
+
+
+def parse_blend(text: str) -> dict[str, list[str]]:
+    """'cat:tiger' -> {'source': ['cat'], 'target': ['tiger']}."""
+    source, colon, target = text.partition(":")
+    return {"source": words(source), "target": words(target if colon else source)}
+
+
+def words(text: str) -> list[str]:
+    return [word for word in text.split(", ") if word]

@@ -1,0 +1,101 @@
+"""What the server remembers: runs, photographs, and what was computed of them. The least recently used goes first."""
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from minip2p.sampling.trajectory import Trajectory
+from minip2p.web.recipes import Recipe
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class RunEntry:
+    """A run with what the page gets of it.
+
+    json: what the page is told. picture, mask: PNG files. original: the photograph, 3 H W, where there was one.
+    """
+
+    run: Trajectory = field(repr=False)
+    recipe: Recipe = field(repr=False)
+    json: dict[str, Any]
+    picture: bytes = field(repr=False)
+    mask: bytes | None = field(default=None, repr=False)
+    original: Tensor | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photograph as the model takes it. png: the same as a file."""
+
+    pixels: Tensor = field(repr=False)
+    png: bytes = field(repr=False)
+
+
+class Shelf(Generic[T]):
+    """Values by ids that the server makes; at most `size` of them. Threads may share it.
+
+    A value that is in use (`using`) is not dropped, so for that time there may be more.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.values: OrderedDict[str, T] = OrderedDict()
+        self.uses: dict[str, int] = {}
+        self.lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def add(self, value: T, name: str | None = None) -> str:
+        """Puts a value on the shelf under a new id, which is returned, or under a name."""
+        name = new_id() if name is None else name
+        with self.lock:
+            self.values[name] = value
+            self.values.move_to_end(name)
+            self.drop_surplus()
+        return name
+
+    def get(self, name: str) -> T | None:
+        """A value, which then is the one that was used last; None if there is none of that id."""
+        with self.lock:
+            if name in self.values:
+                self.values.move_to_end(name)
+            return self.values.get(name)
+
+    def hold(self, name: str) -> None:
+        """Keeps a value from being dropped until `release` is called as often as this."""
+        with self.lock:
+            self.uses[name] = self.uses.get(name, 0) + 1
+
+    def release(self, name: str) -> None:
+        with self.lock:
+            self.uses[name] -= 1
+            if not self.uses[name]:
+                del self.uses[name]
+            self.drop_surplus()
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        self.hold(name)
+        try:
+            yield
+        finally:
+            self.release(name)
+
+    def drop_surplus(self) -> None:
+        *older, _ = self.values or [""]  # never the newest, which somebody has just asked for
+        for name in [name for name in older if name not in self.uses][: max(0, len(self.values) - self.size)]:
+            del self.values[name]
+
+
+def new_id() -> str:
+    """An id that cannot be guessed: who knows it may read what it stands for."""
+    return secrets.token_urlsafe(12)

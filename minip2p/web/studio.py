@@ -1,0 +1,286 @@
+"""What the model does for the page: each function is the work of a job, and runs in the worker's thread.
+
+Axes: H W pixels; t steps, c h w latents.
+"""
+
+import base64
+import gzip
+import io
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from minip2p.checkpoints.components import RowCounter
+from minip2p.io.images import composite, fit_image, read_mask, to_pil
+from minip2p.io.viz import mask_image
+from minip2p.metrics.image import psnr
+from minip2p.p2p.live import LiveEdits
+from minip2p.pipeline import Pipeline
+from minip2p.sampling import metadata
+from minip2p.sampling.preview import StepPreview
+from minip2p.sampling.trajectory import Trajectory
+from minip2p.web.limits import Limits
+from minip2p.web.maps import collect_maps, pack_maps
+from minip2p.web.recipes import Edited, Generated, Inverted, Recipe, ancestors, edit_keywords
+from minip2p.web.requests import Edit, Generation, GridCell, Inversion
+from minip2p.web.store import Photo, RunEntry, Shelf
+from minip2p.web.words import words_json
+from minip2p.web.worker import NOTES, Event, Job
+
+PREVIEW_SECONDS = 0.1  # at least so long between two previews, which take as much time as a step of a small model
+
+
+@dataclass
+class Measured:
+    """What a piece of work took. rows: of the UNet."""
+
+    seconds: float = 0.0
+    rows: int = 0
+
+
+class Studio:
+    """The model, and the runs that it has made.
+
+    runs, photos: by their ids. maps: packed and compressed, by the ids of their runs. live: edits that share what they
+    compute, by the ids of their sources.
+    """
+
+    def __init__(self, pipe: Pipeline, limits: Limits):
+        self.counter, self.limits = RowCounter(), limits
+        self.job: Job | None = None
+        self.pipe = pipe.counting(self.counter).with_progress(self.progress)
+        self.runs: Shelf[RunEntry] = Shelf(limits.runs)
+        self.photos: Shelf[Photo] = Shelf(limits.photos)
+        self.maps: Shelf[bytes] = Shelf(limits.maps)
+        self.live: Shelf[LiveEdits] = Shelf(limits.sources)
+        self.last_preview = 0.0
+
+    # --- jobs
+
+    def generate(self, job: Job, request: Generation, preview: bool) -> Event:
+        with self.at_work(job, "source") as measured:
+            run = self.pipe.generate(
+                request.prompt,
+                seed=request.seed,
+                steps=request.steps,
+                guidance_scale=request.guidance,
+                negative_prompt=request.negative,
+                on_step=self.shower(preview),
+            )
+        return {"type": "result", "run": self.add_run(run, Generated(request), measured).json}
+
+    def edit(self, job: Job, source_id: str, request: Edit, compare: bool, preview: bool) -> Event:
+        source = self.source(source_id)
+        plain = {}
+        entry = self.edit_once(job, source_id, source, request, preview)
+        if compare:
+            without = Edit(request.target, 0.0, 0.0)
+            plain["plain"] = self.edit_once(job, source_id, source, without, False, "plain").json
+        return {"type": "result", "run": entry.json, "source": source.json, **plain}
+
+    def invert(self, job: Job, photo: Photo, request: Inversion, preview: bool) -> Event:
+        with self.at_work(job, "invert") as measured:
+            self.show_photo(job, photo, preview)
+            run = self.pipe.invert(
+                to_pil(photo.pixels),
+                request.prompt,
+                method=request.method,
+                steps=request.steps,
+                guidance_scale=request.guidance,
+            )
+        return {
+            "type": "result",
+            "run": self.add_run(run, Inverted(request, photo.png), measured, original=photo.pixels).json,
+        }
+
+    def grid(self, job: Job, source_id: str, cells: list[GridCell]) -> Event:
+        source = self.source(source_id)
+        for n, cell in enumerate(cells, 1):
+            phase = f"cell {n} of {len(cells)}"
+            entry = self.edit_once(job, source_id, source, cell.edit, False, phase)
+            job.emit({"type": "cell", "x": cell.x, "y": cell.y, "run": entry.json})
+        return {"type": "result", "run": source.json, "source": source.json}
+
+    def make_maps(self, job: Job, run_id: str) -> Event:
+        """The maps of a run, compressed."""
+        packed = self.maps.get(run_id)
+        if packed is None:
+            with self.at_work(job, "maps"):
+                tokens, blocks = collect_maps(self.source(run_id).run, self.limits.map_bytes, self.progress)
+            packed = gzip.compress(pack_maps(tokens, blocks), 4, mtime=0)
+            self.maps.add(packed, run_id)
+        return {"type": "result", "content": packed}
+
+    def animate(self, job: Job, run_id: str, suffix: str) -> Event:
+        """The run as an animation, ".gif" or ".webp"."""
+        run = self.source(run_id).run
+        with self.at_work(job, "animation"), TemporaryDirectory() as folder:
+            file = Path(folder) / f"run{suffix}"
+            run.gif(file)
+            return {"type": "result", "content": file.read_bytes()}
+
+    # --- parts of them
+
+    @contextmanager
+    def at_work(self, job: Job, phase: str) -> Iterator[Measured]:
+        """While the model works for a job. phase: what the job's steps are called."""
+        self.job, job.phase, measured = job, phase, Measured()
+        start, rows = time.perf_counter(), self.counter.rows
+        try:
+            yield measured
+        finally:
+            self.job = None
+            measured.seconds, measured.rows = time.perf_counter() - start, self.counter.rows - rows
+
+    def progress(self, steps: Iterable[Any]) -> Iterable[Any]:
+        """The `Progress` of the pipeline: that of the job which runs."""
+        return steps if self.job is None else self.job.steps(steps)
+
+    def shower(self, preview: bool) -> Callable[[StepPreview], None] | None:
+        """What shows the steps of the running job, if they are to be shown."""
+        job = self.job
+        if not preview or job is None:
+            return None
+
+        def show(step: StepPreview) -> None:
+            now = time.monotonic()
+            if now - self.last_preview >= PREVIEW_SECONDS or step.step == step.steps - 1:
+                self.last_preview = now
+                job.preview = data_url(step.images[0])
+
+        return show
+
+    def show_photo(self, job: Job, photo: Photo, preview: bool) -> None:
+        if preview:
+            job.preview = data_url(to_pil(photo.pixels))
+
+    def source(self, run_id: str) -> RunEntry:
+        """A run that a job reads. It is held while the job waits and runs."""
+        entry = self.runs.get(run_id)
+        if entry is None:
+            raise ValueError("the run is no longer there: make it again")
+        return entry
+
+    def edit_once(
+        self, job: Job, source_id: str, source: RunEntry, request: Edit, preview: bool, phase: str = "edit"
+    ) -> RunEntry:
+        with self.at_work(job, phase) as measured:
+            live = self.live_edits(job, source_id, source)
+            edit = self.pipe.edit if live is None else live.edit
+            arguments = (source.run, request.target) if live is None else (request.target,)
+            run = edit(*arguments, **edit_keywords(request), on_step=self.shower(preview))
+        return self.add_run(run, Edited(request, source.recipe), measured, source_id=source_id, source=source)
+
+    def live_edits(self, job: Job, source_id: str, source: RunEntry) -> LiveEdits | None:
+        """The edits of a source, which is recorded the first time. None where the record would take too much memory."""
+        live = self.live.get(source_id)
+        if live is None:
+            phase, job.phase = job.phase, "record"
+            try:
+                live = self.pipe.live(source.run, budget=self.limits.record_bytes)
+            except ValueError as error:
+                if "budget" not in str(error):
+                    raise
+                return None
+            finally:
+                job.phase = phase
+            self.live.add(live, source_id)
+        return live
+
+    def add_run(
+        self,
+        run: Trajectory,
+        recipe: Recipe,
+        measured: Measured,
+        *,
+        source_id: str | None = None,
+        source: RunEntry | None = None,
+        original: Tensor | None = None,
+    ) -> RunEntry:
+        """Puts a run on the shelf, with its picture."""
+        picture = run.picture
+        error = None if original is None else psnr(picture, original)
+        if isinstance(recipe, Edited) and source is not None:
+            original = source.original
+            if recipe.request.paste:
+                picture = paste(run, recipe, picture, source)
+        parameters = metadata.parameters(run, **recipe.png_settings())
+        mask = None if run.blend_mask is None else mask_image(run.blend_mask, run.picture_size[::-1])
+        entry_json = {
+            "kind": recipe.kind,
+            "prompt": run.prompt,
+            "words": words_json(run.components.text.prompt(run.prompt)),
+            "size": [*run.picture_size],
+            "seed": run.seed,
+            "steps": run.steps,
+            "guidance": run.guidance_scale,
+            "negative": run.negative_prompt,
+            "source": source_id,
+            "method": run.inversion or None,
+            "psnr": error,
+            "settings": recipe.settings,
+            "seconds": round(measured.seconds, 3),
+            "rows": measured.rows,
+            "notes": list(dict.fromkeys(NOTES.get() or ())),
+        }
+        entry = RunEntry(
+            replace(run, source_run=None),  # its latents are not needed any more
+            recipe,
+            entry_json,
+            png_bytes(to_pil(picture), parameters),
+            None if mask is None else png_bytes(mask),
+            original,
+        )
+        run_id = self.runs.add(entry)
+        base, has_photo = f"/api/run/{run_id}", isinstance(ancestors(recipe)[0], Inverted)
+        entry_json |= {
+            "id": run_id,
+            "picture": f"{base}/picture.png",
+            "original": f"{base}/original.png" if has_photo else None,
+            "mask": f"{base}/mask.png" if mask is not None else None,
+        }
+        return entry
+
+
+def paste(run: Trajectory, recipe: Edited, picture: Tensor, source: RunEntry) -> Tensor:
+    """The picture of an edit with the pixels of the photograph, or of the source's picture, outside of the mask."""
+    request = recipe.request
+    is_photo = isinstance(recipe.source, Inverted) and source.original is not None
+    original = source.original if is_photo else source.run.picture
+    mask = run.blend_mask
+    if request.blend is None:
+        assert request.region is not None
+        mask = read_mask(request.region) >= 0.5
+    assert original is not None and mask is not None
+    return composite(picture, original, mask)
+
+
+def read_photo(image: Image.Image, size: tuple[int, int]) -> Photo:
+    """A photograph in the size that the model takes (rows, columns)."""
+    pixels = fit_image(image, size)
+    return Photo(pixels, png_bytes(to_pil(pixels)))
+
+
+def png_bytes(image: Image.Image, parameters: str | None = None) -> bytes:
+    """A picture as a PNG file. parameters: its settings."""
+    info = PngInfo()
+    if parameters is not None:
+        info.add_text("parameters", parameters)
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture in a URL, small."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
