@@ -27,22 +27,24 @@ from minip2p.metrics.image import interval, iou
 from minip2p.sampling.trajectory import Trajectory
 
 KINDS = ("object", "colour", "remove", "two")  # cases of one edited object, whose mask is the true one
+FINEST = minip2p.SiteFilter(strides=(1,))
 SHEET_CASES = 6  # photographs in the picture
 MakeMask = Callable[[Trajectory, list[Any], tuple[int, int]], Tensor]  # (run, words, rows and columns) -> mask H W
 
 
 def published_recipe(stride: int) -> MakeMask:
     """The steps of the published code on the maps of a stride: max-pool, nearest pixel, .3 of the maximum."""
-    return lambda run, words, size: heatmap_to_mask(run.heatmaps(list(words), (stride,)).total.sum(0), size, 0.3)
+    sites = minip2p.SiteFilter(strides=(stride,))
+    return lambda run, words, size: heatmap_to_mask(run.heatmaps(list(words), sites=sites).total.sum(0), size, 0.3)
 
 
 MASKS: Mapping[str, MakeMask] = MappingProxyType(
     {
         "recipe at stride 2": published_recipe(2),
         "recipe at stride 1": published_recipe(1),
-        "stride 1, smooth, .4": lambda run, words, size: run.mask(words, threshold=0.4, strides=(1,)),
-        "stride 1, smooth, Otsu": lambda run, words, size: run.mask(words, strides=(1,)),
-        "… spread once": lambda run, words, size: run.mask(words, strides=(1,), self_attention_hops=1),
+        "stride 1, smooth, .4": lambda run, words, size: run.mask(words, threshold=0.4, sites=FINEST),
+        "stride 1, smooth, Otsu": lambda run, words, size: run.mask(words, sites=FINEST),
+        "… spread once": lambda run, words, size: run.mask(words, sites=FINEST, self_attention_hops=1),
     }
 )
 

@@ -20,9 +20,9 @@ from minip2p.checkpoints.save import save_model
 from minip2p.inversion.encode import encode_photo
 from minip2p.inversion.methods import get_method
 from minip2p.p2p.editing import run_edits
-from minip2p.p2p.local_blend import LocalBlend
-from minip2p.p2p.options import EditOptions
-from minip2p.p2p.schedules import StepShare, step_range
+from minip2p.p2p.live import LiveEdits
+from minip2p.p2p.options import EditOptionKeywords, EditOptions
+from minip2p.p2p.schedules import step_range
 from minip2p.p2p.targets import make_targets
 from minip2p.sampling.conditioning import (
     ImageConditioning,
@@ -30,10 +30,11 @@ from minip2p.sampling.conditioning import (
     instruct_pix2pix_conditioning,
     load_photo,
 )
-from minip2p.sampling.progress import progress_bar
+from minip2p.sampling.preview import OnStep
+from minip2p.sampling.progress import Progress, progress_bar
 from minip2p.sampling.qk_cache import CachePolicy
 from minip2p.sampling.record import record_run
-from minip2p.sampling.sampler import sample
+from minip2p.sampling.sampler import sample, sample_all
 from minip2p.sampling.settings import RunSettings, RunStart, prepare_run
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.sched import DDIMScheduler
@@ -45,27 +46,29 @@ from minip2p.validation import is_finite
 Photo = str | Path | Image.Image | Tensor  # a file, a Pillow image, or 3 H W in [-1, 1]
 
 
-class EditKeywords(TypedDict, total=False):
-    """The keywords of `Pipeline.edit` for type checkers: the fields of `EditOptions` and of `RunSettings`."""
+class SettingKeywords(TypedDict, total=False):
+    """The fields of `RunSettings` as keywords for type checkers, without the seed and the attention."""
 
-    cross_replace: StepShare | Mapping[Any, StepShare]
-    self_replace: StepShare
-    self_max_queries: int
-    kind: str
-    reweight: Mapping[Any, float] | None
-    local_blend: LocalBlend | str | Sequence[Any] | None
-    sites: SiteFilter | None
-    region: Any
-    explicit: bool
-    parity: bool
-    attend: Attend | None
-    seed: int
     steps: int
     guidance_scale: float | None
     size: tuple[int, int] | None
     negative_prompt: str
     clip_skip: int
     latents: Tensor | None
+
+
+class EditKeywords(EditOptionKeywords, SettingKeywords, total=False):
+    """The keywords of `Pipeline.edit` for type checkers: the fields of `EditOptions` and of `RunSettings`."""
+
+    seed: int
+    on_step: OnStep | None
+
+
+class GenerateKeywords(SettingKeywords, total=False):
+    """The keywords of `Pipeline.generate` for type checkers, but for the seed."""
+
+    attend: Attend
+    on_step: OnStep | None
 
 
 def load(
@@ -92,11 +95,12 @@ def load(
 class Pipeline:
     """A loaded model. Its components can be used on their own.
 
-    default_guidance: the guidance scale where none is given.
+    default_guidance: the guidance scale where none is given. progress: wraps the steps of every method.
     """
 
     components: Components
     default_guidance: float
+    progress: Progress = progress_bar
 
     def __repr__(self) -> str:
         labels = ", ".join(self.components.origin.labels.values())
@@ -135,11 +139,34 @@ class Pipeline:
         """The same model, whose calls of the UNet add their rows to a counter. Both can edit each other's runs."""
         return replace(self, components=replace(self.components, counter=counter))
 
+    def with_progress(self, progress: Progress) -> "Pipeline":
+        """The same model with another way to show progress, for all methods. Both can edit each other's runs.
+
+        progress: takes the steps of a run and returns an iterable of the same. `iter` shows nothing. One that raises
+        between two steps cancels the run.
+        """
+        return replace(self, progress=progress)
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first match counts
+        self, prompt: str, *, seed: int = ..., **options: Unpack[GenerateKeywords]
+    ) -> Trajectory: ...
+
+    @overload
+    def generate(
+        self, prompt: str, *, seed: Sequence[int], **options: Unpack[GenerateKeywords]
+    ) -> list[Trajectory]: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[str], *, seed: int | Sequence[int] = ..., **options: Unpack[GenerateKeywords]
+    ) -> list[Trajectory]: ...
+
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         *,
-        seed: int = RunSettings.seed,
+        seed: int | Sequence[int] = RunSettings.seed,
         steps: int = RunSettings.steps,
         guidance_scale: float | None = RunSettings.guidance_scale,
         size: tuple[int, int] | None = RunSettings.size,
@@ -147,28 +174,42 @@ class Pipeline:
         clip_skip: int = RunSettings.clip_skip,
         latents: Tensor | None = RunSettings.latents,
         attend: Attend = RunSettings.attend,
-    ) -> Trajectory:
-        """Generates a picture from a prompt by DDIM.
+        on_step: OnStep | None = None,
+    ) -> Trajectory | list[Trajectory]:
+        """Generates a picture from a prompt by DDIM. Returns a run, or a list of runs for a list of prompts or seeds.
 
-        seed: of the noise; the same seed gives the same picture. steps: of DDIM. guidance_scale: w of classifier-free
+        prompt: a prompt, or a list. seed: of the noise; the same seed gives the same picture. A list of seeds makes a
+        picture for each; two lists are of equal length and are gone through together. Several pictures run as one
+        batch, and differ from single ones by rounding. steps: of DDIM. guidance_scale: w of classifier-free
         guidance; None is the model's own. size: rows and columns of the picture in pixels; None is the model's own.
         negative_prompt: what the picture should not show. clip_skip: n reads the text encoder n − 1 layers before the
         model's own layer, as A1111's web UI counts (diffusers' `clip_skip` is n − 1). latents: the initial noise
         itself, 1 c h w, which also sets the size. attend: the attention of the conditional rows; if it has a method
-        `at(step)`, that is called for each step's attention.
+        `at(step)`, that is called for each step's attention. on_step: a function that is called at each step with a
+        `StepPreview` of what it predicts.
         Raises ValueError for what the model cannot take.
         """
-        settings = RunSettings(
-            seed=seed,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            size=size,
-            negative_prompt=negative_prompt,
-            clip_skip=clip_skip,
-            latents=latents,
-            attend=attend,
-        )
-        return sample(self.components, self.prepare(prompt, settings), progress_bar)
+        is_list = isinstance(prompt, list | tuple) or isinstance(seed, list | tuple | range)
+        if latents is not None and isinstance(seed, list | tuple | range):
+            raise ValueError("latents are the noise itself: there is nothing for several seeds to draw")
+        starts = [
+            self.prepare(
+                text,
+                RunSettings(
+                    seed=number,
+                    steps=steps,
+                    guidance_scale=guidance_scale,
+                    size=size,
+                    negative_prompt=negative_prompt,
+                    clip_skip=clip_skip,
+                    latents=latents,
+                    attend=attend,
+                ),
+            )
+            for text, number in pair_up(prompt, seed)
+        ]
+        runs = sample_all(self.components, starts, self.progress, on_step)
+        return runs if is_list else runs[0]
 
     @overload
     def edit(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first match counts
@@ -197,6 +238,7 @@ class Pipeline:
         explicit: bool = EditOptions.explicit,
         parity: bool = EditOptions.parity,
         attend: Attend | None = EditOptions.attend,
+        on_step: OnStep | None = None,
         **settings: Any,
     ) -> Trajectory | list[Trajectory]:
         """Edits a picture by editing its prompt (Hertz et al. 2022). Returns a run, or a list of runs for a list.
@@ -210,7 +252,7 @@ class Pipeline:
         picture may change. sites: the attention sites that are edited. region: a mask outside of which the attention
         stays the source's. explicit: form the attention maps. parity: the published code's mappers. attend: the
         targets' attention apart from the edit. If the source is a prompt, it uses the same attention; to store the maps
-        of a target alone, edit a run.
+        of a target alone, edit a run. on_step: as for `generate`, with a row for each target.
 
         An edit can be edited again. Then its own prompt's attention on its own latents is the source's; its first edit
         is not applied again.
@@ -237,8 +279,35 @@ class Pipeline:
         if not prompts:
             raise ValueError("an edit needs a target prompt, and the list of targets is empty")
         targets = make_targets(self.components, origin, prompts, options)
-        runs = run_edits(self.components, origin, targets, attend=attend, explicit=explicit, progress=progress_bar)
+        runs = run_edits(
+            self.components,
+            origin,
+            targets,
+            attend=attend,
+            explicit=explicit,
+            progress=self.progress,
+            on_step=on_step,
+        )
         return runs if is_list else runs[0]
+
+    def live(
+        self,
+        /,
+        source: Trajectory | str,
+        *,
+        self_max_queries: int = EditOptions.self_max_queries,
+        budget: float = 4e9,
+        **settings: Any,
+    ) -> LiveEdits:
+        """For edits while a user tries settings: `live.edit(target, **options)` runs only what is new.
+
+        The source is recorded, for all steps of cross- and self-attention. source, self_max_queries, budget, settings:
+        as for `record`. What edits read beyond that, such as a blend's self-attention at larger maps, runs the source.
+        """
+        run = self.record(
+            source, cross_replace=1.0, self_replace=1.0, self_max_queries=self_max_queries, budget=budget, **settings
+        )
+        return LiveEdits(self.components, run, self.progress)
 
     def resolve_source(self, source: Trajectory | str, settings: Mapping[str, Any]) -> Trajectory | RunStart:
         """What an edit or a record starts from: a run of this model, or a prompt with its settings.
@@ -300,7 +369,7 @@ class Pipeline:
             latents=latents,
         )
         start = replace(self.prepare(prompt, settings), inversion=method)
-        return invert(self.components, start, progress_bar, **options)
+        return invert(self.components, start, self.progress, **options)
 
     def instruct(
         self,
@@ -325,7 +394,7 @@ class Pipeline:
         photo = load_photo(self.components, picture, size, fit)
         check_setting_names(settings)
         image = instruct_pix2pix_conditioning(self.components, photo, float(image_guidance_scale))
-        return sample(self.components, self.prepare(instruction, RunSettings(**settings), image), progress_bar)
+        return sample(self.components, self.prepare(instruction, RunSettings(**settings), image), self.progress)
 
     def inpaint(
         self,
@@ -346,7 +415,7 @@ class Pipeline:
         photo = load_photo(self.components, picture, size, fit)
         check_setting_names(settings)
         image = inpainting_conditioning(self.components, photo, mask, fit)
-        return sample(self.components, self.prepare(prompt, RunSettings(**settings), image), progress_bar)
+        return sample(self.components, self.prepare(prompt, RunSettings(**settings), image), self.progress)
 
     def record(
         self,
@@ -389,7 +458,7 @@ class Pipeline:
             dtype=dtype or self.dtype,
             budget=budget,
             file=None if file is None else Path(file),
-            progress=progress_bar,
+            progress=self.progress,
         )
 
     def open(self, file: str | Path) -> Trajectory:
@@ -428,6 +497,18 @@ class Pipeline:
         text = add_embedding(self.components.text, embedding)
         origin = self.components.origin.with_label("Embedding", f"{embedding.word} ({embedding.file.name})")
         return replace(self, components=replace(self.components, text=text, origin=origin))
+
+
+def pair_up(prompt: str | Sequence[str], seed: int | Sequence[int]) -> list[tuple[str, int]]:
+    """The prompt and the seed of each picture. Raises ValueError for empty lists, and for lists of unequal length."""
+    prompts: Any = prompt if isinstance(prompt, list | tuple) else None
+    seeds: Any = seed if isinstance(seed, list | tuple | range) else None
+    lengths = [len(values) for values in (prompts, seeds) if values is not None] or [1]
+    if min(lengths) == 0:
+        raise ValueError("there is nothing to generate: the list of prompts or of seeds is empty")
+    if min(lengths) != max(lengths):
+        raise ValueError(f"prompts and seeds go in pairs, and there are {lengths[0]} and {lengths[1]} of them")
+    return list(zip(prompts or [prompt] * lengths[0], seeds or [seed] * lengths[0], strict=True))
 
 
 def check_setting_names(settings: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ FLOORS = (
     ("pipeline", "baselines"),
     ("sweeps", "tiny"),
     ("evaluation",),
+    ("web",),
     ("cli",),
     ("__main__",),
 )
@@ -36,6 +37,8 @@ FLOORS = (
 ORDER = {
     "sampling": (
         "progress",
+        "batches",
+        "preview",
         "conditioning",
         "settings",
         "guidance",
@@ -58,6 +61,7 @@ ORDER = {
         "targets",
         "batching",
         "editing",
+        "live",
         "separate",
     ),
 }
@@ -65,7 +69,7 @@ CORE = ("validation", "errors", "config", "layers", "io", "attention", "text", "
         "sampling", "p2p", "inversion", "pipeline", "baselines")  # fmt: skip
 CORE_LIBRARIES = {"torch", "numpy", "einops", "PIL", "safetensors", "transformers", "tqdm", "huggingface_hub"}
 OPTIONAL_LIBRARIES = {"pillow_heif", "yaml"}  # imported for a file of its format, and named where it is missing
-EXTRA_LIBRARIES = {"matplotlib", "pyarrow", "skimage"}  # only outside of the core
+EXTRA_LIBRARIES = {"matplotlib", "pyarrow", "skimage", "starlette", "uvicorn"}  # only outside of the core
 BANNED_NAMES = {
     "said", "made", "found", "kept", "given", "whole", "own", "one", "some", "ours", "beside", "along", "again",
 }  # fmt: skip

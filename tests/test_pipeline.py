@@ -13,7 +13,7 @@ from PIL import Image
 from runs import CallLog, deviations, same_latents
 
 import minip2p
-from minip2p import AttentionStore, LocalBlend, Pipeline, chain, explicit
+from minip2p import AttentionStore, LocalBlend, Pipeline, SiteFilter, chain, explicit
 from minip2p.attention.contract import fused
 from minip2p.checkpoints.components import RowCounter
 from minip2p.inversion.edit_friendly import edit_friendly
@@ -201,7 +201,7 @@ def test_pictures_need_not_be_square(model, size):
     mask = edit.blend_mask
     assert run.image.size == edit.image.size == size[::-1] and mask.shape == (size[0] // 8, size[1] // 8)
     assert torch.equal(edit.latents[-1][:, ~mask], run.latents[-1][:, ~mask])
-    assert edit.maps(["dog", "grass"]).shape == (2, *size) and run.maps("cat", strides=(4,)).shape == (1, *size)
+    assert edit.maps(["dog", "grass"]).shape == (2, *size) and run.maps("cat", sites=SiteFilter(strides=(4,))).shape == (1, *size)
     assert same_latents(model.edit(run, SOURCE, local_blend="cat"), run)
 
 

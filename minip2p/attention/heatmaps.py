@@ -9,8 +9,8 @@ h w: rows and columns of the latent.
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -19,14 +19,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from minip2p.attention.contract import Attend, Site
+from minip2p.attention.contract import Attend, HeadSelection, Site, SiteFilter
 from minip2p.validation import is_integer
 
 ApplyAttention = Callable[[Tensor], Tensor]  # v 1 h j d -> A v, 1 h i d: an attention whose q and k are fixed
 
 
-def word_heatmaps(apply: ApplyAttention, indicators: Tensor, heads: int, width: int) -> Tensor:
-    """Heat maps A 1_word: words j -> words i, summed over each word's tokens, mean over the heads.
+def word_heatmaps(
+    apply: ApplyAttention, indicators: Tensor, heads: int, width: int, selected: HeadSelection = None
+) -> Tensor:
+    """Heat maps A 1_word: words j -> words i, summed over each word's tokens, mean over the selected heads.
 
     apply: the attention. indicators: 1_word of each word, words j (see `minip2p.text.prompt.token_indicator`).
     width: the width d of a head. So many words go in at a time, as the fused kernel requires v to be as wide as q.
@@ -34,7 +36,8 @@ def word_heatmaps(apply: ApplyAttention, indicators: Tensor, heads: int, width: 
     maps = []
     for chunk in indicators.split(width):
         v = F.pad(chunk, (0, 0, 0, width - len(chunk))).mT.expand(1, heads, -1, -1)  # words j -> 1 h j d
-        maps.append(apply(v)[0, :, :, : len(chunk)].mean(0).mT)
+        heat = apply(v)[0, :, :, : len(chunk)]
+        maps.append((heat if selected is None else heat[list(selected)]).mean(0).mT)
     return torch.cat(maps)
 
 
@@ -72,6 +75,32 @@ def select_strides(
     return tuple(strides or default_strides(sites, latent_size))
 
 
+def select_sites(
+    sites: SiteFilter | None, selected_heads: Any, heads: Mapping[Site, int], latent_size: tuple[int, int]
+) -> SiteFilter:
+    """The cross-attention to read: the user's sites, by default those of `default_strides`, and heads.
+
+    selected_heads: the indices of the heads to read, instead of those of `sites`; None for no choice. heads: the
+    model's sites and their numbers of heads (`UNet.heads`). Raises ValueError where nothing would be read.
+    """
+    if sites is None:
+        sites = SiteFilter(strides=default_strides(list(heads), latent_size))
+    SiteFilter.validate(sites, heads)
+    if selected_heads is not None:
+        if sites.heads is not None:
+            raise ValueError("the heads are named twice: by heads, and in sites")
+        sites = replace(
+            sites, heads=tuple(selected_heads) if isinstance(selected_heads, list | range) else selected_heads
+        )
+        sites.validate(heads)
+    fewest = min((count for site, count in heads.items() if site.cross and sites.includes(site)), default=0)
+    if not fewest:
+        raise ValueError(f"there is no cross-attention at these sites: {sites}")
+    if sites.heads is not None and max(sites.heads) >= fewest:
+        raise ValueError(f"head {max(sites.heads)} is not at every site: one of these sites has {fewest} heads")
+    return sites
+
+
 def finest_self_stride(sites: Sequence[Site]) -> int:
     """The stride of the finest self-attention, along which heat can be spread; 1 if there is none."""
     return min((site.stride for site in sites if not site.cross), default=1)
@@ -81,9 +110,10 @@ def finest_self_stride(sites: Sequence[Site]) -> int:
 class HeatmapAccumulator:
     """The heat maps of some words, summed over the sites and steps that are added.
 
-    indicators: 1_word of each word, words j. latent_size: rows and columns. strides: of the cross-attention to read.
-    hops: how often the sum is multiplied by the finest self-attention, at `finest_stride`. That makes the map as fine
-    as that attention, and spreads a word's heat to pixels that attend to each other (see `total`).
+    indicators: 1_word of each word, words j. latent_size: rows and columns. sites: the cross-attention to
+    read, and its heads. hops: how often the sum is multiplied by the finest self-attention, at `finest_stride`. That
+    makes the map as fine as that attention, and spreads a word's heat to pixels that attend to each other (see
+    `total`).
 
     sums: stride -> the sum of the maps, words y x. count: the number of maps in them.
     self_attention: the finest self-attention at the last step, site -> its `apply` and its queries.
@@ -91,7 +121,7 @@ class HeatmapAccumulator:
 
     indicators: Tensor
     latent_size: tuple[int, int]
-    strides: tuple[int, ...]
+    sites: SiteFilter
     hops: int = 0
     finest_stride: int = 1
     sums: dict[int, Tensor] = field(default_factory=dict, init=False)
@@ -103,18 +133,28 @@ class HeatmapAccumulator:
         if not self.indicators.any():
             return False
         if site.cross:
-            return site.stride in self.strides
+            return self.sites.includes(site)
         return self.hops > 0 and site.stride == self.finest_stride
+
+    def adds_the_same(self, other: "HeatmapAccumulator") -> bool:
+        """Whether another accumulator of this run adds the same heat maps, at the sites that both want."""
+        return self.sites.heads == other.sites.heads and torch.equal(self.indicators, other.indicators)
 
     def site_heatmap(self, site: Site, apply: ApplyAttention, q: Tensor) -> Tensor:
         """The words' heat maps at one site, words y x. q: the site's queries, for their heads, width, dtype, device."""
-        heat = word_heatmaps(apply, self.indicators.to(q), q.shape[1], q.shape[-1]).float()
+        heat = word_heatmaps(apply, self.indicators.to(q), q.shape[1], q.shape[-1], self.sites.heads).float()
         return rearrange(heat, "words (y x) -> words y x", y=map_size(self.latent_size, site.stride)[0])
 
     def add(self, site: Site, heat: Tensor) -> None:
         """Adds the heat maps of a site, words y x."""
         self.sums[site.stride] = self.sums[site.stride] + heat if site.stride in self.sums else heat
         self.count += 1
+
+    def copy(self) -> "HeatmapAccumulator":
+        """The sums so far, which do not change as more is added here. The self-attention is left out."""
+        other = replace(self)
+        other.sums, other.count = dict(self.sums), self.count
+        return other
 
     @property
     def total(self) -> Tensor:
@@ -144,18 +184,18 @@ class HeatmapAccumulator:
 
 
 def accumulate_heat(accumulators: Sequence[HeatmapAccumulator], site: Site, apply: ApplyAttention, q: Tensor) -> None:
-    """Adds the attention of a site to all accumulators that want it. Equal indicators are computed once."""
-    computed: list[tuple[Tensor, Tensor]] = []  # indicators and their heat maps
+    """Adds the attention of a site to all accumulators that want it. What equal ones need is computed once."""
+    computed: list[tuple[HeatmapAccumulator, Tensor]] = []
     for accumulator in accumulators:
         if not accumulator.wants(site):
             continue
         if not site.cross:
             accumulator.self_attention[site] = apply, q
             continue
-        heat = next((heat for words, heat in computed if torch.equal(words, accumulator.indicators)), None)
+        heat = next((heat for other, heat in computed if accumulator.adds_the_same(other)), None)
         if heat is None:
             heat = accumulator.site_heatmap(site, apply, q)
-            computed.append((accumulator.indicators, heat))
+            computed.append((accumulator, heat))
         accumulator.add(site, heat)
 
 

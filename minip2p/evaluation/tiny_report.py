@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minip2p.attention.contract import fused
+from minip2p.attention.contract import SiteFilter, fused
 from minip2p.attention.heatmaps import HeatmapAccumulator, record_heatmaps
 from minip2p.attention.masks import heatmap_to_mask
 from minip2p.errors import fail, run_guarded
@@ -161,7 +161,7 @@ def map_iou(pipe: Pipeline, sprites: Sprites, count: int) -> dict[str, float]:
         latent_size = (x.shape[-2], x.shape[-1])
         for thing in scene.things:
             indicator = token_indicator(pipe.text.prompt(scene.caption), [thing.name])
-            accumulator = HeatmapAccumulator(indicator, latent_size, (1, 2))
+            accumulator = HeatmapAccumulator(indicator, latent_size, SiteFilter(strides=(1, 2)))
             with torch.no_grad():
                 pipe.unet(x, t, context, record_heatmaps(accumulator, fused))
             true = torch.from_numpy(render(scene, sprites).masks[thing.name])

@@ -7,20 +7,16 @@ cost is exact.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 from minip2p.attention.contract import Attend, Site, SitePredicate, fused
 from minip2p.checkpoints.components import Components
 from minip2p.p2p.targets import EditTarget, latent_size_of
+from minip2p.sampling.batches import MAX_BATCH, even_chunks
 from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.qk_cache import queries_per_site
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
-
-T = TypeVar("T")
-
-MAX_BATCH = 8  # rows of targets that run at once
 
 
 @dataclass(frozen=True)
@@ -99,27 +95,19 @@ def share_prefixes(targets: Sequence[EditTarget], steps: int, skip_steps: int = 
         if step < skip_steps:
             yield []
             continue
-        edits = [target.plan.at(step).cache_key for target in targets]
+        edits = [target.edit_key(step) for target in targets]
         history = intern(list(zip(history, edits, strict=True)))
         groups: dict[int, list[int]] = {}
         for n, past in enumerate(history):
             groups.setdefault(past, []).append(n)
         yield list(groups.values())
-        blends = [None if target.blend_state is None else target.blend_state.cache_key(step) for target in targets]
-        history = list(zip(history, blends, strict=True))
+        history = list(zip(history, [target.blend_key(step) for target in targets], strict=True))
 
 
 def intern(values: Sequence[Any]) -> list[int]:
     """The same number for equal values: a long history becomes one number."""
     numbers: dict[Any, int] = {}
     return [numbers.setdefault(value, len(numbers)) for value in values]
-
-
-def even_chunks(rows: Sequence[T], most: int) -> list[Sequence[T]]:
-    """The rows in as few chunks of at most `most` as possible; their sizes differ by 1 at most."""
-    count = -(-len(rows) // most)
-    ends = [len(rows) - len(rows) * n // count for n in range(count, -1, -1)] if rows else []
-    return [rows[a:b] for a, b in pairwise(ends)]
 
 
 def wanted_sites(targets: Sequence[EditTarget], step: int, queries: Mapping[Site, int]) -> SitePredicate | None:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minip2p.attention.contract import Site
+from minip2p.attention.contract import Site, SiteFilter
 from minip2p.attention.heatmaps import HeatmapAccumulator, check_hops, finest_self_stride, select_strides
 from minip2p.attention.masks import check_threshold, heatmap_to_mask, mask_to_latent, same_dtype
 from minip2p.errors import Notice
 from minip2p.io.images import read_mask
 from minip2p.text.prompt import Prompt, WordSelector, token_indicator
-from minip2p.validation import is_finite
+from minip2p.validation import is_finite, is_integer
 
 Words = WordSelector | Sequence[WordSelector]  # one word, or several; `LocalBlend` keeps a tuple
 
@@ -56,6 +56,7 @@ class LocalBlend:
     def __post_init__(self) -> None:
         for name in ("source", "target", "without_source", "without_target"):
             words = getattr(self, name)  # a single word needs no tuple
+            refuse_ambiguous(f"a local blend's {name}", words)
             object.__setattr__(self, name, tuple(words) if isinstance(words, list | tuple) else (words,))
         if (self.mask is None) == (not (self.source or self.target)):
             raise ValueError("a local blend needs words or a mask, and not both")
@@ -82,8 +83,19 @@ class LocalBlend:
             return cls((blend,), (blend,))
         if not isinstance(blend, Sequence) or len(blend) != 2:
             raise ValueError(f"local_blend is a word, a (source word, target word) or a LocalBlend, not {blend!r}")
+        refuse_ambiguous("local_blend", blend)
         source, target = tuple(blend)
         return cls((source,), (target,))
+
+
+def refuse_ambiguous(name: str, words: Any) -> None:
+    """Raises ValueError for a tuple such as ("cat", 2): as one word it is the second "cat", as two words another."""
+    if isinstance(words, tuple) and len(words) == 2 and isinstance(words[0], str) and is_integer(words[1]):
+        text, n = words
+        raise ValueError(
+            f"{name} is {words!r}, which may be occurrence {n} of {text!r}, or {text!r} and the word of index {n}: "
+            f"write {f'{text}#{n}'!r} or [{text!r}, {n}]"
+        )
 
 
 @dataclass
@@ -92,7 +104,7 @@ class LocalBlendState:
 
     source, target: heat maps of the words that may change (row 0) and of those that may not (row 1), in each prompt.
     first_step, full_step: the step at which blending starts, and the one from which on it is complete.
-    last_mask: the mask of the last step, h w: bool, or soft in [0, 1].
+    last_mask: the mask of the last step, h w: bool, or soft in [0, 1]. history: step -> the heat maps after it.
     """
 
     blend: LocalBlend
@@ -101,6 +113,7 @@ class LocalBlendState:
     first_step: int
     full_step: int
     last_mask: Tensor | None = field(default=None, init=False)
+    history: dict[int, tuple[HeatmapAccumulator, HeatmapAccumulator]] = field(default_factory=dict, init=False)
 
     @classmethod
     def start(
@@ -119,12 +132,12 @@ class LocalBlendState:
         skip_steps: the first steps of the run, which are not edited; the blend's start counts from there. sites: the
         model's. Raises ValueError for words that are not in a prompt.
         """
-        strides = select_strides(blend.strides, sites, latent_size)
+        read = SiteFilter(strides=select_strides(blend.strides, sites, latent_size))
 
         def accumulator(prompt: Prompt, words: Any, without: Any) -> HeatmapAccumulator:
             rows = [token_indicator(prompt, group).sum(0).clamp(max=1) for group in (words, without)]
             hops = blend.self_attention_hops
-            return HeatmapAccumulator(torch.stack(rows), latent_size, strides, hops, finest_self_stride(sites))
+            return HeatmapAccumulator(torch.stack(rows), latent_size, read, hops, finest_self_stride(sites))
 
         if blend.mask is not None and not blend.mask.any():
             message = "the mask of a local blend is black, so nothing can change; white is what may change, and"
@@ -148,6 +161,26 @@ class LocalBlendState:
             skip_steps + int(full * steps),
         )
 
+    @property
+    def reads_heat(self) -> bool:
+        """Whether the mask depends on words."""
+        return bool(self.source.indicators.any() or self.target.indicators.any())
+
+    def can_resume(self, other: "LocalBlendState | None") -> bool:
+        """Whether this blend could go on from the heat maps of another edit of the same source, or needs none."""
+        if not self.reads_heat:
+            return True
+        pairs = [] if other is None else [(self.source, other.source), (self.target, other.target)]
+        return bool(pairs) and all(a.sites == b.sites and a.adds_the_same(b) for a, b in pairs)
+
+    def resume(self, step: int, other: "LocalBlendState | None") -> None:
+        """Goes on at a step from the heat maps that another blend had before it, where it needs any."""
+        if not self.reads_heat or other is None or step - 1 not in other.history:
+            return
+        self.history = {i: maps for i, maps in other.history.items() if i < step}
+        for heat, past in zip((self.source, self.target), self.history[step - 1], strict=True):
+            heat.sums, heat.count = dict(past.sums), past.count
+
     def cache_key(self, step: int) -> Hashable:
         """Equal for two blends that have the same effect at a step, if their targets were equal so far."""
         if step < self.first_step:
@@ -157,7 +190,7 @@ class LocalBlendState:
         mask = None if blend.mask is None else (tuple(blend.mask.shape), blend.mask.cpu().numpy().tobytes())
         ramp = self.full_step - self.first_step, min(step, self.full_step) - self.first_step
         thresholds = blend.threshold, blend.without_threshold
-        return *words, mask, *thresholds, blend.pool, blend.self_attention_hops, ramp, self.source.strides
+        return *words, mask, *thresholds, blend.pool, blend.self_attention_hops, ramp, self.source.sites
 
     def mask(self) -> Tensor:
         """Where the target may differ from the source, h w: the places of all words minus those of the excluded words.
@@ -185,6 +218,7 @@ class LocalBlendState:
         Where m is 0 they are the source's to the bit, where it is 1 the target's. Before the full step, m is replaced
         by m + (1 − m) (1 − r), where r grows from 0 to 1.
         """
+        self.history[step] = self.source.copy(), self.target.copy()
         if step < self.first_step:
             return target
         self.last_mask = self.mask()

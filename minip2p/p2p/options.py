@@ -1,8 +1,8 @@
 """The options of an edit, with their defaults and their validation. Nothing else in the project repeats them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from minip2p.attention.contract import Attend, SiteFilter
 from minip2p.attention.store import check_attend
@@ -10,6 +10,22 @@ from minip2p.io.images import read_mask
 from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.schedules import StepShare, check_weights, parse_step_share
 from minip2p.validation import check_max_queries
+
+
+class EditOptionKeywords(TypedDict, total=False):
+    """The fields of `EditOptions` as keywords, for type checkers."""
+
+    cross_replace: StepShare | Mapping[Any, StepShare]
+    self_replace: StepShare
+    self_max_queries: int
+    kind: str
+    reweight: Mapping[Any, float] | None
+    local_blend: LocalBlend | str | Sequence[Any] | None
+    sites: SiteFilter | None
+    region: Any
+    explicit: bool
+    parity: bool
+    attend: Attend | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,6 +1,6 @@
 """The targets of an edit: a prompt each, with its plan and its local blend."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,14 @@ class EditTarget:
     prompt: str
     plan: EditPlan
     blend_state: LocalBlendState | None = None
+
+    def edit_key(self, step: int) -> Hashable:
+        """Equal for two targets whose attention is edited in the same way at a step."""
+        return self.plan.at(step).cache_key
+
+    def blend_key(self, step: int) -> Hashable:
+        """Equal for two targets that are blended in the same way after a step, if they were equal so far."""
+        return None if self.blend_state is None else self.blend_state.cache_key(step)
 
     def apply_blend(self, step: int, source: Tensor, x: Tensor) -> Tensor:
         """The target's latents after a step, b c h w, blended with the source's where there is a local blend."""

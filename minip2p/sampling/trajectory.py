@@ -5,27 +5,30 @@
 Axes: t steps, b batch, c h w latents, H W pixels, n tokens, d width of a text embedding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minip2p.attention.contract import QK, Attend, Site, SitePredicate, at_step, fused, unconditional_of
+from minip2p.attention.contract import QK, Attend, Site, SiteFilter, SitePredicate, at_step, fused, unconditional_of
 from minip2p.attention.heatmaps import (
     HeatmapAccumulator,
     check_hops,
     finest_self_stride,
     record_heatmaps,
-    select_strides,
+    select_sites,
 )
 from minip2p.attention.masks import check_threshold, heatmap_to_mask
 from minip2p.attention.store import record_qk
 from minip2p.checkpoints.components import Components
+from minip2p.io.animation import check_animation_path, write_animation
+from minip2p.io.files import atomic_write
 from minip2p.io.images import to_pil
 from minip2p.sampling.conditioning import Conditioning
 from minip2p.sampling.guidance import check_finite, guided_noise
@@ -35,6 +38,7 @@ from minip2p.sampling.run_file import RunRecord, read_run, write_run
 from minip2p.sampling.settings import RunStart
 from minip2p.text.encoder import TextEmbedding
 from minip2p.text.prompt import WordSelector, token_indicator
+from minip2p.validation import is_finite, is_integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,18 +127,59 @@ class Trajectory:
         """The picture as a Pillow image."""
         return to_pil(self.picture)
 
-    def maps(self, words: WordSelector | list[WordSelector], *, strides: Sequence[int] | None = None) -> Tensor:
+    def maps(
+        self,
+        words: WordSelector | list[WordSelector],
+        *,
+        heads: Sequence[int] | None = None,
+        steps: Container[int] | None = None,
+        sites: SiteFilter | None = None,
+    ) -> Tensor:
         """Heat maps of words, words H W in picture pixels: the share of attention that each pixel gives to the word.
 
-        A map is the mean over the heads, over all steps and over the cross-attention sites of some strides.
+        A map is the mean over heads, steps and cross-attention sites.
 
-        words: one word, as `Prompt.token_indices` takes it, or a list. strides: of the sites that are read, by default
-        those of `default_strides`.
+        words: one word, as `Prompt.token_indices` takes it, or a list. heads: the heads to read, such as (0, 3); all by
+        default, or those of `sites`. steps: the steps to read, counted from 0, such as range(10); all by default.
+        sites: the sites to read; those of `default_strides` by default.
         The UNet runs once more through the latents of the run, conditional rows only and without any edit, so the maps
-        are those of the run's own prompt. Raises ValueError for a word that is not in the prompt.
+        are those of the run's own prompt. Raises ValueError for a word that is not in the prompt, and where nothing
+        would be read.
         """
-        heat = self.heatmaps(as_list(words), strides)
+        heat = self.heatmaps(as_list(words), heads=heads, steps=steps, sites=sites)
         return F.interpolate(heat.mean[:, None], self.picture_size, mode="bilinear")[:, 0].cpu()
+
+    def save_maps(
+        self,
+        file: str | Path,
+        words: WordSelector | list[WordSelector],
+        *,
+        heads: Sequence[int] | None = None,
+        steps: Container[int] | None = None,
+        sites: SiteFilter | None = None,
+    ) -> None:
+        """Writes the heat maps of words into an .npz file of numpy, which needs no pickle. The arguments: see `maps`.
+
+        Its arrays: `maps`, words H W in float32; `words`, as they were named; `prompt`; `steps`, the numbers of the
+        steps that were read; `sites`, the names of the sites, such as "up.0.cross"; `heads`, empty where all were read.
+        Raises ValueError as `maps` does, and for a file of another name.
+        """
+        path = Path(file)
+        if path.suffix.lower() != ".npz":
+            raise ValueError(f"{path}: heat maps are written to an .npz file")
+        heat = self.maps(words, heads=heads, steps=steps, sites=sites)
+        unet = self.components.unet
+        read = select_sites(sites, heads, unet.heads, self.latent_size)
+        with atomic_write(path) as partial, open(partial, "wb") as stream:
+            np.savez_compressed(
+                stream,
+                maps=heat.numpy(),
+                words=np.array([str(word) for word in as_list(words)]),
+                prompt=np.array(self.prompt),
+                steps=np.array([i for i in range(self.steps) if steps is None or i in steps]),
+                sites=np.array([f"{s.place}.{s.index}.cross" for s in unet.sites if s.cross and read.includes(s)]),
+                heads=np.array(read.heads or (), dtype=int),
+            )
 
     def mask(
         self,
@@ -142,7 +187,9 @@ class Trajectory:
         *,
         threshold: Any = "otsu",
         self_attention_hops: int = 0,
-        strides: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        steps: Container[int] | None = None,
+        sites: SiteFilter | None = None,
     ) -> Tensor:
         """The mask of words, H W in picture pixels: their heat map, enlarged smoothly and thresholded.
 
@@ -151,30 +198,38 @@ class Trajectory:
 
         threshold: see `minip2p.attention.masks.threshold_mask`; a soft one gives floating-point values, all others
         bool. self_attention_hops: see `HeatmapAccumulator`; the shipped model was trained to locate its words and is
-        better without. Raises ValueError.
+        better without. heads, steps, sites: as for `maps`. Raises ValueError.
         """
         check_threshold("a mask's threshold", threshold)
         check_hops(self_attention_hops)
-        heat = self.heatmaps(as_list(words), strides, self_attention_hops)
+        heat = self.heatmaps(as_list(words), heads=heads, steps=steps, sites=sites, hops=self_attention_hops)
         return heatmap_to_mask(heat.total.sum(0), self.picture_size, threshold, pool=False, smooth=True).cpu()
 
     def heatmaps(
-        self, words: list[WordSelector], strides: Sequence[int] | None = None, hops: int = 0
+        self,
+        words: list[WordSelector],
+        *,
+        heads: Sequence[int] | None = None,
+        steps: Container[int] | None = None,
+        sites: SiteFilter | None = None,
+        hops: int = 0,
     ) -> HeatmapAccumulator:
-        """Accumulates the words' heat maps over all steps, in the resolution of the attention; see `maps`."""
+        """Accumulates the words' heat maps over the steps, in the resolution of the attention; see `maps`."""
         components = self.components
         if not words:
             raise ValueError("there is no word to show: name at least one")
-        sites = components.unet.sites
+        check_steps(steps, self.steps)
         heat = HeatmapAccumulator(
             token_indicator(components.text.prompt(self.prompt), words),
             self.latent_size,
-            select_strides(strides, sites, self.latent_size),
+            select_sites(sites, heads, components.unet.heads, self.latent_size),
             hops,
-            finest_self_stride(sites),
+            finest_self_stride(components.unet.sites),
         )
         cond = components.text(self.prompt, self.clip_skip)
         for i, step in enumerate(components.scheduler.steps(self.steps)):
+            if steps is not None and i not in steps:
+                continue
             guided_noise(
                 components,
                 self.latents[i : i + 1].to(components.device),
@@ -186,6 +241,34 @@ class Trajectory:
                 image=self.conditioning.without_image_guidance,
             )
         return heat
+
+    def gif(self, file: str | Path, *, fps: float = 10.0, every: int = 1, pause: float = 1.5) -> None:
+        """Writes the denoising as an animated GIF or WebP, by the file's suffix; it ends with the picture itself.
+
+        A frame is the picture that a step predicts, x_0. Two neighbouring latents determine it
+        (`DDIMScheduler.x0_between`), so the UNet does not run. In an edit with a local blend, the blend lies between
+        them; its frames have specks where the mask has just changed.
+
+        fps: frames a second. every: shows every n-th step. pause: seconds on the picture at the end.
+        Raises ValueError for another suffix or another number.
+        """
+        check_animation_path(Path(file))
+        if not is_finite(fps) or not 0 < fps <= 50:
+            raise ValueError(f"fps must be a number of frames a second, above 0 and at most 50, not {fps!r}")
+        if not is_integer(every) or every < 1:
+            raise ValueError(f"every must be a whole number from 1 on, not {every!r}")
+        if not is_finite(pause) or not 0 <= pause <= 60:
+            raise ValueError(f"pause must be a number of seconds from 0 to 60, not {pause!r}")
+        frames = [
+            to_pil(self.components.decode(self.predicted_x0(i))[0].cpu()) for i in range(0, self.steps - 1, every)
+        ]
+        write_animation(Path(file), [*frames, self.image], [1 / fps] * len(frames) + [pause])
+
+    def predicted_x0(self, step: int) -> Tensor:
+        """The latents x_0 that a step predicted, 1 c h w, from the latents before and after it."""
+        x, x_prev = self.latents[step : step + 2].to(self.components.device).split(1)
+        schedule = self.components.scheduler
+        return schedule.x0_between(x, x_prev, schedule.steps(self.steps)[step], self.conditioning.noise_at(step))
 
     def save(self, file: str | Path) -> None:
         """Writes the run and its cache, if it has one, into one safetensors file; not the source or mask of an edit.
@@ -213,6 +296,16 @@ class Trajectory:
 def as_list(words: Any) -> list[Any]:
     """One word, as `Prompt.token_indices` takes it, or a list of them: as a list."""
     return words if isinstance(words, list) else [words]
+
+
+def check_steps(steps: Any, count: int) -> None:
+    """Raises ValueError if `steps` is neither None nor a container of some of the numbers of `count` steps."""
+    if steps is None:
+        return
+    if not isinstance(steps, Container) or isinstance(steps, str | bytes):
+        raise ValueError(f"steps must contain the numbers of steps, such as range(10), and is {steps!r}")
+    if not any(i in steps for i in range(count)):
+        raise ValueError(f"steps has none of the {count} steps of this run, which are counted from 0")
 
 
 class SourceRun:

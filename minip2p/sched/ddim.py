@@ -165,7 +165,7 @@ class DDIMScheduler:
         if c.timestep_spacing == "trailing":
             previous = [t - interval for t in times]
         else:
-            previous = times[1:] + [-1 if c.timestep_spacing == "linspace" else times[-1] - interval]
+            previous = [*times[1:], times[-1] - interval]
         final = 1.0 if c.set_alpha_to_one else alphas_cumprod[0]
         return [
             Step(t, alphas_cumprod[t], alphas_cumprod[prev] if prev >= 0 else final)

@@ -22,6 +22,8 @@ from minip2p.validation import is_integer
 
 WordSelector = str | int | slice | range | tuple[str, int]  # see `Prompt.token_indices`
 
+SPECIAL_TOKENS = ("<start>", "<end>", "<padding>")  # CLIP's tokens around the text, as words that can be selected
+
 WORD_JOINERS = "'’-‐‑"  # apostrophes and hyphens: the punctuation that a word may contain
 
 
@@ -81,18 +83,28 @@ class Prompt:
         """The sorted positions of a word's tokens.
 
         word selects by text: "cat" is every occurrence, ignoring case; "red car" is several words in a row; "cat#2" or
-        ("cat", 2) is the second occurrence. It selects by number: an int, a range or a slice counts words from 0.
+        ("cat", 2) is the second occurrence. It selects by number: an int, a range or a slice counts words from 0. And
+        "<start>", "<end>" and "<padding>" are the tokens around the text, unless the prompt itself contains this.
         Raises ValueError if there is no such word, if the truncation cut all of its occurrences off, or for another
         type.
         """
         nth = isinstance(word, tuple) and len(word) == 2 and isinstance(word[0], str) and not isinstance(word[1], str)
         if not (nth or is_integer(word) or isinstance(word, str | slice | range)):
             raise ValueError(f"a word is given as text, as (text, n), by index or by a range, not as {word!r}")
+        if isinstance(word, str) and word in SPECIAL_TOKENS and word not in normalize_text(self.text):
+            return self._special_indices(word)
         matches = self._matches_of_text(word) if isinstance(word, str | tuple) else [self._indices_of_number(word)]
         visible = [match for match in matches if all(n < len(self.visible_words) for n in match)]
         if not visible:
             raise ValueError(f"{word!r} lies beyond the last of the {len(self.ids)} tokens that the text encoder reads")
         return tuple(sorted({j for match in visible for n in match for j in range(*self.words[n].span)}))
+
+    def _special_indices(self, token: str) -> tuple[int, ...]:
+        """The positions of one of the SPECIAL_TOKENS."""
+        indices = {"<start>": (0,), "<end>": (self.eos,), "<padding>": tuple(range(self.eos + 1, len(self.ids)))}
+        if not indices[token]:
+            raise ValueError(f"the prompt {self.text!r} fills all of the {len(self.ids)} tokens: there is no padding")
+        return indices[token]
 
     def _indices_of_number(self, number: int | slice | range) -> Sequence[int]:
         """The word indices that an int (negative counts from the end), a range or a slice selects."""

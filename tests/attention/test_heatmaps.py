@@ -4,7 +4,7 @@ import pytest
 import torch
 from parity import SD15_UNET, SDXL_UNET, on_meta
 
-from minip2p.attention.contract import Site, attention_map, fused
+from minip2p.attention.contract import Site, SiteFilter, attention_map, fused
 from minip2p.attention.heatmaps import (
     HeatmapAccumulator,
     accumulate_heat,
@@ -44,7 +44,7 @@ def test_heat_is_A_1_word_summed_over_the_tokens_mean_over_the_heads(words):
 
 
 def test_an_accumulator_sums_sites_and_resizes_them_to_the_finest():
-    accumulator = HeatmapAccumulator(torch.ones(1, 77).tril(9), (3, 5), (1, 2))
+    accumulator = HeatmapAccumulator(torch.ones(1, 77).tril(9), (3, 5), SiteFilter(strides=(1, 2)))
     sums = {}
     for n, (stride, size) in enumerate([(1, (3, 5)), (2, (2, 3)), (1, (3, 5))]):
         q, k = random_qk(size[0] * size[1], seed=n)
@@ -61,21 +61,27 @@ def test_an_accumulator_sums_sites_and_resizes_them_to_the_finest():
 
 def test_an_accumulator_wants_the_cross_attention_of_its_strides_and_with_hops_the_finest_self_attention():
     words = torch.ones(1, 77)
-    accumulator = HeatmapAccumulator(words, (3, 5), (1, 2))
+    accumulator = HeatmapAccumulator(words, (3, 5), SiteFilter(strides=(1, 2)))
     assert accumulator.wants(cross_site(9, 2)) and not accumulator.wants(cross_site(9, 4))
     assert not accumulator.wants(self_site(9, 1))
-    with_hops = HeatmapAccumulator(words, (4, 6), (2,), hops=2, finest_stride=1)
+    with_hops = HeatmapAccumulator(words, (4, 6), SiteFilter(strides=(2,)), hops=2, finest_stride=1)
     assert with_hops.wants(self_site(0, 1)) and not with_hops.wants(self_site(0, 2))
-    assert not HeatmapAccumulator(torch.zeros(1, 77), (3, 5), (1,)).wants(cross_site(3, 1))  # of no tokens
+    assert not HeatmapAccumulator(torch.zeros(1, 77), (3, 5), SiteFilter(strides=(1,))).wants(
+        cross_site(3, 1)
+    )  # of no tokens
 
 
 def test_an_accumulator_that_nothing_was_added_to_is_zero():
-    assert torch.equal(HeatmapAccumulator(torch.ones(2, 77), (3, 5), (1,)).total, torch.zeros(2, 3, 5))
+    assert torch.equal(
+        HeatmapAccumulator(torch.ones(2, 77), (3, 5), SiteFilter(strides=(1,))).total, torch.zeros(2, 3, 5)
+    )
 
 
 def test_equal_indicators_are_computed_once():
     words, other = torch.ones(1, 77).tril(3), torch.ones(1, 77).tril(5)
-    accumulators = [HeatmapAccumulator(indicators, (2, 3), (1,)) for indicators in (words, words.clone(), other)]
+    accumulators = [
+        HeatmapAccumulator(indicators, (2, 3), SiteFilter(strides=(1,))) for indicators in (words, words.clone(), other)
+    ]
     q, k = random_qk(6)
     calls = []
     accumulate_heat(accumulators, cross_site(0, 1), lambda v: calls.append(v) or fused(q, k, v), q)
@@ -85,7 +91,7 @@ def test_equal_indicators_are_computed_once():
 
 
 def test_record_heatmaps_adds_the_attention_and_returns_its_result():
-    accumulator = HeatmapAccumulator(torch.ones(1, 77).tril(9), (2, 3), (1,))
+    accumulator = HeatmapAccumulator(torch.ones(1, 77).tril(9), (2, 3), SiteFilter(strides=(1,)))
     q, k = random_qk(6)
     v = torch.randn(1, 3, 77, 8, generator=torch.Generator().manual_seed(5))
     assert torch.equal(record_heatmaps(accumulator, fused)(q, k, v, cross_site(0, 1)), fused(q, k, v))
@@ -97,7 +103,7 @@ def test_hops_multiply_the_heat_by_the_last_steps_self_attention():
     """Aⁿ M: A is the mean over sites and heads; M is resized to A's size by the nearest pixel."""
     words = torch.ones(2, 77).tril(5)
     words[1] = 1
-    accumulator = HeatmapAccumulator(words, (4, 6), (2,), hops=2, finest_stride=1)
+    accumulator = HeatmapAccumulator(words, (4, 6), SiteFilter(strides=(2,)), hops=2, finest_stride=1)
     q, k = random_qk(6)
     accumulate_heat([accumulator], cross_site(0, 2), lambda v: fused(q, k, v), q)
     fine = {n: random_qk(24, seed=n, keys=24) for n in (1, 2, 3)}

@@ -62,7 +62,7 @@ def generation(pipe: Any) -> Iterator[tuple[str, Callable[[], Result]]]:
     run = pipe.generate(CAT, seed=1, steps=STEPS)
     yield "maps", lambda: run.maps(["cat", "beach"])
     yield "mask, otsu", lambda: run.mask("cat")
-    yield "mask, soft", lambda: run.mask("cat", threshold=(0.2, 0.5), strides=(2,))
+    yield "mask, soft", lambda: run.mask("cat", threshold=(0.2, 0.5), sites=minip2p.SiteFilter(strides=(2,)))
     yield "mask, hops", lambda: run.mask("cat", threshold=0.4, self_attention_hops=2)
     yield "image", lambda: run.image.tobytes()
     yield "heat maps of an ablated run", lambda: pipe.generate(CAT, seed=1, steps=3, attend=rolled).maps("cat")

@@ -11,7 +11,7 @@ from word_heat import SOURCE, TARGET
 from minip2p import AttentionStore, LocalBlend, explicit
 from minip2p.attention.contract import SiteFilter
 from minip2p.checkpoints.components import RowCounter
-from minip2p.p2p.batching import even_chunks, intern, plan_batches, share_prefixes
+from minip2p.p2p.batching import intern, plan_batches, share_prefixes
 from minip2p.p2p.editing import run_edits
 from minip2p.p2p.options import EditOptions
 from minip2p.p2p.targets import make_targets
@@ -235,21 +235,6 @@ def test_a_source_that_is_not_read_does_not_run(model, options):
 def test_rows_whose_weight_is_zero_do_not_run(model, guidance_scale, rows):
     options = dict(steps=3, size=SMALL, guidance_scale=guidance_scale, cross_replace=1.0)
     assert counted_rows(model, lambda counted: counted.edit(SOURCE, [TARGET, HAT], **options)) == rows
-
-
-# Batches
-
-
-def test_without_rows_there_are_no_batches():
-    assert even_chunks([], 8) == []
-
-
-@given(st.integers(1, 40), st.integers(1, 9))
-def test_batches_are_few_and_of_even_size(count, most):
-    chunks = even_chunks(list(range(count)), most)
-    assert list(itertools.chain(*chunks)) == list(range(count)) and len(chunks) == -(-count // most)
-    sizes = [len(chunk) for chunk in chunks]
-    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1
 
 
 def test_a_custom_attention_sees_all_targets_at_once(model):

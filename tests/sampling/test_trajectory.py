@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from runs import CallLog, same_latents
 from word_heat import SIZE, SOURCE, STEPS, TARGET, stored_run, word_heat
 
-from minip2p import LocalBlend, explicit
+from minip2p import AttentionStore, LocalBlend, SiteFilter, explicit
 from minip2p.attention.contract import fused
 from minip2p.attention.masks import heatmap_to_mask
 from minip2p.sampling.conditioning import Conditioning
+from minip2p.sampling.sampler import sample
 from minip2p.sampling.settings import RunSettings
 from minip2p.sampling.trajectory import SourceRun, Trajectory
 
@@ -85,12 +87,136 @@ def test_masks_of_a_run_can_be_combined_into_a_local_blend(model, source):
 
 def test_maps_of_pictures_that_are_not_square(model):
     run = model.generate(SOURCE, seed=3, steps=1, size=(136, 88))  # maps with odd sides
-    assert run.maps(["cat", "grass"]).shape == (2, 136, 88) and run.maps("cat", strides=(4,)).shape == (1, 136, 88)
+    assert run.maps(["cat", "grass"]).shape == (2, 136, 88) and run.maps(
+        "cat", sites=SiteFilter(strides=(4,))
+    ).shape == (1, 136, 88)
 
 
 def test_maps_show_the_attention_that_the_run_had(model):
     run = model.generate(SOURCE, **SMALL, attend=ROLL)
     assert not torch.allclose(run.maps("cat"), replace(run, attend=fused).maps("cat"))
+
+
+def test_maps_of_chosen_heads_steps_and_sites_are_the_mean_of_these(model, small):
+    """By hand from the stored maps, summed in float32: 1e-5."""
+    store = AttentionStore(sites=lambda site: site.cross and site.place == "up", each_step=True)
+    replace(small, attend=explicit(store)).maps("cat")
+    cat = list(model.text.prompt(SOURCE).token_indices("cat"))
+    sites = SiteFilter(places=("up",), strides=(2, 4))
+    chosen = [(site, maps) for site, maps in store.maps.items() if site.stride in (2, 4)]
+    for steps in (range(1), [1], None):
+        for heads in ((0, 3), [1], None):
+            rows = slice(None) if steps is None else list(steps)
+            by_hand = sum(
+                F.interpolate(heat.reshape(1, 1, -(-8 // site.stride), -1), (4, 5), mode="nearest")
+                for site, maps in chosen
+                for heat in maps[rows, 0][:, slice(None) if heads is None else list(heads)][..., cat].sum(-1).mean(1)
+            ) / (len(chosen) * (2 if steps is None else 1))
+            by_hand = F.interpolate(by_hand, small.picture_size, mode="bilinear")[0]
+            options = dict(heads=heads, steps=steps, sites=sites)
+            torch.testing.assert_close(small.maps("cat", **options), by_hand, rtol=1e-5, atol=1e-6)
+            same = replace(sites, heads=None if heads is None else tuple(heads))
+            assert torch.equal(small.maps("cat", steps=steps, sites=same), small.maps("cat", **options))
+    assert not torch.equal(small.mask("cat", heads=(0,), steps=[1]), small.mask("cat"))
+
+
+def test_maps_of_chosen_steps_run_these_steps_alone(model):
+    log = CallLog()
+    run = model.counting(log).generate(SOURCE, seed=3, steps=5, size=(64, 72))
+    log.calls.clear()
+    run.maps("cat", steps={0, 3, 7})
+    assert log.calls == [1, 1]
+
+
+def test_the_shares_of_all_words_and_special_tokens_sum_to_1(model, small):
+    """A comma has a token, and is no word: its share is what is left."""
+    words = list(range(len(model.text.prompt(SOURCE).words)))
+    shares = small.maps([*words, "<start>", "<end>", "<padding>"]).sum(0)
+    torch.testing.assert_close(shares, torch.ones(64, 72), rtol=0, atol=1e-5)
+    comma = model.generate("a cat, on grass", **SMALL)
+    store = AttentionStore(sites=lambda site: site.cross and site.stride == 1)
+    replace(comma, attend=explicit(store)).maps("cat")
+    share = sum(maps[0, ..., 3].mean(0) for maps in store.maps.values()) / len(store.maps)
+    share = F.interpolate(share.reshape(1, 1, 8, 9), (64, 72), mode="bilinear")[0, 0]
+    shares = comma.maps(["a", "cat", "on", "grass", "<start>", "<end>", "<padding>"]).sum(0)
+    torch.testing.assert_close(shares + share, torch.ones(64, 72), rtol=0, atol=1e-5)
+    assert share.max() > 1e-3
+
+
+def test_maps_are_saved_with_the_names_of_what_they_are_of(small, tmp_path):
+    file = tmp_path / "cat.npz"
+    options = dict(heads=(0, 2), steps=range(1, 9), sites=SiteFilter(places=("up",), strides=(1,)))
+    small.save_maps(file, ["cat", ("a", 2), 3, "<end>"], **options)
+    with np.load(file) as saved:  # which refuses pickles
+        assert np.array_equal(saved["maps"], small.maps(["cat", ("a", 2), 3, "<end>"], **options))
+        assert saved["words"].tolist() == ["cat", "('a', 2)", "3", "<end>"] and str(saved["prompt"]) == SOURCE
+        assert saved["steps"].tolist() == [1] and saved["heads"].tolist() == [0, 2]
+        up = [site for site in small.components.unet.sites if site.cross and site.place == "up" and site.stride == 1]
+        assert saved["sites"].tolist() == [f"up.{site.index}.cross" for site in up] and up
+    small.save_maps(file, "cat")
+    with np.load(file) as saved:
+        assert saved["steps"].tolist() == [0, 1] and saved["heads"].size == 0 and saved["maps"].shape == (1, 64, 72)
+    with pytest.raises(ValueError, match="cat.npy: heat maps are written to an .npz file"):
+        small.save_maps(tmp_path / "cat.npy", "cat")
+    with pytest.raises(ValueError, match="'cow' is not in the prompt"):
+        small.save_maps(tmp_path / "cow.npz", "cow")
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.npz"]
+
+
+# Animations
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".WebP"])
+def test_an_animation_shows_every_nth_prediction_and_the_picture(model, tmp_path, suffix):
+    previews = []
+    run = model.generate(SOURCE, seed=3, steps=6, size=(64, 72), on_step=previews.append)
+    file = tmp_path / f"cat{suffix}"
+    log = CallLog()
+    replace(run, components=model.counting(log).components).gif(file, fps=5, every=2, pause=2)
+    assert not log.calls
+    frames, durations = [], []
+    with Image.open(file) as animation:
+        for n in range(animation.n_frames):
+            animation.seek(n)
+            frames.append(np.asarray(animation.convert("RGB"), dtype=float))
+            durations.append(animation.info["duration"])
+        assert animation.info["loop"] == 0
+    assert durations == [200, 200, 200, 2000]
+    shown = [*(previews[n].images[0] for n in (0, 2, 4)), run.image]
+    for frame, picture in zip(frames, shown, strict=True):  # 256 colours, or lossy compression
+        assert np.abs(frame - np.asarray(picture, dtype=float)).mean() < 6
+
+
+def test_predictions_are_recovered_from_the_latents(model):
+    """Measured: 4e-6 at most, in units of the latents; 1e-4 is allowed. At DDPM's steps as well."""
+    previews = []
+    run = model.generate(SOURCE, seed=3, steps=6, size=(64, 72), on_step=previews.append)
+    for i, preview in enumerate(previews):
+        torch.testing.assert_close(run.predicted_x0(i), preview.predicted_x0, rtol=0, atol=1e-4)
+    noise = torch.randn(6, 4, 8, 9, generator=torch.Generator().manual_seed(1))
+    start = model.prepare(SOURCE, RunSettings(seed=3, steps=6, size=(64, 72)))
+    start = replace(start, conditioning=Conditioning(variance_noise=noise))
+    previews.clear()
+    run = sample(model.components, start, on_step=previews.append)
+    for i, preview in enumerate(previews):
+        torch.testing.assert_close(run.predicted_x0(i), preview.predicted_x0, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("a.png", {}, "a.png: an animation ends in .gif or .webp"),
+        ("a.gif", dict(fps=0), "fps must be a number of frames a second, above 0 and at most 50, not 0"),
+        ("a.gif", dict(fps=51), "fps must be"),
+        ("a.gif", dict(every=0), "every must be a whole number from 1 on, not 0"),
+        ("a.gif", dict(every=1.5), "every must be"),
+        ("a.gif", dict(pause=-1), "pause must be a number of seconds from 0 to 60, not -1"),
+    ],
+)
+def test_animations_that_are_refused(small, tmp_path, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        small.gif(tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_maps_run_one_conditional_row_a_step(model):
@@ -107,7 +233,7 @@ def test_maps_run_one_conditional_row_a_step(model):
         (dict(threshold=2), "a mask's threshold must"),
         (dict(self_attention_hops=1.5), "self_attention_hops must be a whole number"),
         (dict(self_attention_hops=17), "self_attention_hops must be a whole number"),
-        (dict(strides=2), "strides must be a list or a tuple"),
+        (dict(sites=(2,)), r"sites must be a SiteFilter, not \(2,\)"),
     ],
 )
 def test_options_of_a_mask_that_are_refused(small, options, message):
@@ -121,10 +247,20 @@ def test_options_of_a_mask_that_are_refused(small, options, message):
         ("cow", {}, f"'cow' is not in the prompt '{SOURCE}'; its words are: a, cat, and, a, house, on, grass"),
         (["cat", ("cat", 2)], {}, "'cat' number 2 is not in the prompt"),
         ([], {}, "there is no word to show"),
-        ("cat", dict(strides=(3,)), "no cross-attention has stride 3; this model's strides: [1, 2, 4]"),
+        ("cat", dict(sites=SiteFilter(strides=(3,))), "strides must be some of [1, 2, 4], as a tuple, not (3,)"),
+        (
+            "cat",
+            dict(sites=SiteFilter(("mid",), (1,))),
+            "there is no cross-attention at these sites: SiteFilter(places",
+        ),
+        ("cat", dict(heads=[9]), "heads must be some of [0, 1, 2, 3], as a tuple, not (9,)"),
+        ("cat", dict(heads=2), "heads must be some of [0, 1, 2, 3], as a tuple, not 2"),
+        ("cat", dict(heads=(0,), sites=SiteFilter(heads=(1,))), "the heads are named twice: by heads, and in sites"),
+        ("cat", dict(steps=1), "steps must contain the numbers of steps, such as range(10), and is 1"),
+        ("cat", dict(steps=range(2, 9)), "steps has none of the 2 steps of this run, which are counted from 0"),
     ],
 )
-def test_words_and_strides_that_do_not_exist_are_named(small, words, options, message):
+def test_words_sites_and_steps_that_do_not_exist_are_named(small, words, options, message):
     for read in (small.maps, small.mask):
         with pytest.raises(ValueError) as error:
             read(words, **options)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from parity import check
 
 from minip2p.config import SchedulerConfig
 from minip2p.sched import DDIMScheduler, ddim_step, split_prediction
-from minip2p.sched.ddim import ddim_inverse_step, ddpm_std
+from minip2p.sched.ddim import ddim_inverse_step, ddpm_std, x0_between
 
 SD15 = dict(
     beta_start=0.00085,
@@ -92,6 +92,44 @@ def test_linspace_timesteps_match_diffusers(steps):
     theirs = diffusers.DDIMScheduler(**SD15, timestep_spacing="linspace")
     theirs.set_timesteps(steps)
     assert scheduler(timestep_spacing="linspace").timesteps(steps) == theirs.timesteps.tolist()
+
+
+# The x_0 of a step whose ends are known
+
+
+@no_deadline
+@given(NUMBERS, NUMBERS, SIGNAL_SHARES, SIGNAL_SHARES, st.floats(0, 0.9), st.sampled_from(PREDICTION_TYPES))
+def test_x0_is_recovered_from_both_ends_of_a_step(x, prediction, start, end, share, prediction_type):
+    """In float64, for both prediction types, and for steps with any σ² up to 0.9 (1 − ᾱ')."""
+    assume(abs(start - end) > 1e-3)
+    sigma = (share * (1 - end)) ** 0.5
+    a, b = (1 - start) ** 0.5, (1 - end - sigma**2) ** 0.5
+    assume(abs(a * end**0.5 - b * start**0.5) > 1e-4)
+    x, prediction = (torch.tensor(value, dtype=torch.float64) for value in (x, prediction))
+    _, x0 = split_prediction(x, prediction, start, prediction_type)
+    x_prev = ddim_step(x, prediction, start, end, prediction_type, sigma)
+    torch.testing.assert_close(x0_between(x, x_prev, start, end, sigma), x0, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_the_schedulers_predicted_x0_is_recovered_at_every_step(spacing, prediction_type):
+    """Relative to the largest value; measured in float32: 2e-5 at most in 50 steps."""
+    actual = scheduler(timestep_spacing=spacing, prediction_type=prediction_type)
+    x, predictions = random_latents(0, 50)
+    noise = random_latents(1, 1)[1][0]
+    for step, prediction in zip(actual.steps(50)[:-1], predictions, strict=False):
+        x0 = actual.predicted_x0(x, prediction, step)
+        assert torch.equal(x0, split_prediction(x, prediction, step.alpha_cumprod, prediction_type)[1])
+        for z in (None, noise):
+            recovered = actual.x0_between(x, actual.step(x, prediction, step, noise=z), step, z)
+            assert float((recovered - x0).abs().max() / x0.abs().max()) < 1e-4
+
+
+def test_a_step_between_equal_shares_determines_no_x0():
+    x, x_prev = torch.zeros(2), torch.ones(2)
+    assert torch.equal(x0_between(x, x_prev, 0.5, 0.5), x_prev)
+    assert torch.equal(x0_between(x, x_prev, 0.5, 1.0), x_prev)  # a step to no noise ends at x_0
 
 
 # The noise schedule
