@@ -139,6 +139,7 @@ def test_negative_prompt_inversion_takes_no_other_negative_prompt(model, start):
 def test_proximal_guidance_keeps_edits_near_to_the_source(model, start):
     run = proximal(model.components, start, quantile=0.9)
     assert run.conditioning.proximal_quantile == 0.9 and run.negative_prompt == start.prompt
+    assert proximal(model.components, replace(start, steps=1)).conditioning.proximal_quantile == 0.7
     runs = run, replace(run, conditioning=Conditioning())
     changes = [distance(model.edit(each, "a dog on the beach").latents[-1], run.latents[-1]) for each in runs]
     assert 0 < changes[0] < changes[1]

@@ -13,6 +13,7 @@ from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.options import EditOptions
 from minip2p.p2p.targets import make_targets
 from minip2p.sampling.sampler import sample
+from minip2p.sched import DDIMScheduler
 
 NO_INJECTION = dict(cross_replace=0, self_replace=0)
 
@@ -105,6 +106,27 @@ def test_the_source_may_have_its_own_guidance_scale(model, start):
     both = edit_friendly(model.components, start, seed=3)
     assert torch.equal(both.latents, run.latents) and run.guidance_scale == start.guidance_scale
     assert not torch.equal(both.conditioning.variance_noise, run.conditioning.variance_noise)
+
+
+def test_the_noise_is_that_of_the_guided_prediction_with_the_negative_prompt(model, start):
+    """z of the first step by hand: ε_u + w (ε_c − ε_u), where ε_u is of the negative prompt."""
+    start = replace(start, negative_prompt="fog")
+    run = edit_friendly(model.components, start)
+    step, x = model.scheduler.steps(start.steps)[0], run.latents[:1]
+    eps_uncond, eps_cond = (model.unet(x, step.t, model.text(text).tokens) for text in ("fog", start.prompt))
+    eps = eps_uncond + start.guidance_scale * (eps_cond - eps_uncond)
+    mean = model.scheduler.step(x, eps, step, noise=torch.zeros_like(x))
+    z = (run.latents[1:2] - mean) / model.scheduler.ddpm_std(step)
+    torch.testing.assert_close(run.conditioning.variance_noise[:1], z, atol=1e-3, rtol=1e-3)
+
+
+def test_a_step_between_equal_time_steps_has_no_noise(model, start):
+    """A run of all time steps with an offset begins with the last one twice; 4 here, and 1000 of a real model."""
+    scheduler = DDIMScheduler(replace(model.scheduler.config, num_train_timesteps=4))
+    first, second = scheduler.steps(4)[:2]
+    assert first.t == second.t and scheduler.ddpm_std(first) == 0
+    noise = edit_friendly(replace(model.components, scheduler=scheduler), start).conditioning.variance_noise
+    assert noise.isfinite().all() and not noise[0].any() and noise[1].any()
 
 
 def test_edits_take_over_the_noise_of_their_source(model, start):

@@ -161,6 +161,8 @@ def test_a_file_names_the_method_of_its_inversion_and_may_be_older_than_that(mod
         (lambda t, m: m.update(guidance_scale="nan"), "guidance_scale must be a finite number"),
         (lambda t, m: m.update(image_guidance_scale="inf"), "its image_guidance_scale is not a number"),
         (lambda t, m: m.update(seed="-1"), "seed must lie between"),
+        (lambda t, m: m.update(clip_skip="99"), "clip_skip must lie between 1"),
+        (lambda t, m: m.update(clip_skip="0"), "clip_skip is counted from 1"),
         (lambda t, m: t.update(latents=torch.zeros(1002, 4, 1, 1)), "steps must lie between 1 and 1000"),
         (
             lambda t, m: t.update({"up.1.cross.q.0": t["up.1.cross.q.0"].to(torch.complex64)}),
