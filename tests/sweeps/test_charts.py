@@ -140,6 +140,8 @@ def test_a_chart_has_the_mean_of_each_pair_of_values_at_its_place(tmp_path, monk
         ("psnr_outside", [[1, 2], [3, 4]], [0, 1 / 3, 2 / 3, 1], "PSNR outside ↑"),
         ("mse_outside", [[4, 3], [2, 1]], [0, 1 / 3, 2 / 3, 1], "MSE outside ↓"),
         ("success", [[0.2, 0.2], [0.2, np.nan]], [np.nan] * 4, "success ↑ (all equal)"),
+        ("success", [[0.20001, 0.2]], [np.nan] * 2, "success ↑ (all equal)"),  # as they are written
+        ("success", [[0.2]], [np.nan], "success ↑"),
     ],
 )
 def test_bright_is_better_and_equal_values_have_no_colour(figure, means, shares, name):

@@ -1,6 +1,7 @@
 """The trade-off of a sweep: its settings, its front, and the setting that it recommends."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from matplotlib.axes import Axes
@@ -54,6 +55,68 @@ def test_the_front_has_what_nothing_beats_and_the_best_keeps_most_within_a_stand
     noisy = [row | {"success": row["success"] + (0.4 if row["seed"] == 1 else -0.4) * 1.7320508} for row in rows]
     best = Tradeoff.of(GRID, noisy).best
     assert best.error == pytest.approx(0.4) and best.values == {"cross": 0.5, "reweight": {}}
+
+
+def settings_of(figures):
+    """A trade-off with a setting for each (success, background), which it names by its place."""
+    grid = Grid.from_fields({"source": "a", "target": "b", "self": [n / 100 for n in range(len(figures))]})
+    rows = [
+        {**cell, "success": success, "psnr_outside": background, "psnr_inside": 10.0}
+        for cell, (success, background) in zip(grid.cells(0), figures, strict=True)
+    ]
+    return grid, rows, Tradeoff.of(grid, rows)
+
+
+def places(settings):
+    return [round(100 * setting.values["self"]) for setting in settings]
+
+
+def test_of_equals_in_one_figure_the_other_decides():
+    _, _, result = settings_of([(0.8, 30.0), (0.9, 30.0), (0.9, 20.0), (0.9, 30.0)])
+    assert places(result.front) == [1, 3]  # equals in both are both on the front
+    near = replace(result.settings[1], error=0.2)  # 0.8 is within it, and keeps no more
+    result = replace(result, settings=[result.settings[0], near, *result.settings[2:]])
+    assert places([result.best]) == [1]
+
+
+def test_without_a_figure_of_the_background_nothing_is_recommended():
+    _, _, result = settings_of([(0.8, None), (0.9, None)])
+    assert result.best is None and result.front == [] and result.background == "psnr"
+    assert "nothing, since a figure of the background is missing" in result.recommendation()
+
+
+def drawn(monkeypatch, tmp_path, grid, rows):
+    """The figure of the plot, and the lines of its list."""
+    charts = []
+    monkeypatch.setattr(tradeoff, "save_chart", lambda chart, *_: charts.append(chart))
+    tradeoff.write_tradeoff(tmp_path / "x.png", grid, rows, "")
+    plot, legend = charts[0].axes
+    return plot, legend.texts[0].get_text().splitlines()
+
+
+def test_the_front_comes_first_in_the_list(tmp_path, monkeypatch):
+    grid, rows, _ = settings_of([(0.5, 20.0), (0.9, 30.0), (0.4, 10.0), (1.0, 25.0)])
+    plot, lines = drawn(monkeypatch, tmp_path, grid, rows)
+    assert lines == ["1  self 0.01", "2  ★ self 0.03", "3  self 0.0", "4  self 0.02"]
+    assert {text.get_text(): text.xy for text in plot.texts} == {
+        "1": (30.0, 0.9),
+        "2": (25.0, 1.0),
+        "3": (20.0, 0.5),
+        "4": (10.0, 0.4),
+    }
+    assert not plot.yaxis_inverted() and plot.get_ylim() == (-0.05, 1.1)
+
+
+def test_a_long_list_is_cut_and_says_so(tmp_path, monkeypatch):
+    grid, rows, _ = settings_of([(n / 100, 30.0 - n) for n in range(27)])
+    plot, lines = drawn(monkeypatch, tmp_path, grid, rows)
+    assert len(lines) == 25 and lines[-1] == "… and 3 more: see table.csv" and len(plot.texts) == 24
+
+
+def test_without_a_figure_of_success_less_psnr_inside_is_higher(tmp_path, monkeypatch):
+    grid, rows, _ = settings_of([(None, 20.0), (None, 30.0)])
+    plot, lines = drawn(monkeypatch, tmp_path, grid, rows)
+    assert plot.yaxis_inverted() and lines == ["1  self 0.0", "2  self 0.01"]
 
 
 def test_clip_stands_in_for_the_judge_and_the_whole_picture_for_a_missing_mask():
