@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from minip2p.checkpoints.key_maps import UNET_PREFIX
 from minip2p.io.tensors import printable
 
 CONVERT = "convert it to safetensors first"
@@ -47,10 +48,12 @@ KINDS: Mapping[str, str] = MappingProxyType(
         r"(noise_augmentor|low_scale_model|embedder\.model\.visual)\.": (
             "is an unCLIP or upscaling model, which is not supported"
         ),
+        r".*\.channelwise\.|clip_(txt_)?mapper\.": "is Stable Cascade, which is not supported",
         r"taesd_(encoder|decoder)\.": "is a TAESD autoencoder, which is not supported",
         r"(emb_params|clip_l|clip_g)$|string_to_param": "is an embedding (textual inversion), not a model",
     }
 )
+REFINER = "is the refiner of Stable Diffusion XL, which only finishes the latents of another model and is not supported"
 REFINER_ENCODER = "conditioner.embedders.0.model.transformer."
 XL_CONDITION = "model.diffusion_model.label_emb."
 BARE_UNET = re.compile(r"(input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block|time_embed\w*)\.")
@@ -95,10 +98,13 @@ def check_kind(path: Path, names: Iterable[str]) -> None:
         return any(name.startswith(prefixes) for name in names)
 
     if has(REFINER_ENCODER) and has(XL_CONDITION):
+        raise ValueError(f"{path}: {REFINER}")
+    network = next((name for name in names if name.startswith(UNET_PREFIX)), None)
+    if network is not None and not has(UNET_PREFIX + "input_blocks.", UNET_PREFIX + "output_blocks."):
         raise ValueError(
-            f"{path}: is the refiner of Stable Diffusion XL, which only finishes the latents of another model and is "
-            "not supported"
+            f"{path}: its network is not the UNet of Stable Diffusion 1, 2 or XL, and others are not supported (it has "
+            f"{printable(network)})"
         )
-    has_unet, has_text = has("model.diffusion_model."), has("cond_stage_model.", "conditioner.embedders.")
+    has_unet, has_text = network is not None, has("cond_stage_model.", "conditioner.embedders.")
     if (has_unet and not has_text) or (not has_unet and any(BARE_UNET.match(name) for name in names)):
         raise ValueError(f"{path}: is a UNet alone: {WHOLE}")

@@ -125,18 +125,19 @@ class InferredConfig:
             config["scaling_factor"] = self.facts.scaling_factor or (0.13025 if self.is_xl else 0.18215)
         return config
 
-    def prediction_type(self) -> str:
-        """What the UNet predicts: as the file states, or else noise.
+    def lacks_prediction_type(self) -> bool:
+        """Whether the file is a Stable Diffusion 2, which exists in both kinds, and does not state what it predicts."""
+        is_stable_diffusion_2 = any(self.has_prefix(prefix) for prefix in OPENCLIP_PREFIXES["text_encoder"])
+        return is_stable_diffusion_2 and self.facts.prediction_type is None
 
-        Raises ValueError for a Stable Diffusion 2 without a statement, since it exists in both kinds.
-        """
-        stated = self.facts.prediction_type
-        if stated is None and any(self.has_prefix(prefix) for prefix in OPENCLIP_PREFIXES["text_encoder"]):
+    def prediction_type(self) -> str:
+        """What the UNet predicts: as the file states, or else noise. ValueError where it lacks a statement."""
+        if self.lacks_prediction_type():
             raise ValueError(
                 f"{self.location}: a Stable Diffusion 2 model predicts noise or v, and the file does not say which: "
                 "pass a folder that does as config"
             )
-        return stated or "epsilon"
+        return self.facts.prediction_type or "epsilon"
 
     def scheduler(self) -> dict[str, Any]:
         """scheduler/scheduler_config.json: the noise schedule that all families share, and what the file states.

@@ -6,6 +6,7 @@ model family, supply them; configurations that the folder lacks are inferred fro
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from minip2p.checkpoints.key_maps import (
     projection_shape,
     vae_attention_names,
 )
-from minip2p.checkpoints.stated_facts import check_schedule, read_facts
+from minip2p.checkpoints.stated_facts import check_schedule, guess_prediction_type, read_facts
 from minip2p.checkpoints.strict import build_on_meta
 from minip2p.config import SchedulerConfig, UNetConfig, VAEConfig, config_size
 from minip2p.io.tensors import printable, read_metadata, read_tensors
@@ -69,6 +70,9 @@ class SingleFile:
         self.facts = read_facts(file, self.all_tensors, read_metadata(file))
         self.inferred = InferredConfig(file, shapes, self.facts)
         self.vae_prefix = next(filter(self.inferred.has_prefix, VAE_PREFIXES), "")
+        if self.inferred.lacks_prediction_type() and not self.folder_has_config("scheduler"):
+            guess = guess_prediction_type(file, self.all_tensors)
+            self.inferred = replace(self.inferred, facts=replace(self.facts, prediction_type=guess))
 
     def prefixes(self, component: str) -> tuple[str, ...]:
         """The prefixes that the names of a component's tensors may have."""

@@ -3,7 +3,7 @@ and a .yaml file of the same name beside it."""
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minip2p.checkpoints.key_maps import UNET_PREFIX
 from minip2p.config import SchedulerConfig
 from minip2p.errors import Notice
 from minip2p.io.files import read_text
@@ -37,6 +38,9 @@ PREDICTION_TYPES: Mapping[str, str] = MappingProxyType(
 # The scalings of Stability's denoisers, by the ends of the names of their classes.
 DENOISERS: Mapping[str, str] = MappingProxyType({"EpsScaling": "epsilon", "VScaling": "v_prediction"})
 V_MARKER, ZERO_SNR_MARKER = "v_pred", "ztsnr"
+# A weight of Stable Diffusion 2 whose standard deviation is larger in the models that predict v, and the limit: as in
+# ComfyUI (SD20.model_type).
+TELLING_WEIGHT, V_SPREAD = UNET_PREFIX + "output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,25 @@ def prediction_type(value: Any, location: str) -> str:
     return PREDICTION_TYPES[spelling]
 
 
+def guess_prediction_type(file: Path, tensors: Mapping[str, Tensor]) -> str | None:
+    """What a Stable Diffusion 2 predicts that does not state it, with a Notice; None where its weights do not tell.
+
+    Guessed as in ComfyUI: v by the spread of one weight; noise in models with more inputs, such as inpainting.
+    """
+    weight, first = tensors.get(TELLING_WEIGHT), tensors.get(UNET_PREFIX + "input_blocks.0.0.weight")
+    if weight is None or first is None or first.ndim != 4:
+        return None
+    is_v = first.shape[1] == 4 and float(weight.float().std(correction=0)) > V_SPREAD
+    kind = "v_prediction" if is_v else "epsilon"
+    warnings.warn(
+        f"{file}: does not state what it predicts; {kind} is guessed from its weights: if its pictures are noise, give "
+        "a folder as config whose scheduler states it",
+        Notice,
+        stacklevel=2,
+    )
+    return kind
+
+
 def ends_without_signal(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the file's own schedule ends at ᾱ = 0 (or the tiny number that stands for it)."""
     schedule = tensors.get("alphas_cumprod")
@@ -100,27 +123,38 @@ def check_schedule(file: Path, tensors: Mapping[str, Tensor], config: SchedulerC
     """Raises ValueError, with one line, unless the file's own noise schedule is the one that `config` describes.
 
     Compared are ᾱ, β and the σ = √((1 − ᾱ) / ᾱ) of Stability's denoisers, as far as the file has them: to 1e-3 of each
-    value in float32, and to 1e-2 in 16 bits. The other buffers follow from these. location: of the configuration.
+    value in float32, and to 1e-2 in 16 bits. The other buffers follow from these. A model of zero terminal SNR may have
+    the schedule from before the rescaling: ComfyUI's marker leaves it in the file. location: of the configuration.
     """
-    expected = DDIMScheduler(config).alphas_cumprod.double()
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), expected[:-1]])
-    derived = {
-        "alphas_cumprod": expected,
-        "betas": 1 - expected / previous,
-        "denoiser.sigmas": ((1 - expected) / expected).sqrt(),
-    }
-    for name, schedule in derived.items():
-        if name not in tensors:
-            continue
-        actual = tensors[name].double()
-        if name == "denoiser.sigmas" and actual.ndim == 1 and len(actual) > 1 and actual[0] > actual[-1]:
-            actual = actual.flip(0)  # it is stored in either order
-        tolerance = 1e-2 if tensors[name].dtype.itemsize == 2 else 1e-3
-        if actual.shape != schedule.shape or not torch.allclose(actual, schedule, rtol=tolerance, atol=1e-6):
+    schedules = [derived_schedules(config)]
+    if config.rescale_betas_zero_snr:
+        schedules.append(derived_schedules(replace(config, rescale_betas_zero_snr=False)))
+    for name in schedules[0]:
+        if name in tensors and not any(is_schedule(name, tensors[name], derived[name]) for derived in schedules):
             raise ValueError(
                 f"{file}: its own noise schedule ({name}) is not the one of {location}: minip2p has linear and "
                 "scaled_linear betas, and zero terminal SNR; pass a folder as config whose scheduler describes it"
             )
+
+
+def derived_schedules(config: SchedulerConfig) -> dict[str, Tensor]:
+    """The noise schedule of a configuration, float64, by the names of the tensors that files have it in."""
+    schedule = DDIMScheduler(config).alphas_cumprod.double()
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), schedule[:-1]])
+    return {
+        "alphas_cumprod": schedule,
+        "betas": 1 - schedule / previous,
+        "denoiser.sigmas": ((1 - schedule) / schedule).sqrt(),
+    }
+
+
+def is_schedule(name: str, stored: Tensor, expected: Tensor) -> bool:
+    """Whether a file's schedule is the expected one. It stores σ in either order."""
+    actual = stored.double()
+    if name == "denoiser.sigmas" and actual.ndim == 1 and len(actual) > 1 and actual[0] > actual[-1]:
+        actual = actual.flip(0)
+    tolerance = 1e-2 if stored.dtype.itemsize == 2 else 1e-3
+    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=tolerance, atol=1e-6)
 
 
 def read_original_config(file: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minip2p.checkpoints.file_formats import REFINER
 from minip2p.checkpoints.files import CheckpointFiles
 from minip2p.checkpoints.strict import check_keys
 from minip2p.config import MAX_LAYERS, config_size
@@ -53,6 +54,8 @@ def load_text(
     Returns the text encoder, and the file of weights of each of its networks by the name of its folder.
     Raises FileNotFoundError or ValueError with one line that names the file.
     """
+    if is_refiner(files):
+        raise ValueError(f"{files.location}: {REFINER}")
     suffixes = ("", "_2") if files.has("text_encoder_2") else ("",)
     encoders: list[ClipEncoder] = []
     weights: dict[str, Path] = {}
@@ -68,6 +71,13 @@ def load_text(
     two = len(encoders) > 1
     zero_empty = two and files.config("").get("force_zeros_for_empty_prompt", True) is not False  # diffusers' default
     return TextEncoder(tuple(encoders), zero_empty), weights
+
+
+def is_refiner(files: CheckpointFiles) -> bool:
+    """Whether a model is the refiner of Stable Diffusion XL, whose UNet reads the second text encoder alone."""
+    if files.has("text_encoder") or not files.has("text_encoder_2"):
+        return False
+    return files.config("unet").get("cross_attention_dim") == files.config("text_encoder_2").get("hidden_size")
 
 
 def load_clip_encoder(

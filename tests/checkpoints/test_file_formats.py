@@ -1,10 +1,12 @@
 """Files that are something else than a model are named: one sentence for each kind, and nothing is unpickled."""
 
 import pickle
+import shutil
 
 import pytest
 import torch
-from families import copy_folder
+from diffusers.loaders import single_file_utils
+from families import copy_folder, update_json
 from safetensors.torch import load_file, save_file
 
 import minip2p
@@ -65,6 +67,7 @@ NAMES = [
     ["model.diffusion_model.input_blocks.1.1.time_stack.0.norm1.bias", "down_blocks.0.motion_modules.0.a"],
     ["cc_projection.weight"],
     ["noise_augmentor.data_mean", "low_scale_model.betas", "embedder.model.visual.proj"],
+    ["down_blocks.1.0.channelwise.0.weight", "clip_txt_mapper.weight", "clip_mapper.bias"],
     ["taesd_decoder.1.weight"],
     ["emb_params", "clip_l", "clip_g", "string_to_param.*"],
 ]
@@ -77,6 +80,29 @@ def test_every_kind_of_file_that_is_not_supported_is_named(family, tmp_path, pat
             check_kind(tmp_path / "a.safetensors", [*load_file(family("SDXL")[2]), name])
         text = str(error.value)
         assert text.startswith(f"{tmp_path / 'a.safetensors'}: {KINDS[pattern]}") and text.endswith(f"(it has {name})")
+
+
+@pytest.mark.parametrize("kind", [*single_file_utils.CHECKPOINT_KEY_NAMES])
+def test_no_model_that_diffusers_tells_apart_is_taken_for_a_unet(tmp_path, kind):
+    """By the tensor that diffusers knows each kind by. Those of Stable Diffusion are not refused by it."""
+    names = single_file_utils.CHECKPOINT_KEY_NAMES[kind]
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            check_kind(tmp_path / "a", [name, "cond_stage_model.x"])
+        except ValueError as error:
+            assert kind not in STABLE_DIFFUSION and ("not supported" in str(error) or kind in PARTS_OF_A_UNET), error
+
+
+STABLE_DIFFUSION = ("v1", "v2", "xl_base", "inpainting", "instruct-pix2pix", "clip", "clip_sdxl", "open_clip")
+# Of these diffusers looks at names that the UNet of Stable Diffusion XL has as well.
+PARTS_OF_A_UNET = ("controlnet_xl_large", "controlnet_xl_mid")
+
+
+@pytest.mark.parametrize("name", ["head.modulation", "patchify_proj.weight", "layers.0.adaLN_modulation.0.weight"])
+def test_another_network_in_the_place_of_the_unet_is_named(tmp_path, name):
+    message = f"its network is not the UNet of Stable Diffusion 1, 2 or XL, .* .it has model.diffusion_model.{name}"
+    with pytest.raises(ValueError, match=message):
+        check_kind(tmp_path / "a.safetensors", [f"model.diffusion_model.{name}"])
 
 
 def test_a_unet_alone_is_named(family, tmp_path):
@@ -100,6 +126,18 @@ def test_the_refiner_is_named(family, tmp_path):
     save_file(renamed, tmp_path / "refiner.safetensors")
     with pytest.raises(ValueError, match=r"refiner.safetensors: is the refiner of Stable Diffusion XL"):
         minip2p.load(tmp_path / "refiner.safetensors", config=family("SDXL")[1])
+
+
+def test_the_refiners_folder_is_named(family, tmp_path):
+    """Its UNet reads the second text encoder alone. A folder that merely lacks the first one is told so."""
+    folder = copy_folder(family("SDXL")[1], tmp_path / "refiner")
+    shutil.rmtree(folder / "text_encoder")
+    with pytest.raises(FileNotFoundError, match="text_encoder/config.json"):
+        minip2p.load(folder)
+    shutil.rmtree(folder / "tokenizer")
+    update_json(folder / "unet/config.json", cross_attention_dim=128)
+    with pytest.raises(ValueError, match="refiner: is the refiner of Stable Diffusion XL, which only finishes"):
+        minip2p.load(folder)
 
 
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "models/nowhere.safetensors", "nowhere.ckpt"])

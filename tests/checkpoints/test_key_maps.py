@@ -10,6 +10,7 @@ import re
 
 import pytest
 import torch
+from official_models import tool_row, tools
 from parity import OFFICIAL_UNETS, SD15_VAE, on_meta
 from paths import DATA
 from safetensors.torch import save_file
@@ -101,6 +102,32 @@ def test_the_tensors_of_a_single_file_are_the_official_ones(family, open_single_
         assert {name.split(".")[4] for name in unread if "resblocks" in name} == {"23"}
         unread = {name for name in unread if "resblocks.23." not in name and not name.endswith("text_projection")}
     assert not unread and used <= set(data["single"])
+
+
+@pytest.mark.parametrize("tool", ["diffusers", "kohya", "OneTrainer", "ComfyUI"])
+def test_every_tensor_of_a_tools_whole_checkpoints_is_read_or_passed_over(tool, open_single_file):
+    """As the tools' own converters write them for the official sizes; docs/models.md has the counts."""
+    counts = {"read": 0, "passed over": 0}
+    for name, by_family in tools()["checkpoints"].items():
+        if name.partition(",")[0] != tool:
+            continue
+        for family, difference in by_family.items():
+            data = official(family)
+            names = {n: s for n, s in data["single"].items() if n not in difference["less"]} | difference["more"]
+            file = open_single_file(names, V_PREDICTION if family == "sd21" else None)
+            used = set()
+            for component, expected in data["folder"].items():
+                tensors, _ = file.tensors(component)
+                assert {n: list(t.shape) for n, t in tensors.items()} == {
+                    n.removeprefix("text_model."): shape for n, shape in expected.items()
+                }
+                used |= set(file.original_names(component).values())
+            others = names.keys() - used
+            layers = file.text_layers("text_encoder")
+            assert all(is_ignored(n) or is_last_layer(n, layers) for n in others)
+            counts["read"] += len(used)
+            counts["passed over"] += len(others)
+    assert tool_row(tool)[3:] == [counts["read"], counts["passed over"]]
 
 
 TEXT_CONFIGS = {

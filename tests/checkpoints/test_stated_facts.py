@@ -10,7 +10,14 @@ from safetensors.torch import load_file, save_file
 
 import minip2p
 from minip2p.checkpoints.single_file import SingleFile
-from minip2p.checkpoints.stated_facts import PREDICTION_TYPES, check_schedule, read_facts
+from minip2p.checkpoints.stated_facts import (
+    PREDICTION_TYPES,
+    TELLING_WEIGHT,
+    V_SPREAD,
+    check_schedule,
+    guess_prediction_type,
+    read_facts,
+)
 from minip2p.config import SchedulerConfig
 from minip2p.errors import Notice
 from minip2p.sched import DDIMScheduler
@@ -22,6 +29,15 @@ MARKER = torch.zeros(0)
 
 def schedule(fields):
     return DDIMScheduler(SchedulerConfig.from_dict(fields)).alphas_cumprod.clone()
+
+
+def buffers(alphas):
+    """The noise schedule by the names that files have it under."""
+    return {
+        "alphas_cumprod": alphas,
+        "betas": 1 - alphas / torch.cat([torch.ones(1), alphas[:-1]]),
+        "denoiser.sigmas": ((1 - alphas) / alphas).sqrt(),
+    }
 
 
 def facts(tmp_path, tensors=None, **metadata):
@@ -104,12 +120,7 @@ def test_a_files_own_schedule_that_ends_without_signal_is_taken(family, tmp_path
 @pytest.mark.parametrize("name", ["alphas_cumprod", "betas", "denoiser.sigmas"])
 @pytest.mark.parametrize("beta_end", [0.0119, 0.014])
 def test_another_schedule_in_the_file_is_one_clear_line(tmp_path, name, beta_end):
-    other, config = schedule(BETAS | {"beta_end": beta_end}), SchedulerConfig.from_dict(BETAS)
-    tensors = {
-        "alphas_cumprod": other,
-        "betas": 1 - other / torch.cat([torch.ones(1), other[:-1]]),
-        "denoiser.sigmas": ((1 - other) / other).sqrt(),
-    }
+    config, tensors = SchedulerConfig.from_dict(BETAS), buffers(schedule(BETAS | {"beta_end": beta_end}))
     file = tmp_path / "model.safetensors"
     with pytest.raises(ValueError, match=rf"its own noise schedule \({name}\) is not the one of folder") as error:
         check_schedule(file, {name: tensors[name]}, config, "folder")
@@ -121,6 +132,48 @@ def test_a_schedule_of_another_length_is_another_schedule(tmp_path):
     with pytest.raises(ValueError, match="its own noise schedule"):
         config = SchedulerConfig.from_dict(BETAS)
         check_schedule(tmp_path / "a", {"alphas_cumprod": schedule(BETAS)[:10]}, config, "folder")
+
+
+@pytest.mark.parametrize("name", ["alphas_cumprod", "betas", "denoiser.sigmas"])
+def test_a_marked_model_may_have_the_schedule_from_before_the_rescaling(tmp_path, name):
+    """ComfyUI's ztsnr decides there; a schedule that is neither one stays an error."""
+    config = SchedulerConfig.from_dict(V_ZERO_SNR)
+    for fields in (BETAS, V_ZERO_SNR):
+        check_schedule(tmp_path / "a", {name: buffers(schedule(fields))[name]}, config, "folder")
+    with pytest.raises(ValueError, match=rf"its own noise schedule \({name}\) is not the one of folder"):
+        check_schedule(tmp_path / "a", {name: buffers(schedule(BETAS | {"beta_end": 0.013}))[name]}, config, "folder")
+    with pytest.raises(ValueError, match=rf"its own noise schedule \({name}\) is not the one of folder"):
+        ordinary = SchedulerConfig.from_dict(BETAS)
+        check_schedule(tmp_path / "a", {name: buffers(schedule(V_ZERO_SNR))[name]}, ordinary, "folder")
+
+
+@pytest.mark.parametrize("dtype, allowed", [(torch.float32, 1e-3), (torch.float16, 1e-2)])
+def test_how_exactly_a_schedule_is_compared(tmp_path, dtype, allowed):
+    """A part of each value, by the dtype of the file: σ, whose values are far from the absolute tolerance of 1e-6."""
+    config, sigmas = SchedulerConfig.from_dict(BETAS), buffers(schedule(BETAS))["denoiser.sigmas"].double()
+    check_schedule(tmp_path / "a", {"denoiser.sigmas": (sigmas * (1 + 0.9 * allowed)).float().to(dtype)}, config, "x")
+    with pytest.raises(ValueError, match="its own noise schedule"):
+        check_schedule(
+            tmp_path / "a", {"denoiser.sigmas": (sigmas * (1 + 1.2 * allowed)).float().to(dtype)}, config, "x"
+        )
+    check_schedule(tmp_path / "a", {"denoiser.sigmas": sigmas.flip(0)}, config, "x")
+
+
+# A guess
+
+
+@pytest.mark.parametrize(
+    "channels, spread, expected", [(4, 1.1, "v_prediction"), (4, 0.9, "epsilon"), (9, 1.1, "epsilon")]
+)
+def test_what_a_stable_diffusion_2_predicts_is_guessed_aloud_by_a_weight(tmp_path, channels, spread, expected):
+    """As in ComfyUI: its weight and its limit. A standard deviation of all numbers, not of a sample."""
+    weight = torch.tensor([1.0, -1.0]) * spread * V_SPREAD
+    tensors = {TELLING_WEIGHT: weight, "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, channels, 3, 3)}
+    with pytest.warns(Notice, match=f"a.safetensors: does not state what it predicts; {expected} is guessed"):
+        assert guess_prediction_type(tmp_path / "a.safetensors", tensors) == expected
+    assert V_SPREAD == 0.09
+    for name in tensors:
+        assert guess_prediction_type(tmp_path / "a", {n: t for n, t in tensors.items() if n != name}) is None
 
 
 # A .yaml file beside
