@@ -67,11 +67,14 @@ def seeds_to_run(args: Namespace) -> list[int | None]:
     else:
         raise ValueError(f"--seed is a whole number from 0 on, several as 1,2,3, or random, not {args.seed!r}")
     if count is None:
-        return [first, *dict.fromkeys(seed for seed in map(int, texts[1:]) if seed != first)]
+        seeds = list(dict.fromkeys([first, *map(int, texts[1:])]))
+        RunSettings(seed=max(seeds))  # raises before the first seed is run
+        return [*seeds]
     if len(texts) > 1:
         raise ValueError(f"--count counts on from one seed, and --seed {args.seed} has {len(texts)}: give one of them")
     if not 1 <= count <= MAX_COUNT:
         raise ValueError(f"--count must lie between 1 and {MAX_COUNT}, and is {count}")
+    RunSettings(seed=first + count - 1)
     return list(range(first, first + count))
 
 

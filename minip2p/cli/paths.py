@@ -71,7 +71,8 @@ def check_source(source: str, with_prompt: bool) -> None:
         return
     if os.path.isfile(source):
         raise ValueError(
-            f"{source} is a file: describe the photograph with --prompt; a run's file must have a name in {RUN_SUFFIX}"
+            f"{source} is a file: describe the photograph with --prompt; the name of a run's file must end in "
+            f"{RUN_SUFFIX}"
         )
     if looks_like_path(source):
         raise ValueError(

@@ -160,6 +160,8 @@ def test_random_seeds_differ_and_count_on():
         (["--seed", "²"], "not '²'"),
         (["--count", 0], "--count must lie between 1 and 1000, and is 0"),
         (["--count", 1001], "--count must lie between 1 and 1000, and is 1001"),
+        (["--seed", f"{2**63 - 1}", "--count", 2], "seed must lie between 0 and 2^63 - 1, not 9223372036854775808"),
+        (["--seed", f"1,{2**63},2"], "seed must lie between 0 and 2^63 - 1, not 9223372036854775808"),
         (["--seed", "1,2", "--count", 2], "--count counts on from one seed, and --seed 1,2 has 2: give one of them"),
     ],
 )

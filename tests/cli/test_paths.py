@@ -77,6 +77,7 @@ def test_a_folder_and_a_picture_are_no_prompts(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cat: is a folder, and a source is a prompt"):
         paths.check_source("cat", False)
     paths.check_source("cat ", False)
-    with pytest.raises(ValueError, match="is a file: describe the photograph with --prompt"):
+    advice = "describe the photograph with --prompt; the name of a run's file must end in .safetensors"
+    with pytest.raises(ValueError, match=f"is a file: {advice}$"):
         paths.check_source(str(PHOTO), False)
     paths.check_source(str(PHOTO), True)
