@@ -51,7 +51,7 @@ def read_mask_image(mask: str | Path | Image.Image) -> Image.Image:
     Raises FileNotFoundError or ValueError with one line that names the file.
     """
     image = to_rgb(mask, "black", "a mask") if isinstance(mask, Image.Image) else read_image(mask, "black")
-    if max(highest for _, highest in image.getextrema()) == 1:
+    if np.asarray(image).max(initial=0) == 1:
         name = "a mask" if isinstance(mask, Image.Image) else str(mask)
         warnings.warn(f"{name}: its brightest pixel is 1 of 255, and 1 is taken for white", Notice, stacklevel=2)
         image = image.point(lambda value: 255 * value)
