@@ -60,13 +60,16 @@ BARE_UNET = re.compile(r"(input_blocks|output_blocks|middle_block|down_blocks|up
 
 
 def check_format(path: Path) -> None:
-    """Raises ValueError, with one line that says what it is, for a file that is clearly not safetensors."""
+    """Raises ValueError, with one line that says what it is, for a file that is clearly not safetensors.
+
+    A file that ends in .ckpt, .bin, … and has safetensors in it passes.
+    """
     if not path.is_file():
         return
     with open(path, "rb") as file:
         start = file.read(64)
-    if start[8:10] == b'{"':  # safetensors: first the length of the header, which may look like the start of a pickle
-        start = b""
+    if start[8:10] == b'{"':  # safetensors, whatever it is called: the length of the header may look like a pickle
+        return
     text = start.lstrip().lower()
     for beginning, sentence in FORMATS.items():
         if text.startswith(beginning) or OTHER_SUFFIXES.get(path.suffix.lower()) == beginning.decode():

@@ -257,7 +257,7 @@ def magnitude(file: Path, full_name: str, tensors: Mapping[str, Tensor], weight:
         values, is_output = tensors[MAGNITUDE], True
     elif DORA_SCALE in tensors:
         values = tensors[DORA_SCALE]
-        is_output = values.ndim < 2 or values.shape[0] == outputs
+        is_output = values.shape[:1] == weight.shape[:1]
     else:
         return None
     if values.numel() != (outputs if is_output else inputs):

@@ -19,7 +19,11 @@ from minip2p.io.tensors import printable
 from minip2p.sched import DDIMScheduler
 from minip2p.validation import is_finite
 
-METADATA_FIELD = "modelspec.prediction_type"
+METADATA_FIELD, ARCHITECTURE_FIELD = "modelspec.prediction_type", "modelspec.architecture"
+# Stable Diffusion 2 by modelspec's names of architectures, which tell what it predicts where no field does.
+ARCHITECTURES: Mapping[str, str] = MappingProxyType(
+    {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
+)
 # The spellings in use, in lower case and with underscores -> diffusers' prediction_type. modelspec and kohya write
 # epsilon and v; others write diffusers' names, CompVis' eps, or ComfyUI's v_pred.
 PREDICTION_TYPES: Mapping[str, str] = MappingProxyType(
@@ -71,6 +75,8 @@ def read_facts(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         stated[str(yaml_file)] = prediction_type(original["parameterization"], f"{yaml_file}: parameterization")
     elif "denoiser" in original:
         stated[str(yaml_file)] = original["denoiser"]
+    if not stated and metadata.get(ARCHITECTURE_FIELD) in ARCHITECTURES:
+        stated["its architecture"] = ARCHITECTURES[metadata[ARCHITECTURE_FIELD]]
     if len(set(stated.values())) > 1:
         statements = " and ".join(f"{source} states {value}" for source, value in stated.items())
         raise ValueError(f"{file}: {statements}: remove the wrong one")

@@ -151,6 +151,14 @@ def test_a_missing_file_is_a_missing_file(family, tmp_path, monkeypatch, name):
         minip2p.load(family("SD 1")[1], vae=name)
 
 
+@pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pt", ".gguf"])
+def test_safetensors_under_another_suffix_is_read(family, tmp_path, suffix):
+    file = (tmp_path / "model").with_suffix(suffix)
+    file.symlink_to(family("SD 1")[2])
+    renamed, named = (minip2p.load(path, config=family("SD 1")[1]) for path in (file, family("SD 1")[2]))
+    assert renamed.components.fingerprint == named.components.fingerprint
+
+
 @pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580])
 def test_a_header_whose_length_looks_like_the_start_of_a_pickle_is_no_pickle(tmp_path, length):
     header = b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'.ljust(length)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import minip2p
 from minip2p.checkpoints.single_file import SingleFile
 from minip2p.checkpoints.stated_facts import (
+    ARCHITECTURES,
     PREDICTION_TYPES,
     TELLING_WEIGHT,
     V_SPREAD,
@@ -61,6 +62,16 @@ def test_nothing_stated_is_nothing(tmp_path):
     for metadata in ({}, {"modelspec.prediction_type": ""}):
         stated = facts(tmp_path, **metadata)
         assert (stated.prediction_type, stated.is_zero_snr, stated.betas) == (None, False, {})
+
+
+def test_the_architecture_of_stable_diffusion_2_states_what_it_predicts(tmp_path):
+    """As modelspec names them, where nothing else states it; the architecture of a model of both kinds does not."""
+    for name, expected in ARCHITECTURES.items():
+        assert facts(tmp_path, **{"modelspec.architecture": name}).prediction_type == expected
+    assert ARCHITECTURES["stable-diffusion-v2-768-v"] == "v_prediction"
+    assert facts(tmp_path, **{"modelspec.architecture": "stable-diffusion-xl-v1-base"}).prediction_type is None
+    both = {"modelspec.architecture": "stable-diffusion-v2-512", "modelspec.prediction_type": "v"}
+    assert facts(tmp_path, **both).prediction_type == "v_prediction"
 
 
 def test_the_markers_of_comfyui(tmp_path):
