@@ -22,6 +22,8 @@ from minip2p.evaluation.workers import WorkerPool
 from minip2p.io import png
 from minip2p.io.files import write_text
 from minip2p.metrics.clip_score import ClipScore
+from minip2p.metrics.dino import DinoStructure
+from minip2p.metrics.lpips import Lpips
 from minip2p.p2p.batching import MAX_BATCH
 from minip2p.sampling import metadata
 from minip2p.sampling.guidance import unet_rows
@@ -94,19 +96,23 @@ def bench_edits(args: Namespace) -> None:
     row_files = [edit_benchmark.row_file(folder, cases[0], name) for name in methods]
     png.check_writable([folder / "bench.json", *results, *row_files])
     judge = Judge.load() if args.model is None and args.cases is None else None
-    clip = None if args.clip is None else ClipScore(args.clip)
+    networks = edit_benchmark.Networks(
+        judge,
+        clip=None if args.clip is None else ClipScore(args.clip),
+        lpips=None if args.lpips is None else Lpips(args.lpips),
+        dino=None if args.dino is None else DinoStructure(args.dino),
+    )
     # The processes of a pool load the judge and the model that ships as it is, in float32 on the CPU.
     is_changed = args.vae is not None or args.lora or args.embedding
     as_shipped = not is_changed and args.dtype == "float32" and args.device == "cpu"
-    can_share = judge is not None and clip is None and as_shipped
+    can_share = judge is not None and networks == edit_benchmark.Networks(judge) and as_shipped
     rows = edit_benchmark.run_benchmark(
         pipe,
         cases,
         methods,
         folder,
         steps=steps,
-        judge=judge,
-        clip=clip,
+        networks=networks,
         make_pool=partial(WorkerPool, None, steps) if can_share else None,
     )
     summaries = tables.summarize(rows, methods)

@@ -240,6 +240,8 @@ def add_bench_edits(commands: Commands) -> None:
     sub.add_argument("--count", type=int, metavar="N", help="run only the first N cases")
     sub.add_argument("--steps", type=int, help="number of DDIM steps (default: 50)")
     sub.add_argument("--clip", metavar="FOLDER", help="a CLIP that scores the edits as well")
+    sub.add_argument("--lpips", metavar="FILE", help="weights of LPIPS with SqueezeNet, which measures them as well")
+    sub.add_argument("--dino", metavar="FOLDER", help="a DINO, whose structure distance measures them as well")
     sub.add_argument(
         "-o",
         "--out",

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -25,7 +25,9 @@ from minip2p.io import png
 from minip2p.io.files import claim_results_folder, read_json_value, write_text
 from minip2p.io.images import fit_image, read_image, to_pil
 from minip2p.metrics.clip_score import ClipScore
+from minip2p.metrics.dino import DinoStructure
 from minip2p.metrics.image import pie_bench_masked_metrics, preservation, psnr, structure
+from minip2p.metrics.lpips import Lpips
 from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.separate import SeparateWords
 from minip2p.pipeline import Pipeline
@@ -65,9 +67,18 @@ def separate_objects(run: Trajectory, case: Case) -> Attend | None:
 
 
 def published_masactrl(run: Trajectory, case: Case) -> Attend:
-    """MasaCtrl in all levels of the decoder but the coarsest, as the published code has it."""
+    """MasaCtrl as the published code has it: on all rows, in all levels of the decoder but the coarsest."""
     strides = sorted({site.stride for site in run.components.unet.sites if site.place == "up"})
-    return MasaCtrl(run, sites=SiteFilter(places=("up",), strides=tuple(strides[:-1] or strides)))
+    sites = SiteFilter(places=("up",), strides=tuple(strides[:-1] or strides))
+    return MasaCtrl(run, sites=sites, unconditional=True)
+
+
+def published_plug_and_play_attention(run: Trajectory, case: Case) -> Attend:
+    """The attention part of plug-and-play as the published code has it: on all rows, in all layers of the decoder but
+    the first, with the maps of a source without words."""
+    indices = sorted({site.index for site in run.components.unet.sites if site.place == "up"})
+    sites = SiteFilter(places=("up",), indices=tuple(indices[1:] or indices))
+    return PlugAndPlay(replace(run, prompt="", negative_prompt=""), sites=sites, unconditional=True)
 
 
 # Options of `Pipeline.edit` that switch Prompt-to-Prompt off.
@@ -90,12 +101,12 @@ METHODS: Mapping[str, Method | None] = MappingProxyType(
         "direct+true-mask+polish": Method("direct", masked="truth", vae_refine_steps=20),
         "direct+separate": Method("direct", attend=separate_objects),
         "direct+masactrl": Method("direct", attend=lambda run, case: MasaCtrl(run), edit=WITHOUT_P2P),
-        "direct+plug-and-play": Method("direct", attend=lambda run, case: PlugAndPlay(run), edit=WITHOUT_P2P),
+        "direct+plug-and-play-attention": Method("direct", attend=lambda run, case: PlugAndPlay(run), edit=WITHOUT_P2P),
     }
 )
 
-# The same methods on cases of PIE-Bench, with the settings of its published code. MasaCtrl's code controls the
-# unconditional rows as well, and plug-and-play's also injects features: these two are not as published.
+# The same methods on cases of PIE-Bench, with the settings of its published code. Plug-and-play's code also injects
+# features of a residual block, which are no attention: here is its other part alone.
 PIE_BENCH_METHODS: Mapping[str, Method | None] = MappingProxyType(
     {
         **METHODS,
@@ -106,6 +117,12 @@ PIE_BENCH_METHODS: Mapping[str, Method | None] = MappingProxyType(
             edit={"kind": "auto", "self_max_queries": 16 * 16, "local_blend": None, "reweight": None},
         ),
         "direct+masactrl": Method("direct", describes_source=False, attend=published_masactrl, edit=WITHOUT_P2P),
+        "direct+plug-and-play-attention": Method(
+            "direct",
+            invert={"negative_prompt": "ugly, blurry, black, low res, unrealistic"},
+            attend=published_plug_and_play_attention,
+            edit=WITHOUT_P2P,
+        ),
     }
 )
 
@@ -122,7 +139,9 @@ METRICS = (
     "psnr_filled",
     "ssim_filled",
     "mse_filled",
+    "lpips_filled",
     "structure",
+    "structure_dino",
     "success",
     "clip",
     "clip_inside",
@@ -199,15 +218,31 @@ def edit_case(pipe: Pipeline, case: Case, method: Method | None, picture: Tensor
     return pipe.edit(run, case.target, attend=method.attend(run, case), **edit_options(pipe, case, method)).picture
 
 
-def measure_edit(
-    case: Case, before: Tensor, after: Tensor, *, judge: Judge | None, clip: ClipScore | None
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Networks:
+    """What measures edits besides their pixels. judge: for cases of the small world. The others are the user's."""
+
+    judge: Judge | None = None
+    clip: ClipScore | None = None
+    lpips: Lpips | None = None
+    dino: DinoStructure | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells them from others."""
+        names = {"lpips": self.lpips and self.lpips.name, "dino": self.dino and self.dino.name}
+        settings = {"judge": self.judge is not None, "clip": self.clip and self.clip.name}
+        return settings | {key: name for key, name in names.items() if name is not None}
+
+
+def measure_edit(case: Case, before: Tensor, after: Tensor, networks: Networks) -> dict[str, float]:
     """The figures of an edit.
 
     psnr, ssim, mse: how well the source is preserved outside of the true mask; …_filled: the same as the published code
     measures it, with the inside of the mask black in both pictures. psnr_kept: on the things that must not change.
-    structure: structure distance of the whole pictures. success: whether the judge finds what it has to. clip,
-    clip_inside: similarity of the target's prompt to the picture, and to the inside of the mask.
+    structure: structure distance of the whole pictures, by the features of the judge or CLIP; structure_dino: by DINO's
+    keys, as published. success: whether the judge finds what it has to. clip, clip_inside: similarity of the target's
+    prompt to the picture, and to the inside of the mask.
     An edit of a case of PIE-Bench is measured as its published code reads it from a file, see `published_picture`.
     """
     if case.expected is None:
@@ -218,6 +253,12 @@ def measure_edit(
     figures = {name: preserved[f"{name}_outside"] for name in ("psnr", "ssim", "mse")}
     figures |= pie_bench_masked_metrics(before, after, mask)
     figures["psnr_kept"] = psnr(before, after, case.area(case.kept_runs, size))
+    judge, clip = networks.judge, networks.clip
+    if networks.lpips is not None:
+        outside = (torch.where(mask, -1.0, picture) for picture in (before, after))
+        figures["lpips_filled"] = math.nan if mask.all() else networks.lpips(*outside)
+    if networks.dino is not None:
+        figures["structure_dino"] = networks.dino(before, after)
     if judge is not None and case.expected is not None:
         figures["success"] = float(judge.matches(after, case.expected))
         figures["structure"] = structure(judge.features(before), judge.features(after))
@@ -234,16 +275,14 @@ def run_case(
     name: str,
     folder: Path,
     steps: int,
-    *,
-    judge: Judge | None,
-    clip: ClipScore | None = None,
+    networks: Networks,
 ) -> None:
     """Runs a case by the method of a name, and writes its figures and its picture."""
     before = fit_image(read_image(case.picture), training_size(pipe), "stretch")
     counter, began = RowCounter(), time.perf_counter()
     after = edit_case(pipe.counting(counter), case, methods_for(case)[name], before, steps)
     cost = {"rows": float(counter.rows), "seconds": time.perf_counter() - began}
-    figures = measure_edit(case, before, after, judge=judge, clip=clip) | cost
+    figures = measure_edit(case, before, after, networks) | cost
     values = {key: None if math.isnan(value) else value for key, value in figures.items()}
     png.write_pngs([(picture_file(folder, case, name), to_pil(after), f"{case.source} -> {case.target}")])
     row = {"case": case.name, "kind": case.kind, "method": name, **values}
@@ -272,15 +311,14 @@ def run_benchmark(
     folder: Path,
     *,
     steps: int = RunSettings.steps,
-    judge: Judge | None = None,
-    clip: ClipScore | None = None,
+    networks: Networks = Networks(),
     make_pool: Callable[[], WorkerPool] | None = None,
 ) -> list[Row]:
     """Runs the unfinished cases and returns all rows, one for each method and case.
 
-    make_pool: makes the pool of processes that share the cases; these have the judge and no CLIP. Raises ValueError for
-    a model that cannot invert photographs, for a folder that holds another benchmark, and for a damaged picture or row;
-    all of it is checked before anything runs.
+    make_pool: makes the pool of processes that share the cases; these have the judge and no other network. Raises
+    ValueError for a model that cannot invert photographs, for a folder that holds another benchmark, and for a damaged
+    picture or row; all of it is checked before anything runs.
     """
     if pipe.components.extra_channels:
         raise ValueError("this model makes a picture from a picture: it can neither invert nor edit photographs")
@@ -289,8 +327,7 @@ def run_benchmark(
     settings = {
         "model": pipe.components.fingerprint,
         "steps": steps,
-        "judge": judge is not None,
-        "clip": clip and clip.name,
+        **networks.settings,
         "cases": [case.description for case in cases],
     }
     description = "the benchmark of other cases or another model"
@@ -302,7 +339,7 @@ def run_benchmark(
             pool.run_all(run_case_in_worker, jobs)
     else:
         for case, name, _ in progress_bar(jobs):
-            run_case(pipe, case, name, folder, steps, judge=judge, clip=clip)
+            run_case(pipe, case, name, folder, steps, networks)
     return read_rows(folder, cases, methods)
 
 
@@ -311,7 +348,7 @@ def run_case_in_worker(
 ) -> CaseResult:
     """`run_case` as a `Measure` of a worker pool. The results are in files, so it returns none."""
     case, name, folder = job
-    run_case(pipe, case, name, folder, steps, judge=judge)
+    run_case(pipe, case, name, folder, steps, Networks(judge))
     return {}, []
 
 

@@ -20,6 +20,7 @@ Summary = Mapping[str, tuple[float, float]]  # metric -> its mean, and half of i
 COLUMNS: Mapping[str, tuple[str, float]] = MappingProxyType(
     {
         "structure": ("structure × 10³ ↓", 1e3),
+        "structure_dino": ("DINO structure × 10³ ↓", 1e3),
         "psnr": ("PSNR ↑", 1),
         "gain": ("… over ddim", 1),
         "mse": ("MSE × 10⁴ ↓", 1e4),
@@ -28,6 +29,7 @@ COLUMNS: Mapping[str, tuple[str, float]] = MappingProxyType(
         "psnr_filled": ("PSNR, filled ↑", 1),
         "mse_filled": ("MSE × 10⁴, filled ↓", 1e4),
         "ssim_filled": ("SSIM × 10², filled ↑", 1e2),
+        "lpips_filled": ("LPIPS × 10³, filled ↓", 1e3),
         "clip": ("CLIP whole ↑", 1),
         "clip_inside": ("CLIP edited ↑", 1),
         "success": ("success % ↑", 1e2),

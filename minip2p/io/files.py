@@ -194,7 +194,8 @@ def differing_fields(file: Path, settings: Mapping[str, Any]) -> str:
     """The names of the settings that differ from those in the file, or why it cannot be read: text for an error."""
     try:
         stored = read_json_value(file)
-        differ = [name for name in sorted(settings) if stored.get(name) != json.loads(json.dumps(settings[name]))]
+        wanted = json.loads(json.dumps(settings))
+        differ = [name for name in sorted({*stored.keys(), *wanted}) if stored.get(name) != wanted.get(name)]
     except ValueError as error:
         return f" ({error})"
     except (OSError, AttributeError, RecursionError):

@@ -25,6 +25,8 @@ def test_methods_are_named_or_all():
         (("--steps", "0"), "steps must lie between 1 and 1000"),
         (("--cases", "nothere"), "nothere/mapping_file.json: no such file"),
         (("--clip", "nothere"), "nothere"),
+        (("--lpips", "nothere"), "nothere: no such file; LPIPS needs a safetensors file"),
+        (("--dino", "weights"), "weights: no DINO; its folder has model.safetensors"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys):

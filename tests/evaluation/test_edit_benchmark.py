@@ -12,16 +12,18 @@ from minip2p.cli import main
 from minip2p.evaluation import edit_benchmark
 from minip2p.evaluation.edit_benchmark import (
     METHODS,
+    Networks,
     edit_case,
     edit_options,
     measure_edit,
     methods_for,
     picture_file,
     published_masactrl,
+    published_plug_and_play_attention,
     row_file,
     run_benchmark,
 )
-from minip2p.evaluation.pie_bench import Case, read_cases
+from minip2p.evaluation.pie_bench import Case, published_picture, read_cases
 from minip2p.io.images import fit_image, read_image
 from minip2p.metrics.image import psnr
 from minip2p.tiny.judge import Judge
@@ -34,14 +36,14 @@ def case_of(kind):
 
 
 def test_methods_are_compared_case_by_case_and_finished_cases_are_not_run_again(model, tmp_path, monkeypatch):
-    judge, methods = Judge.load(), ["vae", "ddim", "direct+mask"]
+    networks, methods = Networks(Judge.load()), ["vae", "ddim", "direct+mask"]
     calls = []
     monkeypatch.setattr(
         edit_benchmark, "edit_case", lambda *arguments: calls.append(arguments[1].name) or edit_case(*arguments)
     )
 
     def benchmark(**changes):
-        return run_benchmark(model, CASES[:2], methods, tmp_path, **{"steps": 2, "judge": judge, **changes})
+        return run_benchmark(model, CASES[:2], methods, tmp_path, **{"steps": 2, "networks": networks, **changes})
 
     rows = benchmark()
     assert [(row["method"], row["case"]) for row in rows] == [(m, c.name) for m in methods for c in CASES[:2]]
@@ -51,7 +53,7 @@ def test_methods_are_compared_case_by_case_and_finished_cases_are_not_run_again(
     repeated = benchmark()
     assert calls[6:] == [CASES[1].name]
     assert [{**row, "seconds": 0} for row in repeated] == [{**row, "seconds": 0} for row in rows]
-    for changes in ({"steps": 3}, {"judge": None}):
+    for changes in ({"steps": 3}, {"networks": Networks()}):
         with pytest.raises(ValueError, match="holds the benchmark of other cases or another model"):
             benchmark(**changes)
     row_file(tmp_path, CASES[0], "vae").write_text("{")
@@ -105,13 +107,14 @@ def test_a_case_of_pie_bench_is_edited_as_published(model, tmp_path):
     assert "success" not in row and row["psnr"] > 5
 
 
+@pytest.mark.filterwarnings("ignore:this model was trained without the words")
 def test_a_case_of_pie_bench_has_the_published_settings_of_each_method(model, tmp_path, monkeypatch):
     """proximal: .75 over source and target is .5 here. edit-friendly: z at guidance 1, self-attention up to 16²."""
     (case,) = read_cases(write_pie_case(tmp_path))
     shipped, published = methods_for(CASES[0]), methods_for(case)
     assert shipped is METHODS and published.keys() == METHODS.keys()
     changed = {name for name in METHODS if published[name] is not METHODS[name]}
-    assert changed == {"proximal", "edit-friendly", "direct+masactrl"}
+    assert changed == {"proximal", "edit-friendly", "direct+masactrl", "direct+plug-and-play-attention"}
     calls = []
     monkeypatch.setattr(
         type(model),
@@ -123,27 +126,68 @@ def test_a_case_of_pie_bench_has_the_published_settings_of_each_method(model, tm
     picture = fit_image(read_image(case.picture), (128, 128), "stretch")
     for name in changed:
         assert edit_case(model, case, published[name], picture, 4).shape == (3, 128, 128)
-    by_method = {options["method"]: (prompt, options) for prompt, options in calls}
+    by_method = {name: call for name, call in zip(changed, calls, strict=True)}
     assert by_method["proximal"][1]["quantile"] == 0.5
     assert by_method["edit-friendly"][1].items() >= {"skip": 0.24, "source_guidance_scale": 1.0}.items()
-    assert by_method["direct"][0] == "" and by_method["proximal"][0] == case.source
+    assert by_method["direct+masactrl"][0] == "" and by_method["proximal"][0] == case.source
+    prompt, plug_and_play = by_method["direct+plug-and-play-attention"]
+    assert prompt == case.source and plug_and_play["negative_prompt"] == "ugly, blurry, black, low res, unrealistic"
     options = edit_options(model, case, published["edit-friendly"])
     assert options["local_blend"] is options["reweight"] is None and options["self_max_queries"] == 256
     assert (options["cross_replace"], options["self_replace"], options["kind"]) == (0.4, 0.6, "auto")
 
 
-def test_masactrl_leaves_out_the_coarsest_level_of_the_decoder_on_pie_bench(model):
+def test_masactrl_and_plug_and_play_act_on_pie_bench_where_the_published_code_acts(model):
+    """On both kinds of rows. MasaCtrl in all levels of the decoder but the coarsest; plug-and-play in all its layers
+    but the first, with the maps of a source without words."""
     run = model.generate("a cat on the beach", steps=1, size=(64, 64))
-    strides = {site.stride for site in model.unet.sites if site.place == "up"}
-    assert set(published_masactrl(run, CASES[0]).sites.strides) == strides - {max(strides)}
+    sites = [site for site in model.unet.sites if site.place == "up"]
+    strides, indices = {site.stride for site in sites}, {site.index for site in sites}
+    masactrl, plug_and_play = published_masactrl(run, CASES[0]), published_plug_and_play_attention(run, CASES[0])
+    assert set(masactrl.sites.strides) == strides - {max(strides)} and masactrl.steps == (0.08, 1.0)
+    assert set(plug_and_play.sites.indices) == indices - {0} and plug_and_play.steps == (0.0, 0.5)
+    assert masactrl.unconditional and plug_and_play.unconditional
+    assert (plug_and_play.run.prompt, plug_and_play.run.negative_prompt) == ("", "")
+    assert torch.equal(plug_and_play.run.latents, run.latents)
 
 
 def test_an_edit_of_pie_bench_is_measured_as_its_file_is_read(model, tmp_path):
     (case,) = read_cases(write_pie_case(tmp_path))
     before, after = torch.zeros(3, 32, 32), torch.full((3, 32, 32), 0.001)
-    assert measure_edit(case, before, after, judge=None, clip=None)["mse"] == pytest.approx((0.5 / 255) ** 2, rel=1e-3)
-    shipped = measure_edit(CASES[0], before, after, judge=None, clip=None)
+    assert measure_edit(case, before, after, Networks())["mse"] == pytest.approx((0.5 / 255) ** 2, rel=1e-3)
+    shipped = measure_edit(CASES[0], before, after, Networks())
     assert shipped["mse"] == pytest.approx((0.0005) ** 2, rel=1e-3)
+
+
+class PairRecorder:
+    """In place of LPIPS or DINO: keeps the pictures that it is shown."""
+
+    name = "recorder"
+
+    def __call__(self, before, after):
+        self.pair = before, after
+        return 0.25
+
+
+def test_lpips_sees_black_inside_of_the_mask_and_dino_the_whole_pictures_of_8_bits(tmp_path):
+    """As in PIE-Bench's evaluation: lpips_unedit_part and structure_distance."""
+    (case,) = read_cases(write_pie_case(tmp_path))
+    before, after = torch.zeros(3, 40, 60), torch.full((3, 40, 60), 0.001)
+    networks = Networks(lpips=PairRecorder(), dino=PairRecorder())
+    figures = measure_edit(case, before, after, networks)
+    assert figures["lpips_filled"] == figures["structure_dino"] == 0.25 and "structure" not in figures
+    as_read, mask = published_picture(after, ".png"), case.mask((40, 60))
+    assert torch.equal(networks.dino.pair[0], before) and torch.equal(networks.dino.pair[1], as_read)
+    for shown, picture in zip(networks.lpips.pair, (before, as_read), strict=True):
+        assert (shown[:, mask] == -1).all() and torch.equal(shown[:, ~mask], picture[:, ~mask])
+    assert networks.settings == {"judge": False, "clip": None, "lpips": "recorder", "dino": "recorder"}
+    assert Networks().settings == {"judge": False, "clip": None}
+
+
+def test_lpips_is_missing_where_everything_may_change(tmp_path):
+    (case,) = read_cases(write_pie_case(tmp_path, mask=[0, 40 * 60]))
+    figures = measure_edit(case, *torch.zeros(2, 3, 40, 60), Networks(lpips=PairRecorder()))
+    assert math.isnan(figures["lpips_filled"])
 
 
 @pytest.mark.parametrize(
