@@ -9,7 +9,7 @@ from prompts import TOKENIZER, tokenize
 from transformers import CLIPTokenizer
 
 from minip2p.io.files import shipped_weights
-from minip2p.text.prompt import Prompt, Word, chunk_words, token_indicator
+from minip2p.text.prompt import SPECIAL_TOKENS, Prompt, Word, chunk_words, token_indicator
 
 ANY_TEXT = st.text(max_size=60) | st.text("ab1 ,.'’-#\"é🐱!ß<|>", max_size=60)
 
@@ -124,6 +124,31 @@ def test_a_word_after_the_77th_token_is_refused():
     for word in ("dog", "cat#2", -1, "dog cat"):
         with pytest.raises(ValueError, match=f"{word!r} lies beyond the last of the 77 tokens"):
             p.token_indices(word)
+
+
+def test_the_tokens_around_the_text_are_words_too():
+    """With the words and the punctuation, they are all tokens, each once."""
+    p = tokenize("a red cat, a car")
+    assert (p.token_indices("<start>"), p.token_indices("<end>")) == ((0,), (7,))
+    assert p.token_indices("<padding>") == tuple(range(8, 77))
+    words = [j for n in range(len(p.words)) for j in p.token_indices(n)]
+    special = [j for name in SPECIAL_TOKENS for j in p.token_indices(name)]
+    assert sorted([*words, *special, 4]) == list(range(77)) and p.tokens[4] == ","
+    assert token_indicator(p, ["<end>", "cat"]).sum(1).tolist() == [1, 1]
+
+
+def test_a_prompt_that_contains_the_name_of_a_special_token_has_it_as_a_word():
+    p = tokenize("a <END> of the road")
+    assert tokens_at(p, p.token_indices("<end>")) == ["end"] and p.token_indices("<start>") == (0,)
+    p = tokenize("the end of the road")
+    assert p.token_indices("<end>") == (6,) and p.token_indices("end") == (2,)
+
+
+def test_a_prompt_that_fills_all_tokens_has_no_padding():
+    p = tokenize("a " * 80)
+    assert p.token_indices("<end>") == (76,)
+    with pytest.raises(ValueError, match="fills all of the 77 tokens: there is no padding"):
+        p.token_indices("<padding>")
 
 
 def test_a_word_that_is_truncated_in_the_middle_is_refused():

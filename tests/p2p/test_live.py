@@ -1,0 +1,220 @@
+"""Edits while a user tries settings: what they run, and that they are the same edits to the bit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from runs import CallLog, same_latents
+from word_heat import SOURCE, TARGET
+
+from minip2p import AttentionStore, LocalBlend, SiteFilter, explicit
+from minip2p.p2p.live import REMEMBERED_EDITS
+from minip2p.sampling.conditioning import Conditioning
+
+STEPS, SIZE = 20, (32, 32)  # 4 × 4 latents
+HAT = "a hat and a house on grass"
+RIGHT = torch.zeros(8, 8)
+RIGHT[:, 3:] = 1
+PHOTO = torch.zeros(3, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    return model.generate(SOURCE, seed=1, steps=STEPS, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def short(model):
+    return model.generate(SOURCE, seed=1, steps=6, size=SIZE)
+
+
+@pytest.fixture
+def log():
+    return CallLog()
+
+
+@pytest.fixture
+def live(model, run, log):
+    live = model.counting(log).live(run)
+    log.calls.clear()
+    return live
+
+
+def equals(live_edit, edit):
+    """Whether two edits are equal to the bit, with their masks."""
+    masks = live_edit.blend_mask, edit.blend_mask
+    is_same_mask = masks == (None, None) if None in masks else torch.equal(*masks)
+    return same_latents(live_edit, edit) and is_same_mask and live_edit.prompt == edit.prompt
+
+
+def test_a_live_source_is_a_record_of_the_run(model, run):
+    live = model.live(run)
+    assert same_latents(live.source, run) and live.source.is_recorded(STEPS - 1, lambda site, queries: True)
+    fresh = model.live(SOURCE, seed=1, steps=STEPS, size=SIZE)
+    assert same_latents(fresh.source, run)
+    with pytest.raises(ValueError, match="its budget is 0.0"):
+        model.live(run, budget=100)
+
+
+def test_an_edit_runs_the_steps_from_the_first_that_differs(model, run, live, log):
+    """Cross-attention of 20 steps is taken from the source for int(τ · 21) of them: 16 at 0.8, 12 at 0.6."""
+    assert equals(live.edit(TARGET, cross_replace=0.8), model.edit(run, TARGET, cross_replace=0.8))
+    assert log.calls == [2] * STEPS  # of the target; the source does not run
+    log.calls.clear()
+    assert equals(live.edit(TARGET, cross_replace=0.6), model.edit(run, TARGET, cross_replace=0.6))
+    assert log.calls == [2] * (STEPS - 12)
+    log.calls.clear()
+    assert equals(live.edit(TARGET, cross_replace=0.8), model.edit(run, TARGET, cross_replace=0.8))
+    assert not log.calls  # it is remembered
+    live.edit(TARGET, cross_replace=0.9)
+    assert log.calls == [2] * (STEPS - 16)
+    log.calls.clear()
+
+
+def test_other_prompts_and_another_execution_share_nothing(model, short, log):
+    live = model.counting(log).live(short)
+    live.edit(TARGET)
+    for target, options in ((HAT, {}), (TARGET, {"explicit": True})):
+        log.calls.clear()
+        assert equals(live.edit(target, **options), model.edit(short, target, **options))
+        assert log.calls == [2] * 6
+
+
+BLENDED = [
+    dict(),
+    dict(local_blend=("cat", "dog")),
+    dict(local_blend=LocalBlend("cat", "dog", threshold=0.6)),
+    dict(local_blend=LocalBlend("cat", "dog", threshold=0.6, start=0.5)),
+    dict(local_blend=LocalBlend("cat", "dog", self_attention_hops=1, start=0.5)),
+    dict(local_blend="grass"),
+    dict(local_blend=LocalBlend(mask=RIGHT)),
+    dict(local_blend=("cat", "dog"), cross_replace=0.4),
+    dict(local_blend=("cat", "dog"), cross_replace=0.4, self_replace=0.2),
+    dict(self_replace=0.2),
+    dict(cross_replace={"dog": 0.4}),
+    dict(reweight={"dog": 2.0}, cross_replace=(0.5, 1.0)),
+    dict(sites=SiteFilter(strides=(1,)), cross_replace=(0.5, 1.0)),
+    dict(region=RIGHT),
+]
+
+
+@pytest.fixture(scope="module")
+def fresh_edits(model, short):
+    return [model.edit(short, TARGET, **options) for options in BLENDED]
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards"])
+def test_every_order_of_edits_gives_the_edits_to_the_bit(model, short, fresh_edits, log, order):
+    live = model.counting(log).live(short)
+    log.calls.clear()
+    numbers = list(range(len(BLENDED)))
+    numbers = numbers if order == "forwards" else numbers[::-1]
+    for n in numbers:
+        assert equals(live.edit(TARGET, **BLENDED[n]), fresh_edits[n]), (order, BLENDED[n])
+    assert log.rows < 2 * 6 * len(numbers)  # some steps were shared
+    assert len(live.past) <= REMEMBERED_EDITS
+
+
+@pytest.mark.parametrize(
+    "first, second, steps",
+    [
+        (dict(local_blend=("cat", "dog")), dict(local_blend=LocalBlend("cat", "dog", threshold=0.6)), 5),
+        (dict(), dict(local_blend=("cat", "dog")), 6),  # the heat maps of the words are not known
+        (dict(local_blend=("cat", "dog")), dict(), 5),
+        (dict(), dict(local_blend=LocalBlend(mask=RIGHT, start=0.5)), 3),
+        (dict(local_blend=("cat", "dog")), dict(local_blend=LocalBlend(mask=RIGHT)), 5),
+        (dict(local_blend=("cat", "dog")), dict(local_blend="grass"), 6),
+    ],
+)
+def test_a_blend_is_run_from_where_it_differs(model, short, log, first, second, steps):
+    """A blend begins after step int(0.2 · 6) = 1, counted from 0, which has to run for it."""
+    live = model.counting(log).live(short)
+    live.edit(TARGET, **first)
+    log.calls.clear()
+    edit = live.edit(TARGET, **second)
+    assert log.rows == 2 * steps and equals(edit, model.edit(short, TARGET, **second))
+
+
+def test_the_last_edits_are_remembered_and_earlier_ones_forgotten(model, short, log):
+    live = model.counting(log).live(short)
+    for n in range(REMEMBERED_EDITS + 1):
+        live.edit(TARGET, reweight={"dog": 1.0 + n})
+    log.calls.clear()
+    for n in range(1, REMEMBERED_EDITS + 1):
+        live.edit(TARGET, reweight={"dog": 1.0 + n})
+    assert not log.calls and len(live.past) == REMEMBERED_EDITS
+    live.edit(TARGET)
+    assert log.rows == 2 * 6
+
+
+def test_live_edits_of_edit_friendly_runs_and_with_previews(model, log):
+    """The skipped steps are the source's; only the steps that run are shown."""
+    photo = model.invert(PHOTO, "a blue umbrella", method="edit-friendly", steps=6)
+    skipped, live, shown = photo.conditioning.skip_steps, model.counting(log).live(photo), []
+    log.calls.clear()
+    for cross in (1.0, 0.5):
+        options = dict(cross_replace=cross, local_blend="umbrella")
+        edit = live.edit("a red umbrella", **options, on_step=lambda preview: shown.append(preview.step))
+        assert equals(edit, model.edit(photo, "a red umbrella", **options))
+    first_end = shown.index(5) + 1
+    assert skipped > 0 and shown[:first_end] == list(range(skipped, 6)) and len(shown) == len(log.calls)
+    assert skipped < shown[first_end] and shown[first_end:] == list(range(shown[first_end], 6))
+
+
+def test_an_edit_that_was_cancelled_changes_nothing(model, short):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(preview):
+        if preview.step == 4:
+            raise Cancelled
+
+    live = model.live(short)
+    live.edit(TARGET, local_blend=("cat", "dog"))
+    with pytest.raises(Cancelled):
+        live.edit(TARGET, local_blend=("cat", "dog"), cross_replace=0.5, on_step=cancel)
+    for cross in (0.5, 0.8, 0.4):
+        options = dict(local_blend=("cat", "dog"), cross_replace=cross)
+        assert equals(live.edit(TARGET, **options), model.edit(short, TARGET, **options))
+
+
+def test_a_custom_attention_sees_all_steps_of_every_edit(model, short, log):
+    live = model.counting(log).live(short)
+    store = AttentionStore(sites=lambda site: site.cross and site.stride == 4, each_step=True)
+    for _ in range(2):
+        log.calls.clear()
+        edit = live.edit(TARGET, attend=explicit(store))
+        assert log.calls == [2] * 6 and equals(edit, model.edit(short, TARGET, attend=explicit()))
+    assert all(len(maps) == 6 for maps in store.maps.values()) and not live.past
+
+
+def test_progress_counts_the_steps_that_run(model, short):
+    counts = []
+    live = model.with_progress(lambda steps: counts.append(len(steps)) or steps).live(short)
+    live.edit(TARGET, cross_replace=0.8)
+    live.edit(TARGET, cross_replace=0.6)
+    assert counts == [6, 6, 6 - int(0.6 * 7)]  # of the record, and of two edits
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
+def test_live_edits_at_guidance_0_and_1(model, guidance_scale):
+    run = model.generate(SOURCE, seed=1, steps=4, size=SIZE, guidance_scale=guidance_scale)
+    live = model.live(run)
+    for options in (dict(), dict(local_blend=LocalBlend(mask=RIGHT)), dict(cross_replace=0.3)):
+        assert equals(live.edit(TARGET, **options), model.edit(run, TARGET, **options))
+
+
+def test_mistakes_are_named_as_by_edit(model, live, log):
+    with pytest.raises(ValueError, match="'cow' is not in the prompt"):
+        live.edit(TARGET, local_blend="cow")
+    with pytest.raises(TypeError, match="cros_replace"):
+        live.edit(TARGET, cros_replace=0.3)
+    assert not log.calls
+
+
+def test_a_source_whose_steps_are_ddpms(model, short):
+    noise = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    source = replace(short, conditioning=Conditioning(variance_noise=noise))
+    live = model.live(source)
+    live.edit(TARGET)
+    assert equals(live.edit(TARGET, cross_replace=0.5), model.edit(source, TARGET, cross_replace=0.5))
