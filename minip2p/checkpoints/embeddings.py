@@ -7,7 +7,7 @@ Axes: n vectors of a word, d width of a text encoder.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,8 +131,22 @@ def add_embedding(text: TextEncoder, embedding: Embedding) -> TextEncoder:
                 f"{file}: {printable(clash)} is already in the tokenizer's vocabulary: give the embedding another "
                 "word (token=, or the name of the file)"
             )
+        if base := continued_word(word, encoder.tokenizer.get_added_vocab()):
+            raise ValueError(
+                f"{file}: {printable(word)} would be read as one more vector of {printable(base)}: give the embedding "
+                "another word (token=, or the name of the file)"
+            )
     extended = tuple(extend_encoder(encoder, word, vectors[encoder.name]) for encoder in text.clip_encoders)
     return replace(text, clip_encoders=extended)
+
+
+def continued_word(word: str, added: Collection[str]) -> str | None:
+    """The added token of which a word would be the next vector, as "toy_1" is of "toy"; None if there is none."""
+    base, sign, n = word.rpartition("_")
+    if not sign or not n.isdecimal() or str(int(n)) != n or int(n) < 1:
+        return None
+    before = base if n == "1" else f"{base}_{int(n) - 1}"
+    return base if before in added and base in added else None
 
 
 def check_vectors(file: Path, tensor: Tensor, encoder: ClipEncoder) -> Tensor:

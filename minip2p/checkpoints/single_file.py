@@ -70,9 +70,6 @@ class SingleFile:
         self.facts = read_facts(file, self.all_tensors, read_metadata(file))
         self.inferred = InferredConfig(file, shapes, self.facts)
         self.vae_prefix = next(filter(self.inferred.has_prefix, VAE_PREFIXES), "")
-        if self.inferred.lacks_prediction_type() and not self.folder_has_config("scheduler"):
-            guess = guess_prediction_type(file, self.all_tensors)
-            self.inferred = replace(self.inferred, facts=replace(self.facts, prediction_type=guess))
 
     def prefixes(self, component: str) -> tuple[str, ...]:
         """The prefixes that the names of a component's tensors may have."""
@@ -125,6 +122,10 @@ class SingleFile:
             )
 
     def inferred_config(self, component: str) -> dict[str, Any]:
+        """The configuration of a component as the tensors tell it; ValueError where they do not."""
+        if component in ("unet", "scheduler") and self.inferred.lacks_prediction_type():
+            facts = replace(self.facts, prediction_type=self.unstated_prediction_type())
+            self.inferred = replace(self.inferred, facts=facts)
         infer: dict[str, Callable[[], dict[str, Any]]] = {
             "": dict,  # model_index.json
             "unet": self.inferred.unet,
@@ -132,6 +133,12 @@ class SingleFile:
             "scheduler": self.inferred.scheduler,
         }
         return infer[component]() if component in infer else self.inferred.text_encoder(component)
+
+    def unstated_prediction_type(self) -> str | None:
+        """What a model predicts whose file does not state it: as the folder's scheduler says, or else as guessed."""
+        if self.folder is not None and self.folder_has_config("scheduler"):
+            return str(self.folder.config("scheduler").get("prediction_type", "epsilon"))
+        return guess_prediction_type(self.location, self.all_tensors)
 
     def names(self) -> list[str]:
         """The titles that the file's metadata state."""

@@ -138,6 +138,19 @@ def test_the_pooled_embedding_is_that_of_the_end_of_the_text(family, tmp_path):
     assert torch.equal(extended.text(f"a {WORD} cat").pooled, expected)
 
 
+def test_a_word_that_would_be_a_vector_of_another_one_is_refused(sd1, tmp_path):
+    """toy_1 after toy: a prompt with toy would read both. diffusers does not notice that."""
+    save_file({"emb_params": random_vectors(2, 64)}, tmp_path / "a.safetensors")
+    pipe = sd1.with_embedding(tmp_path / "a.safetensors", "toy")
+    with pytest.raises(ValueError, match="a.safetensors: toy_2 would be read as one more vector of toy: give the emb"):
+        pipe.with_embedding(tmp_path / "a.safetensors", "toy_2")
+    for word in ("toy_3", "toy_02", "toy_x", "pet_1"):
+        extended = pipe.with_embedding(tmp_path / "a.safetensors", word)
+        assert torch.equal(extended.text("a toy").tokens, pipe.text("a toy").tokens)
+    with pytest.raises(ValueError, match="toy_1 is already in the tokenizer's vocabulary"):
+        pipe.with_embedding(tmp_path / "a.safetensors", "toy_1")
+
+
 @pytest.mark.parametrize(
     "tensors, word, message",
     [

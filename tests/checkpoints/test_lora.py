@@ -1,6 +1,7 @@
 """LoRA files: what their tensors may be called, what they change, and what they leave as it is."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -307,10 +308,15 @@ def change_first(function):
             "of the two matrices for .* only one is in the file",
         ),
         (change_first(lambda tensor: torch.ones(2, 3)), "which its matrices of shapes .* do not fit"),
+        (change_first(lambda tensor: torch.ones(())), r"which its matrices of shapes .* and \(\) do not fit"),
+        (
+            add(f"lora_unet_{PROJ_IN.replace('.', '_')}.diff", 1, 1),
+            f"has both a low-rank update and a difference for unet.{PROJ_IN}.weight",
+        ),
         (change_first(lambda tensor: tensor * torch.nan), "is not finite"),
         (lambda tensors: tensors.clear(), "has no tensors in it"),
     ],
-    ids=["unknown layer", "another method", "unknown tensor", "one matrix", "wrong shape", "NaN", "empty"],
+    ids="unknown layer,another method,unknown tensor,one matrix,wrong shape,a number,both kinds,NaN,empty".split(","),
 )
 def test_a_file_that_does_not_fit_is_one_clear_line_and_changes_nothing(sd1, tmp_path, change, message):
     tensors, before = kohya(random_pairs(sd1)), copy_state(sd1)
@@ -499,9 +505,11 @@ def test_full_differences_of_weights_biases_and_norms_are_added(sd1, tmp_path):
     expected = before | {key: before[key] + 0.5 * tensors[name] for name, key in changes.items()}
     assert changed_names(before, after) == set(changes.values())
     assert_close(after, expected)
-    save_file({"lora_unet_conv_in.diff": torch.ones(3)}, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match=r"which a difference of shape \(3,\) does not fit"):
-        sd1.merged(tmp_path / "b.safetensors")
+    shape = tuple(before["unet.conv_in.weight"].shape)
+    for wrong in ((3,), (shape[1], shape[0], *shape[2:])):  # also of as many numbers, with the axes exchanged
+        save_file({"lora_unet_conv_in.diff": torch.ones(wrong)}, tmp_path / "b.safetensors")
+        with pytest.raises(ValueError, match=rf"which a difference of shape {re.escape(str(wrong))} does not fit"):
+            sd1.merged(tmp_path / "b.safetensors")
     query = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     save_file({f"{query}.diff_b": torch.ones(64)}, tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="but this model has no bias there"):
@@ -528,9 +536,13 @@ def test_bundled_embeddings_become_words(sd1, tmp_path):
 def test_a_lora_of_another_family_says_what_it_is_for(sd1, tmp_path):
     name = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
     tensors = {f"{name}.lora_up.weight": torch.ones(1, 1), f"{name}.lora_down.weight": torch.ones(1, 1)}
-    save_file(tensors, tmp_path / "a.safetensors", {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"})
-    with pytest.raises(ValueError, match=r"is a LoRA of another kind of model \(stable-diffusion-xl-v1-base/lora\)"):
-        sd1.merged(tmp_path / "a.safetensors")
+    for field, kind in (
+        ("modelspec.architecture", "stable-diffusion-xl-v1-base/lora"),
+        ("ss_base_model_version", "sdxl_base_v1-0"),
+    ):
+        save_file(tensors, tmp_path / "a.safetensors", {field: kind})
+        with pytest.raises(ValueError, match=rf"is a LoRA of another kind of model \({kind}\)"):
+            sd1.merged(tmp_path / "a.safetensors")
 
 
 def test_the_second_text_projection_can_be_changed(family, tmp_path):
@@ -556,6 +568,13 @@ def test_a_layer_under_two_names_and_an_alpha_of_two_numbers_are_refused(sd1, tm
     save_file(kohya(pairs, alpha=[1.0, 2.0]), tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"b.safetensors: the alpha of .* is not a single number"):
         sd1.merged(tmp_path / "b.safetensors")
+
+
+def test_damaged_weights_are_not_blamed_on_the_lora(family, tmp_path):
+    pipe = minip2p.load(family("SD 1")[1])
+    pipe.unet.get_parameter(f"{PROJ_IN}.weight").view(-1)[0] = torch.inf
+    save_file(kohya({PROJ_IN: random_pairs(pipe)[PROJ_IN]}), tmp_path / "a.safetensors")
+    assert not state(pipe.merged(tmp_path / "a.safetensors"))[f"unet.{PROJ_IN}.weight"].isfinite().all()
 
 
 def test_an_overflow_names_the_lora(family, tmp_path):

@@ -1,6 +1,7 @@
 """What a single file states is heard: its prediction type in every spelling, its noise schedule, and a .yaml beside."""
 
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from families import copy_folder, update_json
 from safetensors.torch import load_file, save_file
 
 import minip2p
+from minip2p.checkpoints import single_file
 from minip2p.checkpoints.single_file import SingleFile
 from minip2p.checkpoints.stated_facts import (
     ARCHITECTURES,
@@ -185,6 +187,26 @@ def test_what_a_stable_diffusion_2_predicts_is_guessed_aloud_by_a_weight(tmp_pat
     assert V_SPREAD == 0.09
     for name in tensors:
         assert guess_prediction_type(tmp_path / "a", {n: t for n, t in tensors.items() if n != name}) is None
+
+
+def test_a_folder_with_the_scheduler_alone_says_what_a_stable_diffusion_2_predicts(family, tmp_path):
+    """Which the size of its pictures depends on as well: 96 latents where it predicts v."""
+    _, folder, file = family("SD 2, v")
+    small = tokenizers(folder, tmp_path)
+    copy_folder(folder / "scheduler", small / "scheduler")
+    model = minip2p.load(file, config=small)
+    assert model.scheduler.config.prediction_type == "v_prediction" and model.components.latent_size(None) == (96, 96)
+    update_json(small / "scheduler/scheduler_config.json", prediction_type="epsilon")
+    assert minip2p.load(file, config=small).components.latent_size(None) == (64, 64)
+
+
+def test_a_guess_is_made_once_and_not_for_a_vae(family, tmp_path):
+    _, folder, file = family("SD 2, v")
+    with patch.object(single_file, "guess_prediction_type", return_value="v_prediction") as guess:
+        model = minip2p.load(file, config=tokenizers(folder, tmp_path))
+        assert model.scheduler.config.prediction_type == "v_prediction" and guess.call_count == 1
+        minip2p.load(folder, vae=file)
+        assert guess.call_count == 1
 
 
 # A .yaml file beside
