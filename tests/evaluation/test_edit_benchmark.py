@@ -276,6 +276,15 @@ def test_a_folder_of_another_benchmark_is_refused_with_what_differs(model, finis
         run_benchmark(model, CASES[:2], ["vae"], finished, steps=2)
 
 
+def test_a_benchmark_with_lpips_is_another_than_without(model, finished):
+    with pytest.raises(ValueError, match=r"\(of other lpips\)"):
+        run_benchmark(model, CASES[:1], ["vae"], finished, steps=1, networks=Networks(lpips=PairRecorder()))
+    settings = finished / "bench.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"lpips": "another"}))
+    with pytest.raises(ValueError, match=r"\(of other lpips\)"):
+        run_benchmark(model, CASES[:1], ["vae"], finished, steps=1)
+
+
 def test_a_broken_photograph_is_named_before_anything_runs_and_may_be_mended(model, tmp_path):
     (case,) = read_cases(write_pie_case(tmp_path))
     intact = case.picture.read_bytes()
