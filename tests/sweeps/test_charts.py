@@ -115,6 +115,22 @@ def test_a_contact_sheet_says_what_is_fixed_and_has_each_seeds_source(tmp_path, 
     assert sheets[2][1] == {"columns": 3, "title": "all with seed 1, self 0.2"}
 
 
+def test_contact_sheets_show_the_recommended_setting_of_all_other_axes(tmp_path, monkeypatch):
+    """The judge prefers cross .8 and self .2; without a judge, the first values are shown."""
+    grid = Grid.from_fields({"source": "a", "target": "b", "seed": [1, 2], "cross": [0.4, 0.8], "self": [0.1, 0.2]})
+    rows = [{**cell, "cell": 0, "picture": "", "psnr_outside": 20.0} for seed in (1, 2) for cell in grid.cells(seed)]
+    judged = [row | {"success": float(row["cross"] == 0.8 and row["self"] == 0.2)} for row in rows]
+    for name in ("write_tradeoff", "write_chart"):
+        monkeypatch.setattr(charts, name, lambda *_: None)
+    monkeypatch.setattr(charts.png, "write_pngs", lambda files: None)
+    for table, expected in ((judged, (1, 0.8, 0.2)), (rows, (1, 0.4, 0.1))):
+        fixed = []
+        monkeypatch.setattr(charts, "contact_sheet", lambda *arguments, fixed=fixed: fixed.append(arguments[-1]))
+        charts.write_results(tmp_path, grid, table, PARAMETERS)
+        assert len(fixed) == 3
+        assert all((shown["seed"], shown["cross"], shown["self"]) == expected for shown in fixed)
+
+
 def test_a_chart_has_the_mean_of_each_pair_of_values_at_its_place(tmp_path, monkeypatch):
     """Every number that matplotlib is told to write: cross down, self across, the mean over the seeds."""
     grid = Grid.from_fields(
