@@ -212,6 +212,16 @@ def test_an_added_token_is_one_word_whatever_it_contains(extended, text, words):
     assert list(p.ids) == extended(text, padding="max_length", max_length=77, truncation=True).input_ids
 
 
+def test_the_longest_of_several_added_tokens_is_the_word():
+    """As in the tokenizer, in either order of their addition."""
+    for tokens in (("<toy", "<toy-cat>"), ("<toy-cat>", "<toy")):
+        tokenizer = CLIPTokenizer.from_pretrained(shipped_weights("tiny") / "tokenizer")
+        for token in tokens:
+            tokenizer.add_tokens(token)
+        p = Prompt.tokenize("a <toy-cat> and a <toy", tokenizer)
+        assert [(word.text, word.span) for word in p.words[1::3]] == [("toy-cat", (2, 3)), ("toy", (5, 6))]
+
+
 @pytest.mark.parametrize(
     "word, positions",
     [
