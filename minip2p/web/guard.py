@@ -10,6 +10,7 @@ import re
 import secrets
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 SAFE_METHODS = ("GET", "HEAD")
+DRAINED = 4  # times the limit of a body: so much of a larger body is read before the answer
 HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::(\d+))?", re.ASCII)
 HEADERS = (
     (
@@ -100,7 +102,7 @@ class Guard:
     """The outermost layer of the server.
 
     access: who may use it. limits: the path of a request -> the most bytes of its body, "" for all others. seconds: for
-    each piece of a body to arrive.
+    a body to arrive.
     """
 
     def __init__(self, app: ASGIApp, access: Access, limits: Mapping[str, int], seconds: float):
@@ -111,6 +113,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         limit = self.limits.get(scope["path"], self.limits[""])
+        body = Body(receive, limit, self.seconds)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -118,15 +121,16 @@ class Guard:
                 for name, value in HEADERS:
                     headers[name] = value
                 headers.setdefault("cache-control", "no-store")
-                if message["status"] in (408, 413):
-                    headers["connection"] = "close"  # the rest of the body is not read
+                if message["status"] == 413:
+                    headers["connection"] = "close"
+                    await body.drain()
             await send(message)
 
         refusal = self.refusal(scope, limit)
         if refusal is not None:
             await refusal(scope, receive, send_guarded)
         else:
-            await self.app(scope, limited(receive, limit, self.seconds), send_guarded)
+            await self.app(scope, body, send_guarded)
 
     def refusal(self, scope: Scope, limit: int) -> Response | None:
         """The answer to a request that goes no further; None for all others."""
@@ -166,26 +170,38 @@ def cookie(headers: Headers, name: str) -> str | None:
     return None if morsel is None else morsel.value
 
 
-def limited(receive: Receive, limit: int, seconds: float) -> Receive:
-    """A `receive` that reads a body of at most so many bytes, whatever its header says, each piece within so many
-    seconds. Raises HTTPException."""
-    size, is_whole = 0, False
+class Body:
+    """The body of a request as it arrives: at most `limit` bytes, whatever its header says, within so many seconds."""
 
-    async def read() -> Message:
-        nonlocal size, is_whole
-        if is_whole:  # what follows is the client's leaving
-            return await receive()
+    def __init__(self, receive: Receive, limit: int, seconds: float):
+        self.receive, self.limit = receive, limit
+        self.deadline = asyncio.get_running_loop().time() + seconds
+        self.size, self.is_whole = 0, False
+
+    async def __call__(self) -> Message:
+        """The next message of the client. Raises HTTPException."""
+        if self.is_whole:  # what follows is the client's leaving
+            return await self.receive()
         try:
-            message = await asyncio.wait_for(receive(), seconds)
+            message = await self.read()
         except TimeoutError:
             raise HTTPException(408, "the request did not arrive in time") from None
-        size += len(message.get("body", b""))
-        is_whole = not message.get("more_body", False)
-        if size > limit:
-            raise HTTPException(413, too_large(limit))
+        if self.size > self.limit:
+            raise HTTPException(413, too_large(self.limit))
         return message
 
-    return read
+    async def read(self) -> Message:
+        async with asyncio.timeout_at(self.deadline):
+            message = await self.receive()
+        self.size += len(message.get("body", b""))
+        self.is_whole = not message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Reads a body that is too large and forgets it, up to a limit: a client that still sends reads no answer."""
+        with suppress(TimeoutError):
+            while not self.is_whole and self.size < DRAINED * self.limit:
+                await self.read()
 
 
 def too_large(limit: int) -> str:

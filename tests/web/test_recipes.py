@@ -1,0 +1,112 @@
+"""Recipes: the Python and the command line that a run is told make exactly this run, to the bit."""
+
+import base64
+import io
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from command_line import PHOTO, run
+from PIL import Image
+from web import CAT, TIGER, result
+
+import minip2p
+from minip2p.cli import options
+from minip2p.cli.app import model_source
+from minip2p.cli.main import parser
+from minip2p.web.recipes import Generated, ModelSource, command_text, python_text
+from minip2p.web.requests import Generation
+
+HALF = np.zeros((8, 8), np.uint8)
+HALF[:, :4] = 255
+REGION = {"rows": 8, "columns": 8, "cells": base64.b64encode(HALF.tobytes()).decode()}
+BLEND = {"source": ["cat"], "target": ["tiger"], "threshold": 0.4}
+
+
+def generated(client):
+    return result(client, "generate", prompt=CAT, seed=2, steps=2, guidance=3.5, negative="-fog")["run"]
+
+
+def edited(client, cat, **more):
+    return result(client, "edit", run=cat["id"], target=TIGER, **more)["run"]
+
+
+def inverted(client):
+    photo = client.post("/api/photo", files={"file": PHOTO.read_bytes()}).json()
+    return result(client, "invert", photo=photo["photo"], prompt=CAT, method="ddim", steps=2, guidance=2)["run"]
+
+
+EVERYTHING = {"cross": 0.6, "self": 0.5, "weights": {"tiger": 2, "beach": -0.5}, "blend": BLEND, "region": REGION}
+RUNS = {
+    "generated": lambda client, cat: generated(client),
+    "edited": lambda client, cat: edited(client, cat, **EVERYTHING, paste=True),
+    "plain": lambda client, cat: result(client, "edit", run=cat["id"], target=TIGER, compare=True)["plain"],
+    "photo": lambda client, cat: inverted(client),
+    "edited photo": lambda client, cat: edited(client, inverted(client), region=REGION, paste=True),
+    "edited twice": lambda client, cat: edited(client, edited(client, cat, region=REGION), region=REGION, cross=0.1),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_python_and_the_command_line_make_the_same_picture(name, client, cat, pipe, tmp_path, monkeypatch):
+    told = RUNS[name](client, cat)
+    recipe = client.get(f"/api/run/{told['id']}/recipe").json()
+    for file in recipe["files"]:
+        (tmp_path / file["name"]).write_bytes(client.get(file["url"]).content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(minip2p, "load", lambda: pipe, raising=False)
+    monkeypatch.setattr(options, "load", lambda *args, **more: pipe)
+    content = client.get(told["picture"]).content
+    picture = Image.open(io.BytesIO(content))
+
+    namespace = {}
+    exec(recipe["python"], namespace)
+    entry = client.app.state.site.studio.runs.get(told["id"])
+    assert torch.equal(namespace["run"].latents, entry.run.latents)
+    assert Image.open("picture.png").tobytes() == picture.tobytes()
+    (tmp_path / "picture.png").unlink()
+
+    assert recipe["command"].startswith("minip2p ")
+    assert run(*shlex.split(recipe["command"])[1:]) == 0
+    written = Image.open("picture.png")
+    assert written.tobytes() == picture.tobytes() and written.text == picture.text
+
+
+def test_a_blend_of_several_words_has_no_command_line(client, cat):
+    told = edited(client, cat, blend={"source": ["cat", "beach"], "target": ["tiger"]})
+    recipe = client.get(f"/api/run/{told['id']}/recipe").json()
+    assert recipe["command"] is None and "('cat', 'beach'), ('tiger',)" in recipe["python"]
+
+
+def test_the_server_remembers_no_run_that_a_recipe_needs(client, cat):
+    """The Python of an edit contains its source."""
+    told = edited(client, cat, cross=0.1)
+    python = client.get(f"/api/run/{told['id']}/recipe").json()["python"]
+    assert f"source = pipe.generate({CAT!r}, seed=1, steps=2)" in python and cat["id"] not in python
+
+
+def test_recipes_load_the_model_of_the_server():
+    arguments = ["app", "--model", "a b", "--vae", "v", "--dtype", "float16", "--device", "cuda", "--lora", "l:0.5"]
+    model = model_source(parser().parse_args([*arguments, "--embedding", "e"]))
+    recipe = Generated(Generation("it's a cat", 1, 2, None, ""))
+    assert python_text(recipe, model).splitlines()[2:7] == [
+        "import torch",
+        "",
+        "pipe = minip2p.load('a b', dtype=torch.float16, vae='v', device='cuda')",
+        "pipe = pipe.merged('l', 0.5)",
+        "pipe = pipe.with_embedding('e')",
+    ]
+    words = shlex.split(command_text(recipe, model))
+    loaded = parser().parse_args(words[1:])
+    assert (loaded.model, loaded.vae, loaded.dtype, loaded.device) == ("a b", "v", "float16", "cuda")
+    assert (loaded.lora, loaded.embedding, loaded.prompt, loaded.seed) == (["l:0.5"], ["e"], "it's a cat", "1")
+    assert model_source(parser().parse_args(["app"])) == ModelSource()
+
+
+@pytest.mark.parametrize("prompt", ["--overwrite", "-x", "$(reboot)", "`reboot`; ls", "a\"b'c", "\\"])
+def test_a_prompt_is_never_more_than_a_prompt(prompt):
+    recipe = Generated(Generation(prompt, 1, 2, None, ""))
+    words = shlex.split(command_text(recipe, ModelSource()))
+    assert words[0] == "minip2p" and parser().parse_args(words[1:]).prompt == prompt
+    compile(python_text(recipe, ModelSource()), "recipe", "exec")
