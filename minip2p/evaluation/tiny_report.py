@@ -16,8 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 
 from minip2p.attention.contract import SiteFilter, fused
 from minip2p.attention.heatmaps import HeatmapAccumulator, record_heatmaps
@@ -36,14 +37,16 @@ from minip2p.evaluation.tiny_cases import (
 from minip2p.evaluation.workers import CaseResult, Measure, WorkerPool
 from minip2p.io.files import read_text, shipped_weights, write_text
 from minip2p.io.viz import grid
+from minip2p.metrics.frechet import frechet_distance
 from minip2p.metrics.image import iou, mean, psnr
 from minip2p.pipeline import Pipeline, load
 from minip2p.sampling.settings import RunSettings
 from minip2p.text.prompt import token_indicator
 from minip2p.tiny.judge import Judge
+from minip2p.tiny.judge_data import reconstruct
 from minip2p.tiny.judge_exam import examine, judge_metrics
 from minip2p.tiny.render import render, render_batch
-from minip2p.tiny.scenes import dataset
+from minip2p.tiny.scenes import Scene, dataset
 from minip2p.tiny.sprites import Sprites, fetch_sprites
 
 FULL_REPORT = 200, 50  # cases and steps of the card's table; a smaller report does not change the card
@@ -63,6 +66,7 @@ MEANINGS = MappingProxyType(
         ),
         "map_iou_unpooled": ("", "… without the max-pool, where a perfect map would get .73"),
         "judge_object": ("0.97", "the judge itself on held-out renders: all objects right"),
+        "judge_object_strict": ("", "… the objects that are likelier present than absent are the scene's"),
         "judge_colour": ("0.97", "… colour right"),
         "judge_background": ("0.97", "… place right"),
         "judge_style": ("0.97", "… style right"),
@@ -79,6 +83,7 @@ MEANINGS = MappingProxyType(
             "the judge on held-out renders that the VAE has encoded and decoded, since all pictures that it judges are "
             "decoded: all objects right",
         ),
+        "judge_object_strict_decoded": ("", "… the objects that are likelier present than absent are the scene's"),
         "judge_colour_decoded": ("", "… colour right"),
         "judge_iou_decoded": ("", "… segmentation, IoU"),
         "judge_fog_decoded": ("", "… rank correlation of fog"),
@@ -92,6 +97,11 @@ MEANINGS = MappingProxyType(
         "two_objects": ("0.70", "two-object prompts: both are right, which means the two likeliest of all 30"),
         "two_objects_strict": ("", "… and the judge finds them, and no others, likelier present than absent"),
         "different_pairs": ("", "… the number of different pairs among the cases"),
+        "frechet": (
+            "",
+            "Fréchet distance of the judge's features: the pictures of all one- and two-object prompts against renders "
+            "of the same scenes that the VAE has encoded and decoded",
+        ),
         "swap_success": (
             "0.85",
             "swaps to a combination that is held out as well, at the τ that the card recommends: to the judge the new "
@@ -125,12 +135,6 @@ MEANINGS = MappingProxyType(
 )
 
 
-@torch.no_grad()
-def reconstruct(pipe: Pipeline, pictures: Tensor) -> Tensor:
-    """Pictures b 3 H W in [-1, 1], encoded and decoded by the VAE."""
-    return pipe.vae.decode(pipe.vae.encode(pictures)[0]).clamp(-1, 1)
-
-
 def vae_psnr(pipe: Pipeline, sprites: Sprites, count: int) -> dict[str, float]:
     """PSNR of the VAE's reconstruction of held-out renders, in all styles and of photographs alone."""
     scenes = list(dataset(EXAM_SEED, count, held_out=True))
@@ -138,7 +142,7 @@ def vae_psnr(pipe: Pipeline, sprites: Sprites, count: int) -> dict[str, float]:
     for start in range(0, count, BATCH):
         batch = scenes[start : start + BATCH]
         renders = render_batch(batch, sprites)
-        for scene, before, after in zip(batch, renders, reconstruct(pipe, renders), strict=True):
+        for scene, before, after in zip(batch, renders, reconstruct(pipe.vae, renders), strict=True):
             values["vae_psnr"].append(psnr(before, after))
             if scene.style == "photo":
                 values["vae_psnr_photo"].append(psnr(before, after))
@@ -195,7 +199,8 @@ def report(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     table = vae_psnr(pipe, sprites, cases) | map_iou(pipe, sprites, cases)
     table |= judge_figures(pipe, Judge.load(), sprites, cases)
-    table |= generation_figures(options.model, cases, steps, options.out)
+    figures, generated = generation_figures(options.model, cases, steps, options.out)
+    table |= figures | {"frechet": generated_distance(pipe, Judge.load(), sprites, generated)}
     text = card_table(table, cases, steps, pipe.default_guidance)
     print(text)
     if options.model is None and (cases, steps) == FULL_REPORT and CARD.exists():  # an installed package has no card
@@ -208,13 +213,18 @@ def judge_figures(pipe: Pipeline, judge: Judge, sprites: Sprites, cases: int) ->
     """How well the judge sees held-out renders: as they are, and encoded and decoded by the VAE (`…_decoded`)."""
     count = max(6 * cases, 40)  # scenes: only one in seven has a given attribute
     table = judge_metrics(examine(judge, sprites, count=count), judge.config.attributes)
-    decoded = examine(judge, sprites, count=count, transform=lambda renders: reconstruct(pipe, renders))
+    decoded = examine(judge, sprites, count=count, transform=lambda renders: reconstruct(pipe.vae, renders))
     decoded_table = judge_metrics(decoded, judge.config.attributes)
     return table | {f"{name}_decoded": value for name, value in decoded_table.items()}
 
 
-def generation_figures(folder: Path | None, count: int, steps: int, out: Path) -> dict[str, float]:
-    """What the judge finds in generated and edited pictures, by the model in a folder. Writes the contact sheets."""
+def generation_figures(
+    folder: Path | None, count: int, steps: int, out: Path
+) -> tuple[dict[str, float], list[tuple[Scene, Image.Image]]]:
+    """What the judge finds in generated and edited pictures, by the model in a folder. Writes the contact sheets.
+
+    Returns the pictures generated for the captions of scenes as well.
+    """
     swaps, pairs = list(swap_cases(count)), list(held_out_scenes(count, 2))
     different_swaps = {(old, new, scene.things[0].colour, scene.background) for scene, (_, old, new) in swaps}
     different_pairs = {frozenset(thing.name for thing in scene.things) for scene in pairs}
@@ -224,15 +234,33 @@ def generation_figures(folder: Path | None, count: int, steps: int, out: Path) -
         ("pairs", measure_two_objects, pairs, 8),
         ("graded", measure_reweighting, graded_cases(count), 9),
     ]
+    generated: list[tuple[Scene, Image.Image]] = []
     with WorkerPool(folder, steps) as pool:
         for name, measure, cases, columns in kinds:
             results = pool.run_all(measure, cases)
             table |= case_means(results)
+            if name != "graded":
+                scenes = pairs if name == "pairs" else [scene for scene, _ in swaps]
+                generated += [(scene, images[0]) for scene, (_, images) in zip(scenes, results, strict=True)]
             panels = [(image, "") for _, images in results[:SHEET_CASES] for image in images]
             grid(panels, columns=columns, min_side=128).save(out / f"{name}.png")
     table["swap_gain_db"] = table["psnr_swap"] - table["psnr_alone"]
     table["swap_blend_gain_db"] = table["psnr_blend"] - table["psnr_alone"]
-    return table
+    return table, generated
+
+
+def generated_distance(
+    pipe: Pipeline, judge: Judge, sprites: Sprites, generated: Sequence[tuple[Scene, Image.Image]]
+) -> float:
+    """The Fréchet distance of pictures generated for the captions of scenes, and of these scenes' renders, encoded and
+    decoded by the VAE. A picture's features are the means over its cells of the judge's (`Judge.features`)."""
+    real, of_generated = [], []
+    for scene, image in generated:
+        decoded = reconstruct(pipe.vae, render_batch([scene], sprites))[0]
+        picture = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
+        real.append(judge.features(decoded).mean(0))
+        of_generated.append(judge.features(picture).mean(0))
+    return frechet_distance(torch.stack(of_generated), torch.stack(real)) if len(real) > 1 else math.nan
 
 
 def case_means(results: Sequence[CaseResult]) -> dict[str, float]:

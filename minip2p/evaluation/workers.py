@@ -3,13 +3,10 @@
 Each process runs one thread: a picture of 128 x 128 pixels is too small to keep several cores busy.
 """
 
-import os
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from PIL import Image
 from minip2p.pipeline import Pipeline, load
 from minip2p.sampling.progress import progress_bar
 from minip2p.tiny.judge import Judge
+from minip2p.tiny.processes import start_worker
 
 CASES_PER_JOB = 5  # how many cases a process takes at a time
 
@@ -49,20 +47,6 @@ class WorkerPool:
         shares = [numbered[start : start + CASES_PER_JOB] for start in range(0, len(numbered), CASES_PER_JOB)]
         jobs = [self.pool.submit(run_share, measure, share, self.folder, self.steps) for share in shares]
         return [result for job in progress_bar(jobs) for result in job.result()]
-
-
-def start_worker() -> None:
-    """Prepares a worker process: one thread, Ctrl-C left to the parent process, and an end together with the parent."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=exit_with_parent, daemon=True).start()
-
-
-def exit_with_parent() -> None:
-    """Ends this process as soon as its parent process has ended for whatever reason."""
-    if (parent := parent_process()) is not None:
-        parent.join()
-        os._exit(1)
 
 
 def run_share(measure: Measure, share: Sequence[tuple[int, Any]], folder: Path | None, steps: int) -> list[CaseResult]:

@@ -7,10 +7,10 @@ model gathers the caption in the padding tokens: the words get a few hundredths 
 re-weight, to replace or to visualize. The maps are read through the usual contract, as `explicit(keeper)` with a
 `MapFn`.
 
-Axes: b batch, s slots, h heads, i queries, j tokens, H W height and width of the latent.
+Axes: b batch, s slots, h heads, i queries, j tokens, n tokens of the batch that have a target, H W height and width of
+the latent.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minip2p.attention.contract import Site
+from minip2p.attention.contract import Attend, Site, fused
 from minip2p.text.prompt import Prompt
 from minip2p.tiny.render import Render
 from minip2p.tiny.scenes import Scene
@@ -39,6 +39,11 @@ class MapKeeper:
         return probs
 
 
+def fused_self_attention(attend: Attend) -> Attend:
+    """The attention `attend` with the fused kernel in place of its self-attentions, whose maps are not needed."""
+    return lambda q, k, v, site: (attend if site.cross else fused)(q, k, v, site)
+
+
 def slot_regions(scene: Scene, render: Render) -> np.ndarray:
     """The share of each latent pixel that each slot's mask covers: s H W uint8, 255 for all of it.
 
@@ -57,48 +62,61 @@ def slot_regions(scene: Scene, render: Render) -> np.ndarray:
     return (255 * cells).round().astype(np.uint8)
 
 
-def slot_tokens(scene: Scene, prompt: Prompt) -> list[tuple[int, ...]]:
-    """The positions of each slot's tokens in the prompt; () for a slot that the prompt does not name.
+def token_slots(scene: Scene, prompt: Prompt) -> list[int]:
+    """The slot of each token that the text encoder reads, -1 for a token without one.
 
     An object's tokens include its colour, if the prompt names it.
     """
     phrases = [f"{thing.colour} {thing.name}" if thing.colour else thing.name for thing in scene.things]
     phrases = [phrase if phrase in prompt.text else phrase.split()[-1] for phrase in phrases]
     phrases += [""] * (2 - len(phrases)) + [scene.background, scene.attribute or ""]
-    words = {word.text for word in prompt.words}
-    return [prompt.token_indices(phrase) if phrase and words.issuperset(phrase.split()) else () for phrase in phrases]
+    words, slots = {word.text for word in prompt.words}, [-1] * len(prompt.ids)
+    for slot, phrase in enumerate(phrases):
+        if phrase and words.issuperset(phrase.split()):
+            for j in prompt.token_indices(phrase):
+                slots[j] = slot
+    return slots
 
 
-def attention_targets(
-    tokens: Sequence[Sequence[tuple[int, ...]]], regions: Tensor, length: int
-) -> tuple[Tensor, Tensor]:
-    """The attention that each token should get at each latent pixel, b j H W, and which tokens have a target, b j bool.
+@dataclass(frozen=True)
+class AttentionTargets:
+    """The attention that tokens should get.
 
-    tokens: for each prompt and slot the positions of its tokens. regions: b s H W in [0, 1]. length: tokens per prompt.
-    The n tokens of a slot share its target: ATTENTION_SHARE · region / n each. The other tokens are free.
+    regions: n H W in [0, 1], at each latent pixel. rows, columns: n, the caption of each token and its position there.
     """
-    targets = regions.new_zeros(len(regions), length, *regions.shape[2:])
-    has_target = torch.zeros(targets.shape[:2], dtype=torch.bool)
-    for b, slots in enumerate(tokens):
-        for s, positions in enumerate(slots):
-            for j in positions:
-                targets[b, j] += ATTENTION_SHARE * regions[b, s] / len(positions)
-                has_target[b, j] = True
-    return targets, has_target
+
+    regions: Tensor
+    rows: Tensor
+    columns: Tensor
 
 
-def grounding_loss(maps: dict[Site, Tensor], targets: Tensor, has_target: Tensor) -> Tensor:
+def attention_targets(slots: Tensor, regions: Tensor) -> AttentionTargets:
+    """The targets of the tokens that have a slot. slots: b j, of each token (see `token_slots`), on the CPU, so that no
+    GPU is asked how many there are. regions: b s H W in [0, 1], on any device.
+
+    The tokens of a slot share its target: ATTENTION_SHARE · region divided by their number. The other tokens are free.
+    """
+    rows, columns = (slots >= 0).nonzero(as_tuple=True)
+    of_token = slots[rows, columns]
+    counts = (slots[rows] == of_token[:, None]).sum(1)
+    rows, columns, of_token, counts = (
+        index.to(regions.device, non_blocking=True) for index in (rows, columns, of_token, counts)
+    )
+    return AttentionTargets(ATTENTION_SHARE * regions[rows, of_token] / counts[:, None, None], rows, columns)
+
+
+def grounding_loss(maps: dict[Site, Tensor], targets: AttentionTargets) -> Tensor:
     """Σ_sites mean_{tokens with a target, i} KL(target ‖ Ā), where Ā is a token's attention, averaged over the heads.
 
     target and Ā are read as probabilities of two outcomes: a query attends to the token, or not. The loss is 0 where
-    each token with a target gets it. maps: site -> b h i j. targets: b j H W. has_target: b j.
+    each token with a target gets it. maps: site -> b h i j.
     """
-    total = targets.new_zeros(())
-    if not has_target.any():  # every caption was dropped, or names nothing that has a region
+    total = targets.regions.new_zeros(())
+    if not len(targets.rows):  # every caption was dropped, or names nothing that has a region
         return total
     for site, probs in maps.items():
-        target = F.avg_pool2d(targets, site.stride).flatten(2)[has_target]  # n i, for n tokens with a target
+        target = F.avg_pool2d(targets.regions, site.stride).flatten(1)  # n i
         mean = probs.sum(1, dtype=torch.float32) / probs.shape[1]  # b i j
-        attention = mean.mT[has_target].clamp(max=1)  # rounding may raise a mean of ones above one
+        attention = mean.mT[targets.rows, targets.columns].clamp(max=1)  # rounding may raise a mean of ones above one
         total = total + F.binary_cross_entropy(attention, target) - F.binary_cross_entropy(target, target)
     return total

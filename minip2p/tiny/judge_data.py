@@ -5,7 +5,7 @@ Axes: b batch, H W height and width of a picture, n objects, k attributes.
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from minip2p.tiny.judge_network import JudgeConfig
-from minip2p.tiny.render import render
+from minip2p.tiny.render import Render, render, stack_pictures
 from minip2p.tiny.scenes import Scene
 from minip2p.tiny.sprites import Sprites
+from minip2p.vae import VAE
 
 IGNORE_LABEL = -100  # the label that F.cross_entropy ignores
 
@@ -35,6 +36,12 @@ class LabelledBatch:
     background: Tensor
     style: Tensor
     strength: Tensor
+
+
+@torch.no_grad()
+def reconstruct(vae: VAE, pictures: Tensor) -> Tensor:
+    """Pictures b 3 H W in [-1, 1], encoded and decoded by the VAE."""
+    return vae.decode(vae.encode(pictures)[0]).clamp(-1, 1)
 
 
 def corrupt_picture(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -60,12 +67,19 @@ def labelled_batch(
     scenes: Sequence[Scene], sprites: Sprites, config: JudgeConfig, corrupt_seed: int | None = None
 ) -> LabelledBatch:
     """Renders and labels scenes. corrupt_seed: the seed for `corrupt_picture`; None leaves the pictures as they are."""
-    renders = [render(scene, sprites) for scene in scenes]
-    pictures = [r.picture for r in renders]
+    return label_renders(scenes, [render(scene, sprites) for scene in scenes], config, corrupt_seed)
+
+
+def label_renders(
+    scenes: Sequence[Scene], renders: Sequence[Render], config: JudgeConfig, corrupt_seed: int | None = None
+) -> LabelledBatch:
+    """Labels the renders of scenes. corrupt_seed as for `labelled_batch`."""
     if corrupt_seed is not None:
         rngs = [np.random.default_rng((corrupt_seed, scene.seed)) for scene in scenes]
-        pictures = [corrupt_picture(picture, rng) for picture, rng in zip(pictures, rngs, strict=True)]
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        corrupted = [corrupt_picture(r.picture, rng) for r, rng in zip(renders, rngs, strict=True)]
+        pictures = stack_pictures([replace(r, picture=c) for r, c in zip(renders, corrupted, strict=True)])
+    else:
+        pictures = stack_pictures(renders)
     labels = torch.zeros(len(scenes), *renders[0].picture.shape[:2], dtype=torch.long)
     present = torch.zeros(len(scenes), len(config.objects))
     colours = torch.full(present.shape, IGNORE_LABEL)
@@ -81,4 +95,4 @@ def labelled_batch(
             strength[i, config.attributes.index(scene.attribute)] = scene.strength
     background = torch.tensor([config.backgrounds.index(s.background) for s in scenes])
     style = torch.tensor([config.styles.index(s.style) for s in scenes])
-    return LabelledBatch(stacked.contiguous(), labels, present, colours, background, style, strength)
+    return LabelledBatch(pictures.contiguous(), labels, present, colours, background, style, strength)

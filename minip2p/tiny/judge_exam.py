@@ -5,14 +5,16 @@ Axes: b batch, H W height and width of a picture.
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from minip2p.tiny.judge import Judge, Verdict
-from minip2p.tiny.judge_data import IGNORE_LABEL, LabelledBatch, labelled_batch
+from minip2p.tiny.judge_data import IGNORE_LABEL, LabelledBatch, labelled_batch, reconstruct
 from minip2p.tiny.scenes import dataset
 from minip2p.tiny.sprites import Sprites
+from minip2p.vae import VAE
 
 EXAM_SEED, EXAM_SCENES = 7001, 1200  # fixed before the first training
 
@@ -34,15 +36,17 @@ def score_verdict(verdict: Verdict, batch: LabelledBatch) -> dict[str, list[floa
     """The scores of a verdict: 1 or 0 for right or wrong, or an IoU, for each scene or each object.
 
     object: whether the k likeliest objects are the k objects of the scene (k is known, as it is from a caption).
+    object_strict: whether the objects that are likelier present than absent are those of the scene.
     objects_2: the same, only for scenes of two. colour: for each object of a scene that is not a sketch, read under the
     judge's own mask. iou: for each object, its predicted mask (probability above 0.5) against the true one.
     background, style: for each scene.
     """
-    scores: dict[str, list[float]] = {"object": [], "objects_2": [], "colour": [], "iou": []}
+    scores: dict[str, list[float]] = {"object": [], "object_strict": [], "objects_2": [], "colour": [], "iou": []}
     for i, present in enumerate(batch.present > 0):
         count = int(present.sum())
         right = bool(present[verdict.objects[i].topk(count).indices].all())
         scores["object"].append(float(right))
+        scores["object_strict"].append(float(torch.equal(verdict.objects[i] > 0.5, present)))
         if count == 2:
             scores["objects_2"].append(float(right))
         for word in present.nonzero()[:, 0].tolist():
@@ -91,16 +95,21 @@ def examine(
 
 def judge_metrics(table: ExamTable, attributes: Sequence[str]) -> dict[str, float]:
     """The metrics of an examination that the model card reports. judge_strength is the least of the strengths."""
-    row = {f"judge_{name}": table[name][0] for name in ("object", "colour", "background", "style", "iou")}
+    names = "object", "object_strict", "colour", "background", "style", "iou"
+    row = {f"judge_{name}": table[name][0] for name in names}
     strengths = {f"judge_{name}": table[f"strength_{name}"][0] for name in attributes}
     return row | strengths | {"judge_strength": min(strengths.values())}
 
 
-def print_exam(judge: Judge, sprites: Sprites) -> None:
-    """Prints the table for clean and for corrupted renders, and last one JSON line with the metrics on clean ones."""
+def print_exam(judge: Judge, sprites: Sprites, vae: VAE) -> None:
+    """Prints the table for held-out renders as they are, corrupted, and encoded and decoded by a VAE; and last one JSON
+    line with the metrics of the first and of the last (`…_decoded`)."""
     clean, corrupted = examine(judge, sprites), examine(judge, sprites, corrupt_seed=EXAM_SEED)
-    print("| on held-out renders | as they are | corrupted | number |\n|---|---|---|---|")
+    decoded = examine(judge, sprites, transform=partial(reconstruct, vae))
+    print("| on held-out renders | as they are | corrupted | decoded | number |\n|---|---|---|---|---|")
     for name, (value, count) in clean.items():
-        print(f"| {name} | {value:.4f} | {corrupted[name][0]:.4f} | {count} |")
+        print(f"| {name} | {value:.4f} | {corrupted[name][0]:.4f} | {decoded[name][0]:.4f} | {count} |")
     metrics = judge_metrics(clean, judge.config.attributes)
+    of_decoded = judge_metrics(decoded, judge.config.attributes)
+    metrics |= {f"{name}_decoded": value for name, value in of_decoded.items()}
     print(json.dumps({name: round(value, 4) for name, value in metrics.items()}))

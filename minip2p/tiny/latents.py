@@ -43,7 +43,7 @@ class LatentCache:
             for start in range(number * CHUNK, (number + 1) * CHUNK, 32):
                 scenes = list(dataset(self.seed, 32, start=start))
                 renders = [render(scene, self.sprites) for scene in scenes]
-                with half_precision():
+                with half_precision(torch.device("cpu")):
                     latents.append(self.vae.encode(stack_pictures(renders))[0].half())
                 regions += [torch.from_numpy(slot_regions(*pair)) for pair in zip(scenes, renders, strict=True)]
             write_tensors({"latents": torch.cat(latents), "regions": torch.stack(regions)}, path)
@@ -66,9 +66,9 @@ class LatentCache:
         return 1 / float(torch.cat([self[torch.arange(i, i + 256)] for i in range(0, CHUNK, 256)]).std())
 
 
-def scenes_available(step: int, batch_size: int) -> int:
-    """The number of scenes to draw from at a training step.
+def scenes_available(pictures: int) -> int:
+    """The number of scenes to draw from after so many pictures of a training.
 
     It grows during the training, which can thus begin after three chunks have been encoded.
     """
-    return min(MAX_SCENES, CHUNK * (3 + step * batch_size // (12 * CHUNK)))
+    return min(MAX_SCENES, CHUNK * (3 + pictures // (12 * CHUNK)))

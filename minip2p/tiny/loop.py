@@ -8,7 +8,8 @@ optimizers' moments. Nothing is ever unpickled.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,25 +18,26 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from minip2p.io.tensors import write_tensors
-from minip2p.tiny.muon import Muon
+from minip2p.tiny.muon import Muon, multiplies_bfloat16
 
 
-def seeded_generator(*seeds: int) -> torch.Generator:
+def seeded_generator(*seeds: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one purpose. The order of the seeds matters: (0, 1) and (1, 0) give unrelated draws."""
     mixed = 0
     for seed in seeds:
         mixed = (mixed * 6364136223846793005 + seed + 1442695040888963407) % 2**63
-    return torch.Generator().manual_seed(mixed)
+    return torch.Generator(device).manual_seed(mixed)
 
 
-def half_precision() -> torch.autocast:
-    """A context that computes in bfloat16 if the processor can multiply bfloat16 matrices, and else does nothing."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def half_precision(device: torch.device) -> torch.autocast:
+    """A context that computes in bfloat16 if the device can multiply bfloat16 matrices, and else does nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or multiplies_bfloat16(device))
 
 
-def cooldown(step: int, steps: int, share: float = 0.3) -> float:
-    """A learning rate factor for a run of known length: 1, then linearly to 0 over the last `share` of the run."""
-    return min(1.0, (1 - step / steps) / share)
+def cooldown(position: float, length: float, share: float = 0.3) -> float:
+    """A learning rate factor for a run of known length, in steps or in seconds: 1, then linearly to 0 over the last
+    `share` of the run."""
+    return min(1.0, max(0.0, 1 - position / length) / share)
 
 
 def inverse_root(step: int, plateau: int = 3000) -> float:
@@ -56,6 +58,11 @@ class Training:
 
     work: the folder of the checkpoint and the log. learning_rate: step -> learning rate; the first WARMUP steps after
     the start rise to it linearly. steps: the length of the run. ema_decay: of the moving average, per step.
+
+    stride: how many times as large as the recipe's batch the batches are. Steps are counted in batches of the recipe,
+    so that a run may go on with larger ones: each step of the optimizers counts for `stride` steps. The learning rate
+    grows as the square root of the stride (Malladi et al. 2022, arXiv 2205.10287), and the moving average forgets as
+    much per picture as before: its decay is taken to that power (Busbridge et al. 2023, arXiv 2307.13813).
     """
 
     WARMUP = 200
@@ -70,6 +77,7 @@ class Training:
         steps: int,
         ema_decay: float,
         seed: int = 0,
+        stride: int = 1,
     ):
         self.module = module
         self.work = work
@@ -77,6 +85,7 @@ class Training:
         self.steps = steps
         self.ema_decay = ema_decay
         self.seed = seed
+        self.stride = stride
         self.parameters = dict(module.named_parameters())
         matrices = {name: p for name, p in self.parameters.items() if is_matrix(name, p)}
         others = [p for name, p in self.parameters.items() if name not in matrices]
@@ -88,9 +97,18 @@ class Training:
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.step = self.start = 0
 
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    @property
+    def age(self) -> int:
+        """How many steps the optimizers have taken since the start."""
+        return (self.step - self.start) // self.stride
+
     def current_learning_rate(self) -> float:
         """The learning rate at the current step, with the warm-up."""
-        return self.learning_rate(self.step) * min(1.0, (self.step - self.start + 1) / self.WARMUP)
+        return self.learning_rate(self.step) * math.sqrt(self.stride) * min(1.0, (self.age + 1) / self.WARMUP)
 
     @property
     def checkpoint(self) -> Path:
@@ -142,7 +160,7 @@ class Training:
                         continue  # the parameter has had no gradient yet
                     # In the parameter's own memory format: AdamW's fused kernel reads both in the order of memory.
                     moments = {key: torch.empty_like(p).copy_(f.get_tensor(f"{key}.{names[p]}")) for key in keys}
-                    optimizer.state[p] = {"step": torch.tensor(float(self.step - self.start)), **moments}
+                    optimizer.state[p] = {"step": torch.tensor(float(self.age), device=p.device), **moments}
 
     @torch.no_grad()
     def freeze(self, module: nn.Module) -> None:
@@ -151,6 +169,20 @@ class Training:
         for name, p in self.parameters.items():
             if p in frozen:
                 p.copy_(self.average[name]).requires_grad_(False)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A context in which the module has the averaged weights."""
+
+        def swap() -> None:
+            for name, p in self.parameters.items():
+                p.data, self.average[name] = self.average[name], p.data
+
+        swap()
+        try:
+            yield
+        finally:
+            swap()
 
     @torch.no_grad()
     def load_average(self) -> None:
@@ -170,8 +202,9 @@ class Training:
         """Resumes, and trains until `steps` are done or the clock (time.time()) passes `stop_at`. Appends to log.jsonl.
 
         loss(step) must depend on nothing random but the step. Gradients are clipped to norm 1. `preview` is called
-        every `preview_every` steps; a checkpoint is written then, and every `save_every` seconds.
-        Raises FloatingPointError if a gradient is not finite.
+        every `preview_every` steps of the optimizers; a checkpoint is written then, and every `save_every` seconds.
+        Raises FloatingPointError if a gradient is not finite. On a CPU that is before its step. A GPU would wait for
+        every look at a number, so there it is 50 steps late at most, and before a checkpoint is written.
         """
         self.work.mkdir(parents=True, exist_ok=True)
         self.resume()
@@ -180,45 +213,62 @@ class Training:
             value = loss(self.step)
             self.module.zero_grad(set_to_none=True)
             value.backward()
-            norm = nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-            if not torch.isfinite(norm):
-                raise FloatingPointError(f"step {self.step}: the gradient is not finite; last good: {self.checkpoint}")
+            log.add(value.detach(), nn.utils.clip_grad_norm_(self.parameters.values(), 1.0))
+            if self.device.type == "cpu":
+                log.check()
             for optimizer in self.optimizers:
                 optimizer.param_groups[0]["lr"] = self.current_learning_rate()
                 optimizer.step()
-            self.step += 1
+            self.step += self.stride
             # A young average decays faster, so that it does not remember the start.
-            age = self.step - self.start
-            decay = min(self.ema_decay, (1 + age) / (10 + age))
+            decay = min(self.ema_decay**self.stride, (1 + self.age) / (10 + self.age))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
-            log.add(value.item())
-            if time.time() - saved > save_every or self.step % preview_every == 0:
+            steps_taken = self.step // self.stride
+            if steps_taken % 50 == 0:
+                log.write()
+            if time.time() - saved > save_every or steps_taken % preview_every == 0:
+                log.check()
                 self.save()
                 saved = time.time()
-            if self.step % preview_every == 0:
+            if steps_taken % preview_every == 0:
                 preview()
                 log.since += time.time() - saved
+        log.check()
         self.save()
 
 
 class TrainingLog:
-    """Writes the mean loss and the seconds per step to log.jsonl and the terminal, every 50 steps."""
+    """Writes the mean loss and the seconds per step to log.jsonl and the terminal."""
 
     def __init__(self, training: Training):
         self.training = training
-        self.first_step = training.step
-        self.total_loss = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        self.count = 0
+        self.total_loss = self.total_norm = torch.zeros((), device=self.training.device)
         self.since = time.time()
 
-    def add(self, loss: float) -> None:
-        self.total_loss += loss
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Counts a step with its loss and the norm of its gradient."""
+        self.count += 1
+        self.total_loss = self.total_loss + loss
+        self.total_norm = self.total_norm + norm
+
+    def check(self) -> None:
+        """Raises FloatingPointError if a gradient since the last row was not finite."""
+        if not torch.isfinite(self.total_norm):
+            step, checkpoint = self.training.step, self.training.checkpoint
+            raise FloatingPointError(f"step {step}: the gradient is not finite; last good: {checkpoint}")
+
+    def write(self) -> None:
+        """Writes a row and starts the next."""
+        self.check()
         step, name = self.training.step, self.training.work.name
-        if step % 50:
-            return
-        count, seconds = step - self.first_step, time.time() - self.since
-        row = {"step": step, "loss": round(self.total_loss / count, 5), "seconds": round(seconds / count, 3)}
+        loss, seconds = float(self.total_loss) / self.count, (time.time() - self.since) / self.count
+        row = {"step": step, "loss": round(loss, 5), "seconds": round(seconds, 3)}
         with open(self.training.work / "log.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(row) + "\n")
-        print(f"{name} {step}/{self.training.steps} loss {row['loss']:.4f} {row['seconds']:.2f} s/step", flush=True)
-        self.first_step, self.total_loss, self.since = step, 0.0, time.time()
+        print(f"{name} {step}/{self.training.steps} loss {loss:.4f} {seconds:.2f} s/step", flush=True)
+        self.reset()

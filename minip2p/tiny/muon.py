@@ -13,26 +13,45 @@ from torch import Tensor, nn
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: steep at 0, near 1 on [0.7, 1.2]
 
 
-def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Approximately U Vᵀ for matrix = U S Vᵀ, m n: singular values of at least 0.002 of the norm become 0.68 … 1.2.
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """U Vᵀ of each matrix U S Vᵀ, … m n, nearly: singular values of at least 0.002 of the norm become 0.68 … 1.2.
 
     It is the Newton–Schulz iteration X ← (a + b XXᵀ + c (XXᵀ)²) X. Polynomials in A = XXᵀ commute, so it runs on A,
-    which is small, and is applied to X once: the same product for a third of the multiplications.
+    which is small, and is applied to X once: the same product for a third of the multiplications. Jordan iterates in
+    bfloat16. On A that would lose the small singular values, which A has squared: here only the last step and the
+    product with X are in bfloat16, for float32 matrices on a CPU that multiplies it, which deviates as little as his.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.mT if tall else matrix
-    x = x / (x.norm() + 1e-12)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
     a, b, c = QUINTIC
     gram = x @ x.mT
-    identity = torch.eye(len(gram), dtype=x.dtype, device=x.device)
-    product = identity  # of the factors so far
+    product = None  # of the factors so far
     for step in range(steps):
-        factor = torch.addmm(a * identity + b * gram, gram, gram, alpha=c)
-        product = factor @ product if step else factor
+        if step == steps - 1 and x.dtype == torch.float32 and multiplies_bfloat16(x.device):
+            x, gram, product = x.bfloat16(), gram.bfloat16(), product if product is None else product.bfloat16()
+        factor = c * (gram @ gram) + b * gram
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
         if step < steps - 1:
             gram = factor @ gram @ factor
-    x = product @ x
+    x = (x if product is None else product @ x).to(matrices.dtype)
     return x.mT if tall else x
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device is a CPU with instructions that multiply bfloat16 matrices."""
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def columns_in_memory_order(tensor: Tensor, weight: nn.Parameter) -> Tensor:
+    """A view of a tensor that is shaped as a weight, with the axes after the first in the weight's order of memory.
+
+    Flattened, it is the matrix without a copy. The order of the columns does not matter: orthogonalizing permuted
+    columns permutes the result.
+    """
+    is_channels_last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return tensor.movedim(1, -1) if is_channels_last else tensor
 
 
 class Muon(torch.optim.Optimizer):
@@ -48,14 +67,21 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for p in group["params"]:
+            directions: dict[Any, list[tuple[nn.Parameter, Tensor]]] = {}
+            for i, p in enumerate(group["params"]):
                 if p.grad is None:
                     continue
                 state = self.state[p]
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 momentum = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                direction = p.grad.lerp(momentum, group["momentum"]).flatten(1)
-                update = orthogonalize(direction).view(p.shape)
-                p.mul_(1 - group["lr"] * group["decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * max(direction.shape) ** 0.5)
+                direction = columns_in_memory_order(p.grad.lerp(momentum, group["momentum"]), p).flatten(1)
+                # Matrices of one shape go together on a GPU, which is slow to start many small products; a CPU is not.
+                key = direction.shape if p.is_cuda else i
+                directions.setdefault(key, []).append((p, direction))
+            for alike in directions.values():
+                updates = orthogonalize(torch.stack([direction for _, direction in alike]))
+                for (p, _), update in zip(alike, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["decay"])
+                    rows = columns_in_memory_order(p, p)
+                    rows.add_(update.view(rows.shape), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)

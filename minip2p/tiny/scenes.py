@@ -23,6 +23,10 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 BACKGROUNDS = ("grass", "beach", "snow", "desert", "night", "street", "meadow", "sea")
 STYLES = ("photo", "sketch", "watercolor")
 ATTRIBUTES = ("fog", "flowers", "snow")
+SIDED_OBJECTS = frozenset(  # those that look to a side, which is left unless they are flipped
+    "cat dog rabbit horse cow pig sheep elephant tiger camel duck turtle giraffe zebra car bicycle truck".split()
+)
+DIRECTIONS = ("left", "right")  # not flipped, flipped
 MIN_NAMED_STRENGTH = 0.15  # captions do not name an attribute weaker than this
 
 PLACE_PHRASES = MappingProxyType(
@@ -66,9 +70,10 @@ def phrase_groups() -> dict[str, list[str]]:
     }
 
 
-def caption_words() -> list[str]:
-    """All words of all captions, sorted."""
+def caption_words(*, directions: bool = False) -> list[str]:
+    """All words of all captions, sorted. directions: see `caption_for`."""
     phrases = [phrase for group in phrase_groups().values() for phrase in group]
+    phrases += ["facing", *DIRECTIONS] if directions else []
     return sorted({word for phrase in ("a an and", *phrases) for word in phrase.split()})
 
 
@@ -125,18 +130,22 @@ def caption_for(
     *,
     name_place: bool | None = None,
     name_colour: bool | None = None,
+    directions: bool = False,
 ) -> str:
     """A random caption of a scene.
 
     name_place, name_colour: whether it names the place and the colours; None names the place with probability 6/7 and
-    each colour with probability 7/8.
+    each colour with probability 7/8. directions: it says of each of SIDED_OBJECTS with probability 4/5 to which side
+    it looks ("facing left").
     """
     name_place = rng.random() < 6 / 7 if name_place is None else name_place
     subjects = []
     for thing in things:
         named = rng.random() < 7 / 8 if name_colour is None else name_colour
         words = f"{thing.colour} {thing.name}" if thing.colour and named else thing.name
-        subjects.append(("an " if words[0] in "aeiou" else "a ") + words)
+        article = "an" if words[0] in "aeiou" else "a"
+        faces = directions and thing.name in SIDED_OBJECTS and rng.random() < 4 / 5
+        subjects.append(f"{article} {words}" + (f" facing {DIRECTIONS[thing.flip]}" if faces else ""))
     before, after = STYLE_PHRASES[style][rng.integers(3)]
     place = str(rng.choice(PLACE_PHRASES[background])) if name_place else ""
     mood = str(rng.choice(ATTRIBUTE_PHRASES[attribute])) if attribute and strength >= MIN_NAMED_STRENGTH else ""

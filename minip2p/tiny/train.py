@@ -1,25 +1,50 @@
-"""Trains the tiny model from nothing and writes it to `weights/tiny`: python -m minip2p.tiny.train
+"""Trains the tiny model and writes it to `weights/tiny`: python -m minip2p.tiny.train
 
-The stages: train the VAE; encode the pictures to latents once; train the UNet and the text encoder together. Each stage
-resumes where it stopped. The draws of step i depend on the seed and i alone. Without checkpoints, `--warm weights/tiny`
-starts from weights that were written before. Every 500 steps twelve sample pictures are written.
+The stages: train the VAE; if asked for, train its decoder on; train the UNet and the text encoder together; if asked
+for, train the judge. Each stage resumes where it stopped. The draws of step i depend on the seed and i alone. Without
+checkpoints, `--warm weights/tiny` starts from weights that were written before. Every 500 steps twelve sample pictures
+are written.
+
+On a CPU every step draws its own captions, and latents are encoded once and cached on disk. With `--workers`, as on a
+GPU, processes render all scenes ahead, and the device keeps them.
 
 On Linux, GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1 in the
-environment keeps the allocator from returning large buffers at every step. A step then takes a third less time.
+environment keeps the CPU's allocator from returning large buffers at every step. A step then takes a third less time.
 """
 
 import argparse
 import math
+import os
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from minip2p.errors import run_guarded
-from minip2p.tiny.export import export_model
-from minip2p.tiny.latents import LatentCache
+from minip2p.tiny.batches import UNET_BATCH, BatchSource, CachedScenes
+from minip2p.tiny.export import export_model, load_tokenizer
+from minip2p.tiny.judge import Judge
+from minip2p.tiny.judge_train import BATCH as JUDGE_BATCH
+from minip2p.tiny.judge_train import train as train_judge
+from minip2p.tiny.latents import MAX_SCENES, LatentCache
+from minip2p.tiny.scene_store import SceneStore
+from minip2p.tiny.scenes import caption_words
 from minip2p.tiny.sprites import Sprites, fetch_sprites
-from minip2p.tiny.train_unet import SCHEDULER_CONFIG, UNET_BATCH, Denoiser, UNetRun, train_unet
-from minip2p.tiny.train_vae import FREEZE_STEP, VAE_STEPS, train_vae
+from minip2p.tiny.train_decoder import train_decoder
+from minip2p.tiny.train_unet import SCHEDULER_CONFIG, Denoiser, UNetRun, train_unet
+from minip2p.tiny.train_vae import CROP_STEPS, FREEZE_STEP, VAE_STEPS, train_vae, vae_batch
+from minip2p.vae import VAE
+
+GPU_BATCHES = 256, 512, 1024, 2048  # of the UNet; the fastest is taken
+STORE_BATCH = 32  # pictures of the VAE in a step, where pictures come from a store
+STORE_VAE_STRIDE = 8  # they are that many times the four pictures of the recipe
+STORE_JUDGE_STRIDE = 4
 
 
 def main() -> int:
@@ -27,7 +52,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints and caches (default .train)")
     parser.add_argument("--out", type=Path, default=Path("weights/tiny"), help="folder for the weights")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=40_000, help=f"of the UNet, with {UNET_BATCH} pictures each")
+    parser.add_argument("--steps", type=int, default=40_000, help=f"of the UNet, of {UNET_BATCH} pictures each")
     parser.add_argument(
         "--minutes",
         type=float,
@@ -40,20 +65,132 @@ def main() -> int:
         metavar="FOLDER",
         help="start from the weights in this folder, unless --work has checkpoints",
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--batch",
+        type=batch_sizes,
+        metavar="N[,N…]",
+        help=f"pictures in a step of the UNet, the fastest of several (default {UNET_BATCH}; on a GPU "
+        f"{','.join(map(str, GPU_BATCHES))})",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that render all scenes ahead (default: on a GPU one for each core but one; on a CPU none)",
+    )
+    parser.add_argument("--scenes", type=int, default=MAX_SCENES, help=f"to render ahead (default {MAX_SCENES})")
+    parser.add_argument("--decay", action="store_true", help="let the learning rate fall to zero over the last tenth")
+    parser.add_argument(
+        "--directions", action="store_true", help='captions say to which side things look ("facing left")'
+    )
+    parser.add_argument("--decoder", type=float, default=0, metavar="MINUTES", help="train the VAE's decoder on first")
+    parser.add_argument(
+        "--adversarial", type=float, default=0, metavar="WEIGHT", help="of a discriminator, for the decoder (default 0)"
+    )
+    parser.add_argument(
+        "--judge", type=float, default=0, metavar="MINUTES", help="of --minutes, for training the judge; with --workers"
+    )
+    parser.add_argument("--judge-out", type=Path, default=Path("weights/judge"), help="folder for the judge's weights")
     options = parser.parse_args()
     return run_guarded(lambda: train(options))
 
 
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """Numbers of pictures, separated by commas, in ascending order. Argparse reports what it raises."""
+    sizes = tuple(sorted({int(part) for part in text.split(",")}))
+    if any(size < 1 or (size > UNET_BATCH and size % UNET_BATCH) for size in sizes):
+        raise argparse.ArgumentTypeError(f"batches above {UNET_BATCH} must be multiples of it, not {text}")
+    return sizes
+
+
 def train(options: argparse.Namespace) -> None:
     """Runs the stages, as far as the time allows."""
-    stop_at = time.time() + 60 * options.minutes
-    sprites = Sprites.load(fetch_sprites(options.work / "sprites"))
-    vae, vae_steps = train_vae(options.work, options.seed, sprites, stop_at, options.warm)
+    stop_at, device = time.time() + 60 * options.minutes, torch.device(options.device)
+    on_gpu = device.type == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no NVIDIA GPU; use --device cpu")
+    torch.backends.cudnn.benchmark = on_gpu
+    workers = options.workers if options.workers is not None else max(1, (os.cpu_count() or 2) - 1) if on_gpu else 0
+    if options.judge and not workers:
+        raise ValueError("--judge needs --workers; on a CPU train the judge with python -m minip2p.tiny.judge_train")
+    load_sprites = partial(Sprites.load, fetch_sprites(options.work / "sprites"))
+    if not workers:
+        return train_from_disk(options, load_sprites(), stop_at)
+    with SceneStore(
+        options.scenes, options.seed, load_sprites, workers=workers, device=device, directions=options.directions
+    ) as store:
+        return train_from_store(options, store, stop_at)
+
+
+def train_from_disk(options: argparse.Namespace, sprites: Sprites, stop_at: float) -> None:
+    """The training on a CPU: pictures are rendered when they are needed, and latents are cached on disk."""
+    seed = options.seed
+
+    def pictures(step: int) -> Tensor:
+        return vae_batch(seed, step, sprites)
+
+    vae, vae_steps = train_vae(options.work, seed, pictures, stop_at, options.warm)
     if vae_steps < VAE_STEPS:
-        print("the training of the VAE is not complete: run the same command again to resume it")
-        return
-    latents = LatentCache(options.work / f"latents-{options.seed}-{FREEZE_STEP}", vae, options.seed, sprites)
-    scaling_factor = latents.scaling_factor()
+        return print("the training of the VAE is not complete: run the same command again to resume it")
+    vae = decoder_stage(options, vae, lambda step: pictures(CROP_STEPS + step), stop_at)
+    latents = LatentCache(options.work / f"latents-{seed}-{FREEZE_STEP}", vae, seed, sprites)
+    return unet_stage(options, vae, vae_steps, CachedScenes(latents, load_tokenizer(), options.directions), stop_at)
+
+
+def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: float) -> None:
+    """The training on a GPU: scenes that worker processes render are kept in its memory."""
+
+    def vae_pictures(step: int) -> Tensor:
+        return store.picture_batch(step, STORE_BATCH * (step // STORE_VAE_STRIDE), STORE_BATCH)
+
+    vae, vae_steps = train_vae(
+        options.work,
+        options.seed,
+        vae_pictures,
+        stop_at,
+        options.warm,
+        device=store.device,
+        stride=STORE_VAE_STRIDE,
+    )
+    if vae_steps < VAE_STEPS:
+        return print("the training of the VAE is not complete: run the same command again to resume it")
+    vae = decoder_stage(options, vae, lambda step: store.picture_batch(step, STORE_BATCH * step, STORE_BATCH), stop_at)
+    store.set_vae(vae)
+    unet_stage(options, vae, vae_steps, store, stop_at - 60 * options.judge)
+    if options.judge:
+        size = JUDGE_BATCH * STORE_JUDGE_STRIDE
+        judge, _ = train_judge(
+            options.work / "judge",
+            options.seed,
+            lambda step: store.judge_batch(step, size * (step // STORE_JUDGE_STRIDE), size),
+            stop_at,
+            warm_start=Judge.load(),
+            device=store.device,
+            stride=STORE_JUDGE_STRIDE,
+            stop_ends=True,
+        )
+        judge.save(options.judge_out)
+    return None
+
+
+def decoder_stage(options: argparse.Namespace, vae: VAE, pictures: Callable[[int], Tensor], stop_at: float) -> VAE:
+    """The VAE with a decoder that has been trained on, if that is asked for. After an error, the VAE as it is: the
+    rest of the time should not be lost to it."""
+    if not options.decoder:
+        return vae
+    until, better = min(stop_at, time.time() + 60 * options.decoder), deepcopy(vae)
+    try:
+        train_decoder(better, options.work, pictures, seed=options.seed, stop_at=until, adversarial=options.adversarial)
+    except (RuntimeError, FloatingPointError):
+        traceback.print_exc()
+        print("the training of the decoder failed; going on without it", flush=True)
+        return vae
+    return better
+
+
+def unet_stage(options: argparse.Namespace, vae: VAE, vae_steps: int, source: BatchSource, stop_at: float) -> None:
+    """Trains the UNet and the text encoder, and writes the model."""
+    scaling_factor = source.scaling_factor()
 
     def write(folder: Path, denoiser: Denoiser, unet_steps: int) -> None:
         export_model(
@@ -64,10 +201,23 @@ def train(options: argparse.Namespace) -> None:
             SCHEDULER_CONFIG,
             scaling_factor=scaling_factor,
             trained={"vae": vae_steps, "unet": unet_steps},
+            words=caption_words(directions=options.directions),
         )
 
-    run = UNetRun(options.work, options.out, options.seed, options.steps, options.warm, stop_at)
-    train_unet(run, latents, write)
+    device = torch.device(options.device)
+    default = GPU_BATCHES if device.type == "cuda" else (UNET_BATCH,)
+    run = UNetRun(
+        options.work,
+        options.out,
+        options.seed,
+        options.steps,
+        options.warm,
+        stop_at,
+        device=device,
+        batches=options.batch or default,
+        decay=options.decay,
+    )
+    train_unet(run, source, write)
 
 
 if __name__ == "__main__":

@@ -3,26 +3,25 @@
 Axes: b batch, c latent channels, h w height and width of a latent, j tokens of a caption.
 """
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from minip2p.attention.contract import Attend, explicit
+from minip2p.attention.contract import Site, explicit
 from minip2p.config import SchedulerConfig, UNetConfig
 from minip2p.io.viz import grid
 from minip2p.pipeline import Pipeline, load
 from minip2p.sched import DDIMScheduler
-from minip2p.text.prompt import Prompt
-from minip2p.tiny.export import load_tokenizer, make_text_encoder, trained_steps
-from minip2p.tiny.grounding import MapKeeper, attention_targets, grounding_loss, slot_tokens
-from minip2p.tiny.latents import LatentCache, scenes_available
-from minip2p.tiny.loop import Training, half_precision, inverse_root, seeded_generator
-from minip2p.tiny.scenes import Scene, caption_for, dataset
+from minip2p.tiny.batches import UNET_BATCH, BatchSource
+from minip2p.tiny.export import make_text_encoder, trained_steps
+from minip2p.tiny.grounding import MapKeeper, attention_targets, fused_self_attention, grounding_loss
+from minip2p.tiny.loop import Training, cooldown, half_precision, inverse_root, seeded_generator
 from minip2p.unet import UNet
 
 UNET_CONFIG = UNetConfig(
@@ -37,8 +36,11 @@ UNET_CONFIG = UNetConfig(
 SCHEDULER_CONFIG = SchedulerConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
 )
-UNET_BATCH = 64
+LEARNING_RATE, EMA_DECAY = 8e-4, 0.9999  # for batches of UNET_BATCH; see `Training` for larger ones
+DECAY = 0.1  # the share of a run at whose end the learning rate falls to zero, if it does
 GROUNDING_WEIGHT = 0.03  # of the grounding loss; the denoising loss is about 0.07
+ENOUGH = 0.9  # of the best throughput: a smaller batch that reaches it is preferred, since it takes more steps
+COMPILE_SECONDS = 600.0  # how long a run must be for torch.compile to be tried, which takes a minute or two
 PREVIEW_PROMPTS = (
     "a cat on the beach",
     "a tiger in the meadow",
@@ -60,7 +62,9 @@ class UNetRun:
     """The options of a training run.
 
     work: the folder for checkpoints and previews. out: the folder for the weights. warm_start: a folder of weights to
-    start from. stop_at: the time (time.time()) after which the run stops.
+    start from. stop_at: the time (time.time()) after which the run stops. batches: the numbers of pictures in a step
+    that are tried, multiples of UNET_BATCH; the fastest is taken. decay: whether the learning rate falls to zero over
+    the last DECAY of the run.
     """
 
     work: Path
@@ -69,6 +73,9 @@ class UNetRun:
     steps: int
     warm_start: Path | None
     stop_at: float
+    device: torch.device = torch.device("cpu")  # noqa: RUF009, it is immutable
+    batches: tuple[int, ...] = (UNET_BATCH,)
+    decay: bool = False
 
 
 class Denoiser(nn.Module):
@@ -83,49 +90,46 @@ class Denoiser(nn.Module):
             if name.endswith(("conv2.weight", "proj_out.weight")) or name == "conv_out.weight":
                 nn.init.zeros_(p)
 
+    def forward(self, x: Tensor, t: Tensor, token_ids: Tensor) -> tuple[Tensor, dict[Site, Tensor]]:
+        """The predicted noise of latents x b c h w at timesteps t b, and the cross-attention maps, site -> b h i j."""
+        keeper = MapKeeper()
+        attend = explicit(keeper)
+        if x.is_cuda:  # on a CPU the fused kernel is slower at these sizes
+            attend = fused_self_attention(attend)
+        context = self.text(input_ids=token_ids).last_hidden_state
+        return self.unet(x, t, context, attend), keeper.maps
+
 
 def stratified_timesteps(n: int, total: int, generator: torch.Generator) -> Tensor:
     """n timesteps, one from each n-th of the schedule: as uniform as independent draws, with less variance."""
-    return ((torch.arange(n) + torch.rand(n, generator=generator)) * (total / n)).long()
+    device = generator.device
+    offsets = torch.rand(n, generator=generator, device=device)
+    return ((torch.arange(n, device=device) + offsets) * (total / n)).long()
 
 
 def denoising_loss(
-    denoiser: Denoiser,
-    scheduler: DDIMScheduler,
+    denoiser: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[Site, Tensor]]],
+    alphas_cumprod: Tensor,
     x0: Tensor,
     token_ids: Tensor,
     generator: torch.Generator,
-    attend: Attend,
-) -> Tensor:
+) -> tuple[Tensor, dict[Site, Tensor]]:
     """E w(t) ‖ε − ε_θ(x_t, t, caption)‖² (Ho et al. 2020, eq. 14), for latents x0 b c h w and token ids b j.
 
     w = 1 / √SNR with SNR = ᾱ / (1 − ᾱ) (Yu et al. 2023, arXiv 2310.08442). At high noise an error in ε is a large error
-    in the picture, and it is there that the caption decides.
+    in the picture, and it is there that the caption decides. All tensors and the generator are on one device.
+    Returns the cross-attention maps as well.
     """
-    t = stratified_timesteps(len(x0), scheduler.config.num_train_timesteps, generator)
-    noise = torch.randn(x0.shape, generator=generator)
-    alpha_cumprod = scheduler.alphas_cumprod[t]
+    t = stratified_timesteps(len(x0), len(alphas_cumprod), generator)
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+    alpha_cumprod = alphas_cumprod[t]
     snr = alpha_cumprod / (1 - alpha_cumprod)
-    x = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
-    with half_precision():
-        context = denoiser.text(input_ids=token_ids).last_hidden_state
-        eps = denoiser.unet(x, t, context, attend)
+    signal = alpha_cumprod[:, None, None, None]
+    x = (signal.sqrt() * x0 + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+    with half_precision(x0.device):
+        eps, maps = denoiser(x, t, token_ids)
     error = (eps.float() - noise).square().mean(dim=(1, 2, 3))
-    return (error / snr.sqrt()).mean()
-
-
-def draw_captions(seed: int, step: int, indices: Tensor, drop: float = 0.1) -> tuple[list[Scene], list[str]]:
-    """The scenes of these numbers, and a new random caption for each.
-
-    A share `drop` of the captions is empty, for classifier-free guidance (Ho & Salimans 2022).
-    """
-    rng, scenes, captions = np.random.default_rng((seed, step, 2)), [], []
-    for i in indices.tolist():
-        scene = next(dataset(seed, 1, start=i))
-        caption = caption_for(rng, scene.things, scene.background, scene.style, scene.attribute, scene.strength)
-        scenes.append(scene)
-        captions.append("" if rng.random() < drop else caption)
-    return scenes, captions
+    return (error / snr.sqrt()).mean(), maps
 
 
 def denoiser_weights(folder: Path) -> dict[str, Tensor]:
@@ -137,47 +141,119 @@ def denoiser_weights(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def train_unet(run: UNetRun, latents: LatentCache, write: Callable[[Path, Denoiser, int], None]) -> None:
+def smallest_fast_batch(sizes: Sequence[int], seconds: Callable[[int], float]) -> int:
+    """The smallest of the batch sizes, in ascending order, that takes at least ENOUGH of the most pictures a second.
+
+    seconds(size): how long a step takes. It may raise torch.cuda.OutOfMemoryError; larger batches are not tried then.
+    """
+    rates: dict[int, float] = {}
+    for size in sizes:
+        try:
+            rates[size] = size / seconds(size)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        print(f"batches of {size}: {rates[size]:.0f} pictures a second", flush=True)
+    if not rates:
+        raise ValueError(f"a batch of {sizes[0]} pictures does not fit into the GPU's memory; set a smaller --batch")
+    return next(size for size, rate in rates.items() if rate >= ENOUGH * max(rates.values()))
+
+
+def time_step(step: Callable[[], Tensor], device: torch.device, repeats: int = 3) -> float:
+    """How many seconds a step takes with its gradients, after one that is not counted."""
+    for repeat in range(repeats + 1):
+        if repeat == 1:
+            begin = time.time()
+        step().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return (time.time() - begin) / repeats
+
+
+def train_unet(run: UNetRun, source: BatchSource, write: Callable[[Path, Denoiser, int], None]) -> None:
     """Trains the UNet and the text encoder. Resumes from `run.work`.
 
     write(folder, denoiser, steps) is called with the averaged weights: for a preview every 500 steps, and at the end.
+    At the end of a run with a decay of the learning rate, the better of the average and the weights themselves is
+    written, by the loss on scenes that are not trained on.
     """
+    begin = time.time()
     torch.manual_seed(run.seed)
     denoiser = Denoiser()
     denoiser.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    denoiser.to(run.device)
+    alphas_cumprod = DDIMScheduler(SCHEDULER_CONFIG).alphas_cumprod.to(run.device)
+    scaling_factor = source.scaling_factor()
 
     def learning_rate(step: int) -> float:
-        return 8e-4 * inverse_root(step)
+        rate = LEARNING_RATE * inverse_root(step)
+        if run.decay:
+            rate *= cooldown(time.time() - begin, run.stop_at - begin, DECAY) * cooldown(step, run.steps, DECAY)
+        return rate
 
     training = Training(
-        denoiser, run.work / "unet", learning_rate=learning_rate, steps=run.steps, ema_decay=0.9999, seed=run.seed
+        denoiser, run.work / "unet", learning_rate=learning_rate, steps=run.steps, ema_decay=EMA_DECAY, seed=run.seed
     )
     if run.warm_start:
         training.warm_start(denoiser_weights(run.warm_start), trained_steps(run.warm_start)["unet"])
-    scheduler, tokenizer, scaling_factor = DDIMScheduler(SCHEDULER_CONFIG), load_tokenizer(), latents.scaling_factor()
+    training.resume()
+    with training.averaged():  # so that there are weights from the start, whatever happens
+        write(run.work / "preview", denoiser, training.step)
+    predict: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[Site, Tensor]]] = denoiser
 
-    def loss(step: int) -> Tensor:
-        generator = seeded_generator(run.seed, step, 3)
-        indices = torch.randint(0, scenes_available(step, UNET_BATCH), (UNET_BATCH,), generator=generator)
-        scenes, captions = draw_captions(run.seed, step, indices)
-        prompts = [Prompt.tokenize(caption, tokenizer) for caption in captions]
-        token_ids = torch.tensor([prompt.ids for prompt in prompts])
-        keeper = MapKeeper()
-        x0 = scaling_factor * latents[indices]
-        denoising = denoising_loss(denoiser, scheduler, x0, token_ids, generator, explicit(keeper))
-        tokens = [slot_tokens(scene, prompt) for scene, prompt in zip(scenes, prompts, strict=True)]
-        targets, has_target = attention_targets(tokens, latents.regions(indices), token_ids.shape[1])
-        return denoising + GROUNDING_WEIGHT * grounding_loss(keeper.maps, targets, has_target)
+    def batch_loss(step: int, size: int) -> Tensor:
+        batch = source.batch(step, UNET_BATCH * (step - training.start), size)
+        generator = seeded_generator(run.seed, step, 4, device=run.device)
+        x0 = scaling_factor * batch.latents
+        denoising, maps = denoising_loss(predict, alphas_cumprod, x0, batch.token_ids, generator)
+        targets = attention_targets(batch.slots, batch.regions)
+        return denoising + GROUNDING_WEIGHT * grounding_loss(maps, targets)
+
+    def seconds(size: int) -> float:
+        return time_step(lambda: batch_loss(training.step, size), run.device)
+
+    size = run.batches[0]
+    if len(run.batches) > 1:
+        size = smallest_fast_batch(run.batches, seconds)
+    training.stride = max(1, size // UNET_BATCH)
+    if run.device.type == "cuda" and run.stop_at - time.time() >= COMPILE_SECONDS:
+        eager = seconds(size)
+        predict = torch.compile(denoiser)
+        try:
+            compiled = seconds(size)
+        except Exception as error:  # there may be no compiler, for instance
+            print(f"torch.compile failed: {error}", flush=True)
+            compiled = math.inf
+        print(f"torch.compile: {compiled:.3f} s a step, {eager:.3f} s without", flush=True)
+        if compiled >= eager:
+            predict = denoiser
+
+    @torch.no_grad()
+    def validation_loss() -> float:
+        batch = source.validation()
+        generator = seeded_generator(run.seed, 6, device=run.device)
+        return float(
+            denoising_loss(denoiser, alphas_cumprod, scaling_factor * batch.latents, batch.token_ids, generator)[0]
+        )
 
     def preview() -> None:
-        averaged = Denoiser()
-        averaged.load_state_dict(training.average, strict=False)  # buffers, which have no average, never change
-        write(run.work / "preview", averaged, training.step)
-        preview_sheet(load(run.work / "preview")).save(training.work / f"samples-{training.step:06d}.png")
+        with training.averaged():
+            write(run.work / "preview", denoiser, training.step)
+            if run.decay:
+                print(f"validation loss: {validation_loss():.5f} of the moving average", flush=True)
+        pipe = load(run.work / "preview", device=run.device)
+        preview_sheet(pipe).save(training.work / f"samples-{training.step:06d}.png")
 
-    training.run(loss, preview=preview, stop_at=run.stop_at)
+    training.run(lambda step: batch_loss(step, size), preview=preview, stop_at=run.stop_at)
+    if run.decay:
+        weights = validation_loss()
+        with training.averaged():
+            average = validation_loss()
+        print(f"validation loss: {average:.5f} of the moving average, {weights:.5f} of the weights", flush=True)
+        if weights < average:
+            return write(run.out, denoiser, training.step)
     training.load_average()
-    write(run.out, denoiser, training.step)
+    return write(run.out, denoiser, training.step)
 
 
 def preview_sheet(model: Pipeline) -> Image.Image:

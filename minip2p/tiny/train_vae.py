@@ -3,6 +3,7 @@
 Axes: b batch, c latent channels, H W height and width of a picture, h w of its latent.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ VAE_STEPS = 8000
 CROP_STEPS = 2600  # the first steps train on crops, the others on full pictures
 FREEZE_STEP = 6900  # from here on only the decoder is trained
 VAE_BATCH = 16  # crops per step
+LEARNING_RATE, EMA_DECAY = 5e-4, 0.998
 
 
 def vae_batch(seed: int, step: int, sprites: Sprites) -> Tensor:
@@ -58,35 +60,57 @@ def gradient_l1(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
     return total
 
 
-def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = 1e-5) -> Tensor:
-    """10 L2 + 2 L1 + 0.3 gradient L1 + kl_weight · KL(q(z|x) ‖ N(0, 1)), each a mean, for pictures x b 3 H W.
+def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
+    """10 L2 + 2 L1 + 0.3 gradient L1, each a mean, of pictures x b 3 H W and their reconstructions y.
 
-    The KL term is that of Kingma & Welling 2013, appendix B. The squared error preserves the colours: with L1 terms
-    alone the edges outweighed them, and pictures turned grey.
+    The squared error preserves the colours: with L1 terms alone the edges outweighed them, and pictures turned grey.
     """
-    with half_precision():
+    return 10 * F.mse_loss(y, x) + 2 * (x - y).abs().mean() + 0.3 * gradient_l1(x, y)
+
+
+def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = 1e-5) -> Tensor:
+    """`reconstruction_loss` + kl_weight · KL(q(z|x) ‖ N(0, 1)), a mean, for pictures x b 3 H W.
+
+    The KL term is that of Kingma & Welling 2013, appendix B.
+    """
+    with half_precision(x.device):
         mean, std = vae.encode(x)
-        y = vae.decode(mean + std * torch.randn(mean.shape, generator=noise))
+        y = vae.decode(mean + std * torch.randn(mean.shape, generator=noise, device=x.device))
     kl = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).mean()
-    y = y.float()
-    return 10 * F.mse_loss(y, x) + 2 * (x - y).abs().mean() + 0.3 * gradient_l1(x, y) + kl_weight * kl
+    return reconstruction_loss(x, y.float()) + kl_weight * kl
 
 
 def train_vae(
-    work: Path, seed: int, sprites: Sprites, stop_at: float, warm_start: Path | None = None
+    work: Path,
+    seed: int,
+    pictures: Callable[[int], Tensor],
+    stop_at: float,
+    warm_start: Path | None = None,
+    *,
+    device: torch.device = torch.device("cpu"),  # noqa: B008, it is immutable
+    stride: int = 1,
 ) -> tuple[VAE, int]:
     """The VAE with its averaged weights, and the number of steps that it was trained. Resumes from `work`.
 
-    stop_at: the time (time.time()) after which it stops. warm_start: a folder of weights to start from.
+    pictures(step): the pictures of a step, b 3 H W on the device; `vae_batch` on a CPU. stop_at: the time (time.time())
+    after which it stops. warm_start: a folder of weights to start from. stride: see `Training`.
     From step FREEZE_STEP on only the decoder is trained, so that latents which have been cached stay valid.
     """
     torch.manual_seed(seed)
-    vae = VAE(VAE_CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = VAE(VAE_CONFIG).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def learning_rate(step: int) -> float:
-        return 5e-4 * cooldown(step, VAE_STEPS)
+        return LEARNING_RATE * cooldown(step, VAE_STEPS)
 
-    training = Training(vae, work / "vae", learning_rate=learning_rate, steps=VAE_STEPS, ema_decay=0.998, seed=seed)
+    training = Training(
+        vae,
+        work / "vae",
+        learning_rate=learning_rate,
+        steps=VAE_STEPS,
+        ema_decay=EMA_DECAY,
+        seed=seed,
+        stride=stride,
+    )
     if warm_start:
         training.warm_start(load(warm_start).vae.state_dict(), trained_steps(warm_start)["vae"])
 
@@ -94,8 +118,8 @@ def train_vae(
         if step >= FREEZE_STEP and vae.encoder.conv_in.weight.requires_grad:
             for module in (vae.encoder, vae.quant_conv):
                 training.freeze(module)
-        x = vae_batch(seed, step, sprites).contiguous(memory_format=torch.channels_last)
-        return vae_loss(vae, x, seeded_generator(seed, step, 1))
+        x = pictures(step).contiguous(memory_format=torch.channels_last)
+        return vae_loss(vae, x, seeded_generator(seed, step, 1, device=device))
 
     training.run(loss, stop_at=stop_at)
     training.load_average()

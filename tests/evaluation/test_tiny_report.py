@@ -12,6 +12,21 @@ from minip2p.attention.masks import heatmap_to_mask
 from minip2p.evaluation import tiny_report
 from minip2p.evaluation.tiny_cases import held_out_scenes
 from minip2p.evaluation.tiny_report import card_table, case_means, generation_figures, judge_figures, write_card
+from minip2p.io.images import to_pil
+from minip2p.metrics.frechet import frechet_distance
+from minip2p.tiny.judge_data import reconstruct
+from minip2p.tiny.render import render_batch
+from minip2p.tiny.scenes import OBJECTS
+from minip2p.tiny.sprites import Sprites
+
+
+@pytest.fixture(scope="module")
+def sprites():
+    """A disc for every object."""
+    disc = np.zeros((64, 64, 4), np.uint8)
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    disc[x**2 + y**2 < 0.9] = (220, 40, 120, 255)
+    return Sprites(dict.fromkeys(OBJECTS, disc))
 
 
 def test_maps_are_read_in_the_middle_of_the_schedule(model, monkeypatch):
@@ -49,7 +64,9 @@ def test_the_vae_is_measured_on_all_renders_and_on_photographs_alone(monkeypatch
     monkeypatch.setattr(tiny_report, "render_batch", lambda batch, sprites: torch.zeros(len(batch), 3, 8, 8))
     errors = torch.tensor([0.2, 0.02])[:, None, None, None]  # of 2: 20 and 40 dB
     monkeypatch.setattr(tiny_report, "reconstruct", lambda pipe, pictures: pictures + errors)
-    assert tiny_report.vae_psnr(None, None, 2) == pytest.approx({"vae_psnr": 30, "vae_psnr_photo": 20}, abs=1e-4)
+    assert tiny_report.vae_psnr(SimpleNamespace(vae=None), None, 2) == pytest.approx(
+        {"vae_psnr": 30, "vae_psnr_photo": 20}, abs=1e-4
+    )
 
 
 class InProcessPool:
@@ -72,7 +89,8 @@ class InProcessPool:
 
 def test_gains_are_over_the_same_seed_without_p2p(monkeypatch, tmp_path):
     monkeypatch.setattr(tiny_report, "WorkerPool", InProcessPool)
-    table = generation_figures(None, 1, 1, tmp_path)
+    table, generated = generation_figures(None, 1, 1, tmp_path)
+    assert [len(scene.things) for scene, _ in generated] == [1, 2]  # of a swap the source, and of a pair
     assert (table["swap_gain_db"], table["swap_blend_gain_db"]) == (3, 11)
     assert table["different_swaps"] == table["different_pairs"] == 1
     assert {path.name for path in tmp_path.iterdir()} == {"swaps.png", "pairs.png", "graded.png"}
@@ -86,8 +104,25 @@ def test_the_judge_is_examined_on_renders_and_on_decoded_renders(monkeypatch):
     monkeypatch.setattr(tiny_report, "reconstruct", lambda pipe, renders: renders / 2)
     monkeypatch.setattr(tiny_report, "judge_metrics", lambda exam, attributes: {"judge_object": exam[1], "n": exam[0]})
     judge = SimpleNamespace(config=SimpleNamespace(attributes=()))
-    figures = judge_figures(None, judge, None, 10)
+    figures = judge_figures(SimpleNamespace(vae=None), judge, None, 10)
     assert figures == {"judge_object": 1.0, "n": 60, "judge_object_decoded": 0.5, "n_decoded": 60}
+
+
+def test_the_distance_is_zero_for_the_decoded_renders_themselves(monkeypatch, sprites, model):
+    """And that of their features by hand: with the colours of the pictures as features, darker ones are apart."""
+    scenes = list(held_out_scenes(3, 1))
+    decoded = reconstruct(model.vae, render_batch(scenes, sprites))
+    judge = SimpleNamespace(features=lambda picture: picture.flatten(1).mT)
+
+    def distance(pictures):
+        return tiny_report.generated_distance(model, judge, sprites, list(zip(scenes, pictures, strict=True)))
+
+    assert distance([to_pil(picture) for picture in decoded]) < 1e-4
+    darker = [to_pil((picture - 0.4).clamp(-1, 1)) for picture in decoded]
+    real = decoded.mean((2, 3))
+    dark = torch.stack([(picture - 0.4).clamp(-1, 1).mean((1, 2)) for picture in decoded])
+    assert distance(darker) == pytest.approx(frechet_distance(dark, real), rel=0.02)
+    assert np.isnan(tiny_report.generated_distance(model, judge, sprites, []))
 
 
 def test_a_mean_is_over_the_cases_that_have_the_figure():

@@ -29,10 +29,13 @@ def test_the_exported_folder_opens_with_the_same_weights_in_float16(tmp_path):
     )
     vae = VAE(VAEConfig(block_out_channels=(8,), norm_num_groups=4))
     text, steps = make_text_encoder(width), {"vae": 3, "unet": 5}
-    export_model(tmp_path, vae, unet, text, SchedulerConfig(steps_offset=1), scaling_factor=0.25, trained=steps)
+    export_model(
+        tmp_path, vae, unet, text, SchedulerConfig(steps_offset=1), scaling_factor=0.25, trained=steps, words=["cat"]
+    )
     model = minip2p.load(tmp_path)
     assert model.vae.config.scaling_factor == 0.25
     assert trained_steps(tmp_path) == steps
+    assert json.loads((tmp_path / "minip2p.json").read_text())["words"] == ["cat"]
     assert model.default_guidance == json.loads((tmp_path / "minip2p.json").read_text())["guidance"]
     for module, loaded in ((unet, model.unet), (vae, model.vae), (text, model.text.encoders["text_encoder"])):
         tensors = loaded.state_dict()

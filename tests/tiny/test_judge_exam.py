@@ -39,6 +39,8 @@ def test_a_true_verdict_is_right_in_everything(sprites):
     assert all(min(values) == 1 for name, values in scores.items() if name != "iou") and np.mean(scores["iou"]) > 0.95
     assert len(scores["iou"]) == batch.present.sum()
     assert len(scores["colour"]) == (batch.colours != IGNORE_LABEL).sum()
+    unsure = score_verdict(replace(verdict, objects=0.4 * batch.present), batch)  # the likeliest, and not likely
+    assert min(unsure["object"]) == 1 and max(unsure["object_strict"]) == 0
     moved = score_verdict(replace(verdict, objects=batch.present.roll(1, 1)), batch)
     assert sum(moved["object"]) == 0 and moved["iou"] == scores["iou"]
 

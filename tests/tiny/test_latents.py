@@ -16,7 +16,7 @@ def test_the_scaling_factor_is_one_over_the_standard_deviation(tmp_path, monkeyp
 
 
 def test_more_scenes_become_available_during_the_training():
-    available = [scenes_available(step, 64) for step in (0, 383, 384, 10**6)]
+    available = [scenes_available(64 * step) for step in (0, 383, 384, 10**6)]
     assert available == [3 * CHUNK, 3 * CHUNK, 4 * CHUNK, MAX_SCENES]
 
 

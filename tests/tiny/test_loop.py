@@ -1,5 +1,6 @@
 """The training loop: exact resumption, warm starts, frozen parts, learning rates and the moving average."""
 
+import json
 from collections import OrderedDict
 
 import pytest
@@ -122,6 +123,47 @@ def test_muon_trains_the_matrices_and_adamw_the_rest():
     assert not any(is_matrix(name, p) for name, p in parameters.items() if p.ndim == 1)
 
 
+def test_a_larger_batch_counts_for_more_steps(tmp_path):
+    """Four times the recipe's batch: each step counts for four, at twice the learning rate, and the average forgets as
+    much as in four steps of the recipe."""
+    module = nn.Sequential(OrderedDict(conv_in=nn.Conv2d(1, 1, 1, bias=False)))
+    training = Training(module, tmp_path, learning_rate=lambda step: 0.1, steps=800, ema_decay=0.99, stride=4)
+    steps, rates, weights = [], [], []
+
+    def loss(step):
+        steps.append(step)
+        rates.append(training.current_learning_rate())
+        weights.append(training.average["conv_in.weight"].item())
+        return module.conv_in.weight.sum()
+
+    training.run(loss)
+    assert steps == list(range(0, 800, 4)) and training.step == 800 and training.age == 200
+    assert rates[0] == pytest.approx(0.2 / 200) and rates[-1] == pytest.approx(0.2)
+    (state,) = training.optimizers[0].state.values()
+    assert float(state["step"]) == 200
+    moved = (training.average["conv_in.weight"].item() - weights[-1]) / (module.conv_in.weight.item() - weights[-1])
+    assert moved == pytest.approx(1 - 201 / 210, rel=1e-3)  # a young average: 201 / 210 < 0.99⁴
+    resumed = Training(module, tmp_path, learning_rate=lambda step: 0.1, steps=808, ema_decay=0.99, stride=2)
+    resumed.run(lambda step: module.conv_in.weight.sum())
+    assert resumed.step == 808
+
+
+def test_within_averaged_the_module_has_the_average(tmp_path):
+    training = train_convolution(tmp_path, 3)
+    weights, average = training.module.conv.weight.detach().clone(), training.average["conv.weight"].clone()
+    assert not torch.equal(weights, average)
+    with training.averaged():
+        assert torch.equal(training.module.conv.weight, average)
+    assert torch.equal(training.module.conv.weight, weights) and torch.equal(training.average["conv.weight"], average)
+
+
+def test_the_log_has_the_mean_loss_of_fifty_steps(tmp_path):
+    training = Training(nn.Linear(1, 1), tmp_path, learning_rate=lambda step: 0.0, steps=100, ema_decay=0.9)
+    training.run(lambda step: training.module.weight.sum() * 0 + step)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(50, 24.5), (100, 74.5)]
+
+
 def test_a_gradient_that_is_not_finite_stops_the_training(tmp_path):
     module = nn.Linear(1, 1)
     training = Training(module, tmp_path, learning_rate=lambda step: 0.1, steps=2, ema_decay=0.9)
@@ -131,7 +173,7 @@ def test_a_gradient_that_is_not_finite_stops_the_training(tmp_path):
 
 def test_the_learning_rate_factors_by_hand():
     assert cooldown(0, 100) == cooldown(70, 100) == 1 and cooldown(100, 100) == 0
-    assert cooldown(85, 100) == pytest.approx(0.5)
+    assert cooldown(85, 100) == pytest.approx(0.5) and cooldown(101, 100) == 0 and cooldown(9, float("inf")) == 1
     assert inverse_root(0) == inverse_root(1000) == 1
     assert inverse_root(11_999, plateau=3000) == pytest.approx(0.5)
 

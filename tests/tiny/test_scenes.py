@@ -13,6 +13,9 @@ from minip2p.tiny.scenes import (
     OBJECTS,
     STYLES,
     THINGS,
+    Thing,
+    caption_for,
+    caption_words,
     combination_held_out,
     dataset,
     is_held_out,
@@ -82,6 +85,32 @@ def test_captions_vary_in_what_they_leave_out():
     } <= {scene.caption for scene in dataset(10, 400, **fixed)}
     for scene in dataset(11, 50, names=("chair",), name_place=True, name_colour=True):
         assert set(scene.caption.replace(",", "").split()) & set(COLOURS)
+
+
+def test_directions_are_those_of_the_things_and_only_on_request():
+    """In four of five captions; of all else the caption is the same. A balloon has no side."""
+    rng, said_of = np.random.default_rng(0), {"cat": 0, "truck": 0, "balloon": 0}
+    things = tuple(
+        Thing(name, colour, 40, 100, 60, flip)
+        for name, colour, flip in (("cat", None, False), ("truck", "red", True), ("balloon", "blue", False))
+    )
+    for _ in range(300):
+        caption = caption_for(rng, things, "beach", "photo", None, 0.0, name_colour=True, directions=True)
+        for name, phrase in (
+            ("cat", "cat facing left"),
+            ("truck", "truck facing right"),
+            ("balloon", "balloon facing"),
+        ):
+            said_of[name] += phrase in caption
+        assert caption.count("facing left") <= 1 and caption.count("facing right") <= 1
+        assert set(caption.replace(",", "").split()) <= set(caption_words(directions=True))
+    assert 0.7 < said_of["cat"] / 300 < 0.9 and 0.7 < said_of["truck"] / 300 < 0.9 and said_of["balloon"] == 0
+    assert not {"facing", "left", "right"} & set(caption_words())
+    plain, asked = (
+        caption_for(np.random.default_rng(1), things[2:], "beach", "photo", None, 0.0, directions=directions)
+        for directions in (False, True)
+    )
+    assert plain == asked  # nothing more is drawn for things without a side
 
 
 def test_a_faint_attribute_is_not_named():

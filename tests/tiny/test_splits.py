@@ -7,7 +7,8 @@ import torch
 from judges import random_judge
 
 from minip2p.evaluation import tiny_cases, tiny_report
-from minip2p.tiny import judge_exam, judge_train, latents, scenes, train_unet, train_vae
+from minip2p.tiny import batches, judge_exam, judge_train, latents, scene_store, scenes, train_vae
+from minip2p.tiny.export import load_tokenizer
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def requests(monkeypatch):
         calls.append((seed, held_out, fixed))
         return scenes.dataset(seed, n, start=start, held_out=held_out, **fixed)
 
-    for module in (tiny_cases, tiny_report, judge_exam, judge_train, latents, train_unet, train_vae):
+    for module in (tiny_cases, tiny_report, batches, judge_exam, judge_train, latents, scene_store, train_vae):
         monkeypatch.setattr(module, "dataset", dataset)
     return calls
 
@@ -47,25 +48,13 @@ def test_examinations_use_held_out_scenes(requests, model, sprites):
     ]
 
 
-def test_trainings_use_the_other_split_and_other_seeds(requests, sprites, tmp_path, monkeypatch):
-    class OneStep:
-        """A training that only computes the loss of one step."""
-
-        def __init__(self, *_, steps, **__):
-            self.step = steps
-
-        def run(self, loss, **_):
-            loss(5)
-
-        def load_average(self):
-            pass
-
-    monkeypatch.setattr(judge_train, "Training", OneStep)
-    judge_train.train(tmp_path, 3, sprites, 0.0)
+def test_trainings_use_the_other_split_and_other_seeds(requests, model, sprites, tmp_path, monkeypatch):
+    judge_train.judge_batch(5, 3, sprites, model.vae)
     train_vae.vae_batch(3, 0, sprites)
     train_vae.vae_batch(3, train_vae.CROP_STEPS, sprites)
-    train_unet.draw_captions(3, 0, torch.tensor([1]))
+    batches.draw_captions(3, 0, torch.tensor([1]))
     monkeypatch.setattr(latents, "CHUNK", 32)
     vae = SimpleNamespace(encode=lambda x: (torch.zeros(len(x), 4, 16, 16), None))
     latents.LatentCache(tmp_path, vae, 3, sprites).load_chunk(0)
-    assert requests == [(3, False, {})] * 5
+    scene_store.render_share(scene_store.Share(0, 0, 2), 3, False, sprites, load_tokenizer())
+    assert requests == [(3, False, {})] * 6
