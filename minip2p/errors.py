@@ -4,8 +4,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from io import TextIOWrapper
+from types import MappingProxyType
 from typing import Any
 
 
@@ -20,21 +22,46 @@ def fail(message: str, status: int = 2) -> int:
 
 
 def notice_printer() -> Callable[..., None]:
-    """A replacement for `warnings.showwarning` that prints each Notice once, as one line without its place in the code.
+    """A replacement for `warnings.showwarning` that prints each warning once.
 
-    Other warnings are printed in Python's own format.
+    A Notice is one line without its place in the code; others are in Python's own format.
     """
     printed = set()
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
-        text = " ".join(str(message).split())
-        if not issubclass(category, Notice):
-            print(warnings.formatwarning(message, category, filename, lineno), file=sys.stderr, end="")
-        elif text not in printed:
+        if issubclass(category, Notice):
+            text = f"minip2p: warning: {' '.join(str(message).split())}\n"
+        else:
+            text = warnings.formatwarning(message, category, filename, lineno)
+        if text not in printed:
             printed.add(text)
-            print(f"minip2p: warning: {text}", file=sys.stderr)
+            print(text, file=sys.stderr, end="")
 
     return show
+
+
+@contextmanager
+def held_notices() -> Iterator[None]:
+    """Holds warnings back and shows them at the end. After an error none is shown, so that the error is the only line.
+
+    A command checks its arguments in this context.
+    """
+    with warnings.catch_warnings(record=True) as held:
+        yield
+    for warning in held:
+        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """An error message of the library with the options of the command line instead of keywords.
+
+    flags: keyword -> option. A keyword that is an English word too, as `steps`, is replaced only where the message
+    begins with it, as in "steps must lie …", or asks for something "as config".
+    """
+    for keyword, flag in flags.items():
+        word = re.escape(keyword)
+        message = re.sub(rf"\b{word}\b" if "_" in word else rf"^{word}(?= )|(?<=\bas ){word}\b", flag, message)
+    return message
 
 
 def escape_unprintable() -> None:
@@ -57,8 +84,10 @@ def flush_stdout() -> None:
         raise
 
 
-def run_guarded(work: Callable[[], None]) -> int:
+def run_guarded(work: Callable[[], None], flags: Mapping[str, str] = MappingProxyType({})) -> int:
     """Runs a command and returns its exit status: 0, 2 for an error, 130 for an interrupt.
+
+    flags: the options of its command line by the keywords of the library that they set, see `with_flags`.
 
     Errors that the user can correct (ValueError, OSError, no memory) become one line on stderr instead of a traceback.
     Other exceptions, which are bugs, are raised.
@@ -75,11 +104,11 @@ def run_guarded(work: Callable[[], None]) -> int:
         print("minip2p: interrupted", file=sys.stderr)
         return 130
     except ValueError as error:
-        return fail(str(error))
+        return fail(with_flags(str(error), flags))
     except OSError as error:
         return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:  # torch raises a plain RuntimeError when the CPU's memory is exhausted
         if isinstance(error, RuntimeError) and not re.search("memory|Storage size", str(error)):
             raise
-        return fail("there is not enough memory; try a smaller --size")
+        return fail("there is not enough memory: smaller pictures need less")
     return 0

@@ -175,6 +175,7 @@ class Pipeline:
         latents: Tensor | None = RunSettings.latents,
         attend: Attend = RunSettings.attend,
         on_step: OnStep | None = None,
+        **unknown: Any,
     ) -> Trajectory | list[Trajectory]:
         """Generates a picture from a prompt by DDIM. Returns a run, or a list of runs for a list of prompts or seeds.
 
@@ -189,6 +190,7 @@ class Pipeline:
         `StepPreview` of what it predicts.
         Raises ValueError for what the model cannot take.
         """
+        check_setting_names(unknown)
         is_list = isinstance(prompt, list | tuple) or isinstance(seed, list | tuple | range)
         if latents is not None and isinstance(seed, list | tuple | range):
             raise ValueError("latents are the noise itself: there is nothing for several seeds to draw")
@@ -518,5 +520,7 @@ def check_setting_names(settings: Mapping[str, Any]) -> None:
         if name not in names:
             known = [*names, *(field.name for field in fields(EditOptions))]
             similar = [other for other in known if name in other.split("_")] or get_close_matches(name, known)
+            if name in similar:
+                raise TypeError(f"{name} is an option of an edit, not of a run")
             hint = f"; did you mean {' or '.join(similar)}?" if similar else f"; a run has {', '.join(names)}"
             raise TypeError(f"there is no option {name!r}{hint}")

@@ -8,7 +8,7 @@ import warnings
 import pytest
 from command_line import run
 
-from minip2p.errors import Notice, fail, run_guarded
+from minip2p.errors import Notice, fail, held_notices, run_guarded, with_flags
 
 
 def outcome(capsys, work):
@@ -29,8 +29,8 @@ def raising(error):
         (ValueError("x.png:\n  is broken"), 2, "minip2p: error: x.png: is broken\n"),
         (FileNotFoundError("x: no such file"), 2, "minip2p: error: x: no such file\n"),
         (OSError(errno.ENOSPC, "No space left", "x"), 2, "minip2p: error: x: No space left\n"),
-        (MemoryError(), 2, "minip2p: error: there is not enough memory; try a smaller --size\n"),
-        (RuntimeError("not enough memory: you tried"), 2, "minip2p: error: there is not enough memory; try a smaller "),
+        (MemoryError(), 2, "minip2p: error: there is not enough memory: smaller pictures need less\n"),
+        (RuntimeError("not enough memory: you tried"), 2, "minip2p: error: there is not enough memory: "),
         (KeyboardInterrupt(), 130, "minip2p: interrupted\n"),
         (BrokenPipeError(), 0, ""),
     ],
@@ -50,7 +50,9 @@ def test_notices_are_one_line_each_and_printed_once(capsys):
     def work():
         for text in ("the first\n notice", "the first notice", "the second"):
             warnings.warn(text, Notice, stacklevel=1)
-        warnings.warn("of a library", DeprecationWarning, stacklevel=1)
+        for _ in range(2):
+            with warnings.catch_warnings():  # after which Python itself shows a warning again
+                warnings.warn("of a library", DeprecationWarning, stacklevel=1)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -58,6 +60,35 @@ def test_notices_are_one_line_each_and_printed_once(capsys):
     first, second, *other = text.splitlines()
     assert status == 0 and first == "minip2p: warning: the first notice" and second == "minip2p: warning: the second"
     assert "DeprecationWarning: of a library" in other[0]
+    assert text.count("DeprecationWarning: of a library") == 1
+
+
+def test_held_notices_come_after_the_check_and_not_with_its_error(capsys):
+    def work(error=None):
+        with held_notices():
+            warnings.warn("a notice", Notice, stacklevel=1)
+            print("checked", file=sys.stderr)
+            if error:
+                raise error
+
+    assert outcome(capsys, work) == (0, "checked\nminip2p: warning: a notice\n")
+    assert outcome(capsys, lambda: work(ValueError("wrong"))) == (2, "checked\nminip2p: error: wrong\n")
+
+
+@pytest.mark.parametrize(
+    "message, expected",
+    [
+        ("steps must lie between 1 and 9", "--steps must lie between 1 and 9"),
+        ("the steps of cross_replace are shares", "the steps of --cross are shares"),
+        ("steps: no such file", "steps: no such file"),
+        ("steps/a.png: exists already", "steps/a.png: exists already"),
+        ("x: pass a folder as config (its weights are not read)", "x: pass a folder as --config (its weights are not"),
+        ("a config is for a single file", "a config is for a single file"),
+    ],
+)
+def test_options_stand_in_for_keywords_but_not_for_words(message, expected):
+    flags = {"steps": "--steps", "cross_replace": "--cross", "config": "--config"}
+    assert with_flags(message, flags).startswith(expected)
 
 
 def test_fail_prints_one_line(capsys):

@@ -599,6 +599,13 @@ def test_an_unknown_option_is_named_as_such(model, short, source, option, hint):
     assert str(error.value).startswith(hint)
 
 
+def test_an_unknown_option_of_generate_is_named_as_such(model):
+    with pytest.raises(TypeError, match="^there is no option 'sede'; did you mean seed\\?$"):
+        model.generate(SOURCE, sede=1)
+    with pytest.raises(TypeError, match="^cross_replace is an option of an edit, not of a run$"):
+        model.generate(SOURCE, cross_replace=0.4)
+
+
 @pytest.mark.parametrize("run_source", [sample, lambda components, start: SourceRun(components, start).finish()])
 def test_both_prompts_of_a_run_are_read_at_its_clip_skip(model, run_source):
     start = model.prepare(SOURCE, RunSettings(**SMALL, negative_prompt=FOG, clip_skip=2))

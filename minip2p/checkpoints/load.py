@@ -171,5 +171,13 @@ def check_device(device: str | torch.device) -> torch.device:
         probe = torch.zeros(1, device=device)
         probe.item()  # fails on the meta device, which has no memory
         return probe.device
-    except (RuntimeError, AssertionError) as error:  # torch raises either
-        raise ValueError(f"device {device}: torch cannot use it: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError):  # torch raises either
+        raise ValueError(
+            f"device {device}: torch cannot use it; here it can use {' or '.join(usable_devices())}"
+        ) from None
+
+
+def usable_devices() -> list[str]:
+    """The devices of this machine that torch can use, by name."""
+    cuda = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]

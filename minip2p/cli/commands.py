@@ -1,67 +1,91 @@
 """The commands of `minip2p` that make pictures.
 
-Each takes the parsed arguments and prints the names of the files that it wrote. Before it writes anything it raises
-ValueError or OSError, with one line, for whatever is wrong.
+Each takes the parsed arguments and prints the names of the files that it wrote. It is a generator that yields once: up
+to there it checks the arguments and loads the model, and raises ValueError or OSError, with one line, for whatever is
+wrong; after that it runs and writes.
 """
 
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from difflib import SequenceMatcher
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from minip2p.cli.estimate import load_announced
+from minip2p.cli.estimate import announce_command
 from minip2p.cli.options import (
     INVERSION_OPTIONS,
+    RUN_OPTIONS,
     edit_options,
     edit_settings,
     invert_options,
+    load_model,
     parse_lora,
     run_file_path,
     run_options,
     seeds_to_run,
 )
 from minip2p.cli.paths import PICTURE_SUFFIX, RUN_SUFFIX, check_source
+from minip2p.inversion.methods import METHODS
 from minip2p.io import png, viz
 from minip2p.io.images import composite, fit_image, read_image, read_mask_image, to_pil
 from minip2p.p2p.alignment import alignment_table, infer_kind, refine_alignment, swap_mapper
 from minip2p.p2p.local_blend import LocalBlend
+from minip2p.p2p.options import EditOptions
+from minip2p.p2p.targets import latent_size_of, make_targets
 from minip2p.pipeline import Pipeline
 from minip2p.sampling import metadata
-from minip2p.sampling.settings import RunSettings
+from minip2p.sampling.conditioning import (
+    ImageConditioning,
+    inpainting_conditioning,
+    instruct_pix2pix_conditioning,
+    load_photo,
+)
+from minip2p.sampling.settings import RunSettings, RunStart
 from minip2p.sampling.trajectory import Trajectory
+from minip2p.text.prompt import Prompt, normalize_text
 
+DEFAULT_METHOD = signature(Pipeline.invert).parameters["method"].default
 PictureJob = tuple[int | None, Path, list[Path]]  # a seed, the path of its picture, and of its run's file if recorded
 
 
-def generate(args: Namespace) -> None:
+def generate(args: Namespace) -> Iterator[None]:
     """Generates a picture for each seed. Writes it, and the run's file if --record asks for it."""
     jobs = plan_pictures(args, args.prompt, weight_paths(args))
     pipe = load_model_for(args, jobs)
+    pipe.prepare(args.prompt, RunSettings(**run_options(args)))
+    yield
+    announce_command(pipe, args)
     for seed, path, records in jobs:
         options = seeded_options(args, seed)
         run = pipe.record(args.prompt, file=records[0], **options) if records else pipe.generate(args.prompt, **options)
         write_outputs([(path, run.image, metadata.parameters(run))], [str(file) for file in records])
 
 
-def edit(args: Namespace) -> None:
+def edit(args: Namespace) -> Iterator[None]:
     """Edits a picture. Writes a picture for each target, the source, and a strip with a row for each target."""
-    check_source(args.source, args.prompt is not None)
+    check_source_options(args)
     check_paste(args)
     changes, seeds = edit_options(args), seeds_to_run(args)
-    pipe = load_announced(args)
+    EditOptions(**changes)
+    pipe = load_model(args)
     source = open_source(pipe, args)
     jobs = [(seed, edit_paths(args, seed_in_name(args, source, seed), len(seeds) > 1)) for seed in seeds]
     paths = [path for _, job_paths in jobs for path in job_paths]
     photo = [] if args.prompt is None else [args.source]
-    check_outputs(args, paths, [args.mask, args.within, *photo, *weight_paths(args), *pipe_files(pipe)])
-    refuse_photo_options(args)
-    masks = read_masks(args, pipe, source)
+    check_outputs(args, paths, [args.mask, args.region, *photo, *weight_paths(args), *pipe_files(pipe)])
+    start = source if isinstance(source, Trajectory) else prepare_source(pipe, args)
+    changes |= read_masks(args, pipe, start)
+    check_words(pipe, changes, start.prompt, args.targets)
+    make_targets(pipe.components, start, args.targets, EditOptions(**changes))
+    yield
+    announce_command(pipe, args)
     for seed, job_paths in jobs:
-        edit_once(pipe, args, source, seeded_options(args, seed), job_paths, changes | masks)
+        edit_once(pipe, args, source, seeded_options(args, seed), job_paths, changes)
 
 
 def edit_once(
@@ -94,13 +118,17 @@ def edit_once(
     write_outputs(list(zip(paths, pictures, texts, strict=True)), tables)
 
 
-def invert(args: Namespace) -> None:
+def invert(args: Namespace) -> Iterator[None]:
     """Inverts a photograph. Writes the run's file and the run's picture."""
     file = run_file_path(args.out)
     path = file.with_suffix(PICTURE_SUFFIX)
     check_outputs(args, [file, path], [args.picture, *weight_paths(args)])
-    pipe = load_announced(args)
+    RunSettings(**run_options(args))
+    pipe = load_model(args)
     refuse_inputs(pipe_files(pipe), [file, path])
+    prepare_photo(pipe, args, args.picture)
+    yield
+    announce_command(pipe, args)
     run = invert_photo(pipe, args, args.picture, run_options(args))
     image = run.image
     run.save(file)
@@ -108,11 +136,14 @@ def invert(args: Namespace) -> None:
     write_outputs([(path, image, text)], [str(file)])
 
 
-def instruct(args: Namespace) -> None:
+def instruct(args: Namespace) -> Iterator[None]:
     """Edits a picture by an instruction. Writes the new picture, and the run's file if --record asks for it."""
     jobs = plan_pictures(args, args.prompt, [args.picture, *weight_paths(args)])
     pipe = load_model_for(args, jobs)
-    scale = {} if args.picture_guidance is None else {"image_guidance_scale": args.picture_guidance}
+    scale = {} if args.image_guidance_scale is None else {"image_guidance_scale": args.image_guidance_scale}
+    prepare_photo(pipe, args, args.picture, lambda photo: instruct_pix2pix_conditioning(pipe.components, photo, 1.0))
+    yield
+    announce_command(pipe, args)
     for seed, path, records in jobs:
         run = pipe.instruct(args.picture, args.prompt, **scale, **fit_option(args), **seeded_options(args, seed))
         image = run.conditioning.image
@@ -120,37 +151,44 @@ def instruct(args: Namespace) -> None:
         write_picture(args, run, path, records, {"Picture guidance": image.image_guidance_scale})
 
 
-def inpaint(args: Namespace) -> None:
+def inpaint(args: Namespace) -> Iterator[None]:
     """Regenerates a picture under a mask. Writes the new picture, and the run's file if --record asks for it."""
     jobs = plan_pictures(args, args.prompt, [args.picture, args.mask, *weight_paths(args)])
     pipe = load_model_for(args, jobs)
+    fit = args.fit or "crop"
+    prepare_photo(
+        pipe, args, args.picture, lambda photo: inpainting_conditioning(pipe.components, photo, args.mask, fit)
+    )
+    yield
+    announce_command(pipe, args)
     for seed, path, records in jobs:
         options = fit_option(args) | seeded_options(args, seed)
         run = pipe.inpaint(args.picture, args.mask, args.prompt, **options)
         write_picture(args, run, path, records, {"Picture mask": args.mask})
 
 
-def maps(args: Namespace) -> None:
+def maps(args: Namespace) -> Iterator[None]:
     """Shows the heat map of each word of a run's prompt. Writes the picture, an overlay for each word, and a strip."""
     is_photo = args.prompt is not None
-    check_source(args.source, is_photo)
+    check_source_options(args)
     seeds = seeds_to_run(args)
-    pipe = load_announced(args)
+    pipe = load_model(args)
     source = open_source(pipe, args)
-    if isinstance(source, Trajectory):
-        refuse_run_options(args)
-    refuse_photo_options(args)
     prompt = source.prompt if isinstance(source, Trajectory) else args.prompt if is_photo else args.source
     words = list(dict.fromkeys(word.text for word in pipe.text.prompt(prompt).visible_words))
     if not words:
         raise ValueError(f"the prompt {prompt!r} has no words to show")
-    suffixes = ["", *(f"-{number}-{png.slug(word)}" for number, word in enumerate(words, 1)), "-strip"]
+    endings = ["", *(f"-{number}-{png.slug(word)}" for number, word in enumerate(words, 1)), "-strip"]
     jobs = []
     for seed in seeds:
-        stem = output_stem(args, prompt, seed_in_name(args, source, seed), len(seeds) > 1)
-        jobs.append((seed, [output_path(stem, suffix) for suffix in suffixes]))
+        picture = output_picture(args, prompt, seed_in_name(args, source, seed), len(seeds) > 1)
+        jobs.append((seed, [with_ending(picture, ending) for ending in endings]))
     photo = [args.source] if is_photo else []
     check_outputs(args, [path for _, paths in jobs for path in paths], [*photo, *weight_paths(args), *pipe_files(pipe)])
+    if not isinstance(source, Trajectory):
+        prepare_source(pipe, args)
+    yield
+    announce_command(pipe, args)
     for seed, paths in jobs:
         if isinstance(source, Trajectory):
             run = source
@@ -169,9 +207,32 @@ def maps(args: Namespace) -> None:
 
 def open_source(pipe: Pipeline, args: Namespace) -> Trajectory | str:
     """The SOURCE of `edit` or `maps`: the run in a file, or what was given, a prompt or a photograph's file."""
-    if args.prompt is None and args.source.lower().endswith(RUN_SUFFIX):
-        return pipe.open(Path(args.source))
-    return args.source
+    return pipe.open(Path(args.source)) if is_run_file(args) else args.source
+
+
+def is_run_file(args: Namespace) -> bool:
+    """Whether the SOURCE of `edit` or `maps` is the file of a run."""
+    return args.prompt is None and args.source.lower().endswith(RUN_SUFFIX)
+
+
+def prepare_source(pipe: Pipeline, args: Namespace) -> RunStart:
+    """The start of a run from the prompt of `edit` or `maps`, or from its photograph. Raises ValueError."""
+    if args.prompt is not None:
+        return prepare_photo(pipe, args, args.source)
+    return pipe.prepare(args.source, RunSettings(**run_options(args)))
+
+
+def prepare_photo(
+    pipe: Pipeline, args: Namespace, picture: str, condition: Callable[[Tensor], ImageConditioning] | None = None
+) -> RunStart:
+    """The start of a run of a picture's size, to check its options. Raises ValueError or OSError.
+
+    condition: what a model of `instruct` or `inpaint` reads, from the picture.
+    """
+    options = run_options(args)
+    photo = load_photo(pipe.components, picture, options.get("size"), args.fit or "crop")
+    settings = RunSettings(**options | {"size": tuple(photo.shape[1:])})
+    return pipe.prepare(args.prompt, settings, None if condition is None else condition(photo))
 
 
 def write_picture(
@@ -189,14 +250,9 @@ def invert_photo(pipe: Pipeline, args: Namespace, photo: str, options: dict[str,
     return pipe.invert(photo, args.prompt, **invert_options(args), **options)
 
 
-def read_masks(args: Namespace, pipe: Pipeline, source: Trajectory | str) -> dict[str, Any]:
+def read_masks(args: Namespace, pipe: Pipeline, start: Trajectory | RunStart) -> dict[str, Any]:
     """--mask and --within as keywords of `Pipeline.edit`, fitted to the size of the edit."""
-    if args.mask is None and args.within is None:
-        return {}
-    if isinstance(source, Trajectory):
-        rows, columns = source.picture_size
-    else:
-        rows, columns = (pipe.vae.stride * side for side in pipe.components.latent_size(run_options(args).get("size")))
+    rows, columns = (pipe.vae.stride * side for side in latent_size_of(start))
 
     def whiteness(file: str) -> Tensor:
         return (fit_image(read_mask_image(file), (rows, columns), **fit_option(args)).mean(0) + 1) / 2
@@ -204,8 +260,8 @@ def read_masks(args: Namespace, pipe: Pipeline, source: Trajectory | str) -> dic
     masks: dict[str, Any] = {}
     if args.mask is not None:
         masks["local_blend"] = LocalBlend(mask=whiteness(args.mask))
-    if args.within is not None:
-        masks["region"] = whiteness(args.within)
+    if args.region is not None:
+        masks["region"] = whiteness(args.region)
     return masks
 
 
@@ -239,23 +295,45 @@ def fit_setting(args: Namespace) -> dict[str, str]:
 
 def check_paste(args: Namespace) -> None:
     """Raises ValueError for --paste without a mask."""
-    if args.paste and args.blend is None and args.mask is None:
+    if args.paste and args.local_blend is None and args.mask is None:
         raise ValueError("--paste needs a mask: give a word with --blend, or a picture with --mask")
 
 
-def refuse_photo_options(args: Namespace) -> None:
-    """Raises ValueError where the source is no photograph and an option needs one."""
-    for name, _ in INVERSION_OPTIONS if args.prompt is None else ():
-        fits_masks = name == "fit" and (getattr(args, "mask", None) or getattr(args, "within", None))
-        if getattr(args, name) is not None and not fits_masks:
-            raise ValueError(f"--{name} needs a photograph as the source: describe it with --prompt")
+def check_source_options(args: Namespace) -> None:
+    """Raises ValueError for a source of `edit` or `maps` that cannot be used, and for options that do not fit it."""
+    check_source(args.source, args.prompt is not None)
+    flags = args.parser.flags
+
+    def refuse(names: Sequence[str], reason: str) -> None:
+        if unused := [flags[name] for name in names if getattr(args, name) is not None]:
+            raise ValueError(f"{', '.join(unused)}: {reason}")
+
+    if args.prompt is None:
+        fits_masks = getattr(args, "mask", None) or getattr(args, "region", None)
+        names = [name for name in INVERSION_OPTIONS if name != "fit" or not fits_masks]
+        refuse(names, "the source is not a photograph, or --prompt, which describes it, is missing")
+    elif "seed" not in signature(METHODS[args.method or DEFAULT_METHOD]).parameters:
+        refuse(("seed", "count"), "this inversion of a photograph draws no noise; --method edit-friendly does")
+    if is_run_file(args):
+        refuse(("seed", "count", *RUN_OPTIONS), f"the run in {args.source} has its own settings")
 
 
-def refuse_run_options(args: Namespace) -> None:
-    """Raises ValueError for options of a run where the source is the file of a run."""
-    names = ("seed", "count", "steps", "guidance", "size", "negative", "clip_skip")
-    if unused := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]:
-        raise ValueError(f"{', '.join(unused)}: the run in {args.source} has its own settings")
+def check_words(pipe: Pipeline, changes: dict[str, Any], source: str, targets: Sequence[str]) -> None:
+    """Raises ValueError for words of an edit that are not in their prompt. changes: the keywords of the edit."""
+    blend, cross = changes.get("local_blend"), changes.get("cross_replace", {})
+    old = pipe.text.prompt(source)
+    for new in map(pipe.text.prompt, targets):
+        words = [("--blend", old, word) for word in (blend.source if blend else ())]
+        words += [("--blend", new, word) for word in (blend.target if blend else ())]
+        words += [("--cross", new, word) for word in cross if word != "default_"]
+        words += [("--reweight", new, word) for word in changes["reweight"]]
+        for flag, prompt, word in words:
+            try:
+                prompt.token_indices(word)
+            except ValueError as error:
+                other = counterpart(old, new, word) if prompt is new else None
+                hint = f"; did you mean {f'{word}:{other}' if flag == '--blend' else other}?" if other else ""
+                raise ValueError(f"{flag} {word}: {error}{hint}") from None
 
 
 def check_outputs(args: Namespace, outputs: Sequence[Path], inputs: Sequence[str | Path | None] = ()) -> None:
@@ -298,6 +376,17 @@ def finished_source(edited: Trajectory) -> Trajectory:
 def without_p2p(pipe: Pipeline, source: Trajectory, prompt: str) -> Trajectory:
     """The run of a prompt from the source's noise, with the source's conditioning and without Prompt-to-Prompt."""
     return pipe.edit(source, prompt, cross_replace=0, self_replace=0)
+
+
+def counterpart(old: Prompt, new: Prompt, word: str) -> str | None:
+    """The words that stand in a new prompt in the place of a word of the old one: "cat" -> "tiger"; None if there are
+    none."""
+    before, after = ([normalize_text(word.text) for word in prompt.words] for prompt in (old, new))
+    for operation, i, stop, j, end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if operation == "replace" and normalize_text(word) in before[i:stop]:
+            n = before.index(normalize_text(word), i) - i + j
+            return after[n] if stop - i == end - j else " ".join(after[j:end])
+    return None
 
 
 def edit_row(source: Trajectory, plain: Trajectory | None, edited: Trajectory) -> list[viz.Panel]:
@@ -347,18 +436,20 @@ def plan_pictures(args: Namespace, prompt: str, inputs: Sequence[str | Path | No
     seeds = seeds_to_run(args)
     jobs = []
     for seed in seeds:
-        stem = output_stem(args, prompt, RunSettings.seed if seed is None else seed, len(seeds) > 1)
+        picture = output_picture(args, prompt, RunSettings.seed if seed is None else seed, len(seeds) > 1)
         records = [] if args.record is None else [run_file_path(args.record)]
         if len(seeds) > 1:
             records = [file.with_name(f"{file.stem}-seed{seed}{file.suffix}") for file in records]
-        jobs.append((seed, output_path(stem), records))
+        jobs.append((seed, picture, records))
     check_outputs(args, [file for _, path, records in jobs for file in (path, *records)], inputs)
     return jobs
 
 
 def load_model_for(args: Namespace, jobs: Sequence[PictureJob]) -> Pipeline:
-    """Loads the model. Raises ValueError if an output of the jobs is one of its files, wherever they are."""
-    pipe = load_announced(args)
+    """Loads the model. Raises ValueError for options of a run that no model takes, and if an output of the jobs is one
+    of the model's files, wherever they are."""
+    RunSettings(**run_options(args))
+    pipe = load_model(args)
     refuse_inputs(pipe_files(pipe), [file for _, path, records in jobs for file in (path, *records)])
     return pipe
 
@@ -375,11 +466,11 @@ def edit_paths(args: Namespace, seed: int | None, several: bool) -> list[Path]:
 
     In a folder each target's picture has the name of its own prompt; the source and the strip, of the first.
     """
-    stems = [output_stem(args, target, seed, several) for target in args.targets]
-    names = [stem.name.casefold() for stem in stems]
+    pictures = [output_picture(args, target, seed, several) for target in args.targets]
+    names = [picture.name.casefold() for picture in pictures]
     numbers = [f"-{number}" if names.count(name) > 1 else "" for number, name in enumerate(names, 1)]
-    paths = [output_path(stem, number) for stem, number in zip(stems, numbers, strict=True)]
-    return [*paths, *(output_path(stems[0], suffix) for suffix in ("-source", "-strip"))]
+    paths = [with_ending(picture, number) for picture, number in zip(pictures, numbers, strict=True)]
+    return [*paths, *(with_ending(pictures[0], ending) for ending in ("-source", "-strip"))]
 
 
 def seeded_options(args: Namespace, seed: int | None) -> dict[str, Any]:
@@ -389,22 +480,22 @@ def seeded_options(args: Namespace, seed: int | None) -> dict[str, Any]:
     return run_options(args, seed)
 
 
-def output_stem(args: Namespace, prompt: str, seed: int | None, several: bool = False) -> Path:
-    """The start of the names of all files that a command writes for a seed.
+def output_picture(args: Namespace, prompt: str, seed: int | None, several: bool = False) -> Path:
+    """The picture that a command writes for a seed. The names of further files start with its name.
 
     seed: None for a photograph, which has none. several: whether the command runs several seeds.
     """
     out = Path(args.out)
     number = "" if seed is None else f"-seed{seed}"
     if out.suffix.lower() == PICTURE_SUFFIX:
-        return out.with_name(out.stem + (number if several else ""))
+        return with_ending(out, number if several else "")
     refuse_file_name(out)
-    return out / (png.slug(prompt) + number)
+    return out / f"{png.slug(prompt)}{number}{PICTURE_SUFFIX}"
 
 
 def refuse_file_name(out: Path) -> None:
     """Raises ValueError for an output folder that does not exist yet and has the name of a file."""
-    suffix = out.suffix.lower()
+    suffix = (out.suffix or out.name).lower()  # .png is the name of a file as well
     if not out.is_dir() and (suffix == RUN_SUFFIX or suffix in Image.registered_extensions()):
         advice = (
             "give a folder" if suffix == PICTURE_SUFFIX else f"give a folder, or a name that ends in {PICTURE_SUFFIX}"
@@ -412,8 +503,9 @@ def refuse_file_name(out: Path) -> None:
         raise ValueError(f"{out}: the output is {'a folder' if suffix == PICTURE_SUFFIX else 'PNG files'}: {advice}")
 
 
-def output_path(stem: Path, suffix: str = "") -> Path:
-    return stem.with_name(f"{stem.name}{suffix}{PICTURE_SUFFIX}")
+def with_ending(picture: Path, ending: str) -> Path:
+    """x.png -> x-strip.png."""
+    return picture.with_name(f"{picture.stem}{ending}{picture.suffix}")
 
 
 def write_outputs(files: Sequence[png.PngFile], lines: Sequence[str] = ()) -> None:

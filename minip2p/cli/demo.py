@@ -76,13 +76,14 @@ MAPS = Example(
 )
 
 
-def demo(args: Namespace) -> None:
+def demo(args: Namespace) -> Iterator[None]:
     """Writes the pictures. Raises OSError or ValueError if one cannot be written, before the first is made."""
     folder = Path(args.out)
     paths = {example.name: folder / f"{example.name}.png" for example in (*EDITS, REWEIGHT, MAPS)}
     sheet = folder / "demo.png"
     refuse_file_name(folder)
     check_outputs(args, [*paths.values(), sheet])
+    yield
     start, pipe = time.perf_counter(), load()
     panels: list[viz.Panel] = []
     texts: list[str] = []

@@ -9,7 +9,6 @@ import os
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -18,11 +17,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
 from minip2p.checkpoints.components import Components
-from minip2p.cli.options import load_model, run_options, seeds_to_run
+from minip2p.cli.options import run_options, seeds_to_run
 from minip2p.cli.paths import RUN_SUFFIX
 from minip2p.errors import Notice
-from minip2p.p2p.batching import MAX_BATCH
 from minip2p.pipeline import Pipeline
+from minip2p.sampling.batches import MAX_BATCH
 from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.settings import RunSettings
 from minip2p.unet import UNet
@@ -34,26 +33,16 @@ PROBE = 0.5  # seconds for which the speed is measured
 EFFICIENCY = 0.6  # the speed of a network, as a share of the speed of a convolution of its width
 DECODER_TENSORS = 4  # how many of the decoder's largest tensors are alive at once
 NULL_TEXT_ROWS = 30  # of a step of null-text inversion: ten updates, each a pass forward and a pass back
-
-
-def load_announced(args: Namespace) -> Pipeline:
-    """Loads the model of a command, and warns of a long run: see `announce_command`."""
-    pipe = load_model(args)
-    with suppress(ValueError):  # of a size or a seed that the command refuses itself
-        announce_command(pipe, args)
-    return pipe
+REFINE_PICTURES = 3  # decoded pictures that an update of --polish takes the time of: a pass forward and a pass back
 
 
 def announce_command(pipe: Pipeline, args: Namespace) -> None:
-    """Warns, by a Notice, of a command that will run for minutes or take more memory than there is.
-
-    Raises ValueError for options that the command refuses as well.
-    """
-    steps, size = args.steps or RunSettings.steps, run_options(args).get("size")
-    latent_size = pipe.components.latent_size(size)
+    """Warns, by a Notice, of a command that will run for minutes or take more memory than there is."""
     if getattr(args, "source", "").lower().endswith(RUN_SUFFIX) and (shape := latents_shape(Path(args.source))):
         steps, latent_size = shape[0] - 1, (shape[2], shape[3])
-    guidance = pipe.default_guidance if args.guidance is None else args.guidance
+    else:
+        steps, latent_size = args.steps or RunSettings.steps, pipe.components.latent_size(run_options(args).get("size"))
+    guidance = pipe.default_guidance if args.guidance_scale is None else args.guidance_scale
     row = unet_rows(1, guidance)
     rows, pictures, batch = steps * row, 1, row
     if args.command == "edit":
@@ -65,16 +54,30 @@ def announce_command(pipe: Pipeline, args: Namespace) -> None:
     elif args.command == "maps":
         rows += steps
     if args.command == "invert" or (args.command in ("edit", "maps") and args.prompt is not None):
-        rows += steps * (NULL_TEXT_ROWS if args.method == "null-text" else row)
-        pictures += 1
+        rows += steps * inversion_rows(args.method, row)
+        pictures += 1 + REFINE_PICTURES * (args.vae_refine_steps or 0)
     seeds = len(seeds_to_run(args)) if hasattr(args, "seed") else 1
     announce(pipe.components, rows * seeds, latent_size, pictures=pictures * seeds, batch=batch)
 
 
-def announce(components: Components, rows: int, latent_size: tuple[int, int], *, pictures: int, batch: int) -> None:
+def inversion_rows(method: str | None, row: int) -> int:
+    """The rows of the UNet in a step of an inversion. row: those of a step of a run."""
+    return NULL_TEXT_ROWS if method == "null-text" else row
+
+
+def announce(
+    components: Components,
+    rows: int,
+    latent_size: tuple[int, int],
+    *,
+    pictures: int,
+    batch: int,
+    advice: str = "fewer --steps or a smaller --size take less",
+) -> None:
     """Warns, by a Notice, of work that takes minutes or more memory than there is.
 
     rows: of the UNet. latent_size: rows and columns. pictures: that the VAE decodes. batch: rows that run at once.
+    advice: what takes less time.
     """
     if not rows:
         return
@@ -82,8 +85,8 @@ def announce(components: Components, rows: int, latent_size: tuple[int, int], *,
     total = memory_of_machine(components.device)
     if memory > total:
         warnings.warn(
-            f"this needs about {memory / 1e9:.0f} GB of memory, and there are {total / 1e9:.0f} GB: a smaller --size "
-            "or --dtype bfloat16 needs less",
+            f"this needs about {memory / 1e9:.0f} GB of memory, and there are {total / 1e9:.0f} GB: smaller "
+            "pictures and --dtype bfloat16 need less",
             Notice,
             stacklevel=2,
         )
@@ -94,7 +97,7 @@ def announce(components: Components, rows: int, latent_size: tuple[int, int], *,
     if seconds >= LONG:
         warnings.warn(
             f"this will take about {format_time(seconds)} on this machine: {rows:,} rows of the UNet at "
-            f"{seconds / rows:.{0 if seconds > 10 * rows else 1}f} s; fewer --steps or a smaller --size take less",
+            f"{seconds / rows:.{0 if seconds > 10 * rows else 1}f} s; {advice}",
             Notice,
             stacklevel=2,
         )

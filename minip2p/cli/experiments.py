@@ -1,11 +1,11 @@
 """The commands of `minip2p` that measure: tables, charts and contact sheets of many edits.
 
-They take, print and raise what the commands of `commands.py` do. They are in a module of their own because they import
-the benchmark, the judge and a process pool, which the other commands do without.
+They take, yield, print and raise what the commands of `commands.py` do. They are in a module of their own because they
+import the benchmark, the judge and a process pool, which the other commands do without.
 """
 
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ from minip2p.cli import estimate
 from minip2p.cli.commands import refuse_file_name
 from minip2p.cli.options import load_model
 from minip2p.evaluation import edit_benchmark, tables
-from minip2p.evaluation.pie_bench import read_cases
+from minip2p.evaluation.pie_bench import Case, read_cases
 from minip2p.evaluation.workers import WorkerPool
 from minip2p.io import png
 from minip2p.io.files import write_text
 from minip2p.metrics.clip_score import ClipScore
 from minip2p.metrics.dino import DinoStructure
 from minip2p.metrics.lpips import Lpips
-from minip2p.p2p.batching import MAX_BATCH
+from minip2p.pipeline import Pipeline
 from minip2p.sampling import metadata
+from minip2p.sampling.batches import MAX_BATCH
 from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunSettings
@@ -36,7 +37,7 @@ from minip2p.tiny.judge import Judge
 SHEET_CASES = 7  # cases on a benchmark's contact sheet; of the cases that ship, this is one of each kind
 
 
-def sweep(args: Namespace) -> None:
+def sweep(args: Namespace) -> Iterator[None]:
     """Runs a grid of edits. Writes its pictures, its table, and a contact sheet and a chart for each pair of axes."""
     check_extras("a sweep")
     refuse_file_name(Path(args.out))
@@ -52,6 +53,7 @@ def sweep(args: Namespace) -> None:
     rows_files = [sweeps.rows_file(folder, job) for job in jobs]
     png.check_writable([folder / "grid.json", *charts.result_paths(folder, grid), *rows_files, *pictures])
     score, scored_by = make_scorer(args)
+    yield
     print(sweeps.describe(jobs), flush=True)
 
     def announced_progress(total: int, counter: RowCounter) -> Progress:
@@ -63,6 +65,7 @@ def sweep(args: Namespace) -> None:
             (latent_size[-2], latent_size[-1]),
             pictures=len(pictures),
             batch=unet_rows(MAX_BATCH, guidance),
+            advice="a grid of fewer values, steps or pixels takes less",
         )
         return rows_progress(total, counter)
 
@@ -75,7 +78,7 @@ def sweep(args: Namespace) -> None:
     print(Tradeoff.of(grid, rows).recommendation())
 
 
-def bench_edits(args: Namespace) -> None:
+def bench_edits(args: Namespace) -> Iterator[None]:
     """Runs a benchmark of edits of photographs.
 
     Writes the edited pictures, a contact sheet of the first cases and a table of all figures. Prints the table of
@@ -106,6 +109,8 @@ def bench_edits(args: Namespace) -> None:
     is_changed = args.vae is not None or args.lora or args.embedding
     as_shipped = not is_changed and args.dtype == "float32" and args.device == "cpu"
     can_share = judge is not None and networks == edit_benchmark.Networks(judge) and as_shipped
+    yield
+    announce_benchmark(pipe, cases, methods, folder, steps)
     rows = edit_benchmark.run_benchmark(
         pipe,
         cases,
@@ -124,6 +129,24 @@ def bench_edits(args: Namespace) -> None:
     text = ", ".join(f"{name}: {metadata.quote_value(value)}" for name, value in settings.items())
     png.write_pngs([(results[2], sheet, f"{len(cases[:SHEET_CASES])} photographs, edited\n{text}")])
     print(tables.markdown_tables(summaries), *results, tables.json_line(summaries), sep="\n")
+
+
+def announce_benchmark(pipe: Pipeline, cases: Sequence[Case], methods: Sequence[str], folder: Path, steps: int) -> None:
+    """Warns, by a Notice, where the cases that are left take minutes."""
+    rows = pictures = 0
+    row = unet_rows(1, pipe.default_guidance)
+    for case in cases:
+        for name in methods:
+            method = edit_benchmark.methods_for(case)[name]
+            if edit_benchmark.is_done(folder, case, name):
+                continue
+            pictures += 1  # an encoded picture takes about half of the time of a decoded one
+            if method is not None:
+                rows += steps * (estimate.inversion_rows(method.inversion, row) + 2 * row)
+                pictures += 1 + estimate.REFINE_PICTURES * method.vae_refine_steps
+    size = pipe.components.latent_size(edit_benchmark.training_size(pipe))
+    advice = "a smaller --count, fewer --methods or --steps take less; an interrupted benchmark continues"
+    estimate.announce(pipe.components, rows, size, pictures=pictures, batch=2 * row, advice=advice)
 
 
 def parse_methods(text: str) -> list[str]:

@@ -11,70 +11,167 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
-from typing import NoReturn, TypeAlias
+from itertools import takewhile
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeAlias
 
 from minip2p.cli.threads import choose_threads, wait_passively
-from minip2p.errors import escape_unprintable, fail, run_guarded
+from minip2p.errors import escape_unprintable, fail, held_notices, run_guarded
 
 EPILOG = """output files:
-  -o FOLDER    into the folder, which is created if needed; the names start with the prompt and the seed
-  -o FILE.png  to this file, and further pictures next to it; their names start with FILE
-Each PNG stores its settings in the text chunk "parameters". Existing files are replaced only with --overwrite.
+  -o FOLDER    into the folder, which is created if needed; the names start
+               with the prompt and the seed
+  -o FILE.png  to this file, and further pictures next to it; their names start
+               with FILE
+Each PNG stores its settings in the text chunk "parameters". Existing files are
+replaced only with --overwrite.
 
-examples:
+examples, which run in this order:
   minip2p demo
   minip2p words
+  minip2p app
   minip2p generate "a cat on the beach" --seed 1
   minip2p generate "a cat on the beach" --seed random --count 4
   minip2p show out/a-cat-on-the-beach-seed1.png
-  minip2p edit "a cat on the beach" "a tiger on the beach" "a cat on the beach, watercolor" --seed 1
-  minip2p edit "a red car on the street" "a blue car on the street" --cross .6 --cross blue=0 --blend car
-  minip2p edit "a house in the fog" "a house in the fog" --reweight fog=2 --reweight house=.5
-  minip2p generate "a cat on the beach" --seed 1 --record cat.safetensors
-  minip2p edit cat.safetensors "a tiger on the beach"
-  minip2p invert photo.jpg "a cat on the beach" -o photo.safetensors
-  minip2p edit photo.safetensors "a tiger on the beach"
-  minip2p edit photo.jpg --prompt "a cat on the beach" "a tiger on the beach"
-  minip2p instruct photo.jpg "make it snow" --model PATH
-  minip2p inpaint photo.jpg "a cat on the beach" --mask cat.png --model PATH
   minip2p maps "a cat on the beach" --seed 1 -o maps
-  minip2p sweep grid.toml -o sweep
-  minip2p bench-edits --count 20 --steps 20
+  minip2p edit "a cat on the beach" "a tiger on the beach" --seed 1
+  minip2p edit "a red car on the street" "a blue car on the street" \\
+    --cross .6 --cross blue=0 --blend car
+  minip2p edit "a house in the fog" "a house in the fog" \\
+    --reweight fog=2 --reweight house=.5
+  minip2p generate "a cat on the beach" --seed 2 --record cat.safetensors
+  minip2p edit cat.safetensors "a tiger on the beach"
+  minip2p invert out/a-cat-on-the-beach-seed1.png "a cat on the beach" \\
+    -o photo.safetensors
+  minip2p edit photo.safetensors "a tiger on the beach"
+  minip2p edit out/a-cat-on-the-beach-seed1.png "a dog on the beach" \\
+    --prompt "a cat on the beach" --blend cat:dog --paste
+  minip2p bench-edits --count 7 --steps 20
+
+with files of your own:
+  minip2p sweep GRID.toml -o sweep
+  minip2p instruct PHOTO.jpg "make it snow" --model PATH
+  minip2p inpaint PHOTO.jpg "a cat on the beach" --mask MASK.png --model PATH
 """
 
 
-# Keywords of the library that appear in its error messages, and the options that set them.
-OPTION_NAMES = (
-    ("cross_replace", "--cross"),
-    ("self_replace", "--self"),
-    ("image_guidance_scale", "--picture-guidance"),
-    ("guidance_scale", "--guidance"),
-    ("negative_prompt", "--negative"),
-    ("vae_refine_steps", "--polish"),
-    ("clip_skip", "--clip-skip"),
-)
-
 TEXT_OPTIONS = ("--negative", "--prompt")  # whose value may begin with a hyphen
+
+# Words in the options of other tools, and ours: --num_inference_steps and --cfg-scale are --steps and --guidance.
+OTHER_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "cfg": "guidance",
+        "scale": "guidance",
+        "height": "size",
+        "width": "size",
+        "checkpoint": "model",
+        "ckpt": "model",
+        "output": "out",
+        "outdir": "out",
+        "batch": "count",
+        "iter": "count",
+        "images": "count",
+        "samples": "count",
+    }
+)
 
 Group: TypeAlias = argparse._ArgumentGroup
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that reports an error in one line."""
+    """An ArgumentParser that reports an error in one line, and an unknown option before all other mistakes.
+
+    The `dest` of an option is the keyword of the library that it sets.
+    """
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """Keyword -> the option that sets it: guidance_scale -> --guidance; or the name of an argument in the usage."""
+        return {
+            action.dest: action.option_strings[-1] if action.option_strings else str(action.metavar)
+            for action in self._actions
+        }
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(fail(f"{message}; see {self.prog} --help"))
+        message = message.removeprefix("argument ")
+        if match := re.fullmatch(r"(.+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            choices = re.findall(r"[\w-]+", match[3])
+            similar = get_close_matches(match[2], choices, 1)
+            hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(choices)}"
+            message = f"{match[1]}: there is no {match[2]!r}: {hint}"
+        sys.exit(fail(f"{message}{' See' if message.endswith('?') else '; see'} {self.prog} --help"))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, except that unknown options and surplus arguments are errors of the command itself.
+
+        Argparse would report `--maks` as a missing --mask, and read `-outdir` as `-o utdir`.
+        """
+        arguments = takewhile(lambda text: text != "--", args)
+        if self._subparsers is not None:  # the options of the command follow its name
+            arguments = takewhile(lambda text: text.startswith("-"), arguments)
+        for text in arguments:
+            self.check_option(text)
+        known, surplus = super().parse_known_args(args, namespace)
+        if surplus:
+            is_words = any("PROMPT" in name for name in self.flags.values()) and re.fullmatch(r"[^\W\d]+", surplus[0])
+            hint = "; a prompt of several words needs quotes" if is_words else ""
+            self.error(f"too many arguments, from {surplus[0]!r} on{hint}")
+        return known, surplus
+
+    def check_option(self, text: str) -> None:
+        """Ends the program with an error if an argument is written as an option and there is no such option."""
+        name, options = text.partition("=")[0], [flag for flag in self._option_string_actions if flag.startswith("--")]
+        is_option = re.match(r"-[^\d.\s]", name) and " " not in name and name not in self._option_string_actions
+        is_attached = name.startswith("-o") and not any(f"-{name}".startswith(flag) for flag in options)
+        if not is_option or is_attached:
+            return
+        words = [OTHER_NAMES.get(word, word) for word in re.split(r"[-_]", name.strip("-").lower())]
+        similar = [flag for flag in options if set(words).intersection(flag.strip("-").split("-"))]
+        others = [command for command, sub in subparsers(parser()).items() if name in sub.flags.values()]
+        if not similar and not others and len(name.strip("-")) > 1:
+            similar = get_close_matches(f"--{name.strip('-').lower()}", options, 1)
+        message = f"{self.prog} has no option {name}"
+        if similar:
+            message += f": did you mean {' or '.join(similar)}?"
+        elif self._subparsers is not None:
+            message += ": options follow the name of the command"
+        elif others:
+            message += f", which {', '.join(others)} {'have' if len(others) > 1 else 'has'}"
+        elif not name.startswith("--"):
+            message += ": write -- before arguments that begin with a hyphen, or ./ before such a file"
+        self.error(message)
+
+
+def subparsers(top: Parser) -> dict[str, Parser]:
+    """Name -> parser of every command."""
+    (action,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
 
 
 def parser() -> Parser:
     """The whole command line. The parsed `module` and `command` name the function that does the work."""
     top = Parser(
         "minip2p",
-        description="Generate pictures, edit them by editing their prompts, and show where each word looks.",
+        description="Generate pictures, edit them by editing their prompts, see where words look.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -90,6 +187,7 @@ def parser() -> Parser:
     add_maps(commands)
     add_show(commands)
     add_words(commands)
+    add_app(commands)
     add_sweep(commands)
     add_bench_edits(commands)
     return top
@@ -98,7 +196,7 @@ def parser() -> Parser:
 def add_command(commands: Commands, name: str, description: str, module: str = "commands") -> Parser:
     """Adds a subcommand. module: the module of `minip2p.cli` with the function that does its work."""
     sub = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
-    sub.set_defaults(module=module)
+    sub.set_defaults(module=module, parser=sub)
     return sub
 
 
@@ -165,7 +263,8 @@ def add_instruct(commands: Commands) -> None:
     run = add_run_options(sub)
     run.add_argument(
         "--picture-guidance",
-        type=float,
+        dest="image_guidance_scale",
+        type=number,
         metavar="W",
         help="image guidance scale: how close to IMAGE; --guidance: how strong the instruction (default: 1.5)",
     )
@@ -205,6 +304,25 @@ def add_words(commands: Commands) -> None:
     add_command(commands, "words", "list the words that the model that ships knows", "show")
 
 
+def add_app(commands: Commands) -> None:
+    sub = add_command(
+        commands, "app", "look at attention and edit pictures on a page in the browser (needs minip2p[web])", "app"
+    )
+    sub.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to serve; with any but this computer's, others who know the token can use the page "
+        "(default: 127.0.0.1)",
+    )
+    sub.add_argument("--port", type=whole_number, default=7860, help="0 takes one that is free (default: 7860)")
+    sub.add_argument(
+        "--token",
+        help="what visitors must know: 16 letters and digits or more (default: none on this computer, else a random one)",
+    )
+    sub.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
+    add_model_options(sub)
+
+
 def add_sweep(commands: Commands) -> None:
     sub = add_command(
         commands,
@@ -237,8 +355,8 @@ def add_bench_edits(commands: Commands) -> None:
         metavar="FOLDER",
         help="cases in PIE-Bench's layout, run with its settings where there are any (default: those that ship)",
     )
-    sub.add_argument("--count", type=int, metavar="N", help="run only the first N cases")
-    sub.add_argument("--steps", type=int, help="number of DDIM steps (default: 50)")
+    sub.add_argument("--count", type=whole_number, metavar="N", help="run only the first N cases")
+    sub.add_argument("--steps", type=whole_number, help="number of DDIM steps (default: 50)")
     sub.add_argument("--clip", metavar="FOLDER", help="a CLIP that scores the edits as well")
     sub.add_argument("--lpips", metavar="FILE", help="weights of LPIPS with SqueezeNet, which measures them as well")
     sub.add_argument("--dino", metavar="FOLDER", help="a DINO, whose structure distance measures them as well")
@@ -276,16 +394,25 @@ def add_run_options(sub: Parser, seed: bool = True) -> Group:
         group.add_argument(
             "--seed", help="seed of the noise (default: 0); several as 1,2,3; random draws one and prints it"
         )
-        group.add_argument("--count", type=int, metavar="N", help="run N seeds, counted on from --seed")
-    group.add_argument("--steps", type=int, help="number of DDIM steps, 1 to 1000 (default: 50)")
+        group.add_argument("--count", type=whole_number, metavar="N", help="run N seeds, counted on from --seed")
+    group.add_argument("--steps", type=whole_number, help="number of DDIM steps, 1 to 1000 (default: 50)")
     group.add_argument(
-        "--guidance", type=float, metavar="W", help="classifier-free guidance scale (default: the model's)"
+        "--guidance",
+        dest="guidance_scale",
+        type=number,
+        metavar="W",
+        help="classifier-free guidance scale (default: the model's)",
     )
     group.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the model's)")
-    group.add_argument("--negative", metavar="PROMPT", help="negative prompt: what the picture should not show")
+    group.add_argument(
+        "--negative",
+        dest="negative_prompt",
+        metavar="PROMPT",
+        help="negative prompt: what the picture should not show",
+    )
     group.add_argument(
         "--clip-skip",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="read the text encoder N - 1 layers before the model's own (default: 1), counted as in A1111's web UI; in "
         "diffusers the same is clip_skip = N - 1",
@@ -302,13 +429,16 @@ def add_edit_options(sub: Parser) -> None:
     )
     group.add_argument(
         "--cross",
+        dest="cross_replace",
         action="append",
         metavar="[WORD=]SHARE",
         help="the share of the steps, from the first, at which the target takes the source's cross-attention "
         "(default: 0.8); START:END for an interval, START:END:OUT to fade out from END to OUT; cat=.4 for one word of "
         "the target. May be repeated",
     )
-    group.add_argument("--self", dest="self_", metavar="SHARE", help="the same for self-attention (default: 0.4)")
+    group.add_argument(
+        "--self", dest="self_replace", metavar="SHARE", help="the same for self-attention (default: 0.4)"
+    )
     group.add_argument(
         "--reweight",
         action="append",
@@ -318,6 +448,7 @@ def add_edit_options(sub: Parser) -> None:
     )
     group.add_argument(
         "--blend",
+        dest="local_blend",
         metavar="WORD[:WORD]",
         help="local blending: only this word's place may change; source:target if the target has another word there",
     )
@@ -330,6 +461,7 @@ def add_edit_options(sub: Parser) -> None:
     group.add_argument("--mask", metavar="IMAGE", help="instead of --blend: only what is white in IMAGE may change")
     group.add_argument(
         "--within",
+        dest="region",
         metavar="IMAGE",
         help="edit the attention only where IMAGE is white; elsewhere it remains the source's in all steps",
     )
@@ -347,13 +479,16 @@ def add_photo_options(sub: Parser) -> None:
 def add_inversion_options(group: Group) -> None:
     group.add_argument(
         "--method",
+        metavar="METHOD",
         choices=("ddim", "direct", "negative-prompt", "proximal", "null-text", "edit-friendly"),
-        help="method of inversion (default: direct, which reconstructs the VAE's version of the photograph exactly)",
+        help="method of inversion: ddim, direct, negative-prompt, proximal, null-text or edit-friendly (default: "
+        "direct, which reconstructs the VAE's version of the photograph exactly)",
     )
     add_fit_option(group)
     group.add_argument(
         "--polish",
-        type=int,
+        dest="vae_refine_steps",
+        type=whole_number,
         metavar="N",
         help="updates that move the latents so that the VAE decodes them closer to the photograph (default: 0; "
         "20 help much)",
@@ -398,7 +533,8 @@ def add_model_options(sub: Parser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0; 2 after an error, which is one line on stderr; 130 after Ctrl-C.
 
-    Exits with 143 after SIGTERM and 129 after SIGHUP.
+    A command is a generator that yields once, after it has checked its arguments and before its work. No warning is
+    shown before that. Exits with 143 after SIGTERM and 129 after SIGHUP.
     """
     escape_unprintable()
     if argv is None:  # a program of its own, whose threads are its own matter
@@ -408,22 +544,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         import_module("minip2p.cli.paths").expand_paths(args)
         command = getattr(import_module(f"minip2p.cli.{args.module}"), args.command.replace("-", "_"))
-        if argv is None and args.module != "show":
-            choose_threads()
-        try:
-            with exit_on_signals():
-                command(args)
-        except ValueError as error:
-            raise ValueError(name_options(str(error)) if args.module == "commands" else str(error)) from None
+        with exit_on_signals():
+            stages = command(args)
+            with held_notices():
+                next(stages)
+            if argv is None and args.module != "show":
+                choose_threads()
+            for _ in stages:
+                pass
 
-    return run_guarded(work)
-
-
-def name_options(message: str) -> str:
-    """An error message of the library with the names of options instead of keywords."""
-    for keyword, option in OPTION_NAMES:
-        message = re.sub(rf"\b{keyword}\b", option, message)
-    return message
+    return run_guarded(work, args.parser.flags)
 
 
 def join_text_values(arguments: Sequence[str]) -> list[str]:

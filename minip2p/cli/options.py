@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 
+from minip2p.attention.masks import check_threshold
 from minip2p.cli.paths import RUN_SUFFIX
 from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline, load
 from minip2p.sampling.settings import RunSettings
+from minip2p.validation import is_finite
 
 MAX_COUNT = 1000  # of --count
 RANDOM_SEEDS = 2**32  # --seed random draws from so many, as other tools do
-
-# The options that need a photograph as the source, and the keyword of `Pipeline.invert` that each sets.
-INVERSION_OPTIONS = (("method", "method"), ("fit", "fit"), ("polish", "vae_refine_steps"))
+RUN_OPTIONS = ("steps", "guidance_scale", "negative_prompt", "clip_skip", "size")  # and the seed
+INVERSION_OPTIONS = ("method", "fit", "vae_refine_steps")  # which need a photograph
 
 
 # --- the model
@@ -80,25 +81,18 @@ def seeds_to_run(args: Namespace) -> list[int | None]:
 
 def run_options(args: Namespace, seed: int | None = None) -> dict[str, Any]:
     """The options of a run that were given, as keywords of `Pipeline.generate`. seed: one of `seeds_to_run`."""
-    values = {
-        "seed": seed,
-        "steps": args.steps,
-        "guidance_scale": args.guidance,
-        "negative_prompt": args.negative,
-        "clip_skip": args.clip_skip,
-        "size": None if args.size is None else parse_size(args.size),
-    }
-    return without_none(values)
+    values = {"seed": seed, **{name: getattr(args, name) for name in RUN_OPTIONS}}
+    return without_none(values | {"size": None if args.size is None else parse_size(args.size)})
 
 
 def invert_options(args: Namespace) -> dict[str, Any]:
     """The options of an inversion that were given, as keywords of `Pipeline.invert`."""
-    return without_none({keyword: getattr(args, name) for name, keyword in INVERSION_OPTIONS})
+    return without_none({name: getattr(args, name) for name in INVERSION_OPTIONS})
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """'128x96' -> (128, 96), rows and columns."""
-    rows, separator, columns = text.partition("x")
+    rows, separator, columns = text.lower().partition("x")
     if not (separator and rows.isdecimal() and columns.isdecimal()):
         raise ValueError(f"--size is rows x columns in pixels, as 128x96, not {text!r}")
     return int(rows), int(columns)
@@ -113,13 +107,13 @@ def without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def edit_options(args: Namespace) -> dict[str, Any]:
     """The options of an edit, as keywords of `Pipeline.edit`, except for its masks, which depend on its size."""
-    if args.blend is not None and args.mask is not None:
+    if args.local_blend is not None and args.mask is not None:
         raise ValueError("--blend finds the place that may change by words, --mask by a picture: give one of them")
-    if args.threshold is not None and args.blend is None:
+    if args.threshold is not None and args.local_blend is None:
         raise ValueError("--threshold is for the heat maps of --blend: give a word with --blend")
     values = {
-        "cross_replace": None if args.cross is None else cross_replace(args.cross),
-        "self_replace": None if args.self_ is None else parse_share(args.self_),
+        "cross_replace": None if args.cross_replace is None else cross_replace(args.cross_replace),
+        "self_replace": None if args.self_replace is None else parse_share("--self", args.self_replace),
         "kind": args.kind,
         "reweight": {word: parse_weight(word, value) for word, value in split_by_word(args.reweight).items()},
         "local_blend": local_blend(args),
@@ -130,15 +124,17 @@ def edit_options(args: Namespace) -> dict[str, Any]:
 
 def cross_replace(texts: Sequence[str]) -> dict[str, Any]:
     """['.5', 'cat=.4'] -> {'default_': 0.5, 'cat': 0.4}. The words that are not named have the default of an edit."""
-    shares = {word or "default_": parse_share(value) for word, value in split_by_word(texts).items()}
+    shares = {word or "default_": parse_share("--cross", value) for word, value in split_by_word(texts).items()}
     return {"default_": EditOptions.cross_replace} | shares
 
 
 def local_blend(args: Namespace) -> LocalBlend | None:
     """The blend of --blend and --threshold."""
-    if args.blend is None:
+    if args.local_blend is None:
         return None
-    source, colon, target = args.blend.partition(":")
+    source, colon, target = args.local_blend.partition(":")
+    if not source or (colon and not target):
+        raise ValueError(f"--blend is a word, or source:target, not {args.local_blend!r}")
     threshold = {} if args.threshold is None else {"threshold": parse_threshold(args.threshold)}
     return LocalBlend((source,), (target if colon else source,), **threshold)
 
@@ -150,17 +146,17 @@ def edit_settings(args: Namespace) -> dict[str, str]:
         return ", ".join(f"{word}={value}" if word else value for word, value in split_by_word(texts).items())
 
     values = {
-        "Cross": join([f"{EditOptions.cross_replace}", *(args.cross or ())]),
-        "Self": args.self_ or f"{EditOptions.self_replace}",
+        "Cross": join([f"{EditOptions.cross_replace}", *(args.cross_replace or ())]),
+        "Self": args.self_replace or f"{EditOptions.self_replace}",
         "Kind": args.kind or EditOptions.kind,
         "Reweight": join(args.reweight),
-        "Blend": args.blend,
+        "Blend": args.local_blend,
         "Threshold": args.threshold,
         "Mask": args.mask,
-        "Within": args.within,
+        "Within": args.region,
         "Explicit": args.explicit,
         "Paste": args.paste,
-        "Polish": args.polish,
+        "Polish": args.vae_refine_steps,
         "Fit": args.fit,
     }
     return {name: value for name, value in values.items() if value}
@@ -171,22 +167,23 @@ def split_by_word(texts: Sequence[str]) -> dict[str, str]:
     return {word: value for word, _, value in (text.rpartition("=") for text in texts)}
 
 
-def parse_share(text: str) -> Any:
-    """'.8' -> 0.8, '.2:.8' -> (0.2, 0.8), '0:.6:.9' -> (0.0, 0.6, 0.9)."""
+def parse_share(flag: str, text: str) -> Any:
+    """'.8' -> 0.8, '.2:.8' -> (0.2, 0.8), '0:.6:.9' -> (0.0, 0.6, 0.9). flag: of the option, for the message."""
     try:
         return parse_numbers(text)
     except ValueError:
-        raise ValueError(f"a share of the steps is a number as .8, or two as .2:.8, not {text!r}") from None
+        raise ValueError(f"{flag} is a share of the steps, a number as .8, or two as .2:.8, not {text!r}") from None
 
 
 def parse_threshold(text: str) -> Any:
     """'.3' -> 0.3, '.2:.5' -> (0.2, 0.5); 'otsu' and '85%' stay as they are."""
-    if text == "otsu" or text.endswith("%"):
-        return text
     try:
-        return parse_numbers(text)
+        threshold = text if text == "otsu" or text.endswith("%") else parse_numbers(text)
+        check_threshold("--threshold", threshold)
     except ValueError:
-        raise ValueError(f"--threshold is a number as .3, two as .2:.5, otsu or a percentage, not {text!r}") from None
+        message = f"--threshold is a number in 0 to 1, as .3, two as .2:.5, otsu, or a percentage as 85%, not {text!r}"
+        raise ValueError(message) from None
+    return threshold
 
 
 def parse_numbers(text: str) -> float | tuple[float, ...]:
@@ -201,8 +198,10 @@ def parse_weight(word: str, text: str) -> float:
         weight = float(text)
     except ValueError:
         weight = None
-    if not word or weight is None:
+    if not word or weight is None or "=" in word:
         raise ValueError(f"--reweight takes a word and its weight, as fog=2, not {f'{word}={text}' if word else text}")
+    if not is_finite(weight):
+        raise ValueError(f"--reweight {word}={text}: the weight must be a finite number")
     return weight
 
 
@@ -211,6 +210,6 @@ def parse_weight(word: str, text: str) -> float:
 
 def run_file_path(name: str) -> Path:
     """The path of a run's file."""
-    if not name.endswith(RUN_SUFFIX):
+    if not name.lower().endswith(RUN_SUFFIX):
         raise ValueError(f"{name}: the name of a run's file must end in {RUN_SUFFIX}")
     return Path(name)

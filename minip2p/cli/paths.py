@@ -17,12 +17,14 @@ PATH_ARGUMENTS = (
     "lora",
     "embedding",
     "clip",
+    "lpips",
+    "dino",
     "cases",
     "grid",
     "picture",
     "file",
     "mask",
-    "within",
+    "region",
     "source",
 )
 OUTPUT_ARGUMENTS = ("out", "record")
@@ -35,7 +37,7 @@ SOURCE_KINDS = "a prompt, the file of a run (.safetensors) or, with --prompt, a 
 
 
 def expand_paths(args: Namespace) -> None:
-    """Replaces a leading ~ in the arguments that name files. Raises ValueError for a URL."""
+    """Replaces a leading ~ in the arguments that name files. Raises ValueError for a URL and for an empty name."""
     for name in (*PATH_ARGUMENTS, *OUTPUT_ARGUMENTS):
         value = getattr(args, name, None)
         if isinstance(value, list):
@@ -45,7 +47,11 @@ def expand_paths(args: Namespace) -> None:
 
 
 def expand_path(name: str, path: str) -> str:
-    """A path with its ~ expanded. name: of the argument. Raises ValueError for a URL."""
+    """A path with its ~ expanded. name: of the argument. Raises ValueError for a URL and for an empty name."""
+    if not path.strip() and name != "source":  # as of a shell's variable that is not set; a prompt may be empty
+        raise ValueError(f"{name} is empty, and must name a file or a folder")
+    if path == "-" and name in OUTPUT_ARGUMENTS:
+        raise ValueError(f"{name} is -, and files are not written to the standard output: give a folder or a file")
     url = URL.match(path.strip())
     if url is None:
         return os.path.expanduser(path)

@@ -2,34 +2,24 @@
 model that ships knows."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 
 from PIL import ExifTags, Image
 from safetensors import SafetensorError, safe_open
 
+from minip2p.io.png import read_parameters
 from minip2p.tiny import scenes
 
 RUN_FORMAT = "minip2p run "  # the format of a run's file begins so, followed by the version
-# Text chunks of other tools' PNGs, and what they hold.
-OTHER_CHUNKS: Mapping[str, str] = MappingProxyType(
-    {
-        "prompt": "a workflow of ComfyUI",
-        "workflow": "a workflow of ComfyUI",
-        "invokeai_metadata": "settings of InvokeAI",
-        "sd-metadata": "settings of InvokeAI",
-        "Dream": "settings of InvokeAI",
-        "Comment": "a comment, as of NovelAI,",
-    }
-)
 
 
-def show(args: Namespace) -> None:
+def show(args: Namespace) -> Iterator[None]:
     """Prints the settings in PNGs and files of runs. Raises FileNotFoundError or ValueError for a file without them."""
     texts = [read_settings(Path(file)) for file in args.file]
     if len(texts) > 1:
         texts = [f"{file}\n{text}\n" for file, text in zip(args.file, texts, strict=True)]
+    yield
     print(*texts, sep="\n")
 
 
@@ -40,25 +30,9 @@ def read_settings(file: Path) -> str:
     with open(file, "rb") as opened:
         start = opened.read(12)
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        return png_settings(file)
+        return read_parameters(file)
     is_photo = start.startswith(b"\xff\xd8") or (start[:4], start[8:]) == (b"RIFF", b"WEBP")
     return exif_settings(file) if is_photo else run_settings(file)
-
-
-def png_settings(file: Path) -> str:
-    """The text chunk `parameters` of a PNG. Raises ValueError where there is none."""
-    try:
-        with Image.open(file) as image:
-            image.load()  # a text chunk may follow the pixels
-            chunks = {name: value for name, value in image.info.items() if isinstance(value, str)}
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
-    if "parameters" in chunks:
-        return chunks["parameters"]
-    for name, what in OTHER_CHUNKS.items():
-        if name in chunks:
-            raise ValueError(f"{file}: has {what} and no settings in A1111's form, which show reads")
-    raise ValueError(f"{file}: has no settings: its text chunk `parameters` is missing, which some programs remove")
 
 
 def exif_settings(file: Path) -> str:
@@ -113,8 +87,9 @@ def without(value: str | None, default: str) -> str | None:
     return None if value == default else value
 
 
-def words(args: Namespace) -> None:
+def words(args: Namespace) -> Iterator[None]:
     """Prints the words that the model that ships was trained with, by what they name."""
+    yield
     print("The model that ships was trained with these words and knows no others:\n")
     for title, phrases in scenes.phrase_groups().items():
         print(f"{title + ':':<9} {', '.join(phrases)}")

@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from minip2p import LocalBlend
+from minip2p.checkpoints.load import usable_devices
 from minip2p.cli import commands, options
+from minip2p.cli.main import parser, subparsers
 from minip2p.io import viz
 
 TINY = ROOT / "weights" / "tiny"
@@ -139,7 +141,7 @@ def test_a_recorded_run_keeps_its_settings(tmp_path, capsys, loaded):
     assert run("generate", CAT, "--steps", 1, "--record", file, "-o", tmp_path / "x.png") == 0
     capsys.readouterr()
     line = error_line(capsys, "edit", file, TIGER, "--seed", 0, "--steps", 1, "-o", tmp_path / "y")
-    assert line == "seed, steps: a run has its own settings; give a prompt as the source to choose them"
+    assert line == f"--seed, --steps: the run in {file} has its own settings"
     assert not (tmp_path / "y").exists()
 
 
@@ -424,29 +426,32 @@ MISTAKES = (
     (("edit", CAT, TIGER, "--reweight", "fog=2"), "'fog' is not in the prompt"),
     (("edit", MANY, MANY, "--reweight", "dog=2"), "'dog' lies beyond the last of the 77 tokens"),
     (("edit", CAT, "a big tiger on the beach", "--kind", "swap"), "a swap needs as many words"),
-    (("edit", CAT, TIGER, "--reweight", "tiger=nan"), "the weight of 'tiger' is nan"),
-    (("edit", CAT, TIGER, "--reweight", "tiger=inf"), "the weight of 'tiger' is inf"),
+    (("edit", CAT, TIGER, "--reweight", "tiger=nan"), "--reweight tiger=nan: the weight must be a finite number"),
+    (("edit", CAT, TIGER, "--reweight", "tiger=inf"), "--reweight tiger=inf: the weight must be a finite number"),
     (("edit", CAT, TIGER, "--reweight", "tiger"), "--reweight takes a word and its weight"),
     (("edit", CAT, TIGER, "--reweight", "tiger=1:2"), "--reweight takes a word and its weight"),
     (("edit", CAT, TIGER, "--cross", "nan"), "the steps of --cross are shares 0 <= start <= end <= 1"),
     (("edit", CAT, TIGER, "--cross", ".8:.2"), "0 <= start <= end <= 1"),
-    (("edit", CAT, TIGER, "--cross", "often"), "a share of the steps is a number as .8, or two as .2:.8, not 'often'"),
+    (
+        ("edit", CAT, TIGER, "--cross", "often"),
+        "--cross is a share of the steps, a number as .8, or two as .2:.8, not 'often'",
+    ),
     (("edit", CAT, TIGER, "--self", "2"), "the steps of --self are shares 0 <= start <= end <= 1"),
     (("maps", "?!"), "has no words to show"),
     (("generate", CAT, "--guidance", "nan"), "--guidance must be a finite number"),
     (("generate", CAT, "--guidance", "inf"), "--guidance must be a finite number"),
     (("generate", CAT, "--guidance", "1e30"), "the latents are not finite after step"),
-    (("generate", CAT, "--steps", "0"), "steps must lie between 1 and 1000"),
-    (("generate", CAT, "--steps", "1001"), "steps must lie between 1 and 1000"),
-    (("generate", CAT, "--size", "100x128"), "size must be two multiples of 8"),
-    (("generate", CAT, "--size", "0x0"), "size must be two multiples of 8"),
-    (("generate", CAT, "--size", "8x8"), "size must be two multiples of 8"),
+    (("generate", CAT, "--steps", "0"), "--steps must lie between 1 and 1000"),
+    (("generate", CAT, "--steps", "1001"), "--steps must lie between 1 and 1000"),
+    (("generate", CAT, "--size", "100x128"), "--size must be two multiples of 8"),
+    (("generate", CAT, "--size", "0x0"), "--size must be two multiples of 8"),
+    (("generate", CAT, "--size", "8x8"), "--size must be two multiples of 8"),
     (("generate", CAT, "--size", "128"), "--size is rows x columns"),
     (("generate", CAT, "--size", "8000000000x8000000000"), "is too large"),
-    (("generate", CAT, "--seed", "99999999999999999999"), "seed must lie between"),
-    (("generate", CAT, "--device", "abacus"), "device abacus: torch cannot use it"),
-    (("generate", CAT, "--device", "cuda:99"), "device cuda:99: torch cannot use it"),
-    (("generate", CAT, "--device", "meta"), "device meta: torch cannot use it"),
+    (("generate", CAT, "--seed", "99999999999999999999"), "--seed must lie between"),
+    (("generate", CAT, "--device", "abacus"), "--device abacus: torch cannot use it"),
+    (("generate", CAT, "--device", "cuda:99"), "--device cuda:99: torch cannot use it"),
+    (("generate", CAT, "--device", "meta"), "--device meta: torch cannot use it"),
     (("generate", CAT, "--model", "no/such/folder"), "no/such/folder: no such folder"),
     (("generate", CAT, "--model", "setup.cfg"), "setup.cfg: not a whole safetensors file"),
     (("generate", CAT, "--record", "run.bin"), "run.bin: the name of a run's file must end in .safetensors"),
@@ -455,20 +460,17 @@ MISTAKES = (
     (("edit", f"weights/tiny/unet/{WEIGHTS}", TIGER), "not a run file"),
     (("edit", "none.png", TIGER, "--prompt", CAT), "none.png: no such file"),
     (("edit", "setup.cfg", TIGER, "--prompt", CAT), "setup.cfg: not an image that Pillow can read"),
-    (("edit", RENDER, TIGER, "--prompt", CAT, "--seed", "1"), "direct inversion has no seed"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--seed", "1"), "--seed: this inversion of a photograph draws no noise"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--blend", "cow"), "'cow' is not in the prompt"),
     (("edit", CAT, TIGER, "--blend", "cat:tiger", "--mask", RENDER), "give one of them"),
     (("edit", CAT, TIGER, "--threshold", ".3"), "--threshold is for the heat maps of --blend"),
     (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", "much"), "not 'much'"),
-    (
-        ("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", ".5:.2"),
-        "a local blend's threshold must lie between",
-    ),
-    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", "x%"), "a local blend's threshold must lie between"),
+    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", ".5:.2"), "--threshold is a number in 0 to 1"),
+    (("edit", CAT, TIGER, "--blend", "cat:tiger", "--threshold", "x%"), "--threshold is a number in 0 to 1"),
     (("edit", CAT, TIGER, "--mask", "nothere.png"), "nothere.png: no such file"),
     (("edit", CAT, TIGER, "--within", "setup.cfg"), "not an image that Pillow can read"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--polish", "-3"), "--polish is a whole number of updates"),
-    (("edit", CAT, TIGER, "--polish", "3"), "--polish needs a photograph as the source"),
+    (("edit", CAT, TIGER, "--polish", "3"), "--polish: the source is not a photograph"),
     (("edit", RENDER, TIGER), f"{RENDER} is a file: describe the photograph with --prompt"),
     (("edit", "nothere.JPG", TIGER), "nothere.JPG: no such file, and a source is a prompt"),
     (("edit", "./cat", TIGER), "./cat: no such file, and a source is a prompt"),
@@ -483,15 +485,76 @@ MISTAKES = (
     (("edit", "CAT.SAFETENSORS", TIGER), "CAT.SAFETENSORS: no such file"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "proximal", "--negative", "fog"), "it takes no other"),
     (("generate", CAT, "--record", "x" * 250 + ".safetensors"), "File name too long"),
-    (("edit", CAT, TIGER, "--method", "ddim"), "--method needs a photograph as the source: describe it with --prompt"),
+    (("edit", CAT, TIGER, "--method", "ddim"), "--method: the source is not a photograph"),
 )
 
 
 @pytest.mark.parametrize("arguments, message", MISTAKES, ids=[" ".join(a[:1] + a[-2:]) for a, _ in MISTAKES])
 def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys, loaded):
-    steps = () if "--steps" in arguments or arguments[1].endswith(".safetensors") else ("--steps", "2")
+    steps = () if "--steps" in arguments or arguments[1].lower().endswith(".safetensors") else ("--steps", "2")
     assert message in error_line(capsys, *arguments, *steps, "-o", tmp_path / "new" / "out")
     assert not list(tmp_path.iterdir())
+
+
+# A value of each option that is wrong; of --negative and --prompt every text is right.
+WRONG = {"--seed": "x", "--count": 0, "--steps": 0, "--guidance": "nan", "--size": "100x100", "--clip-skip": 0}
+WRONG |= {"--kind": "x", "--cross": "2", "--self": "2", "--reweight": "tiger=x", "--blend": "cow", "--threshold": "2"}
+WRONG |= {"--method": "x", "--fit": "x", "--polish": -1, "--picture-guidance": "x", "--methods": "x"}
+WRONG |= {"--dtype": "x", "--device": "abacus"}
+WRONG |= dict.fromkeys(["--out", "--record", "--mask", "--within", "--model", "--config", "--vae", "--lora"], "")
+WRONG |= dict.fromkeys(["--embedding", "--clip", "--cases", "--lpips", "--dino"], "")
+OPERANDS = {"generate": (CAT,), "edit": (CAT, TIGER), "invert": (PHOTO, CAT), "instruct": (PHOTO, CAT), "maps": (CAT,)}
+OPERANDS |= {"inpaint": (PHOTO, CAT), "sweep": ("examples/grid.toml",), "show": (PHOTO,)}
+
+
+@pytest.mark.parametrize("command", subparsers(parser()).keys() - {"app"})
+def test_the_error_of_a_wrong_value_names_its_option(command, capsys, monkeypatch, loaded, tmp_path):
+    """Not the keyword of the library, for every option of every command."""
+    before = {path.name for path in ROOT.iterdir()}
+    for flag in subparsers(parser())[command].flags.values():
+        is_model_first = command in ("instruct", "inpaint") and flag == "--steps"  # it needs the schedule of a model
+        if not flag.startswith("--") or flag in ("--help", "--overwrite", "--paste", "--no-compare", "--explicit"):
+            continue
+        if is_model_first or flag in ("--negative", "--prompt"):
+            continue
+        more = ["--blend", "cat:tiger"] if flag == "--threshold" else []
+        more += ["-o", tmp_path / "x.safetensors" if command == "invert" else tmp_path] if flag != "--out" else []
+        more += ["--mask", PHOTO] if command == "inpaint" and flag != "--mask" else []
+        line = error_line(capsys, command, *OPERANDS.get(command, ()), flag, WRONG[flag], *more)
+        assert re.search(rf"{flag}(?![\w-])", line), (flag, line)
+    assert not list(tmp_path.iterdir()) and {path.name for path in ROOT.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "arguments, end",
+    [
+        ((TIGER, "--blend", "cat"), "beach; did you mean cat:tiger?"),
+        (("a big tiger on the beach", "--blend", "cat"), "did you mean cat:big tiger?"),
+        ((TIGER, "--reweight", "cat=2"), "did you mean tiger?"),
+        (("the beach", "--blend", "cat"), "its words are: the, beach"),
+        ((TIGER, "--blend", "cat:"), "--blend is a word, or source:target, not 'cat:'"),
+    ],
+)
+def test_a_word_that_the_edit_replaces_is_named_with_the_new_one(arguments, end, capsys, loaded):
+    assert error_line(capsys, "edit", CAT, *arguments, "--steps", 1).endswith(end)
+
+
+def test_a_mistake_comes_without_the_warnings(capsys, loaded):
+    assert "'cow' is not in the prompt" in error_line(capsys, "edit", "two cats", "two dogs", "--blend", "cow")
+
+
+def test_the_error_of_a_device_names_those_of_this_machine(capsys):
+    line = error_line(capsys, "generate", CAT, "--device", "gpu")
+    assert line == f"--device gpu: torch cannot use it; here it can use {' or '.join(usable_devices())}"
+    assert "cpu" in usable_devices()
+
+
+@pytest.mark.parametrize("out", ["out.PNG", "ö x.png", "v1.5.png"])
+def test_the_picture_has_the_name_that_was_given(out, tmp_path, capsys, monkeypatch, loaded):
+    monkeypatch.chdir(tmp_path)
+    assert run("edit", CAT, TIGER, "--steps", 1, "--no-compare", "-o", out) == 0
+    stem, suffix = out[:-4], out[-4:]
+    assert {path.name for path in tmp_path.iterdir()} == {out, f"{stem}-source{suffix}", f"{stem}-strip{suffix}"}
 
 
 def test_a_prompt_that_is_not_text_is_one_line(capsys, loaded):

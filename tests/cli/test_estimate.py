@@ -1,11 +1,12 @@
 """What a command says before a long run: its time, and its memory."""
 
+import shutil
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from command_line import run
+from command_line import PHOTO, run
 from parity import OFFICIAL_UNETS, SD15_VAE
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -77,7 +78,7 @@ def test_a_small_run_is_not_measured_and_a_long_one_is_named(model, monkeypatch,
 def test_more_memory_than_the_machine_has_is_named(model, monkeypatch):
     monkeypatch.setattr(estimate, "memory_of_machine", lambda device: 1e9)
     monkeypatch.setattr(estimate, "measure_speed", lambda components: 1e15)
-    with pytest.warns(Notice, match="this needs about 13 GB of memory, and there are 1 GB: a smaller --size"):
+    with pytest.warns(Notice, match="this needs about 13 GB of memory, and there are 1 GB: smaller pictures"):
         estimate.announce(model.components, 1, (512, 512), pictures=1, batch=2)
 
 
@@ -105,7 +106,7 @@ def test_times_are_minutes_or_hours():
 )
 def test_each_command_counts_its_rows(model, monkeypatch, tmp_path, arguments, rows, size, pictures, batch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.png").touch()
+    shutil.copy(PHOTO, tmp_path / "x.png")
     calls = []
 
     def stop(components, *plan, **options):

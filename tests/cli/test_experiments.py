@@ -6,7 +6,7 @@ import pytest
 from command_line import error_line, run
 
 from minip2p.checkpoints.components import RowCounter
-from minip2p.cli import experiments
+from minip2p.cli import estimate, experiments
 from minip2p.evaluation import edit_benchmark
 
 
@@ -54,6 +54,20 @@ def test_only_the_model_that_ships_shares_its_cases_among_processes(arguments, s
     monkeypatch.setattr(edit_benchmark, "run_benchmark", stop)
     assert run("bench-edits", "--count", 1, *arguments, "-o", tmp_path) == 7
     assert (calls[0]["make_pool"] is not None) == shares and calls[0]["steps"] == 50
+
+
+def test_a_benchmark_announces_its_time(tmp_path, monkeypatch):
+    """For what is left: 2 cases by 3 methods, of 10 steps, with a source and a target of 2 rows each."""
+    calls = []
+    monkeypatch.setattr(estimate, "announce", lambda components, rows, size, **plan: calls.append((rows, size, plan)))
+    monkeypatch.setattr(edit_benchmark, "run_benchmark", lambda *_, **__: (_ for _ in ()).throw(SystemExit(7)))
+    benchmark = "bench-edits", "--count", 2, "--steps", 10, "-o", tmp_path, "--methods"
+    assert run(*benchmark, "vae,direct,null-text") == 7
+    (rows, size, plan), *_ = calls
+    assert rows == 2 * 10 * ((2 + 4) + (estimate.NULL_TEXT_ROWS + 4)) and size == (16, 16)
+    assert plan["pictures"] == 2 * (1 + 2 + 2) and "--count" in plan["advice"] and "--size" not in plan["advice"]
+    assert run(*benchmark, "direct+mask+polish") == 7
+    assert calls[1][2]["pictures"] == 2 * (2 + estimate.REFINE_PICTURES * 20)
 
 
 @pytest.mark.parametrize("package", ["skimage.metrics", "matplotlib.figure", "pyarrow"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,20 @@ from paths import ROOT
 
 import minip2p
 from minip2p import LocalBlend
-from minip2p.cli import main
+from minip2p.cli import commands, main
+from minip2p.errors import Notice
 from minip2p.inversion.methods import METHODS
 from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.settings import RunSettings
 
 COMMANDS = ["demo", "generate", "edit", "invert", "instruct", "inpaint", "maps"]
-COMMANDS += ["show", "words", "sweep", "bench-edits"]
+COMMANDS += ["show", "words", "app", "sweep", "bench-edits"]
 
 
 def subparsers():
     """Name -> parser of every subcommand."""
-    (action,) = (action for action in main.parser()._actions if action.dest == "command")
-    return action.choices
+    return main.subparsers(main.parser())
 
 
 def test_these_are_the_commands():
@@ -178,14 +179,33 @@ def test_a_bug_is_a_traceback(monkeypatch):
     "arguments, message",
     [
         ((), "the following arguments are required: COMMAND"),
-        (("frobnicate", CAT), "invalid choice: 'frobnicate'"),
-        (("generate", CAT, "--frob"), "unrecognized arguments: --frob"),
-        (("generate", CAT, "--neg", "fog"), "unrecognized arguments: --neg fog"),
-        (("generate", CAT, "--steps", "many"), "argument --steps: invalid int value: 'many'"),
-        (("generate", CAT, "--size", "-128x128"), "argument --size"),
+        (("frobnicate", CAT), "COMMAND: there is no 'frobnicate': there are demo, generate, edit,"),
+        (("generate", CAT, "--frob"), "minip2p generate has no option --frob; see"),
+        (("generate", CAT, "--neg", "fog"), "has no option --neg: did you mean --negative?"),
+        (("generate", CAT, "--sed", 3), "has no option --sed: did you mean --seed? See minip2p generate --help"),
+        (("generate", "--sed", 3), "has no option --sed: did you mean --seed?"),
+        (("generate", CAT, "--num_inference_steps=3"), "has no option --num_inference_steps: did you mean --steps?"),
+        (("generate", CAT, "--cfg-scale", 3), "has no option --cfg-scale: did you mean --guidance?"),
+        (("generate", CAT, "--STEPS", 3), "has no option --STEPS: did you mean --steps?"),
+        (("generate", CAT, "--blend", "cat"), "has no option --blend, which edit has"),
+        (("generate", CAT, "--prompt", CAT), "has no option --prompt, which edit, maps have"),
+        (("generate", CAT, "-seed", 3), "has no option -seed: did you mean --seed?"),
+        (("generate", CAT, "-outdir"), "has no option -outdir: did you mean --out?"),
+        (("generate", "-blurry"), "has no option -blurry: write -- before arguments that begin with a hyphen"),
+        (("edit", "-x.png", TIGER), "has no option -x.png: write -- before arguments that begin with a hyphen, or ./"),
+        (("--seed", 3, "generate", CAT), "has no option --seed: options follow the name of the command"),
+        (("generat", CAT), "COMMAND: there is no 'generat': did you mean generate?"),
+        (("generate", "a", "cat", "on", "grass"), "too many arguments, from 'cat' on; a prompt of several words needs"),
+        (("generate", CAT, "--seed", 1, 2), "too many arguments, from '2' on; see"),
+        (("words", "x"), "too many arguments, from 'x' on; see minip2p words --help"),
+        (("inpaint", "a.png", CAT, "--maks", "b.png"), "has no option --maks: did you mean --mask?"),
+        (("generate", CAT, "--steps", "many"), "--steps: must be a whole number, not 'many'"),
+        (("generate", CAT, "--guidance", "abc"), "--guidance: must be a number, not 'abc'"),
+        (("generate", CAT, "--size", "-128x128"), "--size: expected one argument"),
         (("edit", CAT), "the following arguments are required: TARGET"),
-        (("edit", CAT, TIGER, "--kind", "guess"), "invalid choice: 'guess'"),
-        (("edit", CAT, TIGER, "--prompt", CAT, "--method", "magic"), "invalid choice: 'magic'"),
+        (("edit", CAT, TIGER, "--kind", "guess"), "--kind: there is no 'guess': there are auto, swap, refine"),
+        (("edit", CAT, TIGER, "--kind", "swop"), "--kind: there is no 'swop': did you mean swap?"),
+        (("edit", CAT, TIGER, "--prompt", CAT, "--method", "magic"), "--method: there is no 'magic'"),
         (("inpaint", "a.png", CAT), "the following arguments are required: --mask"),
     ],
 )
@@ -194,21 +214,69 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys):
     assert message in line and line.endswith("--help")
 
 
-def test_errors_of_the_library_name_the_options(capsys, monkeypatch):
-    def fail(_):
-        raise ValueError("guidance_scale and image_guidance_scale must be finite, cross_replace: 'cat'")
+def test_options_are_named_after_the_keywords_that_they_set():
+    """So an error of the library names the option. What no keyword has is of the command line alone."""
+    keywords = {
+        name
+        for function in (Pipeline.edit, Pipeline.instruct, Pipeline.invert, minip2p.load)
+        for name in inspect.signature(function).parameters
+    }
+    keywords |= set(RunSettings.__dataclass_fields__)
+    own = {
+        "help",
+        "out",
+        "overwrite",
+        "record",
+        "count",
+        "paste",
+        "no_compare",
+        "threshold",
+        "mask",
+        "lora",
+        "embedding",
+    }
+    own |= {"host", "port", "token", "no_browser", "lpips", "dino"}
+    own |= {"model", "methods", "cases", "clip", "grid", "file", "targets"}
+    for command, sub in subparsers().items():
+        assert set(sub.flags) - keywords <= own, command
+    assert subparsers()["edit"].flags["guidance_scale"] == "--guidance"
 
-    monkeypatch.setattr(commands, "generate", fail)
-    expected = "--guidance and --picture-guidance must be finite, --cross: 'cat'"
-    assert error_line(capsys, "generate", CAT) == expected
+
+def test_warnings_come_before_the_work_and_after_all_errors(capsys, monkeypatch):
+    """A command is a generator: the notices of its checks are shown when it yields, and not if it fails."""
+
+    def command(args):
+        warnings.warn("a notice", Notice, stacklevel=1)
+        if args.prompt == "wrong":
+            raise ValueError("seed must be right")
+        yield
+        print(capsys.readouterr().err)
+
+    monkeypatch.setattr(commands, "generate", command)
+    assert error_line(capsys, "generate", "wrong") == "--seed must be right"
+    assert run("generate", CAT) == 0
+    assert capsys.readouterr().out == "minip2p: warning: a notice\n\n"
+
+
+def test_the_machine_is_measured_after_the_checks(monkeypatch, capsys):
+    """Where `minip2p` runs as a program of its own; before, the line about a busy machine preceded the error."""
+    order = []
+    monkeypatch.setattr(main, "choose_threads", lambda: order.append("threads"))
+    monkeypatch.setattr(main, "wait_passively", lambda: None)
+    monkeypatch.setattr(commands, "generate", lambda args: iter([order.append("checks"), order.append("work")]))
+    monkeypatch.setattr(sys, "argv", ["minip2p", "generate", CAT])
+    assert main.main() == 0 and order[-1] == "threads"
+    monkeypatch.setattr(sys, "argv", ["minip2p", "edit", CAT, TIGER, "--cross", "2"])
+    del order[:]
+    assert main.main() == 2 and order == []
 
 
 @pytest.mark.parametrize("command", [["generate", CAT], ["edit", CAT, TIGER], ["maps", CAT]])
 def test_a_negative_prompt_may_begin_with_a_hyphen(command, monkeypatch):
     args = []
-    monkeypatch.setattr(commands, command[0], args.append)
+    monkeypatch.setattr(commands, command[0], lambda parsed: iter([args.append(parsed)]))
     assert run(*command, "--negative", "-blurry", "--steps", 3) == 0
-    assert (args[0].negative, args[0].steps) == ("-blurry", 3)
+    assert (args[0].negative_prompt, args[0].steps) == ("-blurry", 3)
 
 
 def test_an_option_is_never_taken_for_a_negative_prompt(capsys):

@@ -30,9 +30,14 @@ def test_a_tilde_is_the_home_folder():
         ("model", "https://example.org/org/name", "download it first"),
         ("out", "https://example.org/x.png", "is a URL, and files are written to this computer"),
         ("record", "s.example/x.safetensors", None),
+        ("out", "", "out is empty, and must name a file or a folder"),
+        ("lora", [" "], "lora is empty, and must name a file or a folder"),
+        ("source", "", None),
+        ("out", "-", "out is -, and files are not written to the standard output"),
+        ("picture", "-", None),
     ],
 )
-def test_a_url_is_no_path(name, url, message):
+def test_urls_and_empty_names_are_no_paths(name, url, message):
     args = Namespace(**{name: url})
     if message is None:
         return paths.expand_paths(args)

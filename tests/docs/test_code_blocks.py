@@ -19,13 +19,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import minip2p
-from minip2p.cli.main import parser
+from minip2p.cli import demo, options
+from minip2p.cli.main import EPILOG, main, parser
 from minip2p.inversion import encode
 from minip2p.inversion.encode import refine_latents
 from minip2p.sampling.settings import RunSettings
 from minip2p.unet import UNet
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]
+COMMAND_PAGE = ROOT / "docs" / "command-line.md"
 PROGRAMS = sorted((ROOT / "examples").glob("*.py"))
 FENCE = re.compile(r"^```(?P<kind>[^\n`]*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 STEPS = 2
@@ -38,14 +40,21 @@ def page_id(path):
 
 def blocks(page, *kinds):
     """The fenced blocks of these kinds, in order."""
-    text = page.read_text(encoding="utf-8")
+    return blocks_of(page.read_text(encoding="utf-8"), *kinds)
+
+
+def blocks_of(text, *kinds):
     return [match["body"] for match in FENCE.finditer(text) if match["kind"].strip() in kinds]
 
 
 def command_lines(page):
     """The commands of minip2p in the shell blocks and the unmarked blocks of a page, without what starts them."""
+    return command_lines_of(page.read_text(encoding="utf-8"))
+
+
+def command_lines_of(text):
     lines = []
-    for body in blocks(page, "", "bash", "console", "sh", "shell"):
+    for body in blocks_of(text, "", "bash", "console", "sh", "shell"):
         for line in body.replace("\\\n", " ").splitlines():
             if match := re.match(r"\s*(?:\$ )?(?:uvx (?:\S+ )*?|python3? -m )?minip2p (.*)", line):
                 lines.append(match[1])
@@ -130,6 +139,28 @@ def test_examples_run(program, desk, monkeypatch):
 )
 def test_command_lines_of_a_page_parse(page, line):
     parser().parse_args(shlex.split(line, comments=True))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        COMMAND_PAGE.read_text(encoding="utf-8"),
+        f"```bash\n{EPILOG.partition('order:')[2].partition('with files')[0]}```",
+    ],
+    ids=["docs/command-line.md", "minip2p --help"],
+)
+def test_the_examples_of_the_command_line_run_as_they_are(text, desk, model, monkeypatch, capsys):
+    """In order, in a folder that has only what the repository has. The benchmark and the app are tested elsewhere."""
+    for file in ("photo.png", "photo.jpg", "mask.png"):
+        os.remove(desk / file)
+    os.symlink(ROOT / "examples", desk / "examples")
+    monkeypatch.setattr(options, "load", lambda *args, **settings: model)
+    monkeypatch.setattr(demo, "load", lambda: model)
+    lines = [line.strip() for line in command_lines_of(text)]
+    assert len(lines) > 12
+    for line in lines:
+        if not line.startswith(("bench-edits", "app")):
+            assert main(shlex.split(line)) == 0, (line, capsys.readouterr().err)
 
 
 def test_pages_have_programs():

@@ -330,3 +330,13 @@ def test_a_blend_with_hops_is_the_same_streamed_recorded_and_explicit(model):
     without_hops = LocalBlend("cat", "dog", threshold="otsu", pool=False)
     out = model.edit(SOURCE, TARGET, local_blend=without_hops, **RUN)
     assert not torch.equal(out.blend_mask, streamed.blend_mask)
+
+
+@pytest.mark.parametrize("make", [LocalBlend.from_argument, lambda words: LocalBlend(source=words)])
+def test_a_pair_of_a_word_and_a_number_is_ambiguous(make):
+    """("cat", 2) is the second "cat" wherever one word is meant, and two words wherever several are."""
+    with pytest.raises(ValueError, match=r"may be occurrence 2 of 'cat', or .* index 2: write 'cat#2' or \['cat', 2\]"):
+        make(("cat", 2))
+    make(["cat", 2])
+    make("cat#2")
+    LocalBlend.from_argument((("cat", 2), "tiger"))

@@ -23,10 +23,10 @@ def run(*arguments):
 
 
 def error_line(capsys, *arguments):
-    """Runs a command that must fail with status 2 and one line on stderr, apart from warnings. Returns that line."""
+    """Runs a command that must fail with status 2 and one line on stderr, without warnings. Returns that line."""
     assert run(*arguments) == 2
     output = capsys.readouterr()
-    errors = [line for line in output.err.splitlines(True) if not line.startswith("minip2p: warning: ")]
+    errors = output.err.splitlines(True)
     assert output.out == "" and len(errors) == 1 and errors[0].startswith("minip2p: error: "), output
     return errors[0].removeprefix("minip2p: error: ").strip()
 
