@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the tests import this file without Sphinx
     from sphinx.application import Sphinx
 
 MARK = re.compile(r"<!-- generated: ([\w-]+) -->")
-NOT_IN_THE_REFERENCE = ("minip2p.cli", "minip2p.tiny", "minip2p.__main__")  # programs
+NOT_IN_THE_REFERENCE = ("minip2p.cli", "minip2p.tiny", "minip2p.web", "minip2p.__main__")  # programs
 
 
 def build_parser() -> argparse.ArgumentParser:

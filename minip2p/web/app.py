@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,13 +23,14 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-import minip2p
 from minip2p.errors import Notice
 from minip2p.inversion.methods import METHODS
 from minip2p.io.images import read_image
 from minip2p.io.png import read_parameters
 from minip2p.io.viz import heat_colours
+from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline
+from minip2p.sampling.settings import RunSettings
 from minip2p.web.fields import parse_json
 from minip2p.web.guard import Access, Guard, error_response
 from minip2p.web.limits import Limits
@@ -395,12 +397,17 @@ def model_facts(pipe: Pipeline, limits: Limits) -> dict[str, Any]:
     """What the page is told of the model."""
     components, known = pipe.components, pipe.text.known_words
     return {
-        "version": minip2p.__version__,
+        "version": import_module("minip2p").__version__,
         "name": pipe.origin.labels.get("Model", "a model"),
         "size": [side * components.vae.stride for side in components.latent_size(None)],
         "guidance": pipe.default_guidance,
         "words": sorted(known) or None,
         "methods": [{"name": name, "label": dict(METHOD_LABELS)[name]} for name in METHODS],
+        "defaults": {
+            "steps": RunSettings.steps,
+            "cross": EditOptions.cross_replace,
+            "self": EditOptions.self_replace,
+        },
         "limits": {
             "steps": limits.steps,
             "targets": 1,
