@@ -13,6 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from minip2p.attention.contract import SiteFilter
 from minip2p.attention.masks import heatmap_to_mask
 from minip2p.evaluation.workers import CaseResult
 from minip2p.io.images import to_pil
@@ -126,7 +127,7 @@ def measure_swap(pipe: Pipeline, judge: Judge, number: int, case: tuple[Scene, S
     if figures["blend_success"]:
         figures["psnr_blend_right"] = figures["psnr_blend"]
     if figures["object"]:
-        heat, true = source.heatmaps([old], (1, 2)).mean[0], verdict.masks(old)[0] > 0.5
+        heat, true = source.heatmaps([old], sites=SiteFilter(strides=(1, 2))).mean[0], verdict.masks(old)[0] > 0.5
         size = (true.shape[0], true.shape[1])
         figures["mask_iou_generated"] = iou(heatmap_to_mask(heat, size, 0.3), true)
         figures["mask_iou_generated_unpooled"] = iou(heatmap_to_mask(heat, size, 0.3, pool=False), true)

@@ -33,4 +33,4 @@ class StepPreview:
         return [to_pil(picture) for picture in self.components.decode(self.predicted_x0).cpu()]
 
 
-OnStep = Callable[[StepPreview], None]
+OnStep = Callable[[StepPreview], object]  # what it returns is not used

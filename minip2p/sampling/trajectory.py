@@ -253,8 +253,8 @@ class Trajectory:
         Raises ValueError for another suffix or another number.
         """
         check_animation_path(Path(file))
-        if not is_finite(fps) or not 0 < fps <= 50:
-            raise ValueError(f"fps must be a number of frames a second, above 0 and at most 50, not {fps!r}")
+        if not is_finite(fps) or not 0.1 <= fps <= 50:
+            raise ValueError(f"fps must be a number of frames a second from 0.1 to 50, not {fps!r}")
         if not is_integer(every) or every < 1:
             raise ValueError(f"every must be a whole number from 1 on, not {every!r}")
         if not is_finite(pause) or not 0 <= pause <= 60:

@@ -206,7 +206,7 @@ def test_predictions_are_recovered_from_the_latents(model):
     "name, options, message",
     [
         ("a.png", {}, "a.png: an animation ends in .gif or .webp"),
-        ("a.gif", dict(fps=0), "fps must be a number of frames a second, above 0 and at most 50, not 0"),
+        ("a.gif", dict(fps=0), "fps must be a number of frames a second from 0.1 to 50, not 0"),
         ("a.gif", dict(fps=51), "fps must be"),
         ("a.gif", dict(every=0), "every must be a whole number from 1 on, not 0"),
         ("a.gif", dict(every=1.5), "every must be"),
