@@ -29,8 +29,8 @@ def stems(number):
             if not place:
                 assert layer is None and is_unread(alias), alias
             else:
-                found = layer and Layer(layer.component, layer.name.removeprefix("text_model."))
-                assert found == layer_of(place), alias
+                known = layer and Layer(layer.component, layer.name.removeprefix("text_model."))
+                assert known == layer_of(place), alias
             counts["passed over" if layer is None else "read"] += 1
     return counts
 
