@@ -1,11 +1,14 @@
 """Recording a run: edits read the record with the same bits, its size is bounded, and a file is whole or not there."""
 
+import shutil
+
 import pytest
 import torch
 from runs import CallLog, same_latents
 from safetensors.torch import load_file
 
-from minip2p import LocalBlend, SiteFilter, explicit
+from minip2p import LocalBlend, SiteFilter, explicit, load
+from minip2p.io.files import shipped_weights
 from minip2p.io.tensors import layout_bytes
 from minip2p.sampling.qk_cache import CachePolicy, cache_layout
 from minip2p.sampling.record import record_run
@@ -169,6 +172,17 @@ def test_a_custom_attention_can_be_recorded_in_memory_but_not_in_a_file(model, t
         model.counting(log).record(run, file=tmp_path / "x")
     assert not log.calls and not list(tmp_path.iterdir())
     assert same_latents(model.edit(model.record(run), SOURCE), run)
+
+
+def test_a_record_is_not_written_over_the_models_weights(tmp_path):
+    folder = shutil.copytree(shipped_weights("tiny"), tmp_path / "tiny")
+    log = CallLog()
+    pipe = load(folder).counting(log)
+    weights = next(iter(pipe.origin.files.values()))
+    before = weights.read_bytes()
+    with pytest.raises(ValueError, match=weights.name):
+        pipe.record(SOURCE, steps=1, size=(64, 72), file=weights)
+    assert weights.read_bytes() == before and not log.calls
 
 
 def test_at_guidance_0_there_is_no_attention_to_record(model, tmp_path):

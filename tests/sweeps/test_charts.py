@@ -94,13 +94,14 @@ def test_a_contact_sheet_says_what_is_fixed_and_has_each_seeds_source(tmp_path, 
     grid = Grid.from_fields({"source": "a", "target": "b", "seed": [1, 2], "cross": [0.4, 0.8], "self": [0.1, 0.2]})
     rows = [{**cell, "picture": f"{n}.png"} for n, cell in enumerate(cell for s in (1, 2) for cell in grid.cells(s))]
     for name in ("source-seed1.png", "source-seed2.png", *(row["picture"] for row in rows)):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        Image.new("RGB", (8, 8), "red" if name == "source-seed2.png" else "black").save(tmp_path / name)
     sheets = []
     monkeypatch.setattr(charts.viz, "grid", lambda panels, **options: sheets.append((panels, options)))
     shown = {"seed": 1, "target": "b", "cross": 0.4, "self": 0.2}
     charts.contact_sheet(tmp_path, grid, rows, ("seed", "cross"), shown)
     ((panels, options),) = sheets
     assert options == {"columns": 3, "title": "all with self 0.2"}
+    assert [picture.getpixel((0, 0))[0] for picture, _ in panels] == [0, 0, 0, 255, 0, 0]
     assert [caption for _, caption in panels] == [
         "source: a, seed 1",
         "seed 1, cross 0.4",
@@ -167,6 +168,9 @@ def test_bright_is_better_and_equal_values_have_no_colour(figure, means, shares,
     colours = image.cmap(image.norm(image.get_array()))[..., :3].reshape(-1, 3)
     expected = [(0, 0, 0) if np.isnan(share) else matplotlib.colormaps["viridis"](float(share))[:3] for share in shares]
     assert plot.get_title() == name
+    backgrounds = [(1, 1, 1) if np.isnan(share) else colour for share, colour in zip(shares, colours, strict=True)]
+    inks = ["white" if np.dot(colour, (0.299, 0.587, 0.114)) < 0.5 else "black" for colour in backgrounds]
+    assert [text.get_color() for text in plot.texts] == inks
     if np.isnan(shares).all():
         assert np.ma.getmaskarray(image.get_array()).all()
     else:
