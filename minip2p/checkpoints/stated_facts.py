@@ -132,9 +132,8 @@ def check_schedule(file: Path, tensors: Mapping[str, Tensor], config: SchedulerC
     value in float32, and to 1e-2 in 16 bits. The other buffers follow from these. A model of zero terminal SNR may have
     the schedule from before the rescaling: ComfyUI's marker leaves it in the file. location: of the configuration.
     """
-    schedules = [derived_schedules(config)]
-    if config.rescale_betas_zero_snr:
-        schedules.append(derived_schedules(replace(config, rescale_betas_zero_snr=False)))
+    before_rescaling = replace(config, rescale_betas_zero_snr=False)
+    schedules = [derived_schedules(config), derived_schedules(before_rescaling)]
     for name in schedules[0]:
         if name in tensors and not any(is_schedule(name, tensors[name], derived[name]) for derived in schedules):
             raise ValueError(

@@ -100,6 +100,26 @@ def test_the_version_decides_over_the_size_as_in_diffusers(version, size, expect
         assert correct_outdated(fields, {"steps_offset": 1}, "unet", "scheduler")[0]["sample_size"] == expected
 
 
+@pytest.mark.parametrize(
+    "unet, scheduler",
+    [
+        ({"sample_size": 64, "_diffusers_version": "0.6.0"}, {"steps_offset": 1}),
+        ({"sample_size": 64}, {"steps_offset": 0, "timestep_spacing": "trailing"}),
+        ({"in_channels": 8, "sample_size": 32, "_diffusers_version": "0.6.0"}, {"clip_sample": True}),
+        ({"addition_embed_type": "text_time", "sample_size": 32, "_diffusers_version": "0.6.0"}, {"clip_sample": True}),
+    ],
+    ids=["64 already", "an offset that is not read", "InstructPix2Pix", "SDXL"],
+)
+def test_what_changes_no_result_raises_no_notice(unet, scheduler):
+    """And the pipelines of InstructPix2Pix and SDXL correct nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        corrected = correct_outdated(unet, scheduler, "unet", "scheduler")
+    assert corrected[0] == unet
+    if "steps_offset" not in scheduler:
+        assert corrected[1] == scheduler
+
+
 # The default guidance scale
 
 

@@ -82,6 +82,12 @@ def test_the_markers_of_comfyui(tmp_path):
     assert facts(tmp_path, {"v_pred": MARKER, "ztsnr": MARKER}).is_zero_snr
 
 
+@pytest.mark.parametrize("last, expected", [(0.0, True), (2**-24, True), (1e-5, False), (0.0047, False)])
+def test_a_schedule_ends_without_signal_at_0_or_the_tiny_number_that_stands_for_it(tmp_path, last, expected):
+    """diffusers' Euler schedulers write 2^-24. That of Stable Diffusion ends at 0.0047."""
+    assert facts(tmp_path, {"alphas_cumprod": torch.tensor([0.999, last])}).is_zero_snr == expected
+
+
 def test_contradictory_statements_are_one_clear_line(tmp_path):
     message = "its metadata states epsilon and its tensor v_pred states v_prediction: remove the wrong one"
     with pytest.raises(ValueError, match=message):
@@ -250,6 +256,7 @@ def test_a_yaml_beside_says_what_stable_diffusion_2_predicts(family, tmp_path):
         ({"parameterization": "eps"}, {"prediction_type": "epsilon"}),
         ({"linear_start": "1e-4", "linear_end": 0.02}, {"beta_start": 1e-4, "beta_end": 0.02}),
         ({"scale_factor": 0.13025}, {"scaling_factor": 0.13025}),
+        ({"timesteps": 500}, {"num_train_timesteps": 500}),
     ],
 )
 def test_what_a_yaml_states(family, tmp_path, params, expected):
@@ -275,6 +282,8 @@ def test_the_denoiser_of_stabilitys_newer_code(tmp_path, kind, expected):
         ("!!python/object/apply:os.system ['exit 3']", "model.yaml: cannot be read as YAML"),
         ("model: {params: {parameterization: x0}}", "model.yaml: parameterization is 'x0': minip2p knows epsilon"),
         ("model: {params: {linear_start: [1]}}", "model.yaml: linear_start is .* and not a number"),
+        ("model: {params: {linear_start: true}}", "model.yaml: linear_start is 'True', and not a number"),
+        ("model: {params: {linear_start: .inf}}", "model.yaml: linear_start is 'inf', and not a number"),
     ],
 )
 def test_a_yaml_that_cannot_be_read_is_one_clear_line_and_is_never_executed(tmp_path, text, message):
