@@ -1,10 +1,11 @@
 """Textual inversion: files with new words, what they change, and the same text embeddings as diffusers."""
 
 import copy
+import json
 
 import pytest
 import torch
-from families import PROMPT
+from families import PROMPT, copy_folder
 from safetensors.torch import save_file
 
 import minip2p
@@ -149,6 +150,25 @@ def test_a_word_that_would_be_a_vector_of_another_one_is_refused(sd1, tmp_path):
         assert torch.equal(extended.text("a toy").tokens, pipe.text("a toy").tokens)
     with pytest.raises(ValueError, match="toy_1 is already in the tokenizer's vocabulary"):
         pipe.with_embedding(tmp_path / "a.safetensors", "toy_1")
+    with pytest.raises(ValueError, match="<pet>_1 is already in the tokenizer's vocabulary"):
+        sd1.with_embedding(tmp_path / "a.safetensors", "<pet>_1").with_embedding(tmp_path / "a.safetensors", "<pet>")
+
+
+def test_a_tokenizer_without_a_stated_length_keeps_that_of_its_encoder(family, tmp_path):
+    folder = copy_folder(family("SD 1")[1], tmp_path / "model")
+    config = json.loads((folder / "tokenizer/tokenizer_config.json").read_text())
+    del config["model_max_length"]
+    (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps(config))
+    save_file({WORD: random_vectors(2, 64)}, tmp_path / "a.safetensors")
+    pipe = minip2p.load(folder)
+    extended = pipe.with_embedding(tmp_path / "a.safetensors")
+    assert extended.text(f"a {WORD}").tokens.shape == pipe.text("a cat").tokens.shape
+
+
+def test_the_two_text_encoders_of_sdxl_get_as_many_vectors(family, tmp_path):
+    save_file({"clip_l": random_vectors(1, 64), "clip_g": random_vectors(2, 128)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors: has different numbers of vectors for the two text encoders"):
+        minip2p.load(family("SDXL")[1]).with_embedding(tmp_path / "a.safetensors", WORD)
 
 
 @pytest.mark.parametrize(
