@@ -1,5 +1,6 @@
 """Runs the server on a socket until it is interrupted."""
 
+import os
 import socket
 from collections.abc import Callable
 
@@ -20,7 +21,8 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise ValueError(f"host {host!r} is not known ({getattr(error, 'strerror', error)})") from None
     listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name == "posix":  # else it would let two programs have the same port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
         listener.listen()

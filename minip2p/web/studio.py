@@ -35,7 +35,7 @@ from minip2p.web.store import Photo, RunEntry, Shelf
 from minip2p.web.words import words_json
 from minip2p.web.worker import NOTES, Event, Job
 
-PREVIEW_SECONDS = 0.1  # at least so long between two previews, which take as much time as a step of a small model
+PREVIEW_PAUSE = 2.0  # times the time that a preview takes: so long until the next, as a decoder may be slow
 
 
 @dataclass
@@ -61,7 +61,6 @@ class Studio:
         self.photos: Shelf[Photo] = Shelf(limits.photos)
         self.maps: Shelf[bytes] = Shelf(limits.maps)
         self.live: Shelf[LiveEdits] = Shelf(limits.sources)
-        self.last_preview = 0.0
 
     # --- jobs
 
@@ -146,15 +145,16 @@ class Studio:
 
     def shower(self, preview: bool) -> Callable[[StepPreview], None] | None:
         """What shows the steps of the running job, if they are to be shown."""
-        job = self.job
+        job, due = self.job, 0.0
         if not preview or job is None:
             return None
 
         def show(step: StepPreview) -> None:
-            now = time.monotonic()
-            if now - self.last_preview >= PREVIEW_SECONDS or step.step == step.steps - 1:
-                self.last_preview = now
+            nonlocal due
+            start = time.monotonic()
+            if start >= due:
                 job.preview = data_url(step.images[0])
+                due = time.monotonic() + PREVIEW_PAUSE * (time.monotonic() - start)
 
         return show
 

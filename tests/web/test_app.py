@@ -54,7 +54,7 @@ def test_generate_streams_its_steps_with_pictures(client, pipe):
     assert events[0] == {"type": "queued", "position": 0}
     steps = [event for event in events if event["type"] == "step"]
     assert [(event["phase"], event["step"], event["steps"]) for event in steps] == [("source", n, 2) for n in (1, 2)]
-    assert steps[-1]["preview"].startswith("data:image/webp;base64,")
+    assert steps[0]["preview"].startswith("data:image/webp;base64,")
     told = events[-1]["run"]
     expected = pipe.generate(CAT, seed=3, steps=2)
     assert entry(client, told).run.latents.equal(expected.latents)
