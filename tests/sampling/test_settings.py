@@ -39,6 +39,7 @@ def test_the_defaults_of_a_run():
 def test_generate_takes_exactly_these_settings_with_these_defaults():
     parameters = inspect.signature(Pipeline.generate).parameters.values()
     keywords = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert keywords.pop("on_step") is None  # it only watches
     assert keywords == {field.name: field.default for field in fields(RunSettings)}
 
 
