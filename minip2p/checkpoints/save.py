@@ -1,6 +1,5 @@
 """Writes a model as a folder in diffusers' layout, which both diffusers and `minip2p.load` open."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from minip2p.checkpoints.components import Components
 from minip2p.checkpoints.diffusers_folder import NETWORK_STEM, TEXT_ENCODER_STEM
 from minip2p.checkpoints.text_encoders import load_tokenizer
 from minip2p.config import Config, SchedulerConfig
-from minip2p.io.files import temporary_name, write_json
+from minip2p.io.files import atomic_folder, write_json
 from minip2p.io.tensors import write_tensors
 from minip2p.unet import UNet
 from minip2p.vae import VAE
@@ -115,8 +114,6 @@ def save_model(components: Components, folder: Path, guidance_scale: float) -> N
 
     guidance_scale: the model's default, for its minip2p.json. Raises FileExistsError if `folder` exists.
     """
-    if folder.exists():
-        raise FileExistsError(f"{folder}: already exists: choose another name for the model's folder")
     text = components.text
     tokenizers = {
         encoder.name.replace("text_encoder", "tokenizer"): encoder.tokenizer_path for encoder in text.clip_encoders
@@ -131,12 +128,8 @@ def save_model(components: Components, folder: Path, guidance_scale: float) -> N
         | ({"words": sorted(text.known_words)} if text.known_words else {}),
         zero_empty_prompt=text.zero_empty_prompt,
     )
-    partial = temporary_name(folder)
-    try:
+    with atomic_folder(folder) as partial:
         writer.write(partial)
         for encoder in text.clip_encoders:  # the words of embeddings are not in the tokenizer's own files
             if len(encoder.tokenizer) > len(load_tokenizer(encoder.tokenizer_path)):
                 encoder.tokenizer.save_pretrained(partial / encoder.name.replace("text_encoder", "tokenizer"))
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

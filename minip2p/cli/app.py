@@ -1,38 +1,53 @@
 """The command `minip2p app`: a page to look at attention and to edit pictures, for this computer (extra `web`)."""
 
+import socket
 import threading
 import webbrowser
 from argparse import Namespace
 from collections.abc import Iterator
 from importlib import import_module
+from types import MappingProxyType
 
 from minip2p.cli.options import load_model, parse_lora
 from minip2p.web.recipes import ModelSource
 
 MIN_TOKEN = 16  # characters
+ALL_ADDRESSES = MappingProxyType({"0.0.0.0": "127.0.0.1", "::": "::1"})  # and what this computer calls itself
 PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
 
 def app(args: Namespace) -> Iterator[None]:
-    """Serves the page until Ctrl-C. Raises ValueError if a package is missing or the port is in use."""
+    """Serves the page until Ctrl-C, or exports it. Raises ValueError if a package is missing or the port is in use."""
     check_extras()
     from minip2p.web.app import make_app
+    from minip2p.web.export import export_page
     from minip2p.web.guard import Access
     from minip2p.web.limits import Limits
     from minip2p.web.server import AppServer, bind
 
     if args.token is not None and (len(args.token) < MIN_TOKEN or not args.token.isascii() or not args.token.isalnum()):
         raise ValueError(f"--token must have at least {MIN_TOKEN} letters and digits: leave it out to have one drawn")
+    if args.export is not None:
+        pipe = load_model(args)
+        yield
+        export_page(pipe, args.export, model_source(args))
+        print(f"{args.export}: open its index.html through a web server, as of python -m http.server -d {args.export}")
+        return
     listener = bind(args.host, args.port)
     access, limits = Access.to(args.host, args.token), Limits()
     pipe = load_model(args)
+    pipe.prepare("")  # a model that makes pictures from pictures is refused
     yield
-    url = address(args.host, listener.getsockname()[1], access.token)
+    port = listener.getsockname()[1]
+    url = address(ALL_ADDRESSES.get(args.host, args.host), port, access.token)
 
     def announce() -> None:
-        print(f"minip2p app: {url}\nCtrl-C stops it.", flush=True)
+        print(f"minip2p app: {url}")
+        if args.host in ALL_ADDRESSES:
+            print(f"from other computers: {address(socket.gethostname(), port, access.token)}")
+        print("Ctrl-C stops it.", flush=True)
         if not args.no_browser:
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+            threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
 
     server = AppServer(make_app(pipe, access, limits, model_source(args)), limits, announce)
     try:
@@ -51,9 +66,8 @@ def check_extras() -> None:
 
 
 def address(host: str, port: int, token: str | None) -> str:
-    """The URL of the server. A server of all addresses is named by this computer's own."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{name}:{port}/" + ("" if token is None else f"?token={token}")
+    """The URL of the server."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/" + ("" if token is None else f"?token={token}")
 
 
 def model_source(args: Namespace) -> ModelSource:

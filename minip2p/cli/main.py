@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from itertools import takewhile
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias
 
@@ -320,6 +321,12 @@ def add_app(commands: Commands) -> None:
         help="what visitors must know: 16 letters and digits or more (default: none on this computer, else a random one)",
     )
     sub.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
+    sub.add_argument(
+        "--export",
+        type=Path,
+        metavar="FOLDER",
+        help="serve nothing; write the page with precomputed examples into a new folder, for any web server",
+    )
     add_model_options(sub)
 
 

@@ -3,6 +3,7 @@ the new one, never half of one."""
 
 import json
 import os
+import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -136,6 +137,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `folder`, for a new folder that is renamed to it at the end.
+
+    If the body raises, the temporary folder is removed. Raises FileExistsError if there is something of that name.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise FileExistsError(f"{folder}: already exists: choose another name for the folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_name(folder)
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def temporary_name(path: Path) -> Path:

@@ -1,0 +1,69 @@
+// A region, drawn with a brush on a picture: cells that an edit may change.
+
+const CELLS = 64;
+
+export class Brush {
+  constructor(size, oninput) {
+    Object.assign(this, { size, oninput, isOn: false, onchange: () => {} });
+    this.canvas = document.createElement("canvas");
+    this.canvas.className = "region";
+    this.canvas.width = this.canvas.height = CELLS;
+    this.canvas.setAttribute("aria-hidden", "true");
+    this.isEmpty = true;
+  }
+
+  /** Lays the region over a picture; a new picture begins without one. */
+  attach(picture) {
+    this.clear(false);
+    picture.append(this.canvas);
+    picture.addEventListener("pointerdown", (event) => {
+      if (!this.isOn) return;
+      picture.setPointerCapture(event.pointerId);
+      this.last = this.at(event);
+      this.stroke(this.last);
+      event.preventDefault();
+    });
+    picture.addEventListener("pointermove", (event) => this.isOn && this.last && this.stroke(this.at(event)));
+    picture.addEventListener("pointerup", () => {
+      if (!this.last) return;
+      this.last = null;
+      this.oninput();
+    });
+  }
+
+  at(event) {
+    const box = this.canvas.getBoundingClientRect();
+    return [CELLS * (event.clientX - box.left) / box.width, CELLS * (event.clientY - box.top) / box.height];
+  }
+
+  stroke(to) {
+    const context = this.canvas.getContext("2d");
+    context.strokeStyle = "#fff";
+    context.lineCap = "round";
+    context.lineWidth = Number(this.size.value);
+    context.beginPath();
+    context.moveTo(...this.last);
+    context.lineTo(to[0] + 0.01, to[1]);
+    context.stroke();
+    this.last = to;
+    this.isEmpty = false;
+    this.onchange(false);
+  }
+
+  clear(isTold = true) {
+    this.canvas.getContext("2d").clearRect(0, 0, CELLS, CELLS);
+    const wasEmpty = this.isEmpty;
+    this.isEmpty = true;
+    this.onchange(true);
+    if (isTold && !wasEmpty) this.oninput();
+  }
+
+  /** {rows, columns, cells: base64 of bytes 0 or 255}, or null where nothing is drawn. */
+  region() {
+    if (this.isEmpty) return null;
+    const { data } = this.canvas.getContext("2d").getImageData(0, 0, CELLS, CELLS);
+    let cells = "";
+    for (let n = 3; n < data.length; n += 4) cells += String.fromCharCode(data[n] > 127 ? 255 : 0);
+    return { rows: CELLS, columns: CELLS, cells: btoa(cells) };
+  }
+}
