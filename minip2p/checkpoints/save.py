@@ -1,5 +1,6 @@
 """Writes a model as a folder in diffusers' layout, which both diffusers and `minip2p.load` open."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ def export_page(
 ) -> None:
     """Writes the page with examples into a new folder, complete or not at all: index.html, static/ and data/.
 
-    For each of `EXAMPLES` it has the source with all of its maps, the picture of the target's prompt alone, and the edits at
-    τ of `CROSS` and `SELF` with the mean of their maps. report: is told of each example.
+    For each of `EXAMPLES` it has the source with all of its maps, the picture of the target's prompt alone, and the
+    edits at τ of `CROSS` and `SELF` with the mean of their maps. report: is told of each example.
     Raises FileExistsError.
     """
     with atomic_folder(folder) as partial:
