@@ -180,7 +180,10 @@ def read_weights(value: Any, limits: Limits) -> tuple[tuple[str, float], ...]:
     if not isinstance(value, dict) or len(value) > MAX_WORDS:
         raise ValueError(f"weights must be an object of at most {MAX_WORDS} words")
     return tuple(
-        (check_text("a word of weights", word, limits.characters), check_number(word[:40], weight, -10, MAX_WEIGHT))
+        (
+            check_text("a word of weights", word, limits.characters),
+            check_number(word[:40], weight, -MAX_WEIGHT, MAX_WEIGHT),
+        )
         for word, weight in value.items()
     )
 

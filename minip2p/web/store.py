@@ -3,8 +3,6 @@
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -42,7 +40,7 @@ class Photo:
 class Shelf(Generic[T]):
     """Values by ids that the server makes; at most `size` of them. Threads may share it.
 
-    A value that is in use (`using`) is not dropped, so for that time there may be more.
+    A value that is held (`hold`) is not dropped, so for that time there may be more.
     """
 
     def __init__(self, size: int):
@@ -81,14 +79,6 @@ class Shelf(Generic[T]):
             if not self.uses[name]:
                 del self.uses[name]
             self.drop_surplus()
-
-    @contextmanager
-    def using(self, name: str) -> Iterator[None]:
-        self.hold(name)
-        try:
-            yield
-        finally:
-            self.release(name)
 
     def drop_surplus(self) -> None:
         *older, _ = self.values or [""]  # never the newest, which somebody has just asked for

@@ -3,15 +3,19 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import urllib.request
+from dataclasses import replace
 
 import pytest
-from command_line import error_line
+from command_line import error_line, run
 from paths import ROOT
 
 from minip2p.cli.app import address
+from minip2p.unet import UNet
 from minip2p.web.server import bind
 
 
@@ -62,6 +66,53 @@ def test_a_token_that_can_be_guessed_or_does_not_fit_an_address_is_refused(token
 
 def test_the_address_that_is_printed():
     assert address("127.0.0.1", 7860, None) == "http://127.0.0.1:7860/"
-    assert address("0.0.0.0", 7860, "t") == "http://127.0.0.1:7860/?token=t"
-    assert address("::1", 80, None) == address("::", 80, None) == "http://[::1]:80/"
+    assert address("::1", 80, None) == "http://[::1]:80/"
     assert address("example.org", 80, "t") == "http://example.org:80/?token=t"
+
+
+@pytest.fixture
+def started(model, monkeypatch):
+    """A function: the options of the command -> what it opens in the browser. The server ends as soon as it answers."""
+
+    class Server:
+        def __init__(self, app, limits, on_start):
+            self.on_start = on_start
+
+        def run(self, sockets):
+            self.on_start()
+            sockets[0].close()
+
+    def start(*arguments):
+        opened = []
+        monkeypatch.setattr("minip2p.web.server.AppServer", Server)
+        monkeypatch.setattr("minip2p.cli.app.load_model", lambda args: model)
+        monkeypatch.setattr("minip2p.cli.app.webbrowser.open", opened.append)
+        assert run("app", "--port", "0", *arguments) == 0
+        for thread in threading.enumerate():
+            if thread.name.startswith("browser"):
+                thread.join(10)
+        return opened
+
+    return start
+
+
+def test_the_browser_is_opened_unless_told_not_to(started, capsys):
+    (opened,) = started()
+    assert capsys.readouterr().out == f"minip2p app: {opened}\nCtrl-C stops it.\n"
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", opened) and started("--no-browser") == []
+
+
+def test_a_server_for_other_computers_prints_a_token_for_them(started, capsys):
+    (opened,) = started("--host", "0.0.0.0")
+    first, second, _ = capsys.readouterr().out.splitlines()
+    match = re.fullmatch(r"minip2p app: http://127\.0\.0\.1:(\d+)/\?token=([\w-]{32})", first)
+    assert match and first.endswith(opened)
+    assert second == f"from other computers: http://{socket.gethostname()}:{match[1]}/?token={match[2]}"
+
+
+def test_a_model_that_makes_pictures_from_pictures_is_refused(model, capsys, monkeypatch):
+    config = replace(model.unet.config, in_channels=2 * model.unet.config.in_channels)
+    unet = UNet(config)
+    other = replace(model, components=replace(model.components, unet=unet))
+    monkeypatch.setattr("minip2p.cli.app.load_model", lambda args: other)
+    assert error_line(capsys, "app", "--port", "0").startswith("this model makes a picture from a picture")

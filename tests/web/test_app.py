@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from command_line import PHOTO
+from paths import ROOT
 from PIL import Image
 from safetensors.numpy import load as load_tensors
 from starlette.testclient import TestClient
@@ -15,6 +16,7 @@ from web import BASE, CAT, TIGER, error, events_of, result
 from minip2p.inversion.methods import METHODS
 from minip2p.web.app import EXAMPLES, METHOD_LABELS, make_app
 from minip2p.web.limits import Limits
+from minip2p.web.maps import SELF_QUERIES
 
 
 def image(client, url):
@@ -246,3 +248,19 @@ def test_a_run_that_a_job_reads_is_not_forgotten(pipe):
         assert client.get(last["plain"]["picture"]).status_code == 200
         assert "forgets" in error(client.get(source["picture"]), 404)
         assert len(client.app.state.site.studio.runs) == 1
+
+
+def test_the_limits_that_the_documentation_states_are_those_of_the_code():
+    limits, page = Limits(), (ROOT / "docs" / "app.md").read_text(encoding="utf-8")
+    for row in (
+        f"| steps of a run | {limits.steps} |",
+        f"| characters of a prompt | {limits.characters} |",
+        f"| cells of a grid | {limits.cells} |",
+        f"| edits of an edit, one after the other | {limits.edits} |",
+        f"| a photograph | {limits.photo_bytes / 1e6:g} MB, {limits.photo_pixels / 1e6:g} million pixels |",
+        f"| requests that wait | {limits.queue}; ",
+        f"| runs, photographs that are remembered | {limits.runs}, {limits.photos} |",
+        f"attention is recorded for further edits | {limits.sources}, of {limits.record_bytes / 1e9:g} GB each |",
+    ):
+        assert row in page, row
+    assert f"all maps are at most {limits.map_bytes / 1e6:g} MB" in page and f"at most {SELF_QUERIES} queries" in page

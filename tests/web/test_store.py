@@ -16,9 +16,12 @@ def test_the_least_recently_used_is_forgotten():
 def test_what_is_in_use_is_not_forgotten():
     shelf = Shelf(1)
     a = shelf.add("a")
-    with shelf.using(a), shelf.using(a):
-        b = shelf.add("b")
-        assert shelf.get(a) == "a" and shelf.get(b) == "b"
+    shelf.hold(a)
+    shelf.hold(a)
+    b = shelf.add("b")
+    shelf.release(a)
+    assert shelf.get(a) == "a" and shelf.get(b) == "b"
+    shelf.release(a)
     assert len(shelf) == 1 and shelf.get(a) is None  # b was used last
     shelf.add("new", "name")
     assert shelf.get("name") == "new" and len(shelf) == 1
@@ -27,8 +30,8 @@ def test_what_is_in_use_is_not_forgotten():
 def test_the_newest_stays_although_all_others_are_in_use():
     shelf = Shelf(1)
     a = shelf.add("a")
-    with shelf.using(a):
-        assert shelf.get(shelf.add("b")) == "b"
+    shelf.hold(a)
+    assert shelf.get(shelf.add("b")) == "b"
 
 
 def test_ids_are_long_and_differ():
@@ -37,17 +40,18 @@ def test_ids_are_long_and_differ():
 
 
 def test_threads_may_share_a_shelf():
-    shelf = Shelf(5)
+    shelf, held = Shelf(5), []
 
     def work():
         for n in range(300):
             name = shelf.add(n)
-            with shelf.using(name):
-                assert shelf.get(name) == n
+            shelf.hold(name)
+            held.append(shelf.get(name) is not None)
+            shelf.release(name)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(shelf) == 5 and not shelf.uses
+    assert len(shelf) == 5 and not shelf.uses and len(held) == 1200
