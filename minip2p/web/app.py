@@ -331,7 +331,7 @@ class JobStream(StreamingResponse):
 
     async def lines(self) -> AsyncIterator[str]:
         async for event in self.job.events():
-            yield f"data: {json.dumps(event)}\n\n"
+            yield f"data: {json.dumps(dict(event))}\n\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

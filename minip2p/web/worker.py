@@ -8,14 +8,17 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 LOG = logging.getLogger("minip2p.web")
 NOTES: ContextVar[list[str] | None] = ContextVar("notes", default=None)  # the warnings of a job
 
-Event = dict[str, Any]
+Event = Mapping[str, Any]
+CANCELLED: Event = MappingProxyType({"type": "error", "error": "the request was cancelled"})
+SERVER_STOPS: Event = MappingProxyType({"type": "error", "error": "the server stops"})
 
 
 class JobCancelled(Exception):
@@ -47,8 +50,9 @@ class Job:
         self.preview: str | None = None
 
     def emit(self, event: Event) -> None:
-        """Hands an event to the client, from any thread."""
-        self.loop.call_soon_threadsafe(self.queue.put_nowait, event)
+        """Hands an event to the client, from any thread; to nobody where the server has ended."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.queue.put_nowait, event)
 
     def tell_position(self, position: int) -> None:
         """Says how many jobs are before this job; 0: it runs."""
@@ -118,15 +122,16 @@ class Worker:
                 return
             self.waiting.remove(job)
             self.tell_positions()
-        self.finish(job, {"type": "error", "error": "the request was cancelled"})
+        self.finish(job, CANCELLED)
 
     def close(self) -> None:
-        """Ends all jobs and then the thread."""
+        """Ends all jobs and then the thread. The clients are told at once; a job that runs ends after its step."""
         with self.changed:
             self.is_closed = True
             jobs = [*self.waiting, *([self.running] if self.running else [])]
             self.changed.notify()
         for job in jobs:
+            job.emit(SERVER_STOPS)
             self.cancel(job)
 
     def join(self, timeout: float) -> None:
@@ -164,8 +169,7 @@ class Worker:
             assert job.work is not None
             return job.work(job)
         except JobCancelled:
-            stopped = "the server stops" if self.is_closed else "the request was cancelled"
-            return {"type": "error", "error": stopped}
+            return SERVER_STOPS if self.is_closed else CANCELLED
         except Exception as error:
             return {"type": "error", "error": error_line(error)}
         finally:

@@ -171,10 +171,27 @@ def test_the_end_of_the_server_ends_all_jobs():
         first, second = submit(worker, gate), submit(worker, quick)
         await steps_begin(first)
         worker.close()
-        assert (await first.result())["error"] == "the server stops"
-        assert (await second.result())["type"] == "error"
+        assert (await first.result())["error"] == (await second.result())["error"] == "the server stops"
         with pytest.raises(JobCancelled):
             submit(worker, quick)
+
+    run(test)
+
+
+def test_clients_are_told_of_the_end_although_a_step_takes_long():
+    async def test(worker):
+        opened = threading.Event()
+
+        def work(job):
+            for _ in job.steps([1]):
+                opened.wait(10)
+            return {"type": "result"}
+
+        job = submit(worker, work)
+        wait_until(lambda: worker.running is job)
+        worker.close()
+        assert (await job.result())["error"] == "the server stops" and worker.thread.is_alive()
+        opened.set()
 
     run(test)
 
