@@ -195,7 +195,7 @@ class Training:
         loss: Callable[[int], Tensor],
         *,
         preview: Callable[[], None] = lambda: None,
-        preview_every: int = 500,
+        preview_every: int | None = 500,
         save_every: float = 180.0,
         stop_at: float = math.inf,
     ) -> None:
@@ -203,6 +203,7 @@ class Training:
 
         loss(step) must depend on nothing random but the step. Gradients are clipped to norm 1. `preview` is called
         every `preview_every` steps of the optimizers; a checkpoint is written then, and every `save_every` seconds.
+        With None it is called with every checkpoint.
         Raises FloatingPointError if a gradient is not finite. On a CPU that is before its step. A GPU would wait for
         every look at a number, so there it is 50 steps late at most, and before a checkpoint is written.
         """
@@ -227,11 +228,13 @@ class Training:
             steps_taken = self.step // self.stride
             if steps_taken % 50 == 0:
                 log.write()
-            if time.time() - saved > save_every or steps_taken % preview_every == 0:
+            is_late = time.time() - saved > save_every
+            is_preview = is_late if preview_every is None else steps_taken % preview_every == 0
+            if is_late or is_preview:
                 log.check()
                 self.save()
                 saved = time.time()
-            if steps_taken % preview_every == 0:
+            if is_preview:
                 preview()
                 log.since += time.time() - saved
         log.check()

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from minip2p.errors import run_guarded
+from minip2p.pipeline import load
 from minip2p.tiny.batches import UNET_BATCH, BatchSource, CachedScenes
 from minip2p.tiny.export import export_model, load_tokenizer
 from minip2p.tiny.judge import Judge
@@ -37,7 +38,7 @@ from minip2p.tiny.scene_store import SceneStore
 from minip2p.tiny.scenes import caption_words
 from minip2p.tiny.sprites import Sprites, fetch_sprites
 from minip2p.tiny.train_decoder import train_decoder
-from minip2p.tiny.train_unet import SCHEDULER_CONFIG, Denoiser, UNetRun, train_unet
+from minip2p.tiny.train_unet import SCHEDULER_CONFIG, Denoiser, UNetRun, preview_sheet, train_unet
 from minip2p.tiny.train_vae import CROP_STEPS, FREEZE_STEP, VAE_STEPS, train_vae, vae_batch
 from minip2p.vae import VAE
 
@@ -157,6 +158,7 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
     vae = decoder_stage(options, vae, lambda step: store.picture_batch(step, STORE_BATCH * step, STORE_BATCH), stop_at)
     store.set_vae(vae)
     unet_stage(options, vae, vae_steps, store, stop_at - 60 * options.judge)
+    preview_sheet(load(options.out, device=store.device)).save(options.work / "unet/samples-last.png")
     if options.judge:
         size = JUDGE_BATCH * STORE_JUDGE_STRIDE
         judge, _ = train_judge(

@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.optim import AdamW
 
@@ -146,6 +147,21 @@ def test_a_larger_batch_counts_for_more_steps(tmp_path):
     resumed = Training(module, tmp_path, learning_rate=lambda step: 0.1, steps=808, ema_decay=0.99, stride=2)
     resumed.run(lambda step: module.conv_in.weight.sum())
     assert resumed.step == 808
+
+
+@pytest.mark.parametrize("preview_every, previews", [(2, [2, 4]), (None, [1, 2, 3, 4, 5])])
+def test_previews_come_every_so_many_steps_or_with_every_checkpoint(preview_every, previews, tmp_path):
+    training = Training(nn.Linear(1, 1), tmp_path, learning_rate=lambda step: 0.1, steps=5, ema_decay=0.9)
+    steps = []
+
+    def preview():
+        with safe_open(training.checkpoint, "pt") as file:
+            steps.append(int(file.metadata()["step"]))
+
+    training.run(
+        lambda step: training.module.weight.sum(), preview=preview, preview_every=preview_every, save_every=-1.0
+    )
+    assert steps == previews
 
 
 def test_within_averaged_the_module_has_the_average(tmp_path):

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Trains the tiny model on one NVIDIA GPU, within a time that is obeyed whatever happens, and without a network.
+#
+#   OUT=folder [MINUTES=9.5] [PYTHON=python3] tools/train_on_gpu.sh [--dry-run] [options of minip2p.tiny.train]
+#
+# It needs the sprites' package in .train/sprites, where `python -m minip2p.tiny.train` fetches it. It goes on from
+# weights/tiny: the VAE's decoder takes a fifth of the time, the judge an eighth, the UNet and the text encoder the rest.
+# From the first minute on, the newest weights are in OUT, in files of at most 15 MB, with sample pictures and the log:
+# tools/join_weights.sh puts them together. --dry-run does all of it on a CPU, at about a hundredth of the size.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+out=${OUT:?"say where the weights shall go: OUT=folder $0"}
+python=${PYTHON:-python3}
+limit=$(awk -v minutes="${MINUTES:-9.5}" 'BEGIN { printf "%d", 60 * minutes }')
+scale=(--device cuda)
+if [ "${1:-}" = --dry-run ]; then
+  shift
+  scale=(--device cpu --workers 2 --scenes 640 --batch 4,8)
+fi
+work=$(mktemp -d)
+mkdir -p "$out" "$work/sprites"
+cp .train/sprites/*.tgz "$work/sprites/" || { echo "the sprites are missing: see $0" >&2; exit 2; }
+
+# Puts the newest complete weights and what there is to see of them into OUT.
+pack() {
+  local tiny=$work/preview stage=$work/pack file
+  [ -f "$work/out/tiny/minip2p.json" ] && tiny=$work/out/tiny
+  if [ -f "$tiny/minip2p.json" ]; then  # it is written last
+    rm -rf "$stage" && mkdir -p "$stage/weights" && cp -r "$tiny" "$stage/weights/tiny"
+    [ -f "$work/out/judge/config.json" ] && cp -r "$work/out/judge" "$stage/weights/judge"
+    if [ -f "$tiny/minip2p.json" ]; then  # nor has it been replaced in the meantime
+      tar -C "$stage/weights" -cf "$stage/weights.tar" .
+      (cd "$stage" && sha256sum weights.tar > weights.sha256 && split -b 15000000 -d weights.tar weights.tar.)
+      rm "$stage/weights.tar"
+      mv "$stage"/weights.tar.* "$stage/weights.sha256" "$out/"
+    fi
+  fi
+  file=$(ls -t "$work"/unet/samples-*.png 2>/dev/null | head -n 1) || true
+  [ -z "$file" ] || cp "$file" "$out/samples.png"
+  cp "$work/log.txt" "$out/log.txt"
+}
+
+share() { awk -v s="$limit" -v part="$1" 'BEGIN { left = s > 180 ? s - 60 : s * 2 / 3; printf "%.3f", left * part / 60 }'; }
+
+touch "$work/log.txt"
+(while sleep 30; do pack; done) > /dev/null 2>&1 &
+packer=$!
+status=0
+timeout -k 5 $((limit > 60 ? limit - 15 : limit)) "$python" -m minip2p.tiny.train --work "$work" --out "$work/out/tiny" \
+  --judge-out "$work/out/judge" --warm weights/tiny --minutes "$(share 1)" --decoder "$(share 0.2)" \
+  --judge "$(share 0.125)" --adversarial 0.1 --decay "${scale[@]}" "$@" 2>&1 | tee "$work/log.txt" || status=$?
+kill "$packer" 2> /dev/null || true
+wait "$packer" 2> /dev/null || true
+pack
+rm -rf "$work"
+ls -l "$out"
+exit "$status"
