@@ -5,19 +5,37 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TextIO, cast
 
 
 class Notice(UserWarning):
     """Something that the user should know although the work goes on. The command line prints it as one line."""
 
 
+class UnknownWords(Notice):
+    """A Notice of words that a model was not trained with. The command line names each word once.
+
+    args: the words.
+    """
+
+    def __str__(self) -> str:
+        words = ", ".join(repr(word[:40]) for word in self.args)
+        plural = "s" if len(self.args) > 1 else ""
+        return f"this model was trained without the word{plural} {words}: `minip2p words` lists those that it knows"
+
+
+def report(text: str) -> None:
+    """Prints a line on stderr. Nobody reads it where stderr cannot be written, and the work goes on."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def fail(message: str, status: int = 2) -> int:
     """Prints an error as one line on stderr and returns the exit status."""
-    print(f"minip2p: error: {' '.join(message.split())}", file=sys.stderr)
+    report(f"minip2p: error: {' '.join(message.split())}")
     return status
 
 
@@ -29,13 +47,18 @@ def notice_printer() -> Callable[..., None]:
     printed = set()
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+        if isinstance(message, UnknownWords):
+            message = UnknownWords(*(word for word in dict.fromkeys(message.args) if word not in printed))
+            printed.update(message.args)
+            if not message.args:
+                return
         if issubclass(category, Notice):
-            text = f"minip2p: warning: {' '.join(str(message).split())}\n"
+            text = f"minip2p: warning: {' '.join(str(message).split())}"
         else:
-            text = warnings.formatwarning(message, category, filename, lineno)
+            text = warnings.formatwarning(message, category, filename, lineno).removesuffix("\n")
         if text not in printed:
             printed.add(text)
-            print(text, file=sys.stderr, end="")
+            report(text)
 
     return show
 
@@ -44,12 +67,16 @@ def notice_printer() -> Callable[..., None]:
 def held_notices() -> Iterator[None]:
     """Holds warnings back and shows them at the end. After an error none is shown, so that the error is the only line.
 
-    A command checks its arguments in this context.
+    A command checks its arguments in this context. The words that a model was not trained with become one line.
     """
     with warnings.catch_warnings(record=True) as held:
         yield
+    unknown = [word for warning in held if isinstance(warning.message, UnknownWords) for word in warning.message.args]
     for warning in held:
-        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+        message = warning.message
+        if isinstance(message, UnknownWords):
+            message = UnknownWords(*unknown)
+        warnings.showwarning(message, warning.category, warning.filename, warning.lineno)
 
 
 def with_flags(message: str, flags: Mapping[str, str]) -> str:
@@ -73,15 +100,64 @@ def escape_unprintable() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def flush_stdout() -> None:
-    """Flushes stdout. If that fails, redirects stdout to the null device, so that it does not fail again at exit."""
+class PatientOutput:
+    """Stands in for stdout, and raises no error where that cannot be written, so that the work goes on.
+
+    stream: the stdout to write to, after each line. error: the first error of it; after that nothing is written. lost:
+    the text that was not written.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.error: OSError | None = None
+        self.lost = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self.lost += text
+        if "\n" in text:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        if self.error is not None:
+            return
+        try:
+            self.stream.write(self.lost)
+            self.stream.flush()
+            self.lost = ""
+        except OSError as error:
+            self.error = error
+            # Otherwise Python itself would fail when it flushes stdout at its end.
+            with suppress(OSError), open(os.devnull, "w") as null_device:
+                os.dup2(null_device.fileno(), self.stream.fileno())
+
+
+@contextmanager
+def patient_stdout() -> Iterator[None]:
+    """Lets stdout be a `PatientOutput`. Raises OSError at the end if it could not be written.
+
+    It names the files that the lost lines are the names of. No error is that the reader has gone, as `head` does.
+    """
+    stdout = sys.stdout
+    if stdout is None:  # as in a program without a console
+        yield
+        return
+    output = PatientOutput(stdout)
+    sys.stdout = cast(TextIO, output)
     try:
-        if sys.stdout is not None:  # as in a program without a console
-            sys.stdout.flush()
-    except OSError:
-        with open(os.devnull, "w") as null_device:
-            os.dup2(null_device.fileno(), 1)
-        raise
+        yield
+        output.flush()
+    finally:
+        sys.stdout = stdout
+    if output.error is not None and not isinstance(output.error, BrokenPipeError):
+        files = [
+            name for name in (line.partition("  ")[0] for line in output.lost.splitlines()) if os.path.isfile(name)
+        ]
+        written = f", and the files are written: {', '.join(files)}" if files else ""
+        raise OSError(f"the standard output cannot be written ({output.error.strerror}){written}")
 
 
 def run_guarded(work: Callable[[], None], flags: Mapping[str, str] = MappingProxyType({})) -> int:
@@ -96,12 +172,10 @@ def run_guarded(work: Callable[[], None], flags: Mapping[str, str] = MappingProx
         escape_unprintable()
         with warnings.catch_warnings():
             warnings.showwarning = notice_printer()
-            work()
-        flush_stdout()
-    except BrokenPipeError:  # the program that reads the output has stopped, as `head` does
-        return 0
+            with patient_stdout():
+                work()
     except KeyboardInterrupt:
-        print("minip2p: interrupted", file=sys.stderr)
+        report("minip2p: interrupted")
         return 130
     except ValueError as error:
         return fail(with_flags(str(error), flags))

@@ -2,13 +2,14 @@
 
 import errno
 import io
+import os
 import sys
 import warnings
 
 import pytest
 from command_line import run
 
-from minip2p.errors import Notice, fail, held_notices, run_guarded, with_flags
+from minip2p.errors import Notice, UnknownWords, fail, held_notices, run_guarded, with_flags
 
 
 def outcome(capsys, work):
@@ -32,7 +33,7 @@ def raising(error):
         (MemoryError(), 2, "minip2p: error: there is not enough memory: smaller pictures need less\n"),
         (RuntimeError("not enough memory: you tried"), 2, "minip2p: error: there is not enough memory: "),
         (KeyboardInterrupt(), 130, "minip2p: interrupted\n"),
-        (BrokenPipeError(), 0, ""),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe", "socket"), 2, "minip2p: error: socket: Broken pipe\n"),
     ],
 )
 def test_an_error_is_one_line_and_a_status(capsys, error, status, line):
@@ -75,6 +76,23 @@ def test_held_notices_come_after_the_check_and_not_with_its_error(capsys):
     assert outcome(capsys, lambda: work(ValueError("wrong"))) == (2, "checked\nminip2p: error: wrong\n")
 
 
+def test_a_word_that_the_model_does_not_know_is_named_once(capsys):
+    """An edit warns of its source's words and of its target's, when it is checked and when it runs."""
+
+    def work():
+        with held_notices():
+            for words in (("two", "cats"), ("two", "dogs")):
+                warnings.warn(UnknownWords(*words), stacklevel=1)
+        for words in (("two", "dogs"), ("two", "pigs")):
+            warnings.warn(UnknownWords(*words), stacklevel=1)
+
+    known = "`minip2p words` lists those that it knows"
+    assert outcome(capsys, work)[1].splitlines() == [
+        f"minip2p: warning: this model was trained without the words 'two', 'cats', 'dogs': {known}",
+        f"minip2p: warning: this model was trained without the word 'pigs': {known}",
+    ]
+
+
 @pytest.mark.parametrize(
     "message, expected",
     [
@@ -103,6 +121,55 @@ def test_a_character_that_stdout_does_not_have_is_printed_as_an_escape(monkeypat
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding))
     assert run_guarded(lambda: print("猫 é a")) == 0
     assert out.getvalue().strip() == expected
+
+
+class FailingOutput(io.StringIO):
+    """A stdout that raises an error from a number of lines on."""
+
+    def __init__(self, number, lines):
+        super().__init__()
+        self.number, self.lines = number, lines
+
+    def write(self, text):
+        if self.getvalue().count("\n") >= self.lines:
+            raise OSError(self.number, os.strerror(self.number))
+        return super().write(text)
+
+
+@pytest.mark.parametrize("number, status", [(errno.EPIPE, 0), (errno.ENOSPC, 2)])
+def test_the_work_goes_on_where_stdout_cannot_be_written(number, status, tmp_path, monkeypatch, capsys):
+    """All pictures are written; a full device is an error at the end, which names those that stdout does not."""
+    out, done = FailingOutput(number, lines=1), []
+
+    def work():
+        for n in range(3):
+            file = tmp_path / f"{n}.png"
+            file.touch()
+            print("seed", n, file, sep="\n", flush=True)
+            done.append(n)
+
+    monkeypatch.setattr(sys, "stdout", out)
+    assert run_guarded(work) == status and done == [0, 1, 2] and sys.stdout is out
+    errors = capsys.readouterr().err
+    if status:
+        files = ", ".join(str(tmp_path / f"{n}.png") for n in range(3))
+        assert errors == (
+            "minip2p: error: the standard output cannot be written (No space left on device), and the files are "
+            f"written: {files}\n"
+        )
+    else:
+        assert errors == ""
+
+
+def test_the_work_goes_on_where_stderr_cannot_be_written(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", FailingOutput(errno.EPIPE, lines=0))
+    done = []
+
+    def work():
+        warnings.warn("a notice", Notice, stacklevel=1)
+        done.append(1)
+
+    assert run_guarded(work) == 0 and done == [1]
 
 
 @pytest.mark.parametrize("stdout", [None, io.StringIO()])

@@ -7,12 +7,13 @@ library's.
 """
 
 import argparse
+import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from itertools import takewhile
@@ -318,7 +319,7 @@ def add_app(commands: Commands) -> None:
     sub.add_argument("--port", type=whole_number, default=7860, help="0 takes one that is free (default: 7860)")
     sub.add_argument(
         "--token",
-        help="what visitors must know: 16 letters and digits or more (default: none on this computer, else a random one)",
+        help="what visitors must know: 16 letters and digits or more (default: none on this computer, else random)",
     )
     sub.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
     sub.add_argument(
@@ -583,18 +584,18 @@ def exit_on_signals() -> Iterator[None]:
     """Lets SIGTERM and SIGHUP end the program by SystemExit, so that no temporary file is left behind."""
 
     def stop(number: int, _: object) -> NoReturn:
-        print("minip2p: terminated", file=sys.stderr)
+        with suppress(OSError):  # print may be called while another print is interrupted, and would raise an error
+            os.write(2, b"minip2p: terminated\n")
         sys.exit(128 + number)
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():  # only there a handler can be set
         numbers = []
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        if before[number] == signal.SIG_DFL:  # nohup ignores SIGHUP
-            signal.signal(number, stop)
+    changed = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in changed:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)

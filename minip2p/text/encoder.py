@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minip2p.errors import Notice
+from minip2p.errors import Notice, UnknownWords
 from minip2p.text.prompt import Prompt, normalize_text
 from minip2p.text.syntax import foreign_syntax
 
@@ -152,7 +152,7 @@ class TextEncoder:
         if not isinstance(text, str):
             raise ValueError(f"a prompt must be text, not {type(text).__name__}")
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"the prompt {text!r} has bytes in it that are not UTF-8 text")
+            raise ValueError(f"the prompt {text!r} {surrogates_reason(text)}")
         prompt = Prompt.tokenize(text, self.tokenizer)
         if unread := prompt.words[len(prompt.visible_words) :]:
             warnings.warn(
@@ -164,13 +164,7 @@ class TextEncoder:
         if syntax := foreign_syntax(text):
             warnings.warn(syntax, Notice, stacklevel=2)
         elif unknown := self.unknown_words(prompt):
-            words = ", ".join(repr(word[:40]) for word in unknown)
-            warnings.warn(
-                f"this model was trained without the word{'s' * (len(unknown) > 1)} {words}: "
-                "`minip2p words` lists those that it knows",
-                Notice,
-                stacklevel=2,
-            )
+            warnings.warn(UnknownWords(*unknown), stacklevel=2)
         return prompt
 
     def unknown_words(self, prompt: Prompt) -> list[str]:
@@ -208,3 +202,14 @@ class TextEncoder:
             return embedding
         pooled = None if embedding.pooled is None else torch.zeros_like(embedding.pooled)
         return TextEmbedding(torch.zeros_like(embedding.tokens), pooled)
+
+
+def surrogates_reason(text: str) -> str:
+    """Why a text has characters that stand for bytes: the end of a sentence about it."""
+    try:
+        text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return "has bytes in it that are not UTF-8 text"
+    return (
+        "is UTF-8 text that Python read in a locale of another encoding: set PYTHONUTF8=1 or a locale such as C.UTF-8"
+    )

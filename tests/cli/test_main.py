@@ -70,7 +70,7 @@ WITHOUT_DEFAULT = {
     "--reweight",
     "--vae",
 }
-WITHOUT_DEFAULT |= {"--cases", "--count", "--within"}
+WITHOUT_DEFAULT |= {"--cases", "--count", "--export", "--within"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -235,7 +235,7 @@ def test_options_are_named_after_the_keywords_that_they_set():
         "lora",
         "embedding",
     }
-    own |= {"host", "port", "token", "no_browser", "lpips", "dino"}
+    own |= {"host", "port", "token", "no_browser", "export", "lpips", "dino"}
     own |= {"model", "methods", "cases", "clip", "grid", "file", "targets"}
     for command, sub in subparsers().items():
         assert set(sub.flags) - keywords <= own, command
@@ -304,19 +304,34 @@ def test_sigterm_leaves_no_partial_file(tmp_path):
     assert ".partial" in done.stdout and not list(tmp_path.iterdir())
 
 
+def test_only_the_signal_handlers_that_were_set_are_set_back(monkeypatch):
+    """Of a handler that was not set from Python, getsignal returns None, which signal does not take."""
+    before, called = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: None}, []
+    monkeypatch.setattr(signal, "getsignal", before.get)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: called.append((number, handler)))
+    with main.exit_on_signals():
+        ((number, handler),) = called
+    assert number == signal.SIGTERM and called[1:] == [(signal.SIGTERM, signal.SIG_DFL)]
+    monkeypatch.setattr(os, "write", lambda file, text: called.append((file, text)))
+    with pytest.raises(SystemExit) as end:
+        handler(number, None)
+    assert end.value.code == 143 and called[-1] == (2, b"minip2p: terminated\n")
+
+
 def test_python_m_minip2p_is_the_command():
     done = subprocess.run([sys.executable, "-m", "minip2p", "edit"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
 
 
-def test_a_closed_output_is_no_error_and_the_picture_is_written(tmp_path):
+def test_a_closed_output_is_no_error_and_all_pictures_are_written(tmp_path):
     """The reader of the output has gone before the first line is written."""
-    command = [sys.executable, "-u", "-m", "minip2p", "generate", "a cat", "--steps", "1", "-o", str(tmp_path)]
+    options = ["--steps", "1", "--count", "3", "-o", str(tmp_path)]
+    command = [sys.executable, "-u", "-m", "minip2p", "generate", "a cat", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # so nothing is said of a busy machine
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     process.stdout.close()
     errors = process.stderr.read()
-    assert process.wait() == 0 and errors == b"" and len(list(tmp_path.glob("*.png"))) == 1
+    assert process.wait() == 0 and errors == b"" and len(list(tmp_path.glob("*.png"))) == 3
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")

@@ -92,3 +92,16 @@ def test_clip_skip_leaves_at_least_one_layer(model, family):
     assert model.text.max_clip_skip == 3  # of its three layers
     layers = [encoder.layers for encoder in minip2p.load(family("SDXL")[1]).text.clip_encoders]
     assert minip2p.load(family("SDXL")[1]).text.max_clip_skip == min(layers) - 1  # the model's own skips one already
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("a caf\udcc3\udca9", "is UTF-8 text that Python read in a locale of another encoding: set PYTHONUTF8=1"),
+        ("a caf\udce9", "has bytes in it that are not UTF-8 text"),
+        ("a \ud83d", "has bytes in it that are not UTF-8 text"),
+    ],
+)
+def test_bytes_in_a_prompt_are_told_from_text_that_the_locale_did_not_read(model, text, reason):
+    with pytest.raises(ValueError, match=reason):
+        model.text.prompt(text)
