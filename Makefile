@@ -1,6 +1,7 @@
 # make demo       installs minip2p, edits pictures with the model that ships, writes them to out/
 # make test       installs the development tools, then runs lint, types and tests
 # make test-full  runs the tests at the official sizes (15 GB of memory, some minutes)
+# make test-web   runs the tests of the page of minip2p app in Chromium, which must be installed
 # make docs       builds the documentation into docs/_build/html
 #
 # Variables: PYTHON (the interpreter), WORKERS (test processes), TORCH_INDEX (the package index of torch's CPU build; empty: off)
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 START := $(shell date +%s)
 TIME = echo "make $@: $$(($$(date +%s) - $(START))) s"
 
-.PHONY: demo test test-full lint docs
+.PHONY: demo test test-full test-web lint docs
 
 demo: $(VENV)/core
 	$(BIN)/python -m minip2p demo -o out --overwrite
@@ -27,6 +28,10 @@ test: lint
 
 test-full: $(VENV)/dev
 	$(BIN)/python -m pytest -m full -s
+	@$(TIME)
+
+test-web: $(VENV)/browser
+	$(BIN)/python -m pytest -m browser tests/browser
 	@$(TIME)
 
 lint: $(VENV)/dev
@@ -47,6 +52,10 @@ $(VENV)/core: setup.cfg pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/core
 	$(PIP) -e ".[dev]"
+	@touch $@
+
+$(VENV)/browser: $(VENV)/dev
+	$(PIP) -e ".[browser]"
 	@touch $@
 
 $(VENV)/docs: $(VENV)/core

@@ -296,7 +296,7 @@ def test_tests_mirror_the_package():
     """The tests of minip2p/a/b.py are in tests/a/: a folder's tests can be run alone."""
     folders = {path.relative_to(ROOT / "tests").parts[0] for path in TESTS if path.parent != ROOT / "tests"}
     rooms = {room(path) for path in FILES}
-    assert folders - rooms <= {"support", "data", "docs", "golden", "benchmarks", "typing"}
+    assert folders - rooms <= {"support", "data", "docs", "golden", "benchmarks", "typing", "browser"}
 
 
 def test_the_wheel_has_every_package_and_says_that_it_has_types():

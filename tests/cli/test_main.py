@@ -222,7 +222,7 @@ def test_options_are_named_after_the_keywords_that_they_set():
         for name in inspect.signature(function).parameters
     }
     keywords |= set(RunSettings.__dataclass_fields__)
-    own = {
+    not_keywords = {
         "help",
         "out",
         "overwrite",
@@ -235,10 +235,10 @@ def test_options_are_named_after_the_keywords_that_they_set():
         "lora",
         "embedding",
     }
-    own |= {"host", "port", "token", "no_browser", "export", "lpips", "dino"}
-    own |= {"model", "methods", "cases", "clip", "grid", "file", "targets"}
+    not_keywords |= {"host", "port", "token", "no_browser", "export", "lpips", "dino"}
+    not_keywords |= {"model", "methods", "cases", "clip", "grid", "file", "targets"}
     for command, sub in subparsers().items():
-        assert set(sub.flags) - keywords <= own, command
+        assert set(sub.flags) - keywords <= not_keywords, command
     assert subparsers()["edit"].flags["guidance_scale"] == "--guidance"
 
 

@@ -363,7 +363,9 @@ function openCell(axes, x, y, run) {
 
 async function showRecipe(run) {
   try {
-    const { python, command } = await api.recipe(run);
+    const { python, command, files = [] } = await api.recipe(run);
+    $("recipe-files").replaceChildren(...files.map(({ name, url }) => el("a", { href: url, download: name }, name)));
+    $("recipe-needs").hidden = !files.length;
     $("recipe-python").textContent = python;
     $("recipe-command").textContent = command ?? "No single command line makes this picture.";
     $("recipe").showModal();

@@ -57,13 +57,13 @@ export class RunView {
       onpointermove: (event) => this.point(event), onpointerleave: () => this.unpoint(),
       onclick: (event) => { this.point(event); this.look(); }, onkeydown: (event) => this.key(event), onblur: () => this.unpoint(),
     }, this.image, this.heat, this.marker);
-    this.legend = el("p", { className: "legend", hidden: true });
+    this.legend = el("p", { className: "legend" });
     this.words = el("div", { className: "words", role: "group", "aria-label": "Words: hover or focus one to see where it looks" });
     this.inspector = el("div", { className: "inspector" });
     this.ranks = el("ol", { className: "ranks", "aria-label": "Words by their share of attention at this place" });
     const facts = [run.seed === null ? null : `seed ${run.seed}`, `${run.steps} steps`, `guidance ${run.guidance}`, run.method,
       run.psnr === null || run.psnr === undefined ? null : `reconstruction ${run.psnr.toFixed(1)} dB`,
-      run.seconds ? `${run.seconds.toFixed(1)} s` : null];
+      run.seconds ? `${run.seconds.toFixed(1)} s, ${run.rows} rows of the UNet` : null];
     const home = el("p", { className: "home" },
       ...this.api.links(run).map(([text, href, name]) => el("a", { href, download: name }, text)),
       el("button", { type: "button", onclick: () => this.recipe(run) }, "Code"),
@@ -165,7 +165,8 @@ export class RunView {
     } else if (this.looking) {
       this.overlay(this.maps.lookFrom(...this.looking), (top) => `What the marked place looks at: brightest ${percent(top)} of its attention`);
     } else {
-      this.heat.hidden = this.legend.hidden = true;
+      this.heat.hidden = true;
+      this.legend.replaceChildren();
       this.picture.classList.remove("dimmed");
     }
     if (this.place && this.selection) this.rank();
@@ -174,7 +175,7 @@ export class RunView {
   overlay(map, describe) {
     const top = map.values.reduce((a, b) => Math.max(a, b), 1e-6);
     drawHeat(this.heat, map, top);
-    this.heat.hidden = this.legend.hidden = false;
+    this.heat.hidden = false;
     this.picture.classList.add("dimmed");
     const bar = el("span", { className: "bar" });
     bar.style.backgroundImage = GRADIENT;

@@ -1,0 +1,414 @@
+"""The page of `minip2p app`, used as a person uses it: with the mouse, the keyboard, a phone."""
+
+import io
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from browser import CAPTION, edit, generate, heat, invert, picture, set_value, wait_for_edit, word, write_target
+from PIL import Image
+
+from minip2p.web.export import export_page
+from minip2p.web.recipes import ModelSource
+
+pytestmark = pytest.mark.browser
+
+# --- 1 Generate
+
+
+def test_a_picture_appears_step_by_step(page):
+    previews = []
+    page.expose_function("seen", lambda url: previews.append(url))
+    page.evaluate("""new MutationObserver(() => {
+        const image = document.querySelector('#source-view img');
+        if (image?.src.startsWith('data:')) seen(image.src.slice(0, 40));
+    }).observe(document.getElementById('source-view'), { subtree: true, childList: true, attributes: true })""")
+    set_value(page, "#steps", 12)
+    generate(page)
+    assert previews
+    assert "seed 1 · 12 steps" in page.locator("#source-view .facts").text_content()
+    assert picture(page).endswith("picture.png")
+
+
+def test_a_run_can_be_cancelled(page):
+    set_value(page, "#steps", 100)
+    page.click("#form-generate button[type=submit]")
+    page.get_by_text(re.compile(r"source: step \d+ of 100")).wait_for()
+    page.click("#form-generate .cancel")
+    page.wait_for_selector("#form-generate .cancel", state="hidden")
+    assert page.locator("#source-view .word").count() == 0
+    set_value(page, "#steps", 4)
+    generate(page)  # the server is free again
+
+
+def test_a_mistake_is_one_line(page):
+    page.fill("#prompt", "a cat")
+    page.fill("#seed", "99999999999999999999")
+    page.click("#form-generate button[type=submit]")
+    alert = page.locator("#alert")
+    alert.wait_for()
+    assert "seed" in alert.text_content() and "\n" not in alert.text_content()
+
+
+# --- 2 See
+
+
+def test_a_word_shows_where_it_looks_without_a_request(page):
+    generate(page)
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    word(page, "cat").hover()
+    cat = heat(page)
+    word(page, "beach").hover()
+    beach = heat(page)
+    assert cat and beach and cat != beach
+    assert "“beach”" in page.locator("#source-view .legend").text_content()
+    page.mouse.move(2, 2)
+    assert heat(page) is None
+    word(page, "cat").click()  # the map stays
+    page.mouse.move(2, 2)
+    assert heat(page) == cat
+    assert not requests
+
+
+def test_hovering_is_quick(page):
+    generate(page)
+    milliseconds = page.evaluate("""() => {
+        const words = [...document.querySelectorAll('#source-view .word')];
+        const times = [];
+        for (let n = 0; n < 50; n++) {
+            const start = performance.now();
+            words[n % words.length].dispatchEvent(new PointerEvent('pointerenter'));
+            times.push(performance.now() - start);
+        }
+        return times.sort((a, b) => a - b)[25];
+    }""")
+    assert milliseconds < 30
+
+
+def test_layer_head_and_step_can_be_chosen(page):
+    generate(page)
+    word(page, "cat").click()
+    page.mouse.move(2, 2)
+    shown = {heat(page)}
+    for control, value in (("layer", "site:0"), ("head", "1"), ("layer", "size:2"), ("layer", "all")):
+        page.select_option(f"#source-view-{control}", value)
+        shown.add(heat(page))
+    set_value(page, "#source-view-step", 1)
+    shown.add(heat(page))
+    assert len(shown) == 6 and None not in shown
+
+
+def test_a_pixel_ranks_the_words_and_their_shares_sum_to_one(page):
+    generate(page)
+    page.locator("#source-view .inspector input[type=checkbox]").check()
+    place = page.locator("#source-view .picture")
+    place.hover(position={"x": 40, "y": 40})
+    shares = page.locator("#source-view .ranks .share").all_text_contents()
+    names = page.locator("#source-view .ranks .name").all_text_contents()
+    assert {"cat", "beach", "start", "end", "padding"} <= set(names)
+    total = sum(float(share.removesuffix(" %").removeprefix("< ")) for share in shares)
+    assert total == pytest.approx(100, abs=4)
+
+
+def test_a_click_shows_what_a_place_looks_at(page):
+    generate(page)
+    place = page.locator("#source-view .picture")
+    place.click(position={"x": 60, "y": 60})
+    first = heat(page)
+    assert "looks at" in page.locator("#source-view .legend").text_content()
+    place.click(position={"x": 200, "y": 220})
+    assert heat(page) not in (None, first)
+
+
+# --- 3 Edit
+
+
+def test_words_are_aligned_by_lines(page):
+    generate(page)
+    write_target(page, "a tiger on the beach")
+    assert page.locator("#alignment path").count() == 5
+    assert page.locator("#alignment li.changed").all_text_contents() == ["tiger"]
+    write_target(page, "a cat on the beach in the fog")
+    assert page.locator("#alignment path").count() == 5
+    assert page.locator("#alignment li.changed").all_text_contents() == ["in", "the", "fog"]
+
+
+def test_an_edit_follows_the_slider_and_the_source_never_runs_again(page):
+    generate(page)
+    set_value(page, "#cross", 0.8)
+    edit(page, "a tiger on the beach")
+    first = picture(page, "edit")
+    set_value(page, "#self", 1)
+    page.wait_for_function(
+        "before => document.querySelector('#edit-view .left img')?.getAttribute('src') !== before", arg=first
+    )
+    wait_for_edit(page)
+    facts = page.locator("#edit-view .facts").text_content()
+    rows = int(re.search(r"(\d+) rows of the UNet", facts)[1])
+    assert 0 < rows < 8  # the target's 4 steps with guidance take 8, and the source's as many
+
+
+def test_weights_blend_comparison_and_difference(page):
+    generate(page)
+    write_target(page, "a tiger on the beach")
+    page.click("#weights summary")
+    page.click("#limits summary")
+    set_value(page, "#weight-1", 2)
+    for text in ("cat", "tiger"):
+        page.locator("#blend-words button").get_by_text(text, exact=True).click()
+    page.check("#compare")
+    page.click("#form-edit button[type=submit]")
+    wait_for_edit(page)
+    stage = page.locator(".comparison .picture img:not(.before)")
+    sources = set()
+    for name in ("Before | after", "Without Prompt-to-Prompt", "Difference", "Mask"):
+        page.locator(".comparison button").get_by_text(name, exact=True).click()
+        sources.add(stage.get_attribute("src"))
+    assert len(sources) == 4
+
+
+def test_before_and_after_under_the_pointer(page):
+    generate(page)
+    edit(page, "a tiger on the beach")
+    stage = page.locator(".comparison .picture")
+    width = stage.bounding_box()["width"]
+    stage.hover(position={"x": width * 0.25, "y": 50})
+    clip = page.locator(".comparison .before").evaluate("image => image.style.clipPath")
+    assert 70 <= float(clip.split()[1].removesuffix("%")) <= 80
+
+
+def test_a_region_is_drawn_with_the_brush(page):
+    generate(page)
+    write_target(page, "a tiger on the beach")
+    page.click("#limits summary")
+    page.click("#brush")
+    box = page.locator("#source-view .picture").bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + 80)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 160, box["y"] + 160, steps=5)
+    page.mouse.up()
+    with page.expect_request("**/api/edit") as sent:
+        page.click("#form-edit button[type=submit]")
+    assert sent.value.post_data_json["region"]["rows"] == 64
+    wait_for_edit(page)
+    page.click("#brush-clear")
+    assert page.locator("#brush-clear").is_hidden()
+
+
+def test_an_edit_can_be_edited_again(page):
+    generate(page)
+    edit(page, "a tiger on the beach")
+    page.locator("#edit-view .home button").get_by_text("Edit this picture").click()
+    page.wait_for_function("() => document.querySelector('#source-view .words')?.textContent.includes('tiger')")
+    assert page.input_value("#target") == "a tiger on the beach"
+    edit(page, "a lion on the beach")
+
+
+# --- 4 Photographs
+
+
+def test_a_photograph_is_inverted_and_edited(page):
+    invert(page)
+    assert "dB" in page.locator("#source-view .facts").text_content()
+    shown = page.locator("#source-view .left .picture img")
+    page.locator("#source-view button").get_by_text("Show the photograph itself").click()
+    assert shown.get_attribute("src").endswith("original.png")
+    page.click("#limits summary")
+    write_target(page, CAPTION.replace("blue", "green"))
+    page.locator("#blend-words button").get_by_text("umbrella", exact=True).click()
+    page.check("#paste")
+    page.click("#form-edit button[type=submit]")
+    wait_for_edit(page)
+    page.locator(".comparison button").get_by_text("Mask", exact=True).wait_for()
+
+
+def test_what_is_no_photograph_is_refused_in_one_line(page, tmp_path):
+    (tmp_path / "notes.png").write_text("<b>not a picture</b>")
+    page.click("#tab-photo")
+    page.set_input_files("#file", tmp_path / "notes.png")
+    page.locator("#alert").wait_for()
+    assert "\n" not in page.locator("#alert").text_content()
+    assert page.locator("#alert b").count() == 0
+
+
+# --- 5 Grid
+
+
+def test_a_grid_fills_and_its_cells_open(page):
+    generate(page)
+    write_target(page, "a tiger on the beach")
+    page.fill("#x-values", "0, 1")
+    page.fill("#y-values", "0, 0.5")
+    page.click("#form-grid button[type=submit]")
+    page.wait_for_function("() => document.querySelectorAll('#sheet img').length === 4")
+    page.wait_for_selector("#form-grid .cancel", state="hidden")
+    page.locator("#sheet button").nth(3).click()
+    page.locator("#edit-view .comparison").wait_for()
+    assert (page.input_value("#cross"), page.input_value("#self")) == ("1", "0.5")
+
+
+# --- 6 Take home
+
+
+def test_files_and_code_can_be_taken_home_and_a_picture_brings_its_settings_back(page, tmp_path):
+    generate(page, "a red car on the street", 5)
+    links = page.locator("#source-view .home a")
+    files = {}
+    for n in range(links.count()):
+        with page.expect_download() as download:
+            links.nth(n).click()
+        files[download.value.suggested_filename] = tmp_path / download.value.suggested_filename
+        download.value.save_as(files[download.value.suggested_filename])
+    assert set(files) == {"minip2p.png", "minip2p.gif", "run.safetensors"}
+    assert "a red car on the street" in Image.open(files["minip2p.png"]).info["parameters"]
+    assert Image.open(files["minip2p.gif"]).n_frames == 4
+    page.locator("#source-view .home button").get_by_text("Code").click()
+    page.wait_for_selector("#recipe[open]")
+    assert "pipe.generate(" in page.locator("#recipe-python").text_content()
+    assert "minip2p generate" in page.locator("#recipe-command").text_content()
+    page.locator("#recipe button.primary").click()
+    # In another page it brings everything back.
+    page.reload()
+    page.wait_for_selector("#about:not(:empty)")
+    drop(page, files["minip2p.png"])
+    page.wait_for_selector("#source-view .inspector select")
+    assert page.input_value("#prompt") == "a red car on the street"
+    assert (page.input_value("#seed"), page.input_value("#steps")) == ("5", "4")
+
+
+def drop(page, file):
+    """Drops a file on the page."""
+    data = page.evaluate_handle(
+        """bytes => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], 'dropped.png', { type: 'image/png' }));
+            return data;
+        }""",
+        list(file.read_bytes()),
+    )
+    page.dispatch_event("#source", "drop", {"dataTransfer": data})
+
+
+# --- 7 Keyboard, screen readers, phones, dark
+
+
+def test_everything_works_with_the_keyboard(page):
+    page.focus("#prompt")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#source-view .inspector select")
+    word(page, "pig").focus()
+    assert heat(page)
+    page.focus("#source-view .picture")
+    assert heat(page) is None
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#source-view .ranks .name").count() > 3
+    page.keyboard.press("Enter")
+    assert "looks at" in page.locator("#source-view .legend").text_content()
+    page.keyboard.press("Escape")
+    assert heat(page) is None
+    page.focus("#tab-prompt")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#form-invert").is_visible()
+
+
+def test_all_controls_have_names(page):
+    generate(page)
+    edit(page, "a tiger on the beach")
+    for details in ("#weights summary", "#limits summary"):
+        page.click(details)
+    nameless = page.evaluate("""() => [...document.querySelectorAll('input, select, button, a, img')]
+        .filter((element) => element.checkVisibility())
+        .filter((element) => !(element.labels?.length || element.getAttribute('aria-label')
+            || element.textContent.trim() || element.alt || element.title))
+        .map((element) => element.outerHTML)""")
+    assert nameless == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_have_contrast(server, new_page, scheme):
+    opened = new_page(server, color_scheme=scheme)
+    ratios = opened.evaluate("""() => {
+        const style = getComputedStyle(document.documentElement);
+        const colour = (name) => {
+            const context = document.createElement('canvas').getContext('2d');
+            context.fillStyle = style.getPropertyValue(`--${name}`);
+            context.fillRect(0, 0, 1, 1);
+            const linear = [...context.getImageData(0, 0, 1, 1).data].slice(0, 3)
+                .map((value) => value / 255)
+                .map((value) => value <= .04045 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4);
+            return .2126 * linear[0] + .7152 * linear[1] + .0722 * linear[2];
+        };
+        const pairs = [['ink', 'paper'], ['ink', 'panel'], ['soft', 'panel'], ['soft', 'paper'],
+            ['accent-ink', 'accent'], ['accent', 'tint'], ['warn', 'warn-paper']];
+        return pairs.map(([a, b]) => {
+            const [dark, light] = [colour(a), colour(b)].sort((x, y) => x - y);
+            return [`${a} on ${b}`, (light + .05) / (dark + .05)];
+        });
+    }""")
+    assert all(ratio >= 4.5 for _, ratio in ratios), ratios
+
+
+def test_a_phone_is_wide_enough(server, new_page):
+    opened = new_page(server, viewport={"width": 360, "height": 740}, has_touch=True)
+    set_value(opened, "#steps", 4)
+    generate(opened)
+    edit(opened, "a tiger on the beach in the fog")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+    word(opened, "cat").tap()
+    assert heat(opened)
+
+
+def test_colours_follow_the_system_and_the_button(server, new_page):
+    opened = new_page(server, color_scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = opened.evaluate(background)
+    opened.click("#theme")
+    light = opened.evaluate(background)
+    opened.click("#theme")
+    assert opened.evaluate(background) == dark != light
+
+
+# --- 8 Static export
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    """The address of an exported page, on a server that knows nothing of minip2p."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    folder = tmp_path_factory.mktemp("export") / "page"
+    recipe = ModelSource(("pipe = minip2p.load()",), ())
+    with ThreadPoolExecutor(1) as pool:  # Playwright has an event loop in this thread
+        pool.submit(export_page, model, folder, recipe, steps=2, report=lambda line: None).result()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+
+
+def test_the_exported_page_works_without_python(exported, new_page):
+    opened = new_page(exported)
+    opened.wait_for_selector("#edit-view .inspector select")
+    word(opened, "pig").hover()
+    assert heat(opened)
+    before = picture(opened, "edit")
+    set_value(opened, "#cross", 0)
+    opened.wait_for_function(
+        "old => document.querySelector('#edit-view .left img').getAttribute('src') !== old", arg=before
+    )
+    word(opened, "sheep", "edit").hover()
+    assert heat(opened, "edit")
+    opened.select_option("#prompt", "1")
+    opened.wait_for_function("() => document.querySelector('#source-view .words').textContent.includes('car')")
+    opened.wait_for_function("() => document.querySelectorAll('.comparison button').length >= 2")  # it has a mask
+    opened.click("#form-grid button[type=submit]")
+    opened.wait_for_function("() => document.querySelectorAll('#sheet img').length === 9")
+    image = opened.request.get(opened.locator("#sheet img").first.evaluate("image => image.src")).body()
+    assert Image.open(io.BytesIO(image)).size == (128, 128)
