@@ -4,7 +4,7 @@
 #   OUT=folder [MINUTES=9.5] [PYTHON=python3] tools/train_on_gpu.sh [--dry-run] [options of minip2p.tiny.train]
 #
 # It needs the sprites' package in .train/sprites, where `python -m minip2p.tiny.train` fetches it. It goes on from
-# weights/tiny: the VAE's decoder takes a fifth of the time, the judge an eighth, the UNet and the text encoder the rest.
+# weights/tiny: the VAE takes 3 tenths of the time, the judge an eighth, the UNet and the text encoder the rest.
 # From the first minute on, the newest weights are in OUT, in files of at most 15 MB, with sample pictures and the log:
 # tools/join_weights.sh puts them together. --dry-run does all of it on a CPU, at about a hundredth of the size.
 set -euo pipefail
@@ -48,7 +48,7 @@ touch "$work/log.txt"
 packer=$!
 status=0
 timeout -k 5 $((limit > 60 ? limit - 15 : limit)) "$python" -m minip2p.tiny.train --work "$work" --out "$work/out/tiny" \
-  --judge-out "$work/out/judge" --warm weights/tiny --minutes "$(share 1)" --decoder "$(share 0.2)" \
+  --judge-out "$work/out/judge" --warm weights/tiny --minutes "$(share 1)" --decoder "$(share 0.3)" --encoder \
   --judge "$(share 0.125)" --adversarial 0.1 --decay "${scale[@]}" "$@" 2>&1 | tee "$work/log.txt" || status=$?
 kill "$packer" 2> /dev/null || true
 wait "$packer" 2> /dev/null || true

@@ -86,6 +86,9 @@ def main() -> int:
     )
     parser.add_argument("--decoder", type=float, default=0, metavar="MINUTES", help="train the VAE's decoder on first")
     parser.add_argument(
+        "--encoder", action="store_true", help="with --decoder and --workers: the encoder too, so that latents change"
+    )
+    parser.add_argument(
         "--adversarial", type=float, default=0, metavar="WEIGHT", help="of a discriminator, for the decoder (default 0)"
     )
     parser.add_argument(
@@ -114,6 +117,8 @@ def train(options: argparse.Namespace) -> None:
     workers = options.workers if options.workers is not None else max(1, (os.cpu_count() or 2) - 1) if on_gpu else 0
     if options.judge and not workers:
         raise ValueError("--judge needs --workers; on a CPU train the judge with python -m minip2p.tiny.judge_train")
+    if options.encoder and not workers:
+        raise ValueError("--encoder needs --workers: the latents on disk would not be those of the new encoder")
     load_sprites = partial(Sprites.load, fetch_sprites(options.work / "sprites"))
     if not workers:
         return train_from_disk(options, load_sprites(), stop_at)
@@ -182,7 +187,15 @@ def decoder_stage(options: argparse.Namespace, vae: VAE, pictures: Callable[[int
         return vae
     until, better = min(stop_at, time.time() + 60 * options.decoder), deepcopy(vae)
     try:
-        train_decoder(better, options.work, pictures, seed=options.seed, stop_at=until, adversarial=options.adversarial)
+        train_decoder(
+            better,
+            options.work,
+            pictures,
+            seed=options.seed,
+            stop_at=until,
+            adversarial=options.adversarial,
+            encoder=options.encoder,
+        )
     except (RuntimeError, FloatingPointError):
         traceback.print_exc()
         print("the training of the decoder failed; going on without it", flush=True)

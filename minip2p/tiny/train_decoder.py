@@ -1,4 +1,5 @@
-"""Trains the decoder of the tiny model's VAE on, for sharper pictures. The encoder stays, so all latents stay valid.
+"""Trains the decoder of the tiny model's VAE on, for sharper pictures. The encoder stays, so that all latents stay
+valid, unless it is asked for as well.
 
 The average of all pictures that a latent may stand for is blurred, and it is the best answer to a squared error. A
 small discriminator that looks at patches (Isola et al. 2017, section 3.2) tells pictures from reconstructions, and the
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minip2p.tiny.loop import Training, cooldown, half_precision, seeded_generator
-from minip2p.tiny.train_vae import EMA_DECAY, reconstruction_loss
+from minip2p.tiny.train_vae import EMA_DECAY, KL_WEIGHT, kl_divergence, reconstruction_loss
 from minip2p.vae import VAE
 
 LEARNING_RATE = 5e-4  # also for large batches: the decoder has been trained with this rate
@@ -42,10 +43,12 @@ class Discriminator(nn.Module):
 
 
 class DecoderTraining(nn.Module):
-    """The parts of the VAE that are trained on, and the discriminator."""
+    """The parts of the VAE that are trained on, with or without its encoder, and the discriminator."""
 
-    def __init__(self, vae: VAE):
+    def __init__(self, vae: VAE, encoder: bool = False):
         super().__init__()
+        self.encoder = vae.encoder if encoder else None
+        self.quant_conv = vae.quant_conv if encoder else None
         self.decoder = vae.decoder
         self.post_quant_conv = vae.post_quant_conv
         self.discriminator = Discriminator()
@@ -91,18 +94,19 @@ def train_decoder(
     seed: int,
     stop_at: float,
     adversarial: float,
+    encoder: bool = False,
     steps: int = STEPS,
 ) -> int:
     """Trains the decoder of a VAE in place and returns the number of steps. Resumes from `work`/decoder.
 
     pictures(step): the pictures of a step, b 3 H W on the VAE's device. stop_at: the time (time.time()) after which it
     stops; over the last 3 tenths of the time, or of the steps, the learning rate falls to zero. adversarial: the weight
-    of the discriminator; 0 trains without it.
+    of the discriminator; 0 trains without it. encoder: the encoder is trained as well, so that its latents change.
     """
     begin = time.time()
     torch.manual_seed(seed)
     device = vae.decoder.conv_in.weight.device
-    parts = DecoderTraining(vae).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parts = DecoderTraining(vae, encoder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parts.requires_grad_(True)
 
     def learning_rate(step: int) -> float:
@@ -114,10 +118,12 @@ def train_decoder(
 
     def loss(step: int) -> Tensor:
         x = pictures(step).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), half_precision(device):
+        with torch.set_grad_enabled(encoder), half_precision(device):
             mean, std = vae.encode(x)
-            noise = torch.randn(mean.shape, generator=seeded_generator(seed, step, 7, device=device), device=device)
-        return decoder_loss(parts, x, (mean + std * noise).float(), adversarial * min(1.0, (step + 1) / RAMP))
+        mean, std = mean.float(), std.float()
+        noise = torch.randn(mean.shape, generator=seeded_generator(seed, step, 7, device=device), device=device)
+        loss = decoder_loss(parts, x, mean + std * noise, adversarial * min(1.0, (step + 1) / RAMP))
+        return loss + KL_WEIGHT * kl_divergence(mean, std) if encoder else loss
 
     training.run(loss, stop_at=stop_at)
     training.load_average()

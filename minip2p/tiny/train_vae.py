@@ -29,7 +29,7 @@ VAE_STEPS = 8000
 CROP_STEPS = 2600  # the first steps train on crops, the others on full pictures
 FREEZE_STEP = 6900  # from here on only the decoder is trained
 VAE_BATCH = 16  # crops per step
-LEARNING_RATE, EMA_DECAY = 5e-4, 0.998
+LEARNING_RATE, EMA_DECAY, KL_WEIGHT = 5e-4, 0.998, 1e-5
 
 
 def vae_batch(seed: int, step: int, sprites: Sprites) -> Tensor:
@@ -68,16 +68,17 @@ def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
     return 10 * F.mse_loss(y, x) + 2 * (x - y).abs().mean() + 0.3 * gradient_l1(x, y)
 
 
-def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = 1e-5) -> Tensor:
-    """`reconstruction_loss` + kl_weight · KL(q(z|x) ‖ N(0, 1)), a mean, for pictures x b 3 H W.
+def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
+    """KL(N(mean, std²) ‖ N(0, 1)), a mean over all values (Kingma & Welling 2013, appendix B)."""
+    return 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).mean()
 
-    The KL term is that of Kingma & Welling 2013, appendix B.
-    """
+
+def vae_loss(vae: VAE, x: Tensor, noise: torch.Generator, kl_weight: float = KL_WEIGHT) -> Tensor:
+    """`reconstruction_loss` + kl_weight · KL(q(z|x) ‖ N(0, 1)), for pictures x b 3 H W."""
     with half_precision(x.device):
         mean, std = vae.encode(x)
         y = vae.decode(mean + std * torch.randn(mean.shape, generator=noise, device=x.device))
-    kl = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).mean()
-    return reconstruction_loss(x, y.float()) + kl_weight * kl
+    return reconstruction_loss(x, y.float()) + kl_weight * kl_divergence(mean, std)
 
 
 def train_vae(

@@ -63,7 +63,7 @@ def test_all_stages_in_one_run(ball_arrays, model, tmp_path, monkeypatch, capsys
 
 def test_a_decoder_that_fails_is_left_as_it_was(model, tmp_path, capsys):
     """The gradient is not finite: the training goes on with the VAE that there was."""
-    options = type("Options", (), {"decoder": 1.0, "work": tmp_path, "seed": 0, "adversarial": 0.0})
+    options = type("Options", (), {"decoder": 1.0, "work": tmp_path, "seed": 0, "adversarial": 0.0, "encoder": False})
     vae = decoder_stage(options, model.vae, lambda step: torch.full((1, 3, 64, 64), torch.nan), float("inf"))
     assert vae is model.vae and "going on without it" in capsys.readouterr().out
 
@@ -77,6 +77,7 @@ def test_batches_are_sorted(text, sizes):
     "options, message",
     [
         (["--device", "cuda"], "torch finds no NVIDIA GPU; use --device cpu"),
+        (["--decoder", "1", "--encoder"], "--encoder needs --workers: the latents on disk would not be those"),
         (["--judge", "1"], "--judge needs --workers; on a CPU train the judge with python -m minip2p.tiny.judge_train"),
     ],
 )

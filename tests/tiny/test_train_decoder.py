@@ -73,8 +73,10 @@ def test_the_discriminator_learns_to_tell_and_not_to_be_deceived(parts, batch):
     assert any(gradient.abs().sum() > 0 for gradient in gradients[0])
 
 
-@pytest.mark.parametrize("adversarial", [0.0, 0.5])
-def test_the_encoder_stays_and_a_killed_training_resumes(adversarial, model, sprites, tmp_path):
+@pytest.mark.parametrize("adversarial, encoder", [(0.0, False), (0.5, False), (0.5, True)])
+def test_the_encoder_stays_unless_asked_for_and_a_killed_training_resumes(
+    adversarial, encoder, model, sprites, tmp_path
+):
     pictures = render_batch(list(dataset(0, 2)), sprites)[..., :64, :64]
     vae, seen = copy.deepcopy(model.vae), []
 
@@ -83,10 +85,14 @@ def test_the_encoder_stays_and_a_killed_training_resumes(adversarial, model, spr
         return pictures
 
     for steps in (1, 2):
-        done = train_decoder(vae, tmp_path, batches, seed=0, stop_at=float("inf"), adversarial=adversarial, steps=steps)
+        done = train_decoder(
+            vae, tmp_path, batches, seed=0, stop_at=float("inf"), adversarial=adversarial, encoder=encoder, steps=steps
+        )
         assert done == steps
     assert seen == [0, 1]
     before = model.vae.state_dict()
     changed = {name for name, p in vae.state_dict().items() if not torch.equal(p, before[name])}
-    assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+    assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"} | (
+        {"encoder", "quant_conv"} if encoder else set()
+    )
     assert not any(p.requires_grad for p in vae.parameters())
