@@ -6,17 +6,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from minip2p.checkpoints.key_maps import UNET_PREFIX
+from minip2p.io.contents import describe_other, first_bytes, is_picture, is_safetensors
 from minip2p.io.tensors import printable
 
 CONVERT = "convert it to safetensors first"
 PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-# What files begin with that are not safetensors, in lower case -> what they are, and what to do.
+# What files of weights begin with that are not safetensors, in lower case -> what they are, and what to do.
 FORMATS: Mapping[bytes, str] = MappingProxyType(
     {
-        b"version https://git-lfs": "is a git-lfs pointer, not the file itself: run git lfs pull, or download it",
-        b"<!doctype html": "is an HTML page, not the file itself: download it again, signed in where that is needed",
-        b"<html": "is an HTML page, not the file itself: download it again, signed in where that is needed",
-        b'{"': "is JSON text, not the file itself, as a failed download leaves it: download it again",
         b"gguf": "is a GGUF file, whose weights are quantized: get the weights as safetensors",
         b"\x08\x03\x12": "is an ONNX file: get the weights as safetensors",
     }
@@ -66,9 +63,8 @@ def check_format(path: Path) -> None:
     """
     if not path.is_file():
         return
-    with open(path, "rb") as file:
-        start = file.read(64)
-    if start[8:10] == b'{"':  # safetensors, whatever it is called: the length of the header may look like a pickle
+    start = first_bytes(path)
+    if is_safetensors(start):  # whatever it is called: the length of the header may look like a pickle
         return
     text = start.lstrip().lower()
     for beginning, sentence in FORMATS.items():
@@ -76,6 +72,10 @@ def check_format(path: Path) -> None:
             raise ValueError(f"{path}: {sentence}")
     if path.suffix.lower() in PICKLED_SUFFIXES or start.startswith(PICKLED):
         raise pickle_error(path)
+    if is_picture(start):
+        raise ValueError(f"{path}: is a picture, not weights")
+    if sentence := describe_other(start):
+        raise ValueError(f"{path}: {sentence}")
 
 
 def pickle_error(file: Path) -> ValueError:

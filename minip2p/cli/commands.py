@@ -212,7 +212,7 @@ def open_source(pipe: Pipeline, args: Namespace) -> Trajectory | str:
 
 def is_run_file(args: Namespace) -> bool:
     """Whether the SOURCE of `edit` or `maps` is the file of a run."""
-    return args.prompt is None and args.source.lower().endswith(RUN_SUFFIX)
+    return args.prompt is None and os.path.isfile(args.source)  # `check_source` refuses other files
 
 
 def prepare_source(pipe: Pipeline, args: Namespace) -> RunStart:

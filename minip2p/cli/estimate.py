@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 
 from minip2p.checkpoints.components import Components
 from minip2p.cli.options import run_options, seeds_to_run
-from minip2p.cli.paths import RUN_SUFFIX
 from minip2p.errors import Notice
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.batches import MAX_BATCH
@@ -38,7 +37,7 @@ REFINE_PICTURES = 3  # decoded pictures that an update of --polish takes the tim
 
 def announce_command(pipe: Pipeline, args: Namespace) -> None:
     """Warns, by a Notice, of a command that will run for minutes or take more memory than there is."""
-    if getattr(args, "source", "").lower().endswith(RUN_SUFFIX) and (shape := latents_shape(Path(args.source))):
+    if (source := getattr(args, "source", None)) and (shape := latents_shape(Path(source))):
         steps, latent_size = shape[0] - 1, (shape[2], shape[3])
     else:
         steps, latent_size = args.steps or RunSettings.steps, pipe.components.latent_size(run_options(args).get("size"))

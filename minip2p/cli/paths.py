@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from minip2p.io.contents import first_bytes, is_picture, is_run, not_a_run
+
 RUN_SUFFIX = ".safetensors"  # the suffix of a run's file
 PICTURE_SUFFIX = ".png"
 # The arguments that name files. A SOURCE may be a prompt as well.
@@ -63,23 +65,27 @@ def expand_path(name: str, path: str) -> str:
 
 
 def check_source(source: str, with_prompt: bool) -> None:
-    """Raises ValueError for a SOURCE that is a file or looks like one, and cannot be used as given.
+    """Raises ValueError or FileNotFoundError for a SOURCE that is or looks like a file, and cannot be used as given.
 
     with_prompt: whether --prompt was given, which a photograph needs.
     """
-    if with_prompt or source.endswith(" "):
+    is_file = os.path.isfile(source)
+    if with_prompt and is_file and is_run(Path(source)):
+        raise ValueError(f"{source}: is the file of a run, which has its own prompt: leave --prompt out")
+    if with_prompt or (source.endswith(" ") and not is_file):
         return
     if os.path.isdir(source):
         raise ValueError(
             f"{source}: is a folder, and a source is {SOURCE_KINDS}; if it is a prompt, add a space to its end"
         )
-    if source.lower().endswith(RUN_SUFFIX):
+    if is_file and is_run(Path(source)):
         return
-    if os.path.isfile(source):
-        raise ValueError(
-            f"{source} is a file: describe the photograph with --prompt; the name of a run's file must end in "
-            f"{RUN_SUFFIX}"
-        )
+    if is_file and is_picture(first_bytes(Path(source))):
+        raise ValueError(f"{source}: is a picture: describe it with --prompt, or give the file of a run")
+    if is_file:
+        raise ValueError(f"{source}: {not_a_run(Path(source))}; if it is a prompt, add a space to its end")
+    if source.lower().endswith(RUN_SUFFIX):
+        raise FileNotFoundError(f"{source}: no such file")
     if looks_like_path(source):
         raise ValueError(
             f"{source}: no such file, and a source is {SOURCE_KINDS}; if it is a prompt, add a space to its end"

@@ -8,10 +8,9 @@ from pathlib import Path
 from PIL import ExifTags, Image
 from safetensors import SafetensorError, safe_open
 
+from minip2p.io.contents import broken_safetensors, first_bytes, is_picture, is_run, not_a_run
 from minip2p.io.png import read_parameters
 from minip2p.tiny import scenes
-
-RUN_FORMAT = "minip2p run "  # the format of a run's file begins so, followed by the version
 
 
 def show(args: Namespace) -> Iterator[None]:
@@ -27,12 +26,10 @@ def read_settings(file: Path) -> str:
     """The settings in a picture, as its metadata have them, or in the file of a run, in the same form."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: {'a folder, not a file' if file.is_dir() else 'no such file'}")
-    with open(file, "rb") as opened:
-        start = opened.read(12)
+    start = first_bytes(file)
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return read_parameters(file)
-    is_photo = start.startswith(b"\xff\xd8") or (start[:4], start[8:]) == (b"RIFF", b"WEBP")
-    return exif_settings(file) if is_photo else run_settings(file)
+    return exif_settings(file) if is_picture(start) else run_settings(file)
 
 
 def exif_settings(file: Path) -> str:
@@ -53,15 +50,17 @@ def run_settings(file: Path) -> str:
 
     Raises ValueError for any other file.
     """
+    if not is_run(file):
+        raise ValueError(f"{file}: {not_a_run(file)}")
     try:
         with safe_open(file, "np") as tensors:
             metadata = dict(tensors.metadata() or {})
             names = set(tensors.keys())
             shape = tensors.get_slice("latents").get_shape() if "latents" in names else []
-    except (SafetensorError, OSError):
-        raise ValueError(f"{file}: neither a PNG nor the file of a run (.safetensors), which have settings") from None
-    if not metadata.get("format", "").startswith(RUN_FORMAT) or len(shape) != 4:
-        raise ValueError(f"{file}: not the file of a run, which `minip2p generate --record` and `minip2p invert` write")
+    except (SafetensorError, OSError) as error:
+        raise broken_safetensors(file, error) from None
+    if len(shape) != 4:
+        raise ValueError(f"{file}: not a whole run (it has no latents)")
     steps, _, rows, columns = shape
     settings = {
         "Steps": steps - 1,

@@ -9,16 +9,14 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from minip2p.io.contents import AVIF_BRANDS, HEIC_BRANDS, JPEG_XL_STARTS, first_bytes, not_a_picture
+
 # A file of a few kilobytes may unpack into more memory than there is. Phones make pictures of 200 million pixels.
 MAX_PIXELS = 2**28
 # A larger picture is reduced by a whole factor while it is read. The models take a hundredth of this.
 MAX_DECODED_PIXELS = 90_000_000
 OPENING = threading.Lock()  # held while Pillow's limit of pixels is changed
 
-# What the first bytes of a file say of formats that Pillow may not read.
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-AVIF_BRANDS = (b"avif", b"avis")
-JPEG_XL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 # TIFF tags.
 NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, DNG_VERSION = 254, 258, 50706
 
@@ -73,7 +71,7 @@ def refuse_thumbnail(image: Image.Image) -> None:
     tags = getattr(image, "tag_v2", {})
     if DNG_VERSION in tags or tags.get(NEW_SUBFILE_TYPE, 0) & 1:
         raise UnreadableImageError(
-            "a camera's raw file, of which only the thumbnail can be read; export it as JPEG or PNG"
+            "is a camera's raw file, of which only the thumbnail can be read; export it as JPEG or PNG"
         )
 
 
@@ -108,19 +106,18 @@ def decode_unidentified(path: Path, max_pixels: int) -> Image.Image:
 
     Raises UnreadableImageError, which names the format, and what reads it, if they are known.
     """
-    with path.open("rb") as file:
-        start = file.read(64)
+    start = first_bytes(path)[:64]
     brands = {start[n : n + 4] for n in range(8, 64, 4)} if start[4:8] == b"ftyp" else set()
     if brands.intersection(AVIF_BRANDS):
-        raise UnreadableImageError("an AVIF picture, which this Pillow cannot read: pip install -U pillow")
+        raise UnreadableImageError("is an AVIF picture, which this Pillow cannot read: pip install -U pillow")
     if start.startswith(JPEG_XL_STARTS):
-        raise UnreadableImageError("a JPEG XL picture, which Pillow cannot read; export it as JPEG or PNG")
+        raise UnreadableImageError("is a JPEG XL picture, which Pillow cannot read; export it as JPEG or PNG")
     if not brands.intersection(HEIC_BRANDS):
-        raise UnreadableImageError("not an image that Pillow can read")
+        raise UnreadableImageError(not_a_picture(path))
     try:
         import pillow_heif
     except ImportError:
-        raise UnreadableImageError("a HEIC picture, which needs pillow-heif: pip install pillow-heif") from None
+        raise UnreadableImageError("is a HEIC picture, which needs pillow-heif: pip install pillow-heif") from None
     heif = pillow_heif.open_heif(path)
     if math.prod(heif.size) > max_pixels:
         raise UnreadableImageError(too_many_pixels(max_pixels))

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from minip2p.io.contents import READ, describe_stand_in
+
 # The text files of a tokenizer, which transformers reads.
 TOKENIZER_FILES = (
     "vocab.json",
@@ -44,6 +46,8 @@ def read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    if sentence := describe_stand_in(content[:READ]):
+        raise ValueError(f"{path}: {sentence}")
     return decode_text(content, str(path))
 
 

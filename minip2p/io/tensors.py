@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minip2p.io.contents import broken_safetensors
 from minip2p.io.files import atomic_write
 
 # The dtypes that weights may have in a file. Loading converts the 8-bit ones to a wider dtype.
@@ -38,7 +39,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118, f is not a dict
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
+        raise broken_safetensors(path, error) from None
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -69,11 +69,15 @@ def test_a_source_that_looks_like_a_path_is_an_error(source):
         "",
         "a 1/2 cat",
         "./cat ",
-        "x.safetensors",
     ],
 )
 def test_a_source_that_may_be_a_prompt_or_a_run_is_none(source):
     paths.check_source(source, False)
+
+
+def test_the_file_of_a_run_exists():
+    with pytest.raises(FileNotFoundError, match="^x.safetensors: no such file$"):
+        paths.check_source("x.safetensors", False)
 
 
 def test_a_folder_and_a_picture_are_no_prompts(tmp_path, monkeypatch):
@@ -82,7 +86,6 @@ def test_a_folder_and_a_picture_are_no_prompts(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cat: is a folder, and a source is a prompt"):
         paths.check_source("cat", False)
     paths.check_source("cat ", False)
-    advice = "describe the photograph with --prompt; the name of a run's file must end in .safetensors"
-    with pytest.raises(ValueError, match=f"is a file: {advice}$"):
+    with pytest.raises(ValueError, match="is a picture: describe it with --prompt, or give the file of a run$"):
         paths.check_source(str(PHOTO), False)
     paths.check_source(str(PHOTO), True)

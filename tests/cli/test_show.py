@@ -77,8 +77,8 @@ def test_files_without_settings_are_one_line(tmp_path, capsys):
         ("invokeai_metadata.png", "has settings of InvokeAI and no settings in A1111's form"),
         ("Comment.png", "has a comment, as of NovelAI, and no settings in A1111's form"),
         ("broken.png", "cannot be read"),
-        ("lora.safetensors", "not the file of a run"),
-        ("text.txt", "neither a PNG nor the file of a run"),
+        ("lora.safetensors", "is a file of weights, not that of a run"),
+        ("text.txt", "is neither a picture nor the file of a run"),
         ("none.png", "no such file"),
         (".", "a folder, not a file"),
     ):

@@ -196,7 +196,7 @@ def test_numbers_of_32_bits_have_no_known_white(tmp_path):
 @pytest.mark.parametrize("tags", [{254: 1}, {50706: 4}])
 def test_the_thumbnail_of_a_raw_file_is_not_taken_for_the_picture(tmp_path, tags):
     (tmp_path / "x.dng").write_bytes(tiff(GREY_TIFF | tags, b"\0\0"))
-    with pytest.raises(ValueError, match="x.dng: a camera's raw file, of which only the thumbnail can be read; export"):
+    with pytest.raises(ValueError, match="x.dng: is a camera's raw file, of which only the thumbnail can be"):
         read_image(tmp_path / "x.dng")
 
 
@@ -207,14 +207,14 @@ def ftyp(*brands):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (ftyp(b"heic", b"mif1"), "a HEIC picture, which needs pillow-heif: pip install pillow-heif"),
-        (ftyp(b"mif1", b"heix"), "a HEIC picture, which needs pillow-heif: pip install pillow-heif"),
-        (ftyp(b"qt  "), "not an image that Pillow can read"),
+        (ftyp(b"heic", b"mif1"), "is a HEIC picture, which needs pillow-heif: pip install pillow-heif"),
+        (ftyp(b"mif1", b"heix"), "is a HEIC picture, which needs pillow-heif: pip install pillow-heif"),
+        (ftyp(b"qt  "), "is not an image that Pillow can read"),
         (
             b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(9),
-            "a JPEG XL picture, which Pillow cannot read; export it as JPEG or PNG",
+            "is a JPEG XL picture, which Pillow cannot read; export it as JPEG or PNG",
         ),
-        (b"\xff\x0a" + bytes(20), "a JPEG XL picture, which Pillow cannot read; export it as JPEG or PNG"),
+        (b"\xff\x0a" + bytes(20), "is a JPEG XL picture, which Pillow cannot read; export it as JPEG or PNG"),
     ],
 )
 def test_a_format_that_pillow_does_not_read_is_named(tmp_path, monkeypatch, content, message):
@@ -237,7 +237,7 @@ def test_avif_is_read_or_named(tmp_path, monkeypatch):
     file.write_bytes(ftyp(b"mif1", b"avif"))
     monkeypatch.setattr(decode, "open_file", unidentified)
     with pytest.raises(
-        ValueError, match="x.avif: an AVIF picture, which this Pillow cannot read: pip install -U pillow"
+        ValueError, match="x.avif: is an AVIF picture, which this Pillow cannot read: pip install -U pillow"
     ):
         read_image(file)
 

@@ -188,7 +188,7 @@ def float_tiff():
 @pytest.mark.parametrize(
     "data, message",
     [
-        (b"", "not an image"),
+        (b"", "is empty"),
         (b"hello", "not an image"),
         (b"\x89PNG\r\n\x1a\n", "x.png: "),
         (png_bytes()[:40], "not an image"),
@@ -201,8 +201,8 @@ def float_tiff():
         (float_tiff(), "floating-point numbers"),
         (b"\xff\xd8\xff\xe0" + bytes(50), "x.png: "),
         (b"GIF89a" + bytes(4), "x.png: "),
-        (b"%PDF-1.4\n", "not an image"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (b"%PDF-1.4\n", "is a PDF"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG drawing"),
         (bytes(range(256)) * 16, "not an image"),
         (png_bytes()[:100] + bytes(200) + png_bytes()[300:], "cannot be read"),
     ],
