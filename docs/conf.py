@@ -1,4 +1,7 @@
-"""How Sphinx builds the site: `sphinx-build -W --keep-going -b html docs docs/_build/html`. It needs no network."""
+"""How Sphinx builds the site: `sphinx-build -W --keep-going -b html docs docs/_build/html`. It needs no network.
+
+The lessons run while it builds, for some minutes; results are cached in docs/_build until a lesson changes.
+"""
 
 import sys
 from pathlib import Path
@@ -20,13 +23,21 @@ extensions = [
     "docstrings",  # docstrings in Markdown become reStructuredText
     "generated_pages",  # the options of the command line, the list of modules
     "source_pages",  # links to files of the repository
+    "mathml",  # formulas
 ]
 source_suffix = {".md": "myst-nb"}
-exclude_patterns = ["_build", "_static"]
+exclude_patterns = ["_build", "_ext", "_static", "*.py", "lessons/*.ipynb", "**/__pycache__"]
 
 myst_heading_anchors = 3
 smartquotes = False  # they would make a dash of --option
-nb_execution_mode = "off"
+myst_enable_extensions = ["dollarmath"]
+html_math_renderer = "mathml"
+
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}  # the lessons, by the link docs/lessons
+nb_execution_mode = "cache"
+nb_execution_timeout = 900  # seconds a cell
+nb_execution_raise_on_error = True
+nb_execution_excludepatterns = ["*.md"]
 
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
