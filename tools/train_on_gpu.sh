@@ -4,7 +4,7 @@
 #   OUT=folder [MINUTES=9.5] [PYTHON=python3] tools/train_on_gpu.sh [--dry-run] [options of minip2p.tiny.train]
 #
 # It needs the sprites' package in .train/sprites, where `python -m minip2p.tiny.train` fetches it. It goes on from
-# weights/tiny: the VAE takes 3 tenths of the time, the judge an eighth, the UNet and the text encoder the rest.
+# weights/tiny: the VAE takes a quarter of the time, the judge a tenth, the UNet and the text encoder the rest.
 # From the first minute on, the newest weights are in OUT, in files of at most 15 MB, with sample pictures and the log:
 # tools/join_weights.sh puts them together. --dry-run does all of it on a CPU, at about a hundredth of the size.
 set -euo pipefail
@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 
 out=${OUT:?"say where the weights shall go: OUT=folder $0"}
 python=${PYTHON:-python3}
+begin=$(date +%s)
 limit=$(awk -v minutes="${MINUTES:-9.5}" 'BEGIN { printf "%d", 60 * minutes }')
 scale=(--device cuda)
 if [ "${1:-}" = --dry-run ]; then
@@ -27,7 +28,8 @@ pack() {
   local tiny=$work/preview stage=$work/pack file
   [ -f "$work/out/tiny/minip2p.json" ] && tiny=$work/out/tiny
   if [ -f "$tiny/minip2p.json" ]; then  # it is written last
-    rm -rf "$stage" && mkdir -p "$stage/weights" && cp -r "$tiny" "$stage/weights/tiny"
+    rm -rf "$stage" && mkdir -p "$stage/weights"
+    cp -r "$tiny" "$stage/weights/tiny" || return 0  # it is being replaced
     [ -f "$work/out/judge/config.json" ] && cp -r "$work/out/judge" "$stage/weights/judge"
     if [ -f "$tiny/minip2p.json" ]; then  # nor has it been replaced in the meantime
       tar -C "$stage/weights" -cf "$stage/weights.tar" .
@@ -41,15 +43,16 @@ pack() {
   cp "$work/log.txt" "$out/log.txt"
 }
 
-share() { awk -v s="$limit" -v part="$1" 'BEGIN { left = s > 180 ? s - 60 : s * 2 / 3; printf "%.3f", left * part / 60 }'; }
+share() { awk -v s="$limit" -v part="$1" 'BEGIN { printf "%.3f", s * part / 60 }'; }  # of the time, in minutes
 
 touch "$work/log.txt"
 (while sleep 30; do pack; done) > /dev/null 2>&1 &
 packer=$!
 status=0
-timeout -k 5 $((limit > 60 ? limit - 15 : limit)) "$python" -m minip2p.tiny.train --work "$work" --out "$work/out/tiny" \
-  --judge-out "$work/out/judge" --warm weights/tiny --minutes "$(share 1)" --decoder "$(share 0.3)" --encoder \
-  --judge "$(share 0.125)" --adversarial 0.1 --decay "${scale[@]}" "$@" 2>&1 | tee "$work/log.txt" || status=$?
+timeout -k 5 $((limit > 60 ? limit - 15 : limit)) \
+  "$python" -u -m minip2p.tiny.train --work "$work" --out "$work/out/tiny" --judge-out "$work/out/judge" \
+  --warm weights/tiny --until $((begin + limit - (limit > 60 ? 35 : 0))) --decoder "$(share 0.25)" --encoder --judge "$(share 0.1)" --adversarial 0.1 --decay \
+  "${scale[@]}" "$@" 2>&1 | tee "$work/log.txt" || status=$?
 kill "$packer" 2> /dev/null || true
 wait "$packer" 2> /dev/null || true
 pack

@@ -39,11 +39,11 @@ Arrays = dict[str, np.ndarray]
 
 
 class Share(NamedTuple):
-    """Scenes start … start + count − 1, which become the rows from `row` on."""
+    """Scenes start … start + size − 1, which become the rows from `row` on."""
 
     row: int
     start: int
-    count: int
+    size: int
 
 
 def render_share(share: Share, seed: int, directions: bool, sprites: Sprites, tokenizer: Any) -> Arrays:
@@ -52,7 +52,7 @@ def render_share(share: Share, seed: int, directions: bool, sprites: Sprites, to
     pictures and corrupted (see `corrupt_picture`): H W 3 uint8. regions: s h w, of 255. labels, present, colours,
     background, style, strength: see `LabelledBatch`. token_ids and slots: k j.
     """
-    scenes = list(dataset(seed, share.count, start=share.start))
+    scenes = list(dataset(seed, share.size, start=share.start))
     renders = [render(scene, sprites) for scene in scenes]
     batch = label_renders(scenes, renders, JudgeConfig(), corrupt_seed=seed)
     token_ids, slots = [], []
@@ -167,7 +167,7 @@ class SceneStore:
                 device = "cpu" if name == "slots" else self.device
                 dtype = torch.from_numpy(array).dtype
                 self.rows[name] = torch.zeros((self.total, *array.shape[1:]), dtype=dtype, device=device)
-            self.rows[name][share.row : share.row + share.count] = torch.from_numpy(array)
+            self.rows[name][share.row : share.row + share.size] = torch.from_numpy(array)
         self.arrived.add(number)
         self.encode(share)
         return True
@@ -194,7 +194,7 @@ class SceneStore:
         """Encodes the pictures of a share, if there is an encoder."""
         if self.vae is None:
             return
-        rows = torch.arange(share.row, share.row + share.count, device=self.device)
+        rows = torch.arange(share.row, share.row + share.size, device=self.device)
         with half_precision(self.device):
             latents = self.vae.encode(self.pictures(rows))[0]
         if "latents" not in self.rows:

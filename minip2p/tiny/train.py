@@ -61,6 +61,9 @@ def main() -> int:
         help="stop after this time and write the weights (once the VAE is done)",
     )
     parser.add_argument(
+        "--until", type=float, default=math.inf, metavar="SECONDS", help="stop then, in seconds since 1970 (date +%%s)"
+    )
+    parser.add_argument(
         "--warm",
         type=Path,
         metavar="FOLDER",
@@ -109,7 +112,7 @@ def batch_sizes(text: str) -> tuple[int, ...]:
 
 def train(options: argparse.Namespace) -> None:
     """Runs the stages, as far as the time allows."""
-    stop_at, device = time.time() + 60 * options.minutes, torch.device(options.device)
+    stop_at, device = min(time.time() + 60 * options.minutes, options.until), torch.device(options.device)
     on_gpu = device.type == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no NVIDIA GPU; use --device cpu")

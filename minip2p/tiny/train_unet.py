@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from minip2p.attention.contract import Site, explicit
+from minip2p.attention.contract import Attend, Site, explicit
 from minip2p.config import SchedulerConfig, UNetConfig
 from minip2p.io.viz import grid
 from minip2p.pipeline import Pipeline, load
@@ -93,7 +93,7 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, token_ids: Tensor) -> tuple[Tensor, dict[Site, Tensor]]:
         """The predicted noise of latents x b c h w at timesteps t b, and the cross-attention maps, site -> b h i j."""
         keeper = MapKeeper()
-        attend = explicit(keeper)
+        attend: Attend = explicit(keeper)
         if x.is_cuda:  # on a CPU the fused kernel is slower at these sizes
             attend = fused_self_attention(attend)
         context = self.text(input_ids=token_ids).last_hidden_state
@@ -245,8 +245,13 @@ def train_unet(run: UNetRun, source: BatchSource, write: Callable[[Path, Denoise
         if run.device.type == "cpu":  # on a GPU these pictures would take a tenth of the time
             preview_sheet(load(run.work / "preview")).save(training.work / f"samples-{training.step:06d}.png")
 
-    often = {"preview_every": None, "save_every": 90.0} if run.device.type == "cuda" else {}
-    training.run(lambda step: batch_loss(step, size), preview=preview, stop_at=run.stop_at, **often)
+    training.run(
+        lambda step: batch_loss(step, size),
+        preview=preview,
+        preview_every=None if run.device.type == "cuda" else 500,
+        save_every=90.0 if run.device.type == "cuda" else 180.0,
+        stop_at=run.stop_at,
+    )
     if run.decay:
         weights = validation_loss()
         with training.averaged():

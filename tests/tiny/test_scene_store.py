@@ -34,7 +34,7 @@ class MeanVAE:
 
 @pytest.fixture(scope="module")
 def arrays(sprites):
-    return render_share(Share(row=0, start=5, count=6), 0, False, sprites, load_tokenizer())
+    return render_share(Share(row=0, start=5, size=6), 0, False, sprites, load_tokenizer())
 
 
 def test_a_share_has_the_pictures_labels_and_captions_of_its_scenes(arrays, sprites):
