@@ -68,7 +68,9 @@ def seeds_to_run(args: Namespace) -> list[int | None]:
     else:
         raise ValueError(f"--seed is a whole number from 0 on, several as 1,2,3, or random, not {args.seed!r}")
     if count is None:
-        seeds = list(dict.fromkeys([first, *map(int, texts[1:])]))
+        seeds = [first, *map(int, texts[1:])]
+        if twice := [seed for n, seed in enumerate(seeds) if seed in seeds[:n]]:
+            raise ValueError(f"--seed {args.seed} has {twice[0]} twice, and would make the same picture twice")
         RunSettings(seed=max(seeds))  # raises before the first seed is run
         return [*seeds]
     if len(texts) > 1:

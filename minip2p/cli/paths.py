@@ -33,7 +33,7 @@ OUTPUT_ARGUMENTS = ("out", "record")
 URL = re.compile(r"(?:https?|ftp|file)://\S+", re.IGNORECASE)
 HUB_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+?)/?", re.IGNORECASE)
 # A source without spaces that begins as a path does, or has a folder or no word before a suffix of letters.
-PATH_START = re.compile(r"(\.{1,2}|~)?[/\\]|~\w*[/\\]|[A-Za-z]:[/\\]")
+PATH_START = re.compile(r"(\.{1,2}|~)?[/\\]|~[\w.-]*[/\\]|[A-Za-z]:[/\\]")
 SUFFIX_END = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,11}")
 SOURCE_KINDS = "a prompt, the file of a run (.safetensors) or, with --prompt, a photograph"
 
@@ -49,14 +49,23 @@ def expand_paths(args: Namespace) -> None:
 
 
 def expand_path(name: str, path: str) -> str:
-    """A path with its ~ expanded. name: of the argument. Raises ValueError for a URL and for an empty name."""
+    """A path with its ~ expanded. name: of the argument.
+
+    Raises ValueError for a URL, an empty name, the ~ of a user without a home, and for a slash after a file's name.
+    """
     if not path.strip() and name != "source":  # as of a shell's variable that is not set; a prompt may be empty
         raise ValueError(f"{name} is empty, and must name a file or a folder")
     if path == "-" and name in OUTPUT_ARGUMENTS:
         raise ValueError(f"{name} is -, and files are not written to the standard output: give a folder or a file")
     url = URL.match(path.strip())
     if url is None:
-        return os.path.expanduser(path)
+        expanded = os.path.expanduser(path)
+        if expanded.startswith("~") and (name != "source" or PATH_START.match(path)):
+            user = re.split(r"[/\\]", path)[0]
+            raise ValueError(f"{path}: the home folder of {user} is unknown; write ./{user} for a file of this name")
+        if name in OUTPUT_ARGUMENTS and re.search(rf"({PICTURE_SUFFIX}|{RUN_SUFFIX})[/\\]+$", path, re.IGNORECASE):
+            raise ValueError(f"{path}: ends as a folder does and has the name of a file: leave the slash out")
+        return expanded
     if name in OUTPUT_ARGUMENTS:
         raise ValueError(f"{path}: is a URL, and files are written to this computer: give a folder or a file")
     if name in ("model", "config", "vae", "lora", "embedding") and (repo := HUB_URL.fullmatch(path.strip())):

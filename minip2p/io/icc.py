@@ -23,17 +23,18 @@ ROUNDING = 2
 def to_srgb(image: Image.Image, name: str) -> Image.Image:
     """A picture without transparency, 8 bits a channel -> RGB, converted to sRGB by the ICC profile in its `info`.
 
-    A picture without a profile, and one whose profile is sRGB, keeps its pixels. A profile that cannot be used is
-    ignored, and a Notice says so. The result has no profile. name: what the Notice calls the picture.
+    A picture without a profile, and one whose profile is sRGB, keeps its pixels. A Lab picture needs no profile, as its
+    numbers state the colours themselves. A profile that cannot be used is ignored, and a Notice says so. The result has
+    no profile. name: what the Notice calls the picture.
     """
     content = image.info.get("icc_profile")
     out = None
-    if content:
+    if content and image.mode != "LAB":
         try:
             out = convert(image, content)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError) as error:
             reason = " ".join(str(error).split())
-            warnings.warn(f"{name}: its colour profile is ignored, and sRGB assumed ({reason})", Notice, stacklevel=2)
+            warnings.warn(f"{name}: its colour profile is ignored ({reason})", Notice, stacklevel=2)
     out = image.convert("RGB") if out is None else out
     out.info.pop("icc_profile", None)
     return out

@@ -80,13 +80,22 @@ class Tradeoff:
         return [s for s in measured if not any(beats(other, s) for other in measured)]
 
     @property
+    def none_succeeded(self) -> bool:
+        """Whether the judge saw the target in no edit. A similarity has no such zero."""
+        return self.success == "success" and max(present(s.success for s in self.settings), default=1) == 0
+
+    @property
     def best(self) -> Setting | None:
-        """The recommended setting, by the rule that `recommendation` states; None without a figure of success."""
+        """The recommended setting, by the rule that `recommendation` states.
+
+        A setting at which no edit succeeded is never recommended. None where there is no other, and without a figure of
+        success.
+        """
         measured = [s for s in self.settings if not math.isnan(s.success + s.background)]
-        if not measured:
+        top, is_share = max(measured, key=lambda s: s.success, default=None), self.success == "success"
+        if top is None or self.none_succeeded:
             return None
-        top = max(measured, key=lambda s: s.success)
-        near = [s for s in measured if s.success >= top.success - top.error]
+        near = [s for s in measured if s.success >= top.success - top.error and not (is_share and s.success == 0)]
         return max(near, key=lambda s: (s.background, s.success))
 
     def recommendation(self) -> str:
@@ -94,6 +103,11 @@ class Tradeoff:
         best = self.best
         if len(self.settings) < 2:
             return "recommended: nothing, since the grid compares no settings, only seeds and targets"
+        if self.none_succeeded:
+            return (
+                "recommended: nothing, since no edit succeeded (success 0 at every setting): try a lower cross "
+                "and self, or another seed"
+            )
         if best is None:
             missing = "a figure of success" if self.success is None else "a figure of the background"
             return (

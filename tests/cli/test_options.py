@@ -134,7 +134,7 @@ def test_loras_are_merged_in_order(monkeypatch):
     [
         ([], [None]),
         (["--seed", "3"], [3]),
-        (["--seed", "3,1, 2,1"], [3, 1, 2]),
+        (["--seed", "3,1, 2"], [3, 1, 2]),
         (["--count", 3], [0, 1, 2]),
         (["--seed", "7", "--count", 2], [7, 8]),
     ],
@@ -162,6 +162,7 @@ def test_random_seeds_differ_and_count_on():
         (["--count", 1001], "--count must lie between 1 and 1000, and is 1001"),
         (["--seed", f"{2**63 - 1}", "--count", 2], "seed must lie between 0 and 2^63 - 1, not 9223372036854775808"),
         (["--seed", f"1,{2**63},2"], "seed must lie between 0 and 2^63 - 1, not 9223372036854775808"),
+        (["--seed", "3,1, 2,01"], "--seed 3,1, 2,01 has 1 twice, and would make the same picture twice"),
         (["--seed", "1,2", "--count", 2], "--count counts on from one seed, and --seed 1,2 has 2: give one of them"),
     ],
 )

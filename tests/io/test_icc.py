@@ -143,8 +143,20 @@ def test_a_profile_that_cannot_be_used_is_ignored_with_a_notice(tmp_path, mode, 
     with pytest.warns(Notice, match=reason) as caught:
         out = read_image(tmp_path / "x.tif")
     (text,) = [str(warning.message) for warning in caught]
-    assert text.startswith(f"{tmp_path / 'x.tif'}: its colour profile is ignored, and sRGB assumed (")
+    assert text.startswith(f"{tmp_path / 'x.tif'}: its colour profile is ignored (")
     assert "\n" not in text and out.tobytes() == noise(mode).convert("RGB").tobytes()
+
+
+def test_a_lab_picture_needs_no_profile(tmp_path):
+    """Its profile is for Lab colours, and the warning used to say that it is not for those of the picture."""
+    lab = Image.new("LAB", (4, 4), (138, 128 + 80, 128 + 67 - 256 + 256))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    lab.save(tmp_path / "x.tif", icc_profile=profile)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = read_image(tmp_path / "x.tif")
+    red, green, blue = out.getpixel((0, 0))  # L* 54, a* 80, b* 67 is sRGB's red
+    assert red > 245 and green < 25 and blue < 25 and out.mode == "RGB"
 
 
 def test_a_picture_without_a_profile_has_no_notice():

@@ -135,6 +135,33 @@ def test_without_a_figure_of_success_nothing_is_recommended():
     assert "the grid compares no settings" in Tradeoff.of(seeds, only).recommendation()
 
 
+@pytest.mark.parametrize("success", [0.0, 0.25])
+def test_where_no_edit_succeeded_nothing_is_recommended(tmp_path, monkeypatch, success):
+    grid, rows, _ = settings_of([(0.0, 20.0), (success, 10.0)])
+    result, (_, lines) = Tradeoff.of(grid, rows), drawn(monkeypatch, tmp_path, grid, rows)
+    if success:
+        assert result.best.values == {"self": 0.01} and "★ self 0.01" in "".join(lines)
+    else:
+        assert result.best is None and "★" not in "".join(lines)
+        assert result.recommendation().startswith("recommended: nothing, since no edit succeeded")
+    clip = [{**row, "clip": row["success"], "success": None} for row in rows]  # a similarity of 0 is no failure
+    assert Tradeoff.of(grid, clip).best is not None
+
+
+def test_a_setting_without_a_success_is_not_recommended_for_its_background():
+    """It is within a standard error of the highest, where one edit of four succeeded."""
+    grid = Grid.from_fields({"source": "a", "target": "b", "seed": [1, 2, 3, 4], "cross": [0.2, 0.8]})
+    rows = rows_of(
+        lambda cell: {
+            "success": float((cell["seed"], cell["cross"]) == (1, 0.2)),
+            "psnr_outside": 10 * cell["cross"],
+        },
+        grid,
+    )
+    best = Tradeoff.of(grid, rows).best
+    assert best.values == {"cross": 0.2} and best.success - best.error == 0
+
+
 def test_one_edit_a_setting_is_named():
     grid = Grid.from_fields({"source": "a", "target": "b", "cross": [0.2, 0.8]})
     rows = rows_of(lambda cell: {"success": 1.0, "psnr_outside": 20 + cell["cross"]}, grid)
