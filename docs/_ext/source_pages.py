@@ -18,6 +18,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
+LESSONS = ROOT / "examples/lessons"
 
 
 def is_link_to_page(node: nodes.Node) -> bool:
@@ -36,8 +37,12 @@ def link_to_pages(app: Sphinx, doctree: nodes.document) -> None:
         if not file.is_relative_to(ROOT) or (file.is_relative_to(app.srcdir) and file.suffix == ".md"):
             continue
         name = file.relative_to(ROOT).as_posix()
-        linked[page].add(name)
-        reference = nodes.reference("", "", refuri=f"source/{name}.html", internal=True)
+        if file.parent == LESSONS:  # a page of this site, by the link docs/lessons
+            uri = f"lessons/{file.stem}.html"
+        else:
+            uri = f"source/{name}.html"
+            linked[page].add(name)
+        reference = nodes.reference("", "", refuri=uri, internal=True)
         reference += node.children
         node.replace_self(reference)
     for literal in list(doctree.findall(nodes.literal)):

@@ -17,7 +17,7 @@ LESSONS = sorted((ROOT / "examples/lessons").glob("*.py"))
 FASTER = {
     1: {"steps = 20": "steps = 5"},
     2: {'"a cat on the beach", 1, 15': '"a cat on the beach", 1, 5'},
-    3: {"2, 12": "2, 4"},
+    3: {"2, 12": "2, 6"},
     4: {"seed, steps = 1, 15": "seed, steps = 1, 5"},
     5: {},
     6: {"steps = 12": "steps = 6"},
