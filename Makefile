@@ -2,7 +2,8 @@
 # make test       installs the development tools, then runs lint, types and tests
 # make test-full  runs the tests at the official sizes (15 GB of memory, some minutes)
 # make test-web   runs the tests of the page of minip2p app in Chromium, which must be installed
-# make docs       builds the documentation into docs/_build/html
+# make docs       builds the documentation into docs/_build/html; lessons that have changed run
+# make lessons    writes the notebooks of examples/lessons from their Python files
 #
 # Variables: PYTHON (the interpreter), WORKERS (test processes), TORCH_INDEX (the package index of torch's CPU build; empty: off)
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 START := $(shell date +%s)
 TIME = echo "make $@: $$(($$(date +%s) - $(START))) s"
 
-.PHONY: demo test test-full test-web lint docs
+.PHONY: demo test test-full test-web lint docs lessons
 
 demo: $(VENV)/core
 	$(BIN)/python -m minip2p demo -o out --overwrite
@@ -42,6 +43,9 @@ lint: $(VENV)/dev
 docs: $(VENV)/docs
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 	@$(TIME)
+
+lessons: $(VENV)/dev
+	$(BIN)/python docs/make_notebooks.py
 
 # Each stamp is renewed when a file that it was installed from changes.
 $(VENV)/core: setup.cfg pyproject.toml constraints.txt

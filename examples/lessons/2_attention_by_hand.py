@@ -72,7 +72,7 @@ shown["all padding"] = heat[len(tokens) :].sum(0)
 
 fig, axes = plt.subplots(1, 5, figsize=(9, 2.3), layout="constrained")
 for ax, (name, map_) in zip(axes, shown.items(), strict=True):
-    image = ax.imshow(map_, cmap="inferno", vmin=0, vmax=1)
+    image = ax.imshow(map_, cmap="inferno", vmin=0, vmax=0.6)
     ax.set(xticks=[], yticks=[])
     ax.set_title(f"{name}\nmean {map_.mean():.1%}", fontsize=10)
 fig.colorbar(image, ax=axes, label="share of attention")
@@ -93,7 +93,7 @@ fig, axes = plt.subplots(1, 3, figsize=(8, 2.6), layout="constrained")
 axes[0].imshow(run.image)
 for ax, map_, word in zip(axes[1:], (cat, beach), ("cat", "beach"), strict=True):
     ax.imshow(run.image)
-    heat_image = ax.imshow(map_, cmap="inferno", alpha=0.7)
+    heat_image = ax.imshow(map_, cmap="inferno", alpha=0.7, vmin=0)
     fig.colorbar(heat_image, ax=ax, label="share of attention")
     ax.set_title(word)
 for ax in axes:
