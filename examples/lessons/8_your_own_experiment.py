@@ -76,9 +76,9 @@ plt.show()
 # %% [markdown]
 # ## Paired differences
 #
-# Seeds differ a lot from each other: some pictures are easy, some are not. The intervals above are therefore wide; those
-# of τ = 0 and τ = 0.5 overlap almost entirely. To compare two settings, do not compare two intervals: subtract *within
-# each seed* first, and look at the interval of the differences.
+# Seeds differ a lot from each other: some pictures are easy, some are not. The intervals above are therefore wide:
+# those of τ = 0 and τ = 0.5 overlap almost entirely. To compare two settings, do not compare two intervals: subtract
+# *within each seed* first, and look at the interval of the differences.
 
 
 # %%
