@@ -14,7 +14,7 @@ PACKAGE = ROOT / "minip2p"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path.parts)
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-SCRIPTS = sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py")])
+SCRIPTS = sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").rglob("*.py")])
 
 # A file imports from the floors below its own, and from its own folder. The lowest floor comes first.
 FLOORS = (

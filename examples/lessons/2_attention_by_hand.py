@@ -39,8 +39,8 @@ def by_hand(q, k, v, site):
     return A @ v
 
 
-again = pipe.generate(prompt, seed=seed, steps=steps, attend=by_hand)
-difference = (again.latents[-1] - run.latents[-1]).abs().max().item()
+same_run = pipe.generate(prompt, seed=seed, steps=steps, attend=by_hand)
+difference = (same_run.latents[-1] - run.latents[-1]).abs().max().item()
 print(f"largest difference to the built-in kernel: {difference:.1e}")
 assert difference < 1e-3
 

@@ -8,6 +8,7 @@ import jupytext
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from latex2mathml.converter import convert
 from paths import ROOT
 
 import minip2p
@@ -82,11 +83,25 @@ def test_notebook_equals_its_lesson(lesson):
     assert lesson.with_suffix(".ipynb").read_text(encoding="utf-8") == write(lesson), "run make lessons"
 
 
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
+def test_formulas_become_mathml_without_remains(lesson):
+    """A command that the site's converter does not know would stay in the formula with its backslash."""
+    cells = jupytext.read(lesson, fmt="py:percent").cells
+    text = re.sub("`[^`]*`", "", "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))
+    formulas = re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL) + re.findall(r"(?<!\$)\$([^$]+)\$(?!\$)", text)
+    for formula in formulas:
+        mathml = convert(formula)
+        assert mathml.startswith("<math") and "\\" not in mathml, formula
+
+
 def test_there_are_eight_and_every_list_has_them():
     assert [number(lesson) for lesson in LESSONS] == list(range(1, 9))
     for page in ("docs/lessons.md", "docs/index.md", "examples/README.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert all(f"lessons/{lesson.stem}" in text for lesson in LESSONS), page
+    colab = "https://colab.research.google.com/github/minip2p/minip2p/blob/main/examples/lessons/"
+    text = (ROOT / "docs/lessons.md").read_text(encoding="utf-8")
+    assert all(f"{colab}{lesson.stem}.ipynb" in text for lesson in LESSONS)
 
 
 def test_prompt_to_prompt_has_as_few_lines_as_its_title_promises():
