@@ -22,7 +22,7 @@ LESSONS = ROOT / "examples/lessons"
 
 
 def is_link_to_page(node: nodes.Node) -> bool:
-    """Whether it is a link to a Markdown file, which MyST takes for a page of this site."""
+    """Whether it is a link to a Markdown or Python file, which MyST takes for a page of this site."""
     return isinstance(node, addnodes.pending_xref) and node.get("refdomain") == "doc"
 
 
@@ -32,8 +32,10 @@ def link_to_pages(app: Sphinx, doctree: nodes.document) -> None:
     page = app.env.docname
     linked[page] = set()
     for node in [*doctree.findall(addnodes.download_reference), *doctree.findall(is_link_to_page)]:
-        target = node["reftarget"] + (".md" if isinstance(node, addnodes.pending_xref) else "")
-        file = (Path(app.srcdir) / Path(page).parent / target).resolve()
+        file = Path(app.srcdir) / Path(page).parent / node["reftarget"]
+        if isinstance(node, addnodes.pending_xref):  # MyST has taken the suffix off
+            file = next((f for f in (Path(f"{file}.md"), Path(f"{file}.py")) if f.exists()), Path(f"{file}.md"))
+        file = file.resolve()
         if not file.is_relative_to(ROOT) or (file.is_relative_to(app.srcdir) and file.suffix == ".md"):
             continue
         name = file.relative_to(ROOT).as_posix()
