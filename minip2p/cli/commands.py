@@ -6,6 +6,7 @@ wrong; after that it runs and writes.
 """
 
 import os
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
@@ -30,6 +31,7 @@ from minip2p.cli.options import (
     seeds_to_run,
 )
 from minip2p.cli.paths import PICTURE_SUFFIX, RUN_SUFFIX, check_source
+from minip2p.errors import Notice
 from minip2p.inversion.methods import METHODS
 from minip2p.io import png, viz
 from minip2p.io.images import composite, fit_image, read_image, read_mask_image, to_pil
@@ -45,10 +47,12 @@ from minip2p.sampling.conditioning import (
     instruct_pix2pix_conditioning,
     load_photo,
 )
+from minip2p.sampling.guidance import guidance_branches
 from minip2p.sampling.settings import RunSettings, RunStart
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.text.prompt import Prompt, normalize_text
 
+PROMPT_AS_NEGATIVE = ("negative-prompt", "proximal")  # methods of inversion without a negative prompt of their own
 DEFAULT_METHOD = signature(Pipeline.invert).parameters["method"].default
 PictureJob = tuple[int | None, Path, list[Path]]  # a seed, the path of its picture, and of its run's file if recorded
 
@@ -57,7 +61,8 @@ def generate(args: Namespace) -> Iterator[None]:
     """Generates a picture for each seed. Writes it, and the run's file if --record asks for it."""
     jobs = plan_pictures(args, args.prompt, weight_paths(args))
     pipe = load_model_for(args, jobs)
-    pipe.prepare(args.prompt, RunSettings(**run_options(args)))
+    announce_prompts([args.prompt])
+    announce_guidance(args, pipe.prepare(args.prompt, RunSettings(**run_options(args))))
     yield
     announce_command(pipe, args)
     for seed, path, records in jobs:
@@ -79,6 +84,7 @@ def edit(args: Namespace) -> Iterator[None]:
     photo = [] if args.prompt is None else [args.source]
     check_outputs(args, paths, [args.mask, args.region, *photo, *weight_paths(args), *pipe_files(pipe)])
     start = source if isinstance(source, Trajectory) else prepare_source(pipe, args)
+    announce_prompts(args.targets)
     changes |= read_masks(args, pipe, start)
     check_words(pipe, changes, start.prompt, args.targets)
     make_targets(pipe.components, start, args.targets, EditOptions(**changes))
@@ -120,6 +126,7 @@ def edit_once(
 
 def invert(args: Namespace) -> Iterator[None]:
     """Inverts a photograph. Writes the run's file and the run's picture."""
+    check_negative(args)
     file = run_file_path(args.out)
     path = file.with_suffix(PICTURE_SUFFIX)
     check_outputs(args, [file, path], [args.picture, *weight_paths(args)])
@@ -219,7 +226,8 @@ def prepare_source(pipe: Pipeline, args: Namespace) -> RunStart:
     """The start of a run from the prompt of `edit` or `maps`, or from its photograph. Raises ValueError."""
     if args.prompt is not None:
         return prepare_photo(pipe, args, args.source)
-    return pipe.prepare(args.source, RunSettings(**run_options(args)))
+    announce_prompts([args.source])
+    return announce_guidance(args, pipe.prepare(args.source, RunSettings(**run_options(args))))
 
 
 def prepare_photo(
@@ -232,7 +240,7 @@ def prepare_photo(
     options = run_options(args)
     photo = load_photo(pipe.components, picture, options.get("size"), args.fit or "crop")
     settings = RunSettings(**options | {"size": tuple(photo.shape[1:])})
-    return pipe.prepare(args.prompt, settings, None if condition is None else condition(photo))
+    return announce_guidance(args, pipe.prepare(args.prompt, settings, None if condition is None else condition(photo)))
 
 
 def write_picture(
@@ -314,8 +322,36 @@ def check_source_options(args: Namespace) -> None:
         refuse(names, "the source is not a photograph, or --prompt, which describes it, is missing")
     elif "seed" not in signature(METHODS[args.method or DEFAULT_METHOD]).parameters:
         refuse(("seed", "count"), "this inversion of a photograph draws no noise; --method edit-friendly does")
+    check_negative(args)
     if is_run_file(args):
         refuse(("seed", "count", *RUN_OPTIONS), f"the run in {args.source} has its own settings")
+
+
+def check_negative(args: Namespace) -> None:
+    """Raises ValueError for a negative prompt that the inversion of a photograph does not take."""
+    if args.method in PROMPT_AS_NEGATIVE and args.negative_prompt not in (None, "", args.prompt):
+        raise ValueError(
+            f"--negative: --method {args.method} makes the photograph's prompt the negative prompt, and takes no other"
+        )
+
+
+def announce_prompts(prompts: Sequence[str]) -> None:
+    """Warns, by a Notice, of an empty prompt, as of a shell's variable that is not set."""
+    if not all(prompt.strip() for prompt in prompts):
+        warnings.warn("a prompt is empty, so nothing says what its picture shows", Notice, stacklevel=2)
+
+
+def announce_guidance(args: Namespace, start: RunStart) -> RunStart:
+    """The start of a run, after a Notice where its guidance leaves the prompt or the negative prompt out."""
+    scale = start.guidance_scale
+    rows = {branch.kind for branch in guidance_branches(1, scale, image=start.conditioning.image)}
+    if args.negative_prompt and rows == {"conditional"}:
+        message = f"--negative has no effect at guidance {scale:g}, which is without guidance: give another --guidance"
+        warnings.warn(message, Notice, stacklevel=2)
+    if start.prompt and "conditional" not in rows:
+        message = f"the prompt has no effect at guidance {scale:g}: 1 is without guidance, and more follows the prompt"
+        warnings.warn(message, Notice, stacklevel=2)
+    return start
 
 
 def check_words(pipe: Pipeline, changes: dict[str, Any], source: str, targets: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from minip2p import LocalBlend
 from minip2p.checkpoints.load import usable_devices
 from minip2p.cli import commands, options
 from minip2p.cli.main import parser, subparsers
+from minip2p.inversion.methods import METHODS
 from minip2p.io import viz
 
 TINY = ROOT / "weights" / "tiny"
@@ -407,11 +408,55 @@ def test_words_that_the_model_never_saw_are_one_line(tmp_path, capsys, loaded):
     assert capsys.readouterr().err == f"minip2p: warning: {line}\n"
 
 
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        (("generate", CAT, "--guidance", 1, "--negative", "fog"), "--negative has no effect at guidance 1"),
+        (("generate", CAT, "--guidance", 0), "the prompt has no effect at guidance 0"),
+        (("edit", CAT, TIGER, "--guidance", 1, "--negative", "fog"), "--negative has no effect at guidance 1"),
+        (("edit", PHOTO, TIGER, "--prompt", CAT, "--guidance", 1, "--negative", "fog"), "--negative has no effect"),
+        (("maps", CAT, "--guidance", 1, "--negative", "fog"), "--negative has no effect at guidance 1"),
+        (("generate", ""), "a prompt is empty, so nothing says what its picture shows"),
+        (("generate", "  "), "a prompt is empty"),
+        (("edit", "", TIGER), "a prompt is empty"),
+        (("edit", CAT, ""), "a prompt is empty"),
+    ],
+)
+def test_a_prompt_that_has_no_effect_is_one_line(command, message, tmp_path, capsys, loaded):
+    assert run(*command, "--steps", 1, "-o", tmp_path / "a.png") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"minip2p: warning: {message}")
+
+
+def test_a_prompt_that_has_an_effect_has_no_notice(tmp_path, capsys, loaded):
+    for n, guidance in enumerate((["--guidance", 2, "--negative", "fog"], ["--guidance", 1], [])):
+        assert run("generate", CAT, "--steps", 1, *guidance, "-o", tmp_path / f"{n}.png") == 0
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_negative_prompt_that_an_inversion_does_not_take_is_refused_first(method, tmp_path, capsys, loaded):
+    """No warning, here of the word "two", comes before the error."""
+    options_given = ("--method", method, "--steps", 1, "--size", "64x64", "--negative", "two cats")
+    run_file = tmp_path / "run.safetensors"
+    if method not in commands.PROMPT_AS_NEGATIVE:
+        assert run("invert", PHOTO, CAT, *options_given, "-o", run_file) == 0
+        return
+    for command in (
+        ("edit", PHOTO, TIGER, "--prompt", CAT),
+        ("maps", PHOTO, "--prompt", CAT),
+        ("invert", PHOTO, CAT, "-o", run_file),
+    ):
+        line = error_line(capsys, *command, *options_given)
+        start = f"--negative: --method {method} makes the photograph's prompt the negative prompt"
+        assert line == f"{start}, and takes no other"
+
+
 def test_a1111s_syntax_is_one_line(tmp_path, capsys, loaded):
     prompt = "a (cat:1.3) <lora:x:.8> BREAK on the beach"
     assert run("generate", prompt, "--steps", 1, "-o", tmp_path / "a.png") == 0
     errors = capsys.readouterr().err
-    assert "A1111's web UI, '(cat:1.3)', '<lora:x:.8>', 'BREAK', which is read as plain words" in errors
+    assert "A1111's web UI, '<lora:x:.8>', '(cat:1.3)', 'BREAK', which is read as plain words" in errors
     assert errors.count("\n") == 1
 
 

