@@ -166,7 +166,6 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
     vae = decoder_stage(options, vae, lambda step: store.picture_batch(step, STORE_BATCH * step, STORE_BATCH), stop_at)
     store.set_vae(vae)
     unet_stage(options, vae, vae_steps, store, stop_at - 60 * options.judge)
-    preview_sheet(load(options.out, device=store.device)).save(options.work / "unet/samples-last.png")
     if options.judge:
         size = JUDGE_BATCH * STORE_JUDGE_STRIDE
         judge, _ = train_judge(
@@ -180,6 +179,7 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
             stop_ends=True,
         )
         judge.save(options.judge_out)
+    preview_sheet(load(options.out, device=store.device)).save(options.work / "unet/samples-last.png")
     return None
 
 
