@@ -37,6 +37,8 @@ nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}  # the le
 nb_execution_mode = "cache"
 nb_execution_timeout = 900  # seconds a cell
 nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars and warnings with this machine's paths
 nb_execution_excludepatterns = ["*.md"]
 
 autodoc_member_order = "bysource"
