@@ -80,8 +80,7 @@ plt.show()
 
 # %% [markdown]
 # The places of the cat look at "cat", all others at "beach"; nobody looks at "the". Half of the attention goes to the
-# *padding* that fills each prompt up to 77 tokens. It says nothing, so a place can look there to take nothing. Larger
-# models use the start token for that.
+# *padding* that fills each prompt up to 77 tokens. It names nothing in the picture, and all places look there alike.
 #
 # `run.maps` does this for any word, at the resolutions that locate it best, and enlarges the map to the size of the
 # picture. It does not scale it: the numbers are still shares.
