@@ -4,8 +4,9 @@ import asyncio
 import gzip
 import io
 import json
+import mimetypes
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +21,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from minip2p.errors import Notice
@@ -35,7 +37,7 @@ from minip2p.web.fields import parse_json
 from minip2p.web.guard import Access, Guard, error_response
 from minip2p.web.limits import Limits
 from minip2p.web.png_settings import parse_parameters
-from minip2p.web.recipes import Edited, Inverted, ModelSource, ancestors, command_text, needed_files, python_text
+from minip2p.web.recipes import SOURCE_RUN, ModelSource, command_text, python_text
 from minip2p.web.requests import Edit, Generation, Inversion, read_alignment, read_grid, run_of
 from minip2p.web.store import Photo, RunEntry, Shelf
 from minip2p.web.studio import Studio, png_bytes, read_photo
@@ -43,15 +45,6 @@ from minip2p.web.words import align, own_tokenizer
 from minip2p.web.worker import NOTES, Event, Job, JobCancelled, QueueFull, Worker
 
 STATIC = Path(__file__).parent / "static"
-MEDIA_TYPES = (
-    (".html", "text/html; charset=utf-8"),
-    (".js", "text/javascript; charset=utf-8"),
-    (".css", "text/css; charset=utf-8"),
-    (".svg", "image/svg+xml"),
-    (".png", "image/png"),
-    (".webp", "image/webp"),
-    (".json", "application/json"),
-)
 METHOD_LABELS = (
     ("direct", "direct inversion: reconstructs exactly"),
     ("ddim", "DDIM inversion: the baseline"),
@@ -77,8 +70,9 @@ EXAMPLES = (
         "blend": None,
     },
 )
+LOOK_SECONDS = 0.2  # between two looks whether a client is still there
 DIFFERENCE_SCALE = 2.0  # half of the range of a colour is as bright as can be
-STOP_SECONDS = 30.0  # that a step may take to end when the server stops
+mimetypes.add_type("text/javascript", ".js")  # which Windows may call something else
 
 
 class Site:
@@ -92,11 +86,11 @@ class Site:
         self.uploads: asyncio.Lock | None = None
         self.facts = model_facts(pipe, limits)
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         run = "/api/run/{run}"
         return [
             Route("/", self.page),
-            Route("/static/{file}", self.page),
+            Mount("/static", StaticFiles(directory=STATIC)),
             Route("/api/model", self.describe),
             Route("/api/photo", self.photo, methods=["POST"]),
             Route("/api/photo/{photo}.png", self.photo_picture),
@@ -106,37 +100,27 @@ class Site:
             Route("/api/edit", self.edit, methods=["POST"]),
             Route("/api/invert", self.invert, methods=["POST"]),
             Route("/api/grid", self.grid, methods=["POST"]),
-            Route(f"{run}/picture.png", self.picture),
-            Route(f"{run}/mask.png", self.mask),
-            Route(f"{run}/original.png", self.original),
-            Route(f"{run}/region.png", self.region),
             Route(f"{run}/difference.png", self.difference),
             Route(f"{run}/maps", self.maps),
             Route(f"{run}/animation.gif", self.animation),
-            Route(f"{run}/animation.webp", self.animation),
             Route(f"{run}/run.safetensors", self.run_file),
             Route(f"{run}/recipe", self.recipe),
+            Route(f"{run}/{{file}}", self.file),
         ]
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         with warnings.catch_warnings(), collected_notices():
-            self.worker.start()
             try:
                 yield
             finally:
                 self.worker.close()
-                await asyncio.to_thread(self.worker.join, STOP_SECONDS)
+                await asyncio.to_thread(self.worker.thread.shutdown)
 
     # --- the page
 
     async def page(self, request: Request) -> Response:
-        """A file of the page."""
-        name = request.path_params.get("file", "index.html")
-        media_type = dict(MEDIA_TYPES).get(Path(name).suffix)
-        if media_type is None or name not in {file.name for file in STATIC.iterdir()}:
-            raise HTTPException(404, "there is no such file")
-        return FileResponse(STATIC / name, media_type=media_type, headers={"cache-control": "no-cache"})
+        return FileResponse(STATIC / "index.html")
 
     async def describe(self, request: Request) -> Response:
         return JSONResponse(self.facts)
@@ -201,9 +185,9 @@ class Site:
 
     async def edit(self, request: Request) -> Response:
         body = await json_body(request)
-        run_id, source = self.source(body)
+        source = self.source(body)
         wanted, compare, preview = Edit.read(body, self.limits, source.run.picture_size)
-        return self.stream(lambda job: self.studio.edit(job, run_id, wanted, compare, preview), run_id)
+        return self.stream(lambda job: self.studio.edit(job, source, wanted, compare, preview))
 
     async def invert(self, request: Request) -> Response:
         wanted, photo_id, preview = Inversion.read(await json_body(request), self.limits)
@@ -212,42 +196,37 @@ class Site:
 
     async def grid(self, request: Request) -> Response:
         body = await json_body(request)
-        run_id, source = self.source(body)
+        source = self.source(body)
         cells = read_grid(body, self.limits, source.run.picture_size)
-        return self.stream(lambda job: self.studio.grid(job, run_id, cells), run_id)
+        return self.stream(lambda job: self.studio.grid(job, source, cells))
 
-    def source(self, body: Any) -> tuple[str, RunEntry]:
+    def source(self, body: Any) -> RunEntry:
         """The run that an edit is about."""
-        run_id = run_of(body)
-        entry = get(self.studio.runs, run_id, "run")
-        if len(ancestors(entry.recipe)) > self.limits.edits:
+        entry: RunEntry = get(self.studio.runs, run_of(body), "run")
+        if entry.recipe.level >= self.limits.edits:
             raise ValueError(f"this is the edit of an edit, {self.limits.edits} times over: begin with a new picture")
-        return run_id, entry
+        return entry
 
-    def submit(self, work: Callable[[Job], Event], run_id: str | None = None) -> Job:
-        """A job in the queue. run_id: of the run that it reads, which stays until the job has ended."""
-        if run_id is None:
-            job = Job(work)
-        else:
-            self.studio.runs.hold(run_id)
-            job = Job(work, lambda: self.studio.runs.release(run_id))
-        try:
-            self.worker.submit(job)
-        except (QueueFull, JobCancelled):
-            job.release()
-            raise
+    def submit(self, work: Callable[[Job], Event]) -> Job:
+        job = Job(work)
+        self.worker.submit(job)
         return job
 
-    def stream(self, work: Callable[[Job], Event], run_id: str | None = None) -> Response:
-        return JobStream(self.submit(work, run_id), self.worker)
+    def stream(self, work: Callable[[Job], Event]) -> Response:
+        return JobStream(self.submit(work), self.worker)
 
-    async def content(self, request: Request, work: Callable[[Job], Event], run_id: str) -> bytes:
+    async def content(self, request: Request, work: Callable[[Job], Event]) -> bytes:
         """The bytes that a job makes, for a client that waits for them."""
-        job = self.submit(work, run_id)
+        job = self.submit(work)
+        result = asyncio.ensure_future(job.result())
         try:
-            event = await until_client_leaves(request, job.result())
+            while not (await asyncio.wait([result], timeout=LOOK_SECONDS))[0]:
+                if await request.is_disconnected():
+                    raise ClientDisconnect
         finally:
             self.worker.cancel(job)
+            result.cancel()
+        event = result.result()
         if event["type"] == "error":
             raise ValueError(event["error"])
         return bytes(event["content"])
@@ -257,42 +236,24 @@ class Site:
     def entry(self, request: Request) -> RunEntry:
         return get(self.studio.runs, request.path_params["run"], "run")
 
-    async def picture(self, request: Request) -> Response:
-        return Response(self.entry(request).picture, media_type="image/png")
-
-    async def mask(self, request: Request) -> Response:
-        mask = self.entry(request).mask
-        if mask is None:
-            raise HTTPException(404, "the run has no mask")
-        return Response(mask, media_type="image/png")
-
-    async def original(self, request: Request) -> Response:
-        first = ancestors(self.entry(request).recipe)[0]
-        if not isinstance(first, Inverted):
-            raise HTTPException(404, "the run has no photograph")
-        return Response(first.photo, media_type="image/png")
-
-    async def region(self, request: Request) -> Response:
-        """The region of an edit, or of the edit before it that has the number `level` (0 is the first run)."""
-        chain = ancestors(self.entry(request).recipe)
-        level = request.query_params.get("level", str(len(chain) - 1))
-        step = chain[int(level)] if level.isdecimal() and len(level) < 4 and int(level) < len(chain) else None
-        if not isinstance(step, Edited) or step.request.region is None:
-            raise HTTPException(404, "the run has no region")
-        return Response(png_bytes(step.request.region), media_type="image/png")
+    async def file(self, request: Request) -> Response:
+        """A picture of the run, or one that its recipe reads."""
+        content = self.entry(request).files.get(request.path_params["file"])
+        if content is None:
+            raise HTTPException(404, "the run has no such file")
+        return Response(content, media_type="image/png")
 
     async def difference(self, request: Request) -> Response:
         """How much two pictures differ at each pixel, mean over the colours."""
         other = get(self.studio.runs, request.query_params.get("to", ""), "run to compare with")
-        pictures = [entry.picture for entry in (self.entry(request), other)]
+        pictures = [entry.files["picture.png"] for entry in (self.entry(request), other)]
         return Response(await asyncio.to_thread(difference_png, *pictures), media_type="image/png")
 
     async def maps(self, request: Request) -> Response:
-        self.entry(request)
-        run_id = request.path_params["run"]
-        packed = self.studio.maps.get(run_id)
+        entry = self.entry(request)
+        packed = self.studio.maps.get(entry.json["id"])
         if packed is None:
-            packed = await self.content(request, lambda job: self.studio.make_maps(job, run_id), run_id)
+            packed = await self.content(request, lambda job: self.studio.make_maps(job, entry))
         headers = {"vary": "accept-encoding"}
         if "gzip" in request.headers.get("accept-encoding", ""):
             headers["content-encoding"] = "gzip"
@@ -301,10 +262,9 @@ class Site:
         return Response(packed, media_type="application/octet-stream", headers=headers)
 
     async def animation(self, request: Request) -> Response:
-        self.entry(request)
-        run_id, suffix = request.path_params["run"], Path(request.url.path).suffix
-        content = await self.content(request, lambda job: self.studio.animate(job, run_id, suffix), run_id)
-        return Response(content, media_type=f"image/{suffix[1:]}")
+        run = self.entry(request).run
+        content = await self.content(request, lambda job: self.studio.animate(job, run))
+        return Response(content, media_type="image/gif")
 
     async def run_file(self, request: Request) -> Response:
         content = await asyncio.to_thread(run_file_bytes, self.entry(request))
@@ -314,11 +274,9 @@ class Site:
         entry = self.entry(request)
         recipe = entry.recipe
         command = command_text(recipe, self.model)
-        base, source = f"/api/run/{entry.json['id']}/", f"/api/run/{entry.json['source']}/run.safetensors"
-        files = [
-            {"name": name, "url": source if address == "source.safetensors" else base + address}
-            for name, address in needed_files(recipe, command).items()
-        ]
+        files = [{"name": name, "url": f"/api/run/{entry.json['id']}/{name}"} for name in recipe.file_names]
+        if command is not None and SOURCE_RUN in command:
+            files.append({"name": SOURCE_RUN, "url": f"/api/run/{entry.json['source']}/run.safetensors"})
         return JSONResponse({"python": python_text(recipe, self.model), "command": command, "files": files})
 
 
@@ -338,24 +296,6 @@ class JobStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self.worker.cancel(self.job)
-
-
-async def until_client_leaves(request: Request, result: Awaitable[Event]) -> Event:
-    """A result that a client waits for. Raises ClientDisconnect when it leaves."""
-
-    async def leave() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.ensure_future(result), asyncio.ensure_future(leave())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise ClientDisconnect
-        return await tasks[0]  # type: ignore[return-value]
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def get(shelf: Shelf[Any], name: str, what: str) -> Any:
@@ -408,18 +348,7 @@ def model_facts(pipe: Pipeline, limits: Limits) -> dict[str, Any]:
             "cross": EditOptions.cross_replace,
             "self": EditOptions.self_replace,
         },
-        "limits": {
-            "steps": limits.steps,
-            "targets": 1,
-            "photo_bytes": limits.photo_bytes,
-            "kept_runs": limits.runs,
-            "cells": limits.cells,
-            "characters": limits.characters,
-        },
-        "sites": [
-            {"place": site.place, "index": site.index, "stride": site.stride, "cross": site.cross, "heads": heads}
-            for site, heads in pipe.unet.heads.items()
-        ],
+        "limits": {"steps": limits.steps},
         "examples": list(EXAMPLES) if known else [],
     }
 
@@ -456,24 +385,18 @@ def make_app(
     limits = limits or Limits()
     site = Site(pipe, limits, model or ModelSource())
 
-    def answer_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return error_response(error.status_code, str(error.detail))
-
-    def answer_value(request: Request, error: Exception) -> Response:
-        return error_response(400, str(error))
-
-    def answer_full(request: Request, error: Exception) -> Response:
-        assert isinstance(error, QueueFull)
-        return error_response(503, str(error), position=error.position)
-
-    def answer_stop(request: Request, error: Exception) -> Response:
-        return error_response(503, "the server stops")
-
-    def answer_gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=400)
-
-    def answer_bug(request: Request, error: Exception) -> Response:
+    def answer(request: Request, error: Exception) -> Response:
+        match error:
+            case HTTPException():
+                return error_response(error.status_code, str(error.detail))
+            case ValueError():
+                return error_response(400, str(error))
+            case QueueFull():
+                return error_response(503, str(error), position=error.position)
+            case JobCancelled():
+                return error_response(503, "the server stops")
+            case ClientDisconnect():
+                return Response(status_code=400)
         return error_response(500, f"the server has failed ({type(error).__name__}); its terminal says more")
 
     body_limits = {"": limits.json_bytes}
@@ -481,15 +404,11 @@ def make_app(
     app = Starlette(
         routes=site.routes(),
         middleware=[Middleware(Guard, access or Access(), body_limits, limits.body_seconds)],
-        exception_handlers={
-            HTTPException: answer_http,
-            ValueError: answer_value,
-            QueueFull: answer_full,
-            JobCancelled: answer_stop,
-            ClientDisconnect: answer_gone,
-            Exception: answer_bug,
-        },
+        exception_handlers=dict.fromkeys(
+            (HTTPException, ValueError, QueueFull, JobCancelled, ClientDisconnect, Exception), answer
+        ),
         lifespan=site.lifespan,
     )
+    app.router.redirect_slashes = False
     app.state.site = site
     return app

@@ -62,12 +62,13 @@ class Exporter:
         """What the page reads of an example. It runs in an event loop only because jobs belong to one."""
         studio, job = self.studio, Job(lambda job: {})
         request = Generation(example["prompt"], example["seed"], self.steps, None, "")
-        source = studio.generate(job, request, False)["run"]
+        source = studio.runs.get(studio.generate(job, request, False)["run"]["id"])
+        assert source is not None
         blend = example["blend"] and Blend(tuple(example["blend"]["source"]), tuple(example["blend"]["target"]))
 
         def edit(cross: float, self_: float, blend: Blend | None) -> dict[str, Any]:
             wanted = Edit(example["target"], cross, self_, blend=blend)
-            return dict(studio.edit(job, source["id"], wanted, False, False)["run"])
+            return dict(studio.edit(job, source, wanted, False, False)["run"])
 
         runs = [[edit(cross, self_, blend) for cross in CROSS] for self_ in SELF]
         plain = edit(0.0, 0.0, None)
@@ -75,7 +76,7 @@ class Exporter:
         return {
             "target": example["target"],
             "align": align(text, example["prompt"], example["target"]),
-            "source": self.write(f"{number}-source", source, SOURCE_MAP_BYTES),
+            "source": self.write(f"{number}-source", source.json, SOURCE_MAP_BYTES),
             "plain": self.write(f"{number}-plain", plain, EDIT_MAP_BYTES),
             "edits": {
                 "cross": CROSS,
@@ -89,16 +90,17 @@ class Exporter:
 
     def write(self, name: str, run: dict[str, Any], map_bytes: int) -> dict[str, Any]:
         """Writes the picture, the mask and the maps of a run. Returns what the page reads of it."""
-        entry = self.studio.source(run["id"])
-        (self.data / f"{name}.png").write_bytes(entry.picture)
-        if entry.mask is not None:
-            (self.data / f"{name}-mask.png").write_bytes(entry.mask)
+        entry = self.studio.runs.get(run["id"])
+        assert entry is not None
+        (self.data / f"{name}.png").write_bytes(entry.files["picture.png"])
+        if has_mask := "mask.png" in entry.files:
+            (self.data / f"{name}-mask.png").write_bytes(entry.files["mask.png"])
         tokens, blocks = collect_maps(entry.run, map_bytes)
         (self.data / f"{name}.bin").write_bytes(pack_maps(tokens, blocks))
         recipe = {"python": python_text(entry.recipe, self.model), "command": command_text(entry.recipe, self.model)}
         files = {
             "picture": f"{name}.png",
-            "mask": None if entry.mask is None else f"{name}-mask.png",
+            "mask": f"{name}-mask.png" if has_mask else None,
             "maps": f"{name}.bin",
         }
         return {**run, **files, "original": None, "recipe": recipe}

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
@@ -21,7 +20,6 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-SAFE_METHODS = ("GET", "HEAD")
 DRAINED = 4  # times the limit of a body: so much of a larger body is read before the answer
 HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::(\d+))?", re.ASCII)
 HEADERS = (
@@ -90,12 +88,17 @@ class Access:
         return token is not None and secrets.compare_digest(token.encode(), (self.token or "").encode())
 
 
-def is_foreign(headers: Headers) -> bool:
-    """Whether a page of another origin sends the request. Programs that are no browsers send no Origin."""
-    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    if site is not None and site not in ("same-origin", "none"):
+def is_foreign(headers: Headers, method: str) -> bool:
+    """Whether a page of another origin sends the request. A link to this server, which a person follows, is none.
+
+    Programs that are no browsers send no Origin.
+    """
+    if method == "GET" and headers.get("sec-fetch-mode") == "navigate":
+        return False
+    if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         return True
-    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    host = headers.get("host", "").lower()
+    return headers.get("origin", f"http://{host}").lower() not in (f"http://{host}", f"https://{host}")
 
 
 class Guard:
@@ -137,7 +140,7 @@ class Guard:
         headers = Headers(scope=scope)
         if not self.access.allows_host(headers.get("host")):
             return error_response(400, "the server is not called by this name: open the address that it has printed")
-        if scope["method"] not in SAFE_METHODS and is_foreign(headers):
+        if is_foreign(headers, scope["method"]):
             return error_response(403, "the request comes from a page of another site")
         if self.access.token is not None and (answer := self.ask_for_token(scope, headers)) is not None:
             return answer

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+PAIR = re.compile(r'(\w[\w \-/]{1,40}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+MAX_CHARACTERS = 10_000  # a longer text would take long to read: quotes are sought through all of it
 NEGATIVE = "Negative prompt: "
 
 
@@ -17,7 +18,10 @@ def parse_parameters(text: str) -> dict[str, Any]:
 
     prompt, negative, seed, steps, guidance, method; of an edit, source (its source prompt), cross, self, weights,
     blend, threshold, paste; text: all of it. What cannot be read is None.
+    Raises ValueError for a text that is too long.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"its settings have {len(text)} characters, and {MAX_CHARACTERS} are the most")
     *prompt, last = text.split("\n")
     negative = ""
     if prompt and prompt[-1].startswith(NEGATIVE):

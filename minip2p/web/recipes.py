@@ -6,14 +6,14 @@ A recipe of an edit contains that of its source, so it does not depend on what t
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from minip2p.p2p.local_blend import LocalBlend
 from minip2p.web.requests import Blend, Edit, Generation, Inversion
 
-# The names of the files that Python and the command line read.
-PHOTO, REGION, SOURCE_RUN = "photo.png", "region.png", "source.safetensors"
+# The names of files that Python and the command line read.
+PHOTO, SOURCE_RUN = "original.png", "source.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,14 @@ class Generated:
     request: Generation
     kind = "generated"
     source = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        request = self.request
-        return {
-            "prompt": request.prompt,
-            "seed": request.seed,
-            "steps": request.steps,
-            "guidance": request.guidance,
-            "negative": request.negative,
-        }
+    level = 0
+    file_names = ()
 
     def png_settings(self) -> dict[str, Any]:
         """The settings of the PNG besides those of the run, as the command line writes them."""
         return {}
 
-    def python(self, name: str, source: str, region: str) -> Iterator[str]:
+    def python(self, name: str, source: str) -> Iterator[str]:
         request = self.request
         options: dict[str, Any] = {"seed": request.seed, "steps": request.steps, "guidance_scale": request.guidance}
         options |= {"negative_prompt": request.negative} if request.negative else {}
@@ -62,27 +53,18 @@ class Generated:
 
 @dataclass(frozen=True)
 class Inverted:
-    """A run from a photograph. photo: its PNG, as the model takes it."""
+    """A run from a photograph."""
 
     request: Inversion
-    photo: bytes = field(repr=False)
     kind = "photo"
     source = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        request = self.request
-        return {
-            "prompt": request.prompt,
-            "method": request.method,
-            "steps": request.steps,
-            "guidance": request.guidance,
-        }
+    level = 0
+    file_names = (PHOTO,)
 
     def png_settings(self) -> dict[str, Any]:
         return {}
 
-    def python(self, name: str, source: str, region: str) -> Iterator[str]:
+    def python(self, name: str, source: str) -> Iterator[str]:
         request = self.request
         options = {"method": request.method, "steps": request.steps, "guidance_scale": request.guidance}
         yield f"{name} = pipe.invert({PHOTO!r}, {request.prompt!r}{keywords(options)})"
@@ -102,19 +84,18 @@ class Edited:
     kind = "edited"
 
     @property
-    def settings(self) -> dict[str, Any]:
-        request = self.request
-        blend = request.blend
-        return {
-            "target": request.target,
-            "cross": request.cross,
-            "self": request.self_,
-            "weights": dict(request.weights),
-            "blend": None if blend is None else {"source": [*blend.source], "target": [*blend.target]},
-            "threshold": None if blend is None else blend.threshold,
-            "region": request.region is not None,
-            "paste": request.paste,
-        }
+    def level(self) -> int:
+        """How many edits it takes, itself among them."""
+        return self.source.level + 1
+
+    @property
+    def region_name(self) -> str:
+        return "region.png" if self.level == 1 else f"region-{self.level}.png"
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The files that its Python reads."""
+        return *self.source.file_names, *([] if self.request.region is None else [self.region_name])
 
     def png_settings(self) -> dict[str, Any]:
         request, blend = self.request, self.request.blend
@@ -125,19 +106,19 @@ class Edited:
             "Reweight": ", ".join(f"{word}={weight}" for word, weight in request.weights),
             "Blend": None if blend is None else f"{', '.join(blend.source)}:{', '.join(blend.target)}",
             "Threshold": None if blend is None or blend.threshold is None else f"{blend.threshold}",
-            "Mask": REGION if request.region is not None and blend is None else None,
-            "Within": REGION if request.region is not None else None,
+            "Mask": self.region_name if request.region is not None and blend is None else None,
+            "Within": self.region_name if request.region is not None else None,
             "Paste": request.paste,
         }
         return {name: value for name, value in values.items() if value}
 
-    def python(self, name: str, source: str, region: str) -> Iterator[str]:
+    def python(self, name: str, source: str) -> Iterator[str]:
         request = self.request
         options: dict[str, Any] = {"cross_replace": request.cross, "self_replace": request.self_}
         options |= {"reweight": dict(request.weights)} if request.weights else {}
         text = f"{source}, {request.target!r}{keywords(options)}"
         if request.region is not None:
-            yield f"region = Image.open({region!r})"
+            yield f"region = Image.open({self.region_name!r})"
             text += ", region=region"
         if request.blend is not None:
             text += f", local_blend={blend_python(request.blend)}"
@@ -156,7 +137,7 @@ class Edited:
             words.append(f"--blend={blend.source[0]}:{blend.target[0]}")
             words += [] if blend.threshold is None else [f"--threshold={blend.threshold}"]
         if request.region is not None:
-            words += [f"--within={REGION}", *([f"--mask={REGION}"] if blend is None else [])]
+            words += [f"--within={self.region_name}", *([f"--mask={self.region_name}"] if blend is None else [])]
         words += ["--paste"] if request.paste else []
         if isinstance(source, Inverted):
             asked = source.request
@@ -185,18 +166,13 @@ def ancestors(recipe: Recipe) -> list[Recipe]:
     return chain[::-1]
 
 
-def region_name(recipe: Recipe, level: int) -> str:
-    """The name of the region of the recipe's ancestor `level`, 0 for the first; that of the last is `REGION`."""
-    return REGION if level == len(ancestors(recipe)) - 1 else f"region-{level}.png"
-
-
 def python_text(recipe: Recipe, model: ModelSource) -> str:
     """A program that makes the run `run` and writes its picture."""
     chain = ancestors(recipe)
     lines: list[str] = []
     names = [*(f"source{n}" if n > 1 else "source" for n in range(len(chain) - 1, 0, -1)), "run"]
-    for level, (step, name) in enumerate(zip(chain, names, strict=True)):
-        lines += step.python(name, names[level - 1], region_name(recipe, level))
+    for step, name in zip(chain, names, strict=True):
+        lines += step.python(name, names[step.level - 1])
     if isinstance(recipe, Edited) and recipe.request.paste:
         lines += paste_python(recipe, names[-2])
         lines.append('picture.save("picture.png")')
@@ -225,21 +201,6 @@ def command_text(recipe: Recipe, model: ModelSource) -> str | None:
     """A command line that makes the picture; None where there is none."""
     words = recipe.command(model)
     return None if words is None else shlex.join(["minip2p", *words])
-
-
-def needed_files(recipe: Recipe, command: str | None) -> dict[str, str]:
-    """The files that Python and the command line read -> where a run of the server has them."""
-    chain = ancestors(recipe)
-    files = {
-        region_name(recipe, level): f"region.png?level={level}"
-        for level, step in enumerate(chain)
-        if isinstance(step, Edited) and step.request.region is not None
-    }
-    if isinstance(chain[0], Inverted):
-        files[PHOTO] = "original.png"
-    if command is not None and SOURCE_RUN in shlex.split(command):
-        files[SOURCE_RUN] = "source.safetensors"
-    return files
 
 
 def run_options(steps: int, guidance: float | None) -> list[str]:

@@ -132,17 +132,8 @@ class Edit:
         return replace(self, cross=value) if kind == "cross" else replace(self, self_=value)
 
 
-@dataclass(frozen=True)
-class GridCell:
-    """A cell of a grid: its column and row, and its edit."""
-
-    x: int
-    y: int
-    edit: Edit
-
-
-def read_grid(body: Any, limits: Limits, size: tuple[int, int]) -> list[GridCell]:
-    """The cells of a grid of edits, row by row."""
+def read_grid(body: Any, limits: Limits, size: tuple[int, int]) -> list[tuple[int, int, Edit]]:
+    """The cells of a grid of edits, row by row: the column, the row and the edit of each."""
     fields = Fields(body, (*EDIT_FIELDS, "x", "y"))
     edit = Edit.from_fields(fields, limits, size)
     axes = [read_axis(name, fields.value(name), edit, limits) for name in ("x", "y")]
@@ -152,7 +143,7 @@ def read_grid(body: Any, limits: Limits, size: tuple[int, int]) -> list[GridCell
     if len(columns) * len(rows) > limits.cells:
         raise ValueError(f"a grid has at most {limits.cells} cells, not {len(columns) * len(rows)}")
     pairs = product(enumerate(rows), enumerate(columns))
-    return [GridCell(i, j, edit.with_value(x, a).with_value(y, b)) for (j, b), (i, a) in pairs]
+    return [(i, j, edit.with_value(x, a).with_value(y, b)) for (j, b), (i, a) in pairs]
 
 
 def read_axis(axis: str, value: Any, edit: Edit, limits: Limits) -> tuple[str, list[float]]:

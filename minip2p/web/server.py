@@ -1,15 +1,18 @@
 """Runs the server on a socket until it is interrupted."""
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minip2p.web.limits import Limits
 
 STOP_SECONDS = 10  # for answers on their way when the server stops
+HEAD_SECONDS = 10  # for the first request of a connection to begin
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -34,6 +37,18 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+class Connection(H11Protocol):
+    """A connection, closed where nobody asks anything: only so many are open at once."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_SECONDS, self.close_if_silent)
+
+    def close_if_silent(self) -> None:
+        if self.cycle is None:  # no head of a request has arrived
+            self.transport.close()
+
+
 class AppServer(uvicorn.Server):
     """uvicorn, which ends the jobs of the model before it waits for the answers on their way.
 
@@ -44,7 +59,7 @@ class AppServer(uvicorn.Server):
         config = uvicorn.Config(
             app,
             loop="asyncio",
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="on",
             log_config=None,

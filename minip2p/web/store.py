@@ -3,6 +3,7 @@
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -18,14 +19,14 @@ T = TypeVar("T")
 class RunEntry:
     """A run with what the page gets of it.
 
-    json: what the page is told. picture, mask: PNG files. original: the photograph, 3 H W, where there was one.
+    json: what the page is told. files: its PNG files, and those of its sources that its recipe needs, by their names.
+    original: the photograph, 3 H W, where there was one.
     """
 
     run: Trajectory = field(repr=False)
     recipe: Recipe = field(repr=False)
     json: dict[str, Any]
-    picture: bytes = field(repr=False)
-    mask: bytes | None = field(default=None, repr=False)
+    files: Mapping[str, bytes] = field(repr=False)
     original: Tensor | None = field(default=None, repr=False)
 
 
@@ -38,15 +39,11 @@ class Photo:
 
 
 class Shelf(Generic[T]):
-    """Values by ids that the server makes; at most `size` of them. Threads may share it.
-
-    A value that is held (`hold`) is not dropped, so for that time there may be more.
-    """
+    """Values by ids that the server makes; at most `size` of them. Threads may share it."""
 
     def __init__(self, size: int):
         self.size = size
         self.values: OrderedDict[str, T] = OrderedDict()
-        self.uses: dict[str, int] = {}
         self.lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -58,7 +55,8 @@ class Shelf(Generic[T]):
         with self.lock:
             self.values[name] = value
             self.values.move_to_end(name)
-            self.drop_surplus()
+            while len(self.values) > self.size:
+                self.values.popitem(last=False)
         return name
 
     def get(self, name: str) -> T | None:
@@ -67,23 +65,6 @@ class Shelf(Generic[T]):
             if name in self.values:
                 self.values.move_to_end(name)
             return self.values.get(name)
-
-    def hold(self, name: str) -> None:
-        """Keeps a value from being dropped until `release` is called as often as this."""
-        with self.lock:
-            self.uses[name] = self.uses.get(name, 0) + 1
-
-    def release(self, name: str) -> None:
-        with self.lock:
-            self.uses[name] -= 1
-            if not self.uses[name]:
-                del self.uses[name]
-            self.drop_surplus()
-
-    def drop_surplus(self) -> None:
-        *older, _ = self.values or [""]  # never the newest, which somebody has just asked for
-        for name in [name for name in older if name not in self.uses][: max(0, len(self.values) - self.size)]:
-            del self.values[name]
 
 
 def new_id() -> str:

@@ -7,11 +7,12 @@ import base64
 import gzip
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -29,9 +30,9 @@ from minip2p.sampling.preview import StepPreview
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.web.limits import Limits
 from minip2p.web.maps import collect_maps, pack_maps
-from minip2p.web.recipes import Edited, Generated, Inverted, Recipe, ancestors, edit_keywords
-from minip2p.web.requests import Edit, Generation, GridCell, Inversion
-from minip2p.web.store import Photo, RunEntry, Shelf
+from minip2p.web.recipes import PHOTO, Edited, Generated, Inverted, Recipe, edit_keywords
+from minip2p.web.requests import Edit, Generation, Inversion
+from minip2p.web.store import Photo, RunEntry, Shelf, new_id
 from minip2p.web.words import words_json
 from minip2p.web.worker import NOTES, Event, Job
 
@@ -76,18 +77,16 @@ class Studio:
             )
         return {"type": "result", "run": self.add_run(run, Generated(request), measured).json}
 
-    def edit(self, job: Job, source_id: str, request: Edit, compare: bool, preview: bool) -> Event:
-        source = self.source(source_id)
+    def edit(self, job: Job, source: RunEntry, request: Edit, compare: bool, preview: bool) -> Event:
         plain = {}
-        entry = self.edit_once(job, source_id, source, request, preview)
+        entry = self.edit_once(job, source, request, preview)
         if compare:
-            without = Edit(request.target, 0.0, 0.0)
-            plain["plain"] = self.edit_once(job, source_id, source, without, False, "plain").json
+            plain["plain"] = self.edit_once(job, source, Edit(request.target, 0.0, 0.0), False, "plain").json
         return {"type": "result", "run": entry.json, "source": source.json, **plain}
 
     def invert(self, job: Job, photo: Photo, request: Inversion, preview: bool) -> Event:
         with self.at_work(job, "invert") as measured:
-            self.show_photo(job, photo, preview)
+            job.preview = data_url(to_pil(photo.pixels)) if preview else None
             run = self.pipe.invert(
                 to_pil(photo.pixels),
                 request.prompt,
@@ -95,34 +94,30 @@ class Studio:
                 steps=request.steps,
                 guidance_scale=request.guidance,
             )
-        return {
-            "type": "result",
-            "run": self.add_run(run, Inverted(request, photo.png), measured, original=photo.pixels).json,
-        }
+        entry = self.add_run(run, Inverted(request), measured, {PHOTO: photo.png}, photo.pixels)
+        return {"type": "result", "run": entry.json}
 
-    def grid(self, job: Job, source_id: str, cells: list[GridCell]) -> Event:
-        source = self.source(source_id)
-        for n, cell in enumerate(cells, 1):
-            phase = f"cell {n} of {len(cells)}"
-            entry = self.edit_once(job, source_id, source, cell.edit, False, phase)
-            job.emit({"type": "cell", "x": cell.x, "y": cell.y, "run": entry.json})
+    def grid(self, job: Job, source: RunEntry, cells: list[tuple[int, int, Edit]]) -> Event:
+        """cells: the column, the row and the edit of each."""
+        for n, (x, y, request) in enumerate(cells, 1):
+            entry = self.edit_once(job, source, request, False, f"cell {n} of {len(cells)}")
+            job.emit({"type": "cell", "x": x, "y": y, "run": entry.json})
         return {"type": "result", "run": source.json, "source": source.json}
 
-    def make_maps(self, job: Job, run_id: str) -> Event:
+    def make_maps(self, job: Job, entry: RunEntry) -> Event:
         """The maps of a run, compressed."""
-        packed = self.maps.get(run_id)
+        packed = self.maps.get(entry.json["id"])
         if packed is None:
             with self.at_work(job, "maps"):
-                tokens, blocks = collect_maps(self.source(run_id).run, self.limits.map_bytes, self.progress)
+                tokens, blocks = collect_maps(entry.run, self.limits.map_bytes, self.progress)
             packed = gzip.compress(pack_maps(tokens, blocks), 4, mtime=0)
-            self.maps.add(packed, run_id)
+            self.maps.add(packed, entry.json["id"])
         return {"type": "result", "content": packed}
 
-    def animate(self, job: Job, run_id: str, suffix: str) -> Event:
-        """The run as an animation, ".gif" or ".webp"."""
-        run = self.source(run_id).run
+    def animate(self, job: Job, run: Trajectory) -> Event:
+        """The run as an animated GIF."""
         with self.at_work(job, "animation"), TemporaryDirectory() as folder:
-            file = Path(folder) / f"run{suffix}"
+            file = Path(folder) / "run.gif"
             run.gif(file)
             return {"type": "result", "content": file.read_bytes()}
 
@@ -158,30 +153,23 @@ class Studio:
 
         return show
 
-    def show_photo(self, job: Job, photo: Photo, preview: bool) -> None:
-        if preview:
-            job.preview = data_url(to_pil(photo.pixels))
-
-    def source(self, run_id: str) -> RunEntry:
-        """A run that a job reads. It is held while the job waits and runs."""
-        entry = self.runs.get(run_id)
-        if entry is None:
-            raise ValueError("the run is no longer there: make it again")
-        return entry
-
-    def edit_once(
-        self, job: Job, source_id: str, source: RunEntry, request: Edit, preview: bool, phase: str = "edit"
-    ) -> RunEntry:
+    def edit_once(self, job: Job, source: RunEntry, request: Edit, preview: bool, phase: str = "edit") -> RunEntry:
         with self.at_work(job, phase) as measured:
-            live = self.live_edits(job, source_id, source)
-            edit = self.pipe.edit if live is None else live.edit
-            arguments = (source.run, request.target) if live is None else (request.target,)
-            run = edit(*arguments, **edit_keywords(request), on_step=self.shower(preview))
-        return self.add_run(run, Edited(request, source.recipe), measured, source_id=source_id, source=source)
+            live = self.live_edits(job, source)
+            options = {**edit_keywords(request), "on_step": self.shower(preview)}
+            if live is None:
+                run = self.pipe.edit(source.run, request.target, **options)
+            else:
+                run = live.edit(request.target, **options)
+        recipe = Edited(request, source.recipe)
+        files = {name: source.files[name] for name in source.recipe.file_names}
+        if request.region is not None:
+            files[recipe.region_name] = png_bytes(request.region)
+        return self.add_run(run, recipe, measured, files, source.original, source)
 
-    def live_edits(self, job: Job, source_id: str, source: RunEntry) -> LiveEdits | None:
+    def live_edits(self, job: Job, source: RunEntry) -> LiveEdits | None:
         """The edits of a source, which is recorded the first time. None where the record would take too much memory."""
-        live = self.live.get(source_id)
+        live = self.live.get(source.json["id"])
         if live is None:
             phase, job.phase = job.phase, "record"
             try:
@@ -192,7 +180,7 @@ class Studio:
                 return None
             finally:
                 job.phase = phase
-            self.live.add(live, source_id)
+            self.live.add(live, source.json["id"])
         return live
 
     def add_run(
@@ -200,21 +188,25 @@ class Studio:
         run: Trajectory,
         recipe: Recipe,
         measured: Measured,
-        *,
-        source_id: str | None = None,
-        source: RunEntry | None = None,
+        files: Mapping[str, bytes] = MappingProxyType({}),
         original: Tensor | None = None,
+        source: RunEntry | None = None,
     ) -> RunEntry:
-        """Puts a run on the shelf, with its picture."""
-        picture = run.picture
-        error = None if original is None else psnr(picture, original)
-        if isinstance(recipe, Edited) and source is not None:
-            original = source.original
-            if recipe.request.paste:
-                picture = paste(run, recipe, picture, source)
-        parameters = metadata.parameters(run, **recipe.png_settings())
-        mask = None if run.blend_mask is None else mask_image(run.blend_mask, run.picture_size[::-1])
+        """Puts a run on the shelf, with its picture. files: that its recipe reads. source: of an edit."""
+        picture, run_id = run.picture, new_id()
+        is_photo = isinstance(recipe, Inverted) and original is not None
+        error = psnr(picture, original) if is_photo else None
+        if source is not None and isinstance(recipe, Edited) and recipe.request.paste:
+            picture = paste(run, recipe, picture, source)
+        files = {**files, "picture.png": png_bytes(to_pil(picture), metadata.parameters(run, **recipe.png_settings()))}
+        if run.blend_mask is not None:
+            files["mask.png"] = png_bytes(mask_image(run.blend_mask, run.picture_size[::-1]))
+        urls = {
+            key: f"/api/run/{run_id}/{key}.png" if f"{key}.png" in files else None
+            for key in ("picture", "original", "mask")
+        }
         entry_json = {
+            "id": run_id,
             "kind": recipe.kind,
             "prompt": run.prompt,
             "words": words_json(run.components.text.prompt(run.prompt)),
@@ -223,30 +215,17 @@ class Studio:
             "steps": run.steps,
             "guidance": run.guidance_scale,
             "negative": run.negative_prompt,
-            "source": source_id,
+            "source": None if source is None else source.json["id"],
             "method": run.inversion or None,
             "psnr": error,
-            "settings": recipe.settings,
             "seconds": round(measured.seconds, 3),
             "rows": measured.rows,
             "notes": list(dict.fromkeys(NOTES.get() or ())),
+            **urls,
         }
-        entry = RunEntry(
-            replace(run, source_run=None),  # its latents are not needed any more
-            recipe,
-            entry_json,
-            png_bytes(to_pil(picture), parameters),
-            None if mask is None else png_bytes(mask),
-            original,
-        )
-        run_id = self.runs.add(entry)
-        base, has_photo = f"/api/run/{run_id}", isinstance(ancestors(recipe)[0], Inverted)
-        entry_json |= {
-            "id": run_id,
-            "picture": f"{base}/picture.png",
-            "original": f"{base}/original.png" if has_photo else None,
-            "mask": f"{base}/mask.png" if mask is not None else None,
-        }
+        run = replace(run, source_run=None)  # its latents are not needed any more
+        entry = RunEntry(run, recipe, entry_json, files, original)
+        self.runs.add(entry, run_id)
         return entry
 
 

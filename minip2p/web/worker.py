@@ -7,8 +7,8 @@ import asyncio
 import logging
 import re
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
@@ -36,12 +36,12 @@ class QueueFull(Exception):
 class Job:
     """Work for the model, with the events that its client reads.
 
-    work: gets the job, and returns the last event. release: called once when the job has ended.
+    work: gets the job, and returns the last event. turn: in the worker's thread.
     """
 
-    def __init__(self, work: Callable[["Job"], Event], release: Callable[[], None] = lambda: None):
+    def __init__(self, work: Callable[["Job"], Event]):
         self.work: Callable[[Job], Event] | None = work
-        self.release = release
+        self.turn: Future[None] = Future()
         self.loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[Event] = asyncio.Queue()
         self.cancelled = threading.Event()
@@ -90,94 +90,63 @@ class Job:
 
 
 class Worker:
-    """The thread, and the jobs that wait for it. size: of the queue."""
+    """The thread, and the jobs: the first runs, the others wait. size: how many may wait."""
 
     def __init__(self, size: int):
         self.size = size
-        self.waiting: deque[Job] = deque()
-        self.running: Job | None = None
+        self.jobs: list[Job] = []
         self.is_closed = False
-        self.changed = threading.Condition()
-        self.thread = threading.Thread(target=self.work, name="minip2p worker", daemon=True)
-
-    def start(self) -> None:
-        self.thread.start()
+        self.lock = threading.Lock()
+        self.thread = ThreadPoolExecutor(1, "minip2p worker")
 
     def submit(self, job: Job) -> None:
         """Puts a job at the end of the queue. Raises QueueFull, and JobCancelled where the server stops."""
-        with self.changed:
-            if self.is_closed:
-                raise JobCancelled
-            if len(self.waiting) >= self.size:
-                raise QueueFull(len(self.waiting))
-            self.waiting.append(job)
+        if self.is_closed:
+            raise JobCancelled
+        with self.lock:
+            if len(self.jobs) > self.size:
+                raise QueueFull(len(self.jobs) - 1)
+            self.jobs.append(job)
             self.tell_positions()
-            self.changed.notify()
+        job.turn = self.thread.submit(self.run, job)
 
     def cancel(self, job: Job) -> None:
         """Ends a job: at once if it waits, else after its current step. Nothing happens if it has ended."""
         job.cancelled.set()
-        with self.changed:
-            if job not in self.waiting:
-                return
-            self.waiting.remove(job)
-            self.tell_positions()
-        self.finish(job, CANCELLED)
+        if job in self.jobs and job.turn.cancel():
+            self.finish(job, CANCELLED)
 
     def close(self) -> None:
         """Ends all jobs and then the thread. The clients are told at once; a job that runs ends after its step."""
-        with self.changed:
-            self.is_closed = True
-            jobs = [*self.waiting, *([self.running] if self.running else [])]
-            self.changed.notify()
-        for job in jobs:
+        self.is_closed = True
+        for job in [*self.jobs]:
             job.emit(SERVER_STOPS)
             self.cancel(job)
-
-    def join(self, timeout: float) -> None:
-        """Waits for the thread to end."""
-        self.thread.join(timeout)
+        self.thread.shutdown(wait=False)
 
     def tell_positions(self) -> None:
-        for n, job in enumerate(self.waiting):
-            job.tell_position(n + (self.running is not None))
+        for n, job in enumerate(self.jobs):
+            job.tell_position(n)
 
-    def next_job(self) -> Job | None:
-        """Waits for a job; None when the worker is closed."""
-        with self.changed:
-            self.running = None
-            self.tell_positions()
-            while not self.waiting and not self.is_closed:
-                self.changed.wait()
-            if not self.waiting:
-                return None
-            self.running = self.waiting.popleft()
-            self.running.tell_position(0)
-            self.tell_positions()
-            return self.running
-
-    def work(self) -> None:
-        while (job := self.next_job()) is not None:
-            self.finish(job, self.run(job))
-            del job  # nothing of it stays in memory while the thread waits
-
-    def run(self, job: Job) -> Event:
-        """Runs a job and returns its last event."""
+    def run(self, job: Job) -> None:
+        """Runs a job. It is called in the thread."""
         NOTES.set([])
         try:
             job.check()
             assert job.work is not None
-            return job.work(job)
+            event = job.work(job)
         except JobCancelled:
-            return SERVER_STOPS if self.is_closed else CANCELLED
+            event = SERVER_STOPS if self.is_closed else CANCELLED
         except Exception as error:
-            return {"type": "error", "error": error_line(error)}
-        finally:
-            NOTES.set(None)
+            event = {"type": "error", "error": error_line(error)}
+        NOTES.set(None)
+        self.finish(job, event)
 
     def finish(self, job: Job, event: Event) -> None:
         job.work = None  # with what it holds in memory
-        job.release()
+        with self.lock:
+            self.jobs.remove(job)
+            self.tell_positions()
         job.emit(event)
 
 

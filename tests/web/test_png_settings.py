@@ -1,7 +1,11 @@
 """The settings of a PNG, as fields of the page."""
 
+import time
+
+import pytest
+
 from minip2p.sampling import metadata
-from minip2p.web.png_settings import parse_parameters
+from minip2p.web.png_settings import MAX_CHARACTERS, parse_parameters
 
 
 def test_the_settings_that_a_run_writes_are_read_again(model):
@@ -25,3 +29,13 @@ def test_what_cannot_be_read_is_missing():
     assert settings["blend"] == {"source": ["cat"], "target": ["cat"]} and settings["source"] == "a, b"
     assert settings["weights"] is None
     assert parse_parameters("only a prompt")["prompt"] == "only a prompt"
+
+
+@pytest.mark.parametrize("text", ["x", "a b-/", " ", ": ", 'ab: "', 'ab: "x\\",', 'ab: \\"'])
+def test_no_text_takes_long_to_read(text):
+    """Anybody can make such a file, and regular expressions may take a time that grows with the square of it."""
+    start = time.process_time()
+    parse_parameters("a cat\n" + text * ((MAX_CHARACTERS - 6) // len(text)))
+    assert time.process_time() - start < 1
+    with pytest.raises(ValueError, match="its settings have 10001 characters, and 10000 are the most"):
+        parse_parameters("x" * 10_001)

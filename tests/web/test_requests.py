@@ -95,14 +95,15 @@ def test_an_edit_beyond_the_limits_is_refused(more, message):
 def test_a_grid_has_a_cell_for_each_pair_of_values():
     x, y = {"name": "cross", "values": [0, 1]}, {"name": "weight:tiger", "values": [0.5, 2, 3]}
     cells = read_grid({**EDIT, "weights": {"tiger": 9, "a": 2}, "x": x, "y": y}, LIMITS, SIZE)
-    assert [(cell.x, cell.y) for cell in cells] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
-    assert [cell.edit.cross for cell in cells] == [0, 1] * 3 and {cell.edit.self_ for cell in cells} == {0.4}
-    assert [dict(cell.edit.weights)["tiger"] for cell in cells] == [0.5, 0.5, 2, 2, 3, 3]
-    assert {dict(cell.edit.weights)["a"] for cell in cells} == {2}
+    assert [(x, y) for x, y, _ in cells] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
+    edits = [edit for _, _, edit in cells]
+    assert [edit.cross for edit in edits] == [0, 1] * 3 and {edit.self_ for edit in edits} == {0.4}
+    assert [dict(edit.weights)["tiger"] for edit in edits] == [0.5, 0.5, 2, 2, 3, 3]
+    assert {dict(edit.weights)["a"] for edit in edits} == {2}
     blend = {"blend": {"source": ["cat"]}}
     axes = {"x": {"name": "threshold", "values": [0.2, 0.6]}, "y": {"name": "self", "values": [0.1]}}
     cells = read_grid({**EDIT, **blend, **axes}, LIMITS, SIZE)
-    assert [(cell.edit.blend.threshold, cell.edit.self_) for cell in cells] == [(0.2, 0.1), (0.6, 0.1)]
+    assert [(edit.blend.threshold, edit.self_) for _, _, edit in cells] == [(0.2, 0.1), (0.6, 0.1)]
 
 
 @pytest.mark.parametrize(

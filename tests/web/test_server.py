@@ -1,5 +1,6 @@
 """The server behind a real socket: clients that leave, many at once, slow ones, and the end."""
 
+import http.client
 import json
 import resource
 import socket
@@ -10,6 +11,7 @@ import urllib.request
 import pytest
 from web import CAT, TIGER, Stream, served, wait_until
 
+from minip2p.web import server
 from minip2p.web.app import make_app
 from minip2p.web.guard import Access
 from minip2p.web.limits import Limits
@@ -43,8 +45,7 @@ def generate(port, **more):
 
 
 def idle(app):
-    worker = app.state.site.worker
-    return worker.running is None and not worker.waiting
+    return not app.state.site.worker.jobs
 
 
 # --- clients that leave
@@ -83,16 +84,16 @@ def test_the_last_request_of_a_slider_wins(app, port):
         for stream in streams[:-1]:
             stream.close()
     *_, last = streams[-1]
-    assert last["type"] == "result" and last["run"]["settings"]["cross"] == 1
+    assert last["type"] == "result" and app.state.site.studio.runs.get(last["run"]["id"]).recipe.request.cross == 1
     wait_until(lambda: idle(app))
-    assert len(app.state.site.studio.runs) <= LIMITS.runs and not app.state.site.studio.runs.uses
+    assert len(app.state.site.studio.runs) <= LIMITS.runs
 
 
 def test_a_client_that_leaves_before_its_maps_are_there_ends_their_job(app, port):
     run = generate(port, steps=15)["run"]["id"]
     connection = socket.create_connection(("127.0.0.1", port))
     connection.sendall(f"GET /api/run/{run}/maps HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-    wait_until(lambda: app.state.site.worker.running is not None)
+    wait_until(lambda: not idle(app))
     connection.close()
     wait_until(lambda: idle(app))
     assert app.state.site.studio.maps.get(run) is None
@@ -130,12 +131,31 @@ def test_a_chunked_body_is_limited_on_a_real_connection(port):
     assert status.startswith("HTTP/1.1 413") and "1 MB are the most" in json.loads(body)["error"]
 
 
+def test_connections_on_which_nobody_asks_anything_are_closed(port, monkeypatch):
+    """Only so many may be open at once. Those that have asked something stay open for the next request."""
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+    silent, slow = (socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(2))
+    slow.sendall(b"GET /api/model HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+    asking = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    for _ in range(2):
+        asking.request("GET", "/api/model")
+        used = asking.sock
+        assert json.loads(asking.getresponse().read())["name"] == "tiny" and asking.sock is used is not None
+        time.sleep(0.3)
+    assert silent.recv(1) == slow.recv(1) == b""
+    for connection in (silent, slow, asking):
+        connection.close()
+
+
 def test_requests_that_are_no_http_are_refused(port):
-    for request in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"):
+    hosts = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n"
+    for request in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n", hosts):
         status, _ = answer(port, request)
         assert status.startswith("HTTP/1.1 400")
     status, body = answer(port, b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
     assert status == "HTTP/1.1 400 Bad Request" and "name" in json.loads(body)["error"]
+    absolute = b"GET http://evil.example/api/model HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    assert answer(port, absolute)[0] == "HTTP/1.1 404 Not Found"
 
 
 def test_uploads_do_not_hold_up_the_page(app, port):
@@ -212,7 +232,7 @@ def test_fifty_clients_at_once_are_all_served_and_told_where_they_stand(app, por
     assert max(positions[0] for positions in log) >= CLIENTS // 2
     wait_until(lambda: idle(app))
     studio = app.state.site.studio
-    assert len(studio.runs) == LIMITS.runs and not studio.runs.uses
+    assert len(studio.runs) == LIMITS.runs
 
 
 @pytest.mark.full

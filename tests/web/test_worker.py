@@ -31,19 +31,18 @@ def run(test, size=3):
 
     async def main():
         worker = Worker(size)
-        worker.start()
         try:
             await asyncio.wait_for(test(worker), 20)
         finally:
             worker.close()
-            worker.join(10)
-            assert not worker.thread.is_alive()
+            worker.thread.shutdown()
+            assert not worker.jobs
 
     asyncio.run(main())
 
 
-def submit(worker, work, release=lambda: None):
-    job = Job(work, release)
+def submit(worker, work):
+    job = Job(work)
     worker.submit(job)
     return job
 
@@ -108,16 +107,28 @@ def test_a_full_queue_refuses_and_says_how_many_wait():
     run(test, size=2)
 
 
+def test_as_many_jobs_as_the_queue_holds_wait_for_the_one_that_is_about_to_run():
+    async def test(worker):
+        jobs = [submit(worker, Gate()) for _ in range(2)]  # at once, before the thread has begun the first
+        with pytest.raises(QueueFull):
+            submit(worker, quick)
+        for job in jobs:
+            worker.cancel(job)
+            await job.result()
+        assert (await submit(worker, quick).result())["type"] == "result"
+
+    run(test, size=1)
+
+
 def test_a_running_job_ends_between_two_steps():
     async def test(worker):
-        gate, released = Gate(), []
-        job = submit(worker, gate, lambda: released.append(True))
+        gate = Gate()
+        job = submit(worker, gate)
         await steps_begin(job)
         worker.cancel(job)
         assert (await job.result())["error"] == "the request was cancelled" and gate.steps < 100
-        assert released == [True]
         worker.cancel(job)  # once more, when it has ended
-        assert (await submit(worker, quick).result())["type"] == "result" and released == [True]
+        assert (await submit(worker, quick).result())["type"] == "result"
 
     run(test)
 
@@ -188,9 +199,9 @@ def test_clients_are_told_of_the_end_although_a_step_takes_long():
             return {"type": "result"}
 
         job = submit(worker, work)
-        wait_until(lambda: worker.running is job)
+        wait_until(lambda: job.turn.running())
         worker.close()
-        assert (await job.result())["error"] == "the server stops" and worker.thread.is_alive()
+        assert (await job.result())["error"] == "the server stops" and worker.jobs == [job]
         opened.set()
 
     run(test)
