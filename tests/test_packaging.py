@@ -6,13 +6,15 @@ import shutil
 import subprocess
 import sys
 import time
+from configparser import ConfigParser
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 from command_line import run_python
 from paths import ROOT
 
-from minip2p.cli.main import parser
+from minip2p.cli.main import main, parser
 
 # Stands in for Python in the Makefile: it creates a venv with a link to itself, and logs every other call.
 FAKE_PYTHON = """#!/bin/sh
@@ -105,3 +107,12 @@ def test_importing_minip2p_does_not_import_torch_and_takes_less_than_two_seconds
 def test_the_package_is_found_from_the_folder_that_contains_the_checkout():
     """Where the checkout is called minip2p too, its folder must not be taken for the package."""
     assert run_python("import minip2p; print(minip2p.load())", cwd=ROOT.parent).startswith("Pipeline(")
+
+
+def test_the_installed_command_is_a_function_that_can_be_called():
+    """Of setup.cfg, and of the installed package, which a checkout of another version may have left behind."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    stated = dict(line.split(" = ") for line in config["options.entry_points"]["console_scripts"].strip().splitlines())
+    (installed,) = entry_points(group="console_scripts", name="minip2p")
+    assert stated == {"minip2p": installed.value} and installed.load() is main

@@ -124,17 +124,15 @@ def add_embedding(text: TextEncoder, embedding: Embedding) -> TextEncoder:
     vectors = {e.name: check_vectors(file, embedding.vectors[e.name], e) for e in text.clip_encoders}
     if len({len(tensor) for tensor in vectors.values()}) > 1:
         raise ValueError(f"{file}: has different numbers of vectors for the two text encoders")
+    remedy = "rename the file, or give" if word == file.stem else "give"
+    remedy += " the embedding another word in Python, by token="
     for encoder in text.clip_encoders:
         vocabulary = encoder.tokenizer.get_vocab()
         if clash := next((name for name in (word, f"{word}_1") if name in vocabulary), None):
-            raise ValueError(
-                f"{file}: {printable(clash)} is already in the tokenizer's vocabulary: give the embedding another "
-                "word (token=, or the name of the file)"
-            )
+            raise ValueError(f"{file}: {printable(clash)} is already in the tokenizer's vocabulary: {remedy}")
         if base := continued_word(word, encoder.tokenizer.get_added_vocab()):
             raise ValueError(
-                f"{file}: {printable(word)} would be read as one more vector of {printable(base)}: give the embedding "
-                "another word (token=, or the name of the file)"
+                f"{file}: {printable(word)} would be read as one more vector of {printable(base)}: {remedy}"
             )
     extended = tuple(extend_encoder(encoder, word, vectors[encoder.name]) for encoder in text.clip_encoders)
     return replace(text, clip_encoders=extended)

@@ -3,6 +3,7 @@
 Each process runs one thread: a picture of 128 x 128 pixels is too small to keep several cores busy.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,6 +21,7 @@ from minip2p.tiny.processes import start_worker
 CASES_PER_JOB = 5  # how many cases a process takes at a time
 
 CaseResult = tuple[dict[str, float], list[Image.Image]]  # the figures and the pictures of a case
+Warned = tuple[Warning | str, type[Warning], str, int]  # a warning, its category, file and line
 Measure = Callable[[Pipeline, Judge, int, Any, int], CaseResult]  # (pipeline, judge, number, case, steps)
 
 
@@ -45,8 +47,23 @@ class WorkerPool:
         """The results of all cases, in their order. A case's number is its place in the list."""
         numbered = list(enumerate(cases))
         shares = [numbered[start : start + CASES_PER_JOB] for start in range(0, len(numbered), CASES_PER_JOB)]
-        jobs = [self.pool.submit(run_share, measure, share, self.folder, self.steps) for share in shares]
-        return [result for job in progress_bar(jobs) for result in job.result()]
+        jobs = [self.pool.submit(run_warned, measure, share, self.folder, self.steps) for share in shares]
+        results = []
+        for job in progress_bar(jobs):
+            measured, warned = job.result()
+            results += measured
+            for warning in warned:
+                warnings.showwarning(*warning)
+        return results
+
+
+def run_warned(
+    measure: Measure, share: Sequence[tuple[int, Any]], folder: Path | None, steps: int
+) -> tuple[list[CaseResult], list[Warned]]:
+    """`run_share`, and the warnings of it, which the parent process shows as it shows its own."""
+    with warnings.catch_warnings(record=True) as held:
+        results = run_share(measure, share, folder, steps)
+    return results, [(warning.message, warning.category, warning.filename, warning.lineno) for warning in held]
 
 
 def run_share(measure: Measure, share: Sequence[tuple[int, Any]], folder: Path | None, steps: int) -> list[CaseResult]:

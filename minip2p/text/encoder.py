@@ -168,10 +168,14 @@ class TextEncoder:
         return prompt
 
     def unknown_words(self, prompt: Prompt) -> list[str]:
-        """The words of a prompt that are not in `known_words`, each once; none where that is empty."""
-        words = [normalize_text(word.text) for word in prompt.words] if self.known_words else []
-        added = {normalize_text(token) for token in getattr(self.tokenizer, "added_tokens_encoder", {})}
-        return list(dict.fromkeys(word for word in words if word not in self.known_words | added))
+        """The words of a prompt that are not in `known_words`, each once; none where that is empty.
+
+        Words of added tokens are known, as those of embeddings, and words that are cut off are not looked at.
+        """
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).keys() if self.known_words else set()
+        words = [word for word in prompt.visible_words if not added >= set(prompt.ids[slice(*word.span)])]
+        names = [normalize_text(word.text) for word in words] if self.known_words else []
+        return list(dict.fromkeys(name for name in names if name not in self.known_words))
 
     @property
     def max_clip_skip(self) -> int:

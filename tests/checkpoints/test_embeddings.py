@@ -143,12 +143,17 @@ def test_a_word_that_would_be_a_vector_of_another_one_is_refused(sd1, tmp_path):
     """toy_1 after toy: a prompt with toy would read both. diffusers does not notice that."""
     save_file({"emb_params": random_vectors(2, 64)}, tmp_path / "a.safetensors")
     pipe = sd1.with_embedding(tmp_path / "a.safetensors", "toy")
-    with pytest.raises(ValueError, match="a.safetensors: toy_2 would be read as one more vector of toy: give the emb"):
+    with pytest.raises(
+        ValueError,
+        match="a.safetensors: toy_2 would be read as one more vector of toy: give the embedding another word in P",
+    ):
         pipe.with_embedding(tmp_path / "a.safetensors", "toy_2")
     for word in ("toy_3", "toy_02", "toy_x", "pet_1"):
         extended = pipe.with_embedding(tmp_path / "a.safetensors", word)
         assert torch.equal(extended.text("a toy").tokens, pipe.text("a toy").tokens)
-    with pytest.raises(ValueError, match="toy_1 is already in the tokenizer's vocabulary"):
+    with pytest.raises(
+        ValueError, match="toy_1 is already in the tokenizer's vocabulary: give the embedding another word"
+    ):
         pipe.with_embedding(tmp_path / "a.safetensors", "toy_1")
     with pytest.raises(ValueError, match="<pet>_1 is already in the tokenizer's vocabulary"):
         sd1.with_embedding(tmp_path / "a.safetensors", "<pet>_1").with_embedding(tmp_path / "a.safetensors", "<pet>")
@@ -199,6 +204,28 @@ def test_a_file_that_does_not_fit_is_one_clear_line(sd1, tmp_path, tensors, word
     with pytest.raises(ValueError, match=message) as error:
         sd1.with_embedding(tmp_path / "a.safetensors", word)
     assert "a.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("word", ["<my-toy>", "toyz", "MyToy", "my toy", "sks_style", "猫", "v1.2"])
+def test_the_model_that_ships_knows_the_word_of_an_embedding(model, tmp_path, word):
+    """It warns of words that it was not trained with."""
+    save_file({word: torch.ones(2, model.text.width)}, tmp_path / "a.safetensors")
+    extended = model.with_embedding(tmp_path / "a.safetensors")
+    for text in (f"a {word} on the beach", f"{word.upper() if word.isalpha() else word}, a cat"):
+        assert not extended.text.unknown_words(extended.text.prompt(text))
+    assert extended.text.unknown_words(extended.text.prompt(f"two cats, a {word}")) == ["two", "cats"]
+    assert model.text.unknown_words(model.text.prompt(f"a {word}"))
+
+
+def test_a_word_that_is_the_files_name_can_be_changed_by_renaming_the_file(sd1, tmp_path):
+    save_file({"emb_params": torch.ones(1, 64)}, tmp_path / "cat.safetensors")
+    with (
+        pytest.warns(Notice, match="the name of the file"),
+        pytest.raises(
+            ValueError, match="cat is already in the tokenizer's vocabulary: rename the file, or give the emb"
+        ),
+    ):
+        sd1.with_embedding(tmp_path / "cat.safetensors")
 
 
 def test_a_missing_file_a_pickled_one_and_a_lora_are_one_clear_line(sd1, tmp_path):

@@ -1,10 +1,12 @@
 """The pool of worker processes: every case once and in order, and an end at the first error."""
 
 import time
+import warnings
 
 import numpy as np
 import pytest
 
+from minip2p.errors import UnknownWords
 from minip2p.evaluation.tiny_cases import held_out_scenes, measure_two_objects
 from minip2p.evaluation.workers import CASES_PER_JOB, WorkerPool, run_share
 from minip2p.tiny.judge import Judge
@@ -19,6 +21,12 @@ def failing(pipe, judge, number, case, steps):
     return {}, []
 
 
+def unknown_word(pipe, judge, number, case, steps):
+    """A case with a word that the model does not know."""
+    warnings.warn(UnknownWords("two", case), stacklevel=1)
+    return {}, []
+
+
 def test_cases_are_measured_once_each_and_in_order_and_an_error_stops_the_pool(model, tmp_path):
     """Seven cases are more than one share. Their numbers, which are their seeds, are their places in the list. Then, in
     the same processes, an error."""
@@ -26,7 +34,14 @@ def test_cases_are_measured_once_each_and_in_order_and_an_error_stops_the_pool(m
     assert len(scenes) > CASES_PER_JOB
     with pytest.raises(ValueError, match="first case"), WorkerPool(None, 1) as pool:
         results = pool.run_all(measure_two_objects, scenes)
+        with warnings.catch_warnings(record=True) as caught:  # the parent process shows the warnings of the workers
+            warnings.simplefilter("always")
+            pool.run_all(unknown_word, ["cats", "dogs"])
         pool.run_all(failing, [tmp_path] * 60)
+    assert [(warning.category, warning.message.args) for warning in caught] == [
+        (UnknownWords, ("two", "cats")),
+        (UnknownWords, ("two", "dogs")),
+    ]
     assert len(list(tmp_path.iterdir())) < 40
     assert len(results) == 7
     judge = Judge.load()
