@@ -26,9 +26,10 @@ cp .train/sprites/*.tgz "$work/sprites/" || { echo "the sprites are missing: see
 # Puts the newest complete weights and what there is to see of them into OUT.
 pack() {
   local tiny=$work/preview stage=$work/pack file
+  rm -rf "$stage"
   [ -f "$work/out/tiny/minip2p.json" ] && tiny=$work/out/tiny
   if [ -f "$tiny/minip2p.json" ]; then  # it is written last
-    rm -rf "$stage" && mkdir -p "$stage/weights"
+    mkdir -p "$stage/weights"
     cp -r "$tiny" "$stage/weights/tiny" || return 0  # it is being replaced
     [ -f "$work/out/judge/config.json" ] && cp -r "$work/out/judge" "$stage/weights/judge"
     if [ -f "$tiny/minip2p.json" ]; then  # nor has it been replaced in the meantime
@@ -46,15 +47,18 @@ pack() {
 share() { awk -v s="$limit" -v part="$1" 'BEGIN { printf "%.3f", s * part / 60 }'; }  # of the time, in minutes
 
 touch "$work/log.txt"
-(while sleep 30; do pack; done) > /dev/null 2>&1 &
+(while [ ! -e "$work/end" ]; do
+  pack
+  for _ in $(seq 30); do [ -e "$work/end" ] || sleep 1; done
+done) > /dev/null 2>&1 &
 packer=$!
 status=0
 timeout -k 5 $((limit > 60 ? limit - 15 : limit)) \
   "$python" -u -m minip2p.tiny.train --work "$work" --out "$work/out/tiny" --judge-out "$work/out/judge" \
   --warm weights/tiny --until $((begin + limit - (limit > 60 ? 35 : 0))) --decoder "$(share 0.25)" --encoder --judge "$(share 0.1)" --adversarial 0.1 --decay \
   "${scale[@]}" "$@" 2>&1 | tee "$work/log.txt" || status=$?
-kill "$packer" 2> /dev/null || true
-wait "$packer" 2> /dev/null || true
+touch "$work/end"
+wait "$packer" || true  # it may be packing
 pack
 rm -rf "$work"
 ls -l "$out"

@@ -75,7 +75,7 @@ def main() -> int:
         type=batch_sizes,
         metavar="N[,N…]",
         help=f"pictures in a step of the UNet, the fastest of several (default {UNET_BATCH}; on a GPU "
-        f"{','.join(map(str, GPU_BATCHES))})",
+        f"{','.join(map(str, GPU_BATCHES))}); with --workers, other parts take no more",
     )
     parser.add_argument(
         "--workers",
@@ -148,9 +148,11 @@ def train_from_disk(options: argparse.Namespace, sprites: Sprites, stop_at: floa
 
 def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: float) -> None:
     """The training on a GPU: scenes that worker processes render are kept in its memory."""
+    largest = max(options.batch or GPU_BATCHES)
+    vae_size, judge_size = min(STORE_BATCH, largest), min(JUDGE_BATCH * STORE_JUDGE_STRIDE, largest)
 
     def vae_pictures(step: int) -> Tensor:
-        return store.picture_batch(step, STORE_BATCH * (step // STORE_VAE_STRIDE), STORE_BATCH)
+        return store.picture_batch(step, vae_size * (step // STORE_VAE_STRIDE), vae_size)
 
     vae, vae_steps = train_vae(
         options.work,
@@ -163,15 +165,14 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
     )
     if vae_steps < VAE_STEPS:
         return print("the training of the VAE is not complete: run the same command again to resume it")
-    vae = decoder_stage(options, vae, lambda step: store.picture_batch(step, STORE_BATCH * step, STORE_BATCH), stop_at)
+    vae = decoder_stage(options, vae, lambda step: store.picture_batch(step, vae_size * step, vae_size), stop_at)
     store.set_vae(vae)
     unet_stage(options, vae, vae_steps, store, stop_at - 60 * options.judge)
     if options.judge:
-        size = JUDGE_BATCH * STORE_JUDGE_STRIDE
         judge, _ = train_judge(
             options.work / "judge",
             options.seed,
-            lambda step: store.judge_batch(step, size * (step // STORE_JUDGE_STRIDE), size),
+            lambda step: store.judge_batch(step, judge_size * (step // STORE_JUDGE_STRIDE), judge_size),
             stop_at,
             warm_start=Judge.load(),
             device=store.device,

@@ -34,14 +34,12 @@ def test_all_stages_in_one_run(ball_arrays, model, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(train, "fetch_sprites", lambda folder: None)
     monkeypatch.setattr(Sprites, "load", partial(Sprites, ball_arrays))
     monkeypatch.setattr(train, "partial", lambda load, path: load)
-    monkeypatch.setattr(train, "STORE_BATCH", 2)
-    monkeypatch.setattr(train, "JUDGE_BATCH", 1)
     monkeypatch.setattr(train, "train_decoder", partial(train.train_decoder, steps=2))
     monkeypatch.setattr(train, "train_judge", partial(train.train_judge, steps=1))
     monkeypatch.setattr(train_unet, "PREVIEW_PROMPTS", ("a cat",))
     out, judge_out, steps = tmp_path / "out", tmp_path / "judge-out", train_unet.trained_steps(shipped_weights("tiny"))
     options = ["--work", tmp_path, "--out", out, "--judge-out", judge_out, "--warm", shipped_weights("tiny")]
-    options += ["--workers", 1, "--scenes", 8, "--batch", 1, "--steps", steps["unet"] + 1, "--directions"]
+    options += ["--workers", 1, "--scenes", 8, "--batch", 2, "--steps", steps["unet"] + 1, "--directions"]
     options += ["--minutes", 5, "--decoder", 5, "--adversarial", 0.1, "--judge", 0.05]
     status, error = run(monkeypatch, capsys, *options)
     assert status == 0, error
