@@ -92,12 +92,19 @@ def invert_options(args: Namespace) -> dict[str, Any]:
     return without_none({name: getattr(args, name) for name in INVERSION_OPTIONS})
 
 
-def parse_size(text: str) -> tuple[int, int]:
+class Size(tuple[int, ...]):
+    """Rows and columns, which errors print as the command line has them."""
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+def parse_size(text: str) -> Size:
     """'128x96' -> (128, 96), rows and columns."""
     rows, separator, columns = text.lower().partition("x")
     if not (separator and rows.isdecimal() and columns.isdecimal()):
         raise ValueError(f"--size is rows x columns in pixels, as 128x96, not {text!r}")
-    return int(rows), int(columns)
+    return Size((int(rows), int(columns)))
 
 
 def without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -488,7 +488,7 @@ MISTAKES = (
     (("generate", CAT, "--guidance", "1e30"), "the latents are not finite after step"),
     (("generate", CAT, "--steps", "0"), "--steps must lie between 1 and 1000"),
     (("generate", CAT, "--steps", "1001"), "--steps must lie between 1 and 1000"),
-    (("generate", CAT, "--size", "100x128"), "--size must be two multiples of 8"),
+    (("generate", CAT, "--size", "100x128"), "--size must be two multiples of 8 of at least 32 pixels, not 100x128"),
     (("generate", CAT, "--size", "0x0"), "--size must be two multiples of 8"),
     (("generate", CAT, "--size", "8x8"), "--size must be two multiples of 8"),
     (("generate", CAT, "--size", "128"), "--size is rows x columns"),
