@@ -40,9 +40,14 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/docs
+docs: $(VENV)/docs docs/_build/extra/page
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 	@$(TIME)
+
+# The page of minip2p app with precomputed examples, which the site embeds.
+docs/_build/extra/page: $(VENV)/docs $(wildcard minip2p/web/static/* weights/tiny/*/*)
+	rm -rf $@
+	$(BIN)/python -m minip2p app --export $@
 
 lessons: $(VENV)/dev
 	$(BIN)/python docs/make_notebooks.py

@@ -52,6 +52,7 @@ html_theme = "furo"
 html_title = "minip2p"
 html_static_path = ["_static"]
 html_css_files = ["minip2p.css"]
+html_extra_path = ["_build/extra"] if (HERE / "_build/extra").is_dir() else []  # page/, which `make docs` exports
 html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
