@@ -44,7 +44,7 @@ def notice_printer() -> Callable[..., None]:
 
     A Notice is one line without its place in the code; others are in Python's own format.
     """
-    printed = set()
+    printed: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
         if isinstance(message, UnknownWords):

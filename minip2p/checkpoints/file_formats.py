@@ -74,8 +74,8 @@ def check_format(path: Path) -> None:
         raise pickle_error(path)
     if is_picture(start):
         raise ValueError(f"{path}: is a picture, not weights")
-    if sentence := describe_other(start):
-        raise ValueError(f"{path}: {sentence}")
+    if other := describe_other(start):
+        raise ValueError(f"{path}: {other}")
 
 
 def pickle_error(file: Path) -> ValueError:

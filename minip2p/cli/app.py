@@ -6,6 +6,7 @@ import webbrowser
 from argparse import Namespace
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 
 from minip2p.cli.options import load_model, parse_lora
@@ -30,7 +31,7 @@ def app(args: Namespace) -> Iterator[None]:
     if args.export is not None:
         pipe = load_model(args)
         yield
-        export_page(pipe, args.export, model_source(args))
+        export_page(pipe, Path(args.export), model_source(args))
         print(f"{args.export}: open its index.html through a web server, as of python -m http.server -d {args.export}")
         return
     listener = bind(args.host, args.port)

@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from itertools import takewhile
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias
 
@@ -324,7 +323,6 @@ def add_app(commands: Commands) -> None:
     sub.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
     sub.add_argument(
         "--export",
-        type=Path,
         metavar="FOLDER",
         help="serve nothing; write the page with precomputed examples into a new folder, for any web server",
     )

@@ -29,7 +29,7 @@ PATH_ARGUMENTS = (
     "region",
     "source",
 )
-OUTPUT_ARGUMENTS = ("out", "record")
+OUTPUT_ARGUMENTS = ("out", "record", "export")
 URL = re.compile(r"(?:https?|ftp|file)://\S+", re.IGNORECASE)
 HUB_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+?)/?", re.IGNORECASE)
 # A source without spaces that begins as a path does, or has a folder or no word before a suffix of letters.

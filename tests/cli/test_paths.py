@@ -8,6 +8,7 @@ import pytest
 from command_line import CAT, PHOTO
 
 from minip2p.cli import paths
+from minip2p.cli.main import parser, subparsers
 
 
 def test_a_tilde_is_the_home_folder():
@@ -100,3 +101,14 @@ def test_a_folder_and_a_picture_are_no_prompts(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is a picture: describe it with --prompt, or give the file of a run$"):
         paths.check_source(str(PHOTO), False)
     paths.check_source(str(PHOTO), True)
+
+
+def test_every_argument_that_names_a_file_is_looked_at():
+    """By what the usage calls its value."""
+    names = {
+        action.dest
+        for sub in subparsers(parser()).values()
+        for action in sub._actions
+        if re.search(r"FILE|FOLDER|PATH|IMAGE|GRID|SOURCE|OUT", str(action.metavar))
+    }
+    assert names == {*paths.PATH_ARGUMENTS, *paths.OUTPUT_ARGUMENTS}
