@@ -80,7 +80,9 @@ class Muon(torch.optim.Optimizer):
                 key = direction.shape if p.is_cuda else i
                 directions.setdefault(key, []).append((p, direction))
             for alike in directions.values():
-                updates = orthogonalize(torch.stack([direction for _, direction in alike]))
+                stacked = [direction for _, direction in alike]
+                # A CPU multiplies a matrix by itself faster than a batch of one.
+                updates = [orthogonalize(stacked[0])] if len(alike) == 1 else [*orthogonalize(torch.stack(stacked))]
                 for (p, _), update in zip(alike, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["decay"])
                     rows = columns_in_memory_order(p, p)
