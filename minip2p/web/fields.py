@@ -1,7 +1,6 @@
 """Reads the fields of a JSON object, each with its type and limits. Errors are ValueErrors that name the field."""
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -29,8 +28,7 @@ class Fields:
     """
 
     def __init__(self, value: Any, known: Sequence[str], what: str = "the request"):
-        if not isinstance(value, dict):
-            raise ValueError(f"{what} must be a JSON object, not {type_name(value)}")
+        check(what, value, isinstance(value, dict), "a JSON object")
         if unknown := [name for name in value if name not in known]:
             raise ValueError(f"{what} has no {unknown[0][:40]!r}; it has {', '.join(known)}")
         self.values, self.what = value, what
@@ -43,14 +41,12 @@ class Fields:
 
     def text(self, name: str, longest: int, default: Any = MISSING) -> str:
         """One line of text."""
-        value = self.value(name, default)
-        return check_text(name, value, longest)
+        return check_text(name, self.value(name, default), longest)
 
     def integer(self, name: str, low: int, high: int, default: Any = MISSING) -> int:
         value = self.value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"{name} must be a whole number from {low} to {high}, not {shown(value)}")
-        return value
+        is_valid = type(value) is int and low <= value <= high
+        return int(check(name, value, is_valid, f"a whole number from {low} to {high}"))
 
     def number(self, name: str, low: float, high: float, default: Any = MISSING) -> float:
         return check_number(name, self.value(name, default), low, high)
@@ -59,46 +55,36 @@ class Fields:
         value = self.value(name, None)
         return None if value is None else check_number(name, value, low, high)
 
-    def flag(self, name: str, default: bool = False) -> bool:
-        value = self.value(name, default)
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, not {shown(value)}")
-        return value
+    def flag(self, name: str) -> bool:
+        value = self.value(name, False)
+        return bool(check(name, value, isinstance(value, bool), "true or false"))
 
     def items(self, name: str, most: int, default: Any = MISSING) -> list[Any]:
         """A list of at most so many values."""
         value = self.value(name, default)
-        if not isinstance(value, list) or len(value) > most:
-            raise ValueError(f"{name} must be a list of at most {most} values, not {shown(value)}")
-        return value
+        is_valid = isinstance(value, list) and len(value) <= most
+        return list(check(name, value, is_valid, f"a list of at most {most} values"))
+
+
+def check(name: str, value: Any, is_valid: bool, what: str) -> Any:
+    """The value. Raises ValueError where it is not valid. what: what it has to be."""
+    if not is_valid:
+        shown = repr(value)
+        raise ValueError(f"{name} must be {what}, not {shown if len(shown) <= 40 else f'{shown[:40]}…'}")
+    return value
 
 
 def check_text(name: str, value: Any, longest: int) -> str:
     """Raises ValueError for anything but a line of text of at most so many characters."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, not {type_name(value)}")
+    check(name, value, isinstance(value, str), "text")
     if len(value) > longest:
         raise ValueError(f"{name} has {len(value)} characters, and {longest} are the most")
     if CONTROL.search(value):
         raise ValueError(f"{name} must be one line of text, without control characters")
-    return value
+    return str(value)
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> float:
     """Raises ValueError for anything but a number from low to high."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or not math.isfinite(float(value)):
-        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {shown(value)}")
-    return float(value)
-
-
-def shown(value: Any) -> str:
-    """A value for an error, not longer than a line."""
-    text = type_name(value) if isinstance(value, list | dict) else repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
-
-
-def type_name(value: Any) -> str:
-    """What JSON calls the type of a value."""
-    names = ((bool, "true or false"), (dict, "an object"), (list, "a list"), (str, "text"), (int | float, "a number"))
-    return next((name for types, name in names if isinstance(value, types)), "null")
+    is_valid = type(value) in (int, float) and low <= value <= high
+    return float(check(name, value, is_valid, f"a number from {low:g} to {high:g}"))

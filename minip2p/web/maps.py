@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minip2p.attention.contract import Attend, Site, at_step, attention_map
+from minip2p.attention.contract import Attend, Site, attention_map, fused
 from minip2p.attention.heatmaps import map_size
 from minip2p.sampling.guidance import guided_noise
 from minip2p.sampling.progress import Progress
@@ -157,7 +157,7 @@ def collect_maps(run: Trajectory, budget: int, progress: Progress = iter) -> tup
             cond,
             cond,
             guidance_scale=1.0,
-            attend=recording(at_step(run.attend, i)),
+            attend=recording(fused),
             image=run.conditioning.without_image_guidance,
         )
     return tokens, blocks

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from minip2p.inversion.methods import METHODS
-from minip2p.web.fields import Fields, check_number, check_text
+from minip2p.web.fields import Fields, check, check_number, check_text
 from minip2p.web.limits import Limits
 
 MAX_SEED = 2**53 - 1  # the largest whole number that JavaScript counts to
@@ -58,8 +58,7 @@ class Inversion:
         """Also returns the id of the photograph, and whether the steps are to be shown."""
         fields = Fields(body, ("photo", "prompt", "method", "steps", "guidance", "preview"))
         method = fields.text("method", 40, "direct")
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+        check("method", method, method in METHODS, f"one of {', '.join(METHODS)}")
         request = cls(
             fields.text("prompt", limits.characters),
             method,
@@ -125,7 +124,7 @@ class Edit:
         """The edit with another value on an axis of a grid."""
         kind, _, word = name.partition(":")
         if kind == "weight":
-            return replace(self, weights=(*(pair for pair in self.weights if pair[0] != word), (word, value)))
+            return replace(self, weights=tuple({**dict(self.weights), word: value}.items()))
         if kind == "threshold":
             assert self.blend is not None
             return replace(self, blend=replace(self.blend, threshold=value))
@@ -168,8 +167,9 @@ def read_axis(axis: str, value: Any, edit: Edit, limits: Limits) -> tuple[str, l
 def read_weights(value: Any, limits: Limits) -> tuple[tuple[str, float], ...]:
     if value is None:
         return ()
-    if not isinstance(value, dict) or len(value) > MAX_WORDS:
-        raise ValueError(f"weights must be an object of at most {MAX_WORDS} words")
+    check(
+        "weights", value, isinstance(value, dict) and len(value) <= MAX_WORDS, f"an object of at most {MAX_WORDS} words"
+    )
     return tuple(
         (
             check_text("a word of weights", word, limits.characters),

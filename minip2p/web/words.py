@@ -4,8 +4,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from minip2p.p2p.alignment import infer_kind, refine_alignment, swap_mapper
 from minip2p.text.encoder import TextEncoder
 from minip2p.text.prompt import Prompt
@@ -65,8 +63,7 @@ def align(text: TextEncoder, source: str, target: str) -> dict[str, Any]:
     """
     old, new = text.prompt(source), text.prompt(target)
     kind = infer_kind(old, new)
-    mapper, kappa = (swap_mapper(old, new), torch.ones(len(new.ids))) if kind == "swap" else refine_alignment(old, new)
-    shares = mapper * kappa
+    shares = swap_mapper(old, new) if kind == "swap" else refine_alignment(old, new)[0]
     links = []
     for j, fed in enumerate(new.visible_words):
         for i, word in enumerate(old.visible_words):

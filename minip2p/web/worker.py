@@ -40,7 +40,7 @@ class Job:
     """
 
     def __init__(self, work: Callable[["Job"], Event]):
-        self.work: Callable[[Job], Event] | None = work
+        self.work = work
         self.turn: Future[None] = Future()
         self.loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[Event] = asyncio.Queue()
@@ -133,17 +133,15 @@ class Worker:
         NOTES.set([])
         try:
             job.check()
-            assert job.work is not None
             event = job.work(job)
         except JobCancelled:
-            event = SERVER_STOPS if self.is_closed else CANCELLED
+            event = CANCELLED
         except Exception as error:
             event = {"type": "error", "error": error_line(error)}
         NOTES.set(None)
         self.finish(job, event)
 
     def finish(self, job: Job, event: Event) -> None:
-        job.work = None  # with what it holds in memory
         with self.lock:
             self.jobs.remove(job)
             self.tell_positions()

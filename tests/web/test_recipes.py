@@ -15,8 +15,8 @@ import minip2p
 from minip2p.cli import options
 from minip2p.cli.app import model_source
 from minip2p.cli.main import parser
-from minip2p.web.recipes import Generated, ModelSource, command_text, python_text
-from minip2p.web.requests import Generation
+from minip2p.web.recipes import SOURCE_RUN, Edited, Generated, ModelSource, command_text, python_text
+from minip2p.web.requests import Edit, Generation
 
 HALF = np.zeros((8, 8), np.uint8)
 HALF[:, :4] = 255
@@ -32,25 +32,29 @@ def edited(client, cat, **more):
     return result(client, "edit", run=cat["id"], target=TIGER, **more)["run"]
 
 
-def inverted(client):
-    photo = client.post("/api/photo", files={"file": PHOTO.read_bytes()}).json()
-    return result(client, "invert", photo=photo["photo"], prompt=CAT, method="ddim", steps=2, guidance=2)["run"]
+@pytest.fixture(scope="module")
+def photo(client):
+    """A photograph that was inverted."""
+    told = client.post("/api/photo", files={"file": PHOTO.read_bytes()}).json()
+    return result(client, "invert", photo=told["photo"], prompt=CAT, method="ddim", steps=2, guidance=2)["run"]
 
 
 EVERYTHING = {"cross": 0.6, "self": 0.5, "weights": {"tiger": 2, "beach": -0.5}, "blend": BLEND, "region": REGION}
 RUNS = {
-    "generated": lambda client, cat: generated(client),
-    "edited": lambda client, cat: edited(client, cat, **EVERYTHING, paste=True),
-    "plain": lambda client, cat: result(client, "edit", run=cat["id"], target=TIGER, compare=True)["plain"],
-    "photo": lambda client, cat: inverted(client),
-    "edited photo": lambda client, cat: edited(client, inverted(client), region=REGION, paste=True),
-    "edited twice": lambda client, cat: edited(client, edited(client, cat, region=REGION), region=REGION, cross=0.1),
+    "generated": lambda client, cat, photo: generated(client),
+    "edited": lambda client, cat, photo: edited(client, generated(client), **EVERYTHING, paste=True),
+    "plain": lambda client, cat, photo: result(client, "edit", run=cat["id"], target=TIGER, compare=True)["plain"],
+    "photo": lambda client, cat, photo: photo,
+    "edited photo": lambda client, cat, photo: edited(client, photo, region=REGION, paste=True),
+    "edited twice": lambda client, cat, photo: edited(
+        client, edited(client, photo, region=REGION), region=REGION, cross=0.1, paste=True
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_python_and_the_command_line_make_the_same_picture(name, client, cat, pipe, tmp_path, monkeypatch):
-    told = RUNS[name](client, cat)
+def test_python_and_the_command_line_make_the_same_picture(name, client, cat, photo, pipe, tmp_path, monkeypatch):
+    told = RUNS[name](client, cat, photo)
     recipe = client.get(f"/api/run/{told['id']}/recipe").json()
     for file in recipe["files"]:
         (tmp_path / file["name"]).write_bytes(client.get(file["url"]).content)
@@ -102,6 +106,12 @@ def test_recipes_load_the_model_of_the_server():
     assert (loaded.model, loaded.vae, loaded.dtype, loaded.device) == ("a b", "v", "float16", "cuda")
     assert (loaded.lora, loaded.embedding, loaded.prompt, loaded.seed) == (["l:0.5"], ["e"], "it's a cat", "1")
     assert model_source(parser().parse_args(["app"])) == ModelSource()
+
+
+@pytest.mark.parametrize("prompt", ["cat", "my photos/cat", "a cat.png", "~ cat", "a\\b c"])
+def test_a_source_whose_prompt_could_be_a_file_is_a_file(prompt):
+    recipe = Edited(Edit("a dog", 0.8, 0.4), Generated(Generation(prompt, 1, 2, None, "")))
+    assert shlex.split(command_text(recipe, ModelSource()))[-2:] == [SOURCE_RUN, "a dog"]
 
 
 @pytest.mark.parametrize("prompt", ["--overwrite", "-x", "$(reboot)", "`reboot`; ls", "a\"b'c", "\\"])

@@ -77,7 +77,7 @@ def test_a_client_that_waits_and_leaves_gives_up_its_place(app, port):
 
 def test_the_last_request_of_a_slider_wins(app, port):
     """Each movement leaves the request before it."""
-    run = generate(port, steps=8)["run"]["id"]
+    run = generate(port, steps=4)["run"]["id"]
     streams = []
     for n in range(6):
         streams.append(Stream(port, "edit", run=run, target=TIGER, cross=n / 5))
@@ -90,7 +90,7 @@ def test_the_last_request_of_a_slider_wins(app, port):
 
 
 def test_a_client_that_leaves_before_its_maps_are_there_ends_their_job(app, port):
-    run = generate(port, steps=15)["run"]["id"]
+    run = generate(port, steps=8)["run"]["id"]
     connection = socket.create_connection(("127.0.0.1", port))
     connection.sendall(f"GET /api/run/{run}/maps HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     wait_until(lambda: not idle(app))

@@ -28,10 +28,13 @@ def test_a_words_pieces_are_one_entry(model):
     assert [word["text"] for word in words_json(prompt)] == ["a", "hippopotamus", "on", "the", "beach"]
 
 
+@pytest.mark.filterwarnings("ignore:this model was trained without")
 def test_alignment_of_a_swap_and_of_a_refinement(model):
     swap = align(model.text, "a cat on grass", "a dog on grass")
     assert swap["kind"] == "swap" and swap["links"] == [[n, n, 1.0] for n in range(4)]
     assert swap["source"][1] == {"text": "cat", "index": 1} and swap["target"][1] == {"text": "dog", "index": 1}
+    for pair in (("a hippopotamus", "a dog"), ("a dog", "a hippopotamus")):  # 7 tokens and 1
+        assert align(model.text, *pair)["links"] == [[0, 0, 1.0], [1, 1, 1.0]]
     refined = align(model.text, "a cat on grass", "a red cat on grass")
     assert refined["kind"] == "refine" and refined["links"] == [[0, 0, 1.0], [1, 2, 1.0], [2, 3, 1.0], [3, 4, 1.0]]
     with pytest.raises(ValueError):

@@ -62,15 +62,16 @@ def test_a_job_tells_its_position_its_steps_and_its_result():
         def work(job):
             job.phase = "count"
             for n in job.steps([1, 2]):
-                job.preview = "picture" if n == 2 else None
+                if n == 1:
+                    job.preview = "picture"
             return {"type": "result", "value": 7}
 
         events = [event async for event in submit(worker, work).events()]
         steps = [{"type": "step", "phase": "count", "step": n, "steps": 2} for n in (1, 2)]
         assert events == [
             {"type": "queued", "position": 0},
-            steps[0],
-            {**steps[1], "preview": "picture"},
+            {**steps[0], "preview": "picture"},
+            steps[1],
             {"type": "result", "value": 7},
         ]
 
@@ -131,6 +132,25 @@ def test_a_running_job_ends_between_two_steps():
         assert (await submit(worker, quick).result())["type"] == "result"
 
     run(test)
+
+
+def test_a_job_that_is_cancelled_in_its_last_step_has_no_result():
+    async def test(worker):
+        def work(job):
+            for _ in job.steps([1]):
+                job.cancelled.set()
+            return {"type": "result"}
+
+        assert (await submit(worker, work).result())["error"] == "the request was cancelled"
+
+    run(test)
+
+
+def test_events_go_to_nobody_when_the_server_has_ended():
+    async def main():
+        return Job(quick)
+
+    asyncio.run(main()).emit({"type": "result"})
 
 
 def test_a_job_leaves_nothing_in_memory():
