@@ -46,12 +46,12 @@ from minip2p.web.worker import NOTES, Event, Job, JobCancelled, QueueFull, Worke
 
 STATIC = Path(__file__).parent / "static"
 METHOD_LABELS = (
-    ("direct", "direct inversion: reconstructs exactly"),
-    ("ddim", "DDIM inversion: the baseline"),
-    ("negative-prompt", "negative-prompt inversion: quick"),
-    ("proximal", "proximal guidance: cautious"),
-    ("null-text", "null-text optimisation: slow"),
-    ("edit-friendly", "edit-friendly inversion (DDPM)"),
+    ("direct", "direct: keeps the encoded photograph"),
+    ("ddim", "DDIM: the baseline"),
+    ("negative-prompt", "negative-prompt: quick"),
+    ("proximal", "proximal: cautious"),
+    ("null-text", "null-text: slow"),
+    ("edit-friendly", "edit-friendly: DDPM"),
 )
 # Edits that the model that ships does well.
 EXAMPLES = (
@@ -364,7 +364,7 @@ def collected_notices() -> Iterator[None]:
     ) -> None:
         notes = NOTES.get()
         if notes is not None and issubclass(category, Notice):
-            notes.append(" ".join(str(message).split()))
+            notes.append(str(message))
         elif not issubclass(category, Notice):
             printer(message, category, filename, lineno, *rest, **more)
 

@@ -39,7 +39,8 @@ def test_a_run_can_be_cancelled(page):
     page.get_by_text(re.compile(r"source: step \d+ of 100")).wait_for()
     page.click("#form-generate .cancel")
     page.wait_for_selector("#form-generate .cancel", state="hidden")
-    assert page.locator("#source-view .word").count() == 0
+    page.get_by_text("Cancelled.").wait_for()
+    assert page.locator("#source-view .word, #source-view img").count() == 0  # nothing half done is left
     set_value(page, "#steps", 4)
     generate(page)  # the server is free again
 
@@ -121,7 +122,19 @@ def test_a_click_shows_what_a_place_looks_at(page):
     first = heat(page)
     assert "looks at" in page.locator("#source-view .legend").text_content()
     place.click(position={"x": 200, "y": 220})
-    assert heat(page) not in (None, first)
+    second = heat(page)
+    assert second not in (None, first)
+    page.select_option("#source-view-layer", "site:2")  # the mark stays, and shows the self-attention of that layer
+    assert heat(page) not in (None, second)
+    page.mouse.move(2, 2)
+    assert page.locator("#source-view .ranks .name").count() > 3  # the words at the marked place
+
+
+def test_words_that_the_model_does_not_know_are_marked(page):
+    generate(page, "a platypus on the beach")
+    assert word(page, "platypus").get_attribute("title")
+    assert not word(page, "beach").get_attribute("title")
+    assert "platypus" in page.locator("#source-view .note").text_content()
 
 
 # --- 3 Edit
@@ -165,7 +178,7 @@ def test_weights_blend_comparison_and_difference(page):
     wait_for_edit(page)
     stage = page.locator(".comparison .picture img:not(.before)")
     sources = set()
-    for name in ("Before | after", "Without Prompt-to-Prompt", "Difference", "Mask"):
+    for name in ("Before | after", "Before | without", "Difference", "Mask"):
         page.locator(".comparison button").get_by_text(name, exact=True).click()
         sources.add(stage.get_attribute("src"))
     assert len(sources) == 4
@@ -240,6 +253,10 @@ def test_what_is_no_photograph_is_refused_in_one_line(page, tmp_path):
 
 def test_a_grid_fills_and_its_cells_open(page):
     generate(page)
+    page.fill("#x-values", "0, 2, -1")
+    page.click("#form-grid button[type=submit]")
+    page.locator("#alert").wait_for()
+    assert page.locator("#alert").bounding_box()["y"] >= 0 and page.locator("#sheet *").count() == 0
     write_target(page, "a tiger on the beach")
     page.fill("#x-values", "0, 1")
     page.fill("#y-values", "0, 0.5")
@@ -263,9 +280,10 @@ def test_files_and_code_can_be_taken_home_and_a_picture_brings_its_settings_back
             links.nth(n).click()
         files[download.value.suggested_filename] = tmp_path / download.value.suggested_filename
         download.value.save_as(files[download.value.suggested_filename])
-    assert set(files) == {"minip2p.png", "minip2p.gif", "run.safetensors"}
-    assert "a red car on the street" in Image.open(files["minip2p.png"]).info["parameters"]
-    assert Image.open(files["minip2p.gif"]).n_frames == 4
+    stem = "a-red-car-on-the-street-seed5"
+    assert set(files) == {f"{stem}.png", f"{stem}.gif", f"{stem}.safetensors"}
+    assert "a red car on the street" in Image.open(files[f"{stem}.png"]).info["parameters"]
+    assert Image.open(files[f"{stem}.gif"]).n_frames == 4
     page.locator("#source-view .home button").get_by_text("Code").click()
     page.wait_for_selector("#recipe[open]")
     assert "pipe.generate(" in page.locator("#recipe-python").text_content()
@@ -274,10 +292,28 @@ def test_files_and_code_can_be_taken_home_and_a_picture_brings_its_settings_back
     # In another page it brings everything back.
     page.reload()
     page.wait_for_selector("#about:not(:empty)")
-    drop(page, files["minip2p.png"])
+    drop(page, files[f"{stem}.png"])
     page.wait_for_selector("#source-view .inspector select")
     assert page.input_value("#prompt") == "a red car on the street"
     assert (page.input_value("#seed"), page.input_value("#steps")) == ("5", "4")
+
+
+def test_the_picture_of_an_edit_brings_its_source_and_the_edit_back(page, tmp_path):
+    generate(page)
+    set_value(page, "#cross", 0.4)
+    edit(page, "a tiger on the beach")
+    with page.expect_download() as download:
+        page.locator("#edit-view .home a").first.click()
+    download.value.save_as(tmp_path / "edit.png")
+    shown = page.request.get(page.url + picture(page, "edit").lstrip("/")).body()
+    page.reload()
+    page.wait_for_selector("#about:not(:empty)")
+    drop(page, tmp_path / "edit.png")
+    page.wait_for_selector("#edit-view .inspector select")
+    assert page.input_value("#prompt") == "a cat on the beach"
+    assert (page.input_value("#target"), page.input_value("#cross")) == ("a tiger on the beach", "0.4")
+    again = page.request.get(page.url + picture(page, "edit").lstrip("/")).body()
+    assert Image.open(io.BytesIO(again)).tobytes() == Image.open(io.BytesIO(shown)).tobytes()
 
 
 def drop(page, file):

@@ -12,7 +12,7 @@ export function drawAlignment(container, { source, target, links, kind }) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("aria-hidden", "true");
   const pairs = links.map(([i, j]) => `${source[i].text} → ${target[j].text}`).join(", ");
-  const box = el("div", { className: "alignment" }, from, svg, to,
+  const box = el("div", { className: "alignment" }, el("div", {}, from, svg, to),
     el("p", { className: "visually-hidden" }, `The words are matched so: ${pairs}`));
   container.replaceChildren(box);
   const linked = new Set(links.map(([, j]) => j));

@@ -6,7 +6,14 @@ export async function connect() {
   return data ? StaticApi.open(data.content) : new ServerApi();
 }
 
-async function checked(response) {
+async function checked(answer) {
+  let response;
+  try {
+    response = await answer;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server does not answer: start minip2p app again.");
+  }
   if (response.ok) return response;
   let message = `the server answered ${response.status}`;
   try {
@@ -24,7 +31,7 @@ class ServerApi {
     const options = body === undefined ? {} : {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
     };
-    return (await checked(await fetch(path, options))).json();
+    return (await checked(fetch(path, options))).json();
   }
 
   model() { return this.json("api/model"); }
@@ -34,19 +41,19 @@ class ServerApi {
   async upload(path, file) {
     const form = new FormData();
     form.append("file", file);
-    return (await checked(await fetch(path, { method: "POST", body: form }))).json();
+    return (await checked(fetch(path, { method: "POST", body: form }))).json();
   }
 
   photo(file) { return this.upload("api/photo", file); }
   settings(file) { return this.upload("api/settings", file); }
 
   async maps(run, signal) {
-    return (await checked(await fetch(`api/run/${run.id}/maps`, { signal }))).arrayBuffer();
+    return (await checked(fetch(`api/run/${run.id}/maps`, { signal }))).arrayBuffer();
   }
 
   /** The events of a job, in order. Aborting the signal cancels the job. Throws on an event of type "error". */
   async *job(kind, body, signal) {
-    const response = await checked(await fetch(`api/${kind}`, {
+    const response = await checked(fetch(`api/${kind}`, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
     }));
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -84,14 +91,14 @@ class StaticApi {
   static async open(url) {
     const api = new StaticApi();
     api.folder = url.slice(0, url.lastIndexOf("/") + 1);
-    api.data = await (await checked(await fetch(url))).json();
+    api.data = await (await checked(fetch(url))).json();
     return api;
   }
 
   async model() { return this.data.model; }
   async align() { return this.example.align; }
   async recipe(run) { return run.recipe; }
-  async maps(run, signal) { return (await checked(await fetch(this.folder + run.maps, { signal }))).arrayBuffer(); }
+  async maps(run, signal) { return (await checked(fetch(this.folder + run.maps, { signal }))).arrayBuffer(); }
   links(run) { return [["PNG", run.picture, "minip2p.png"]]; }
   difference() { return null; }
 

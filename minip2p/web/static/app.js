@@ -16,9 +16,11 @@ function alert(message) {
   $("alert").hidden = !message;
 }
 
+const isKnown = (word) => !model.words || model.words.includes(word.toLowerCase());
+
 const views = Object.fromEntries([["source", "Picture"], ["edit", "Edited picture"]].map(([name, label]) => [
   name, new RunView($(`${name}-view`), {
-    api, label, alert, recipe: showRecipe, actions: name === "edit" && !api.isStatic ? { "Edit this picture": (run) => useAsSource(run) } : {},
+    api, label, alert, isKnown, recipe: showRecipe, actions: name === "edit" && !api.isStatic ? { "Edit this picture": (run) => useAsSource(run) } : {},
   })]));
 const brush = new Brush($("brush-size"), () => scheduleEdit());
 
@@ -31,14 +33,19 @@ async function runJob(name, kind, body, { onEvent = () => {}, form }) {
   const control = running[name] = new AbortController();
   const cancel = form.querySelector(".cancel");
   const bar = $(`${name}-progress`);
+  let isCancelled = false;
   cancel.hidden = false;
-  cancel.onclick = () => control.abort();
+  cancel.onclick = () => {
+    isCancelled = true;
+    control.abort();
+  };
   alert("");
   const text = el("span", { role: "status" }, "…");
   const meter = el("progress", { max: 1, "aria-label": "Progress" });
   bar.replaceChildren(meter, text);
+  bar.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  let result = null;
   try {
-    let result = null;
     for await (const event of api.job(kind, body, control.signal)) {
       if (event.type === "queued") text.textContent = event.position ? `waiting: ${event.position} before this` : "starting";
       if (event.type === "step") {
@@ -57,22 +64,38 @@ async function runJob(name, kind, body, { onEvent = () => {}, form }) {
     if (running[name] === control) {
       delete running[name];
       cancel.hidden = true;
-      bar.replaceChildren();
+      bar.replaceChildren(...(isCancelled ? [el("span", { role: "status" }, "Cancelled.")] : []));
+      if (!result) views[name]?.restore();
     }
   }
 }
 
 const withPreview = (view) => (event) => event.preview && view.preview(event.preview);
 
+/** A word as the library names it: the second "a" of a prompt is "a#2". */
+function named(words) {
+  const counts = new Map();
+  const total = (text) => words.filter((word) => word.text === text).length;
+  return words.map(({ text }) => {
+    counts.set(text, (counts.get(text) || 0) + 1);
+    return total(text) > 1 ? `${text}#${counts.get(text)}` : text;
+  });
+}
+
 // The picture.
 
-$("form-generate").addEventListener("submit", async (event) => {
-  event.preventDefault();
+async function generate() {
   const body = api.isStatic ? { example: Number($("prompt").value) } : {
     prompt: $("prompt").value, seed: Number($("seed").value), steps: Number($("steps").value), guidance: Number($("guidance").value), preview: true,
   };
   const result = await runJob("source", "generate", body, { form: $("form-generate"), onEvent: withPreview(views.source) });
   if (result) useAsSource(result.run);
+  return result;
+}
+
+$("form-generate").addEventListener("submit", (event) => {
+  event.preventDefault();
+  generate();
 });
 
 $("other-seed").addEventListener("click", () => {
@@ -93,12 +116,18 @@ async function takePhoto(file) {
   $("photo-preview").src = photo.picture;
   $("photo-preview").alt = `The photograph, ${photo.size[1]} × ${photo.size[0]} pixels`;
   $("photo-preview").hidden = false;
-  $("photo-notes").textContent = photo.notes.join(" ");
+  $("photo-notes").textContent = [file.name, ...photo.notes].join(" · ");
   chooseTab("photo");
   $("photo-prompt").focus();
 }
 
-$("file").addEventListener("change", () => $("file").files.length && takePhoto($("file").files[0]));
+$("file").addEventListener("change", async () => {
+  const [file] = $("file").files;
+  if (!file) return;
+  await takePhoto(file);
+  $("file").value = ""; // so that the same file can be chosen again
+});
+addEventListener("pageshow", () => { $("file").value = ""; });
 
 $("form-invert").addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -125,19 +154,36 @@ addEventListener("drop", async (event) => {
   const [file] = event.dataTransfer.files;
   if (!file || api.isStatic) return;
   try {
-    useSettings((await api.settings(file)).settings);
+    await useSettings((await api.settings(file)).settings);
   } catch {
-    takePhoto(file);
+    await takePhoto(file);
   }
 });
 
-function useSettings(settings) {
+/** The settings of a picture that minip2p made; those of an edit bring its source and the edit back. */
+async function useSettings(settings) {
   chooseTab("prompt");
-  $("prompt").value = settings.prompt;
+  $("prompt").value = settings.source ?? settings.prompt;
   for (const [id, value] of [["seed", settings.seed], ["steps", settings.steps], ["guidance", settings.guidance]]) {
     if (value !== null && value !== undefined) setValue($(id), value);
   }
-  $("form-generate").requestSubmit();
+  if (settings.method) {
+    alert(`This picture was edited from a photograph (${settings.method} inversion), which its file does not hold.`);
+    return;
+  }
+  if (!await generate() || settings.source === null) return;
+  $("target").value = settings.prompt;
+  await describeTargetNow();
+  setValue($("cross"), settings.cross ?? model.defaults.cross);
+  setValue($("self"), settings.self ?? model.defaults.self);
+  for (const [word, weight] of Object.entries(settings.weights ?? {})) if (weights.has(word)) setValue(weights.get(word), weight);
+  for (const side of ["source", "target"]) {
+    blend[side].clear();
+    for (const word of settings.blend?.[side] ?? []) blend[side].add(word);
+  }
+  $("paste").checked = settings.paste;
+  await describeTargetNow();
+  await edit();
 }
 
 function chooseTab(name) {
@@ -198,7 +244,7 @@ async function edit() {
 
 /** While a slider is dragged, the picture that is being made appears where the last one was. */
 function previewInPlace(event) {
-  const after = document.querySelector("#edit-view .compare img:not(.before)");
+  const after = document.querySelector("#edit-view .compare img:not(.before)"); // whatever view is chosen
   if (event.preview && after) after.src = event.preview;
 }
 
@@ -216,7 +262,7 @@ async function showEdit(result) {
 
 const scheduleEdit = debounce(() => !views.edit.isEmpty && edit(), 120);
 
-const describeTarget = debounce(async () => {
+async function describeTargetNow() {
   const target = $("target").value;
   if (!views.source.run || !target.trim()) return;
   let alignment;
@@ -232,12 +278,16 @@ const describeTarget = debounce(async () => {
   listWeights(alignment.target);
   listBlendWords(alignment);
   listAxes(alignment.target);
-}, 150);
+}
+
+const describeTarget = debounce(describeTargetNow, 150);
 
 function listWeights(words) {
   const former = new Map(weights);
   weights.clear();
-  $("weight-fields").replaceChildren(...words.map(({ text, index }) => {
+  const names = named(words);
+  $("weight-fields").replaceChildren(...words.map(({ index }, n) => {
+    const text = names[n];
     const id = `weight-${index}`;
     const value = el("output", { htmlFor: id });
     const slider = el("input", { id, type: "range", min: -4, max: 8, step: 0.25, value: former.get(text)?.value ?? 1 });
@@ -254,14 +304,14 @@ function listWeights(words) {
 
 function listBlendWords({ source, target }) {
   const buttons = [];
-  for (const [side, words, where] of [["source", source, "before"], ["target", target, "after"]]) {
+  for (const [side, words, where] of [["source", source, "in the first prompt"], ["target", target, "in the new prompt"]]) {
     for (const text of blend[side]) if (!words.some((word) => word.text === text)) blend[side].delete(text);
     for (const { text } of words) {
       const isShared = side === "target" && source.some((word) => word.text === text);
       if (isShared || buttons.some((button) => button.value === `${side}:${text}`)) continue;
       const isInBoth = side === "source" && target.some((word) => word.text === text);
       buttons.push(el("button", {
-        type: "button", value: `${side}:${text}`, title: isInBoth ? "in both prompts" : `in the prompt ${where}`, "aria-pressed": String(blend[side].has(text)),
+        type: "button", value: `${side}:${text}`, title: isInBoth ? "in both prompts" : where, "aria-pressed": String(blend[side].has(text)),
         onclick: (event) => {
           const isOn = event.currentTarget.getAttribute("aria-pressed") === "false";
           event.currentTarget.setAttribute("aria-pressed", String(isOn));
@@ -288,6 +338,7 @@ $("brush").addEventListener("click", () => {
   const isOn = $("brush").getAttribute("aria-pressed") === "false";
   $("brush").setAttribute("aria-pressed", String(isOn));
   brush.isOn = views.source.isBrushing = isOn;
+  if (isOn) views.source.quiet();
   if (isOn) $("source-view").scrollIntoView({ block: "nearest", behavior: "smooth" });
 });
 $("brush-clear").addEventListener("click", () => brush.clear());
@@ -296,7 +347,7 @@ brush.onchange = (isEmpty) => { $("brush-clear").hidden = isEmpty; };
 // The grid.
 
 function listAxes(words) {
-  const options = [["cross", "cross-attention τ"], ["self", "self-attention τ"], ...words.map(({ text }) => [`weight:${text}`, `weight of “${text}”`])];
+  const options = [["cross", "layout: cross τ"], ["self", "shapes: self τ"], ...named(words).map((text) => [`weight:${text}`, `weight of “${text}”`])];
   for (const [id, fallback] of [["x-name", "cross"], ["y-name", "self"]]) {
     const former = $(id).value;
     $(id).replaceChildren(...options.map(([value, text]) => el("option", { value }, text)));
@@ -329,11 +380,14 @@ $("form-grid").addEventListener("submit", async (event) => {
         cells.set(`${i},${j}`, cell);
         return cell;
       })))));
-  $("sheet").replaceChildren(table);
   const onEvent = (cellEvent) => {
+    if (!table.isConnected) $("sheet").replaceChildren(table); // the server has accepted the values
     if (cellEvent.type !== "cell") return;
     const { x, y, run } = cellEvent;
-    cells.get(`${x},${y}`).replaceChildren(el("button", { type: "button", onclick: () => openCell(axes, x, y, run) },
+    cells.get(`${x},${y}`).replaceChildren(el("button", { type: "button", "aria-pressed": "false", onclick: (click) => {
+        table.querySelectorAll("button").forEach((button) => button.setAttribute("aria-pressed", String(button === click.currentTarget)));
+        openCell(axes, x, y, run);
+      } },
       el("img", { src: run.picture, alt: `${axes.x.name} ${axes.x.values[x]}, ${axes.y.name} ${axes.y.values[y]}` })));
   };
   const body = { ...editBody(), ...axes };
@@ -355,8 +409,29 @@ function openCell(axes, x, y, run) {
     const input = axis.name.startsWith("weight:") ? weights.get(axis.name.slice(7)) : $(axis.name);
     if (input) setValue(input, value);
   }
-  showEdit({ run });
-  $("edit").scrollIntoView({ behavior: "smooth" });
+  showEdit({ run }).then(() => $("edit-view").scrollIntoView({ block: "nearest", behavior: "smooth" }));
+}
+
+// The forms survive a reload; runs are the server's and do not.
+
+const REMEMBERED = ["prompt", "seed", "steps", "guidance", "photo-prompt"];
+
+addEventListener("pagehide", () => {
+  if (api.isStatic) return;
+  try {
+    sessionStorage.setItem("minip2p-form", JSON.stringify(Object.fromEntries(REMEMBERED.map((id) => [id, $(id).value]))));
+  } catch {
+    // no storage
+  }
+});
+
+function recall() {
+  try {
+    const values = JSON.parse(sessionStorage.getItem("minip2p-form") ?? "{}");
+    for (const id of REMEMBERED) if (values[id] !== undefined) setValue($(id), values[id]);
+  } catch {
+    // no storage
+  }
 }
 
 // Take home, colours, start.
@@ -439,6 +514,7 @@ async function start() {
   }
   $("prompt").value = model.examples[0]?.prompt ?? "";
   if (model.examples[0]) setValue($("seed"), model.examples[0].seed);
+  recall();
 }
 
 start().catch((error) => alert(error.message));

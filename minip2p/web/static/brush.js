@@ -38,7 +38,7 @@ export class Brush {
 
   stroke(to) {
     const context = this.canvas.getContext("2d");
-    context.strokeStyle = "#fff";
+    context.strokeStyle = "#c2186a";
     context.lineCap = "round";
     context.lineWidth = Number(this.size.value);
     context.beginPath();

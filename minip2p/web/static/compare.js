@@ -2,15 +2,18 @@
 
 import { el } from "./dom.js";
 
+let chosen = "Before | after"; // the view stays when the edit changes
+
 export function comparison(api, { run, source, plain }) {
-  const after = el("img", { src: run.picture, alt: `After: ${run.prompt}`, draggable: false });
-  const before = el("img", { src: source.original || source.picture, alt: `Before: ${source.prompt}`, draggable: false, className: "before" });
+  const right = el("img", { src: run.picture, alt: `After: ${run.prompt}`, draggable: false });
+  const left = el("img", { alt: "", draggable: false, className: "before" });
+  const names = [el("span", { className: "name left" }), el("span", { className: "name right" })];
   const line = el("span", { className: "line" });
-  const stage = el("div", { className: "picture compare" }, after, before, line);
+  const stage = el("div", { className: "picture compare" }, right, left, line, ...names);
   const slider = el("input", {
-    type: "range", min: 0, max: 100, value: 50, "aria-label": "Before and after",
+    type: "range", min: 0, max: 100, value: 50, "aria-label": "Left and right picture",
     oninput: () => {
-      before.style.clipPath = `inset(0 ${100 - slider.value}% 0 0)`;
+      left.style.clipPath = `inset(0 ${100 - slider.value}% 0 0)`;
       line.style.left = `${slider.value}%`;
     },
   });
@@ -20,23 +23,29 @@ export function comparison(api, { run, source, plain }) {
     slider.value = 100 * (event.clientX - box.left) / box.width;
     slider.dispatchEvent(new Event("input"));
   });
+  const before = [source.original || source.picture, "before"];
+  const after = [run.picture, "after"];
+  const without = plain && [plain.picture, "without Prompt-to-Prompt"];
+  const difference = api.difference(run, source);
   const choices = [
-    ["Before | after", () => show(run.picture, true)],
-    ...(plain ? [["Without Prompt-to-Prompt", () => show(plain.picture, true)]] : []),
-    ...(api.difference(run, source) ? [["Difference", () => show(api.difference(run, source), false)]] : []),
-    ...(run.mask ? [["Mask", () => show(run.mask, false)]] : []),
+    ["Before | after", before, after],
+    ...(plain ? [["Before | without", before, without], ["Without | with", without, [run.picture, "with Prompt-to-Prompt"]]] : []),
+    ...(difference ? [["Difference", null, [difference, "bright: half of the range of a colour or more"]]] : []),
+    ...(run.mask ? [["Mask", null, [run.mask, "white may change"]]] : []),
   ];
-  function show(url, compared) {
-    after.src = url;
-    before.hidden = line.hidden = slider.hidden = !compared;
+  function show([name, a, b]) {
+    chosen = name;
+    right.src = b[0];
+    right.alt = `${b[1]}: ${run.prompt}`;
+    names[1].textContent = b[1];
+    names[0].textContent = a ? a[1] : "";
+    if (a) [left.src, left.alt] = [a[0], a[1]];
+    for (const part of [left, line, names[0]]) part.hidden = !a;
+    slider.disabled = !a;
+    buttons.forEach((button) => button.setAttribute("aria-pressed", String(button.textContent === name)));
   }
-  const buttons = choices.map(([text, action], n) => el("button", {
-    type: "button", "aria-pressed": String(n === 0),
-    onclick: (event) => {
-      buttons.forEach((button) => button.setAttribute("aria-pressed", String(button === event.currentTarget)));
-      action();
-    },
-  }, text));
+  const buttons = choices.map((choice) => el("button", { type: "button", onclick: () => show(choice) }, choice[0]));
+  show(choices.find(([name]) => name === chosen) || choices[0]);
   slider.dispatchEvent(new Event("input"));
   return el("div", { className: "comparison" },
     el("div", { className: "chips", role: "group", "aria-label": "What is compared" }, ...(choices.length > 1 ? buttons : [])), stage, slider);

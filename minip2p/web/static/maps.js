@@ -24,7 +24,7 @@ export class Maps {
     const area = (sites) => Math.abs(Math.log(sites[0].rows * sites[0].columns / 256));
     const outer = [...sizes].sort(([, a], [, b]) => area(a) - area(b));
     return [
-      ...outer.map(([size, sites]) => [`size:${sites[0].stride}`, `${size}, mean of ${sites.length === 1 ? "1 layer" : `${sites.length} layers`}`, "Resolution"]),
+      ...outer.map(([size, sites]) => [`size:${sites[0].stride}`, `${size} (${sites.length === 1 ? "1 layer" : `${sites.length} layers`})`, "Resolution"]),
       ["all", "all layers", "Resolution"],
       ...this.cross.map((site, n) => [`site:${n}`, `${site.place} ${site.index}, ${site.rows} × ${site.columns}`, "Layer"]),
     ];
@@ -81,11 +81,20 @@ export class Maps {
     return this.tokens.map((token, j) => [token, selection.shares[start + j]]).sort((a, b) => b[1] - a[1]);
   }
 
-  /** Where the pixel at (u, v) looks: the mean over the finest self-attention layers. -> {rows, columns, values}. */
-  lookFrom(u, v) {
+  /** The self-attention sites that belong to a layer's choice: those of its place or size, or else the finest. */
+  selfSites(layer) {
+    const sites = this.sites(layer);
+    const [kind] = layer.split(":");
+    const chosen = this.self.filter((site) => sites.some((cross) => (kind === "site"
+      ? cross.place === site.place && cross.index === site.index : kind === "size" && cross.stride === site.stride)));
     const rows = Math.max(...this.self.map((site) => site.rows));
-    const sites = this.self.filter((site) => site.rows === rows);
-    const { columns } = sites[0];
+    return chosen.length ? chosen : this.self.filter((site) => site.rows === rows);
+  }
+
+  /** Where the place (u, v) looks, by the layer's self-attention: the mean over heads and steps. -> {rows, columns, values}. */
+  lookFrom(u, v, layer) {
+    const sites = this.selfSites(layer);
+    const { rows, columns } = sites[0];
     const count = rows * columns;
     const query = Math.min(rows - 1, Math.floor(v * rows)) * columns + Math.min(columns - 1, Math.floor(u * columns));
     const values = new Float32Array(count);

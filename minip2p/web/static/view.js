@@ -4,10 +4,21 @@ import { el, percent } from "./dom.js";
 import { GRADIENT, drawHeat } from "./heat.js";
 import { Maps } from "./maps.js";
 
+const isSpecial = (button) => ["start", "end", "padding"].some((kind) => button.classList.contains(kind));
+
+/** A file name for a run: its prompt, as the command line makes them. */
+export function fileName(run, name) {
+  const stem = run.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture";
+  return `${stem}${run.seed === null ? "" : `-seed${run.seed}`}.${name.split(".").at(-1)}`;
+}
+
 export class RunView {
-  /** container: an element to fill. label: what the picture is called. actions: further buttons, label -> function. */
-  constructor(container, { api, label, actions = {}, recipe, alert }) {
-    Object.assign(this, { container, api, label, actions, recipe, alert });
+  /**
+   * container: an element to fill. label: what the picture is called. actions: further buttons, label -> function.
+   * isKnown: whether the model was trained with a word.
+   */
+  constructor(container, { api, label, actions = {}, recipe, alert, isKnown = () => true }) {
+    Object.assign(this, { container, api, label, actions, recipe, alert, isKnown });
     this.pinned = null; // the token whose map stays
     this.place = null; // the cell under the pointer or the keyboard's cursor
     this.looking = null; // the place whose self-attention is shown
@@ -22,18 +33,28 @@ export class RunView {
     this.container.replaceChildren();
   }
 
-  /** A picture that is still being made. */
+  /** A picture that is still being made, where the finished one will be. */
   preview(url) {
-    if (!this.run || !this.image) {
-      this.container.replaceChildren(el("div", { className: "picture" }, el("img", { src: url, alt: "The picture so far" })));
-    } else {
-      this.image.src = url;
+    if (this.drafting) {
+      this.drafting.src = url;
+      return;
     }
+    this.drafting = el("img", { src: url, alt: "The picture so far" });
+    this.container.replaceChildren(el("div", { className: "look" },
+      el("div", { className: "left" }, el("div", { className: "picture" }, this.drafting), el("p", { className: "legend" }))));
+  }
+
+  /** Ends a preview whose run was cancelled or failed: what was there before comes back. */
+  restore() {
+    if (!this.drafting) return;
+    this.drafting = null;
+    if (this.run) this.show(this.run);
+    else this.clear();
   }
 
   async show(run) {
     this.loading?.abort();
-    Object.assign(this, { run, maps: null, selection: null, pinned: null, place: null, looking: null });
+    Object.assign(this, { run, maps: null, selection: null, pinned: null, place: null, looking: null, drafting: null });
     this.build();
     const loading = this.loading = new AbortController();
     try {
@@ -51,30 +72,34 @@ export class RunView {
     this.image = el("img", { src: run.picture, alt: `${this.label}: ${run.prompt}`, draggable: false });
     this.heat = el("canvas", { className: "heat", hidden: true, "aria-hidden": "true" });
     this.marker = el("span", { className: "marker", hidden: true });
+    this.mark = el("span", { className: "marker chosen", hidden: true });
     this.picture = el("div", {
       className: "picture", tabIndex: 0, role: "group",
       "aria-label": `${this.label}. Arrow keys move over the picture and list the words by their attention; Enter shows what a place looks at.`,
       onpointermove: (event) => this.point(event), onpointerleave: () => this.unpoint(),
       onclick: (event) => { this.point(event); this.look(); }, onkeydown: (event) => this.key(event), onblur: () => this.unpoint(),
-    }, this.image, this.heat, this.marker);
+    }, this.image, this.heat, this.mark, this.marker);
     this.legend = el("p", { className: "legend" });
     this.words = el("div", { className: "words", role: "group", "aria-label": "Words: hover or focus one to see where it looks" });
     this.inspector = el("div", { className: "inspector" });
     this.ranks = el("ol", { className: "ranks", "aria-label": "Words by their share of attention at this place" });
-    const facts = [run.seed === null ? null : `seed ${run.seed}`, `${run.steps} steps`, `guidance ${run.guidance}`, run.method,
+    const facts = [run.seed === null ? null : `seed ${run.seed}`, run.steps === 1 ? "1 step" : `${run.steps} steps`, `guidance ${run.guidance}`, run.method,
       run.psnr === null || run.psnr === undefined ? null : `reconstruction ${run.psnr.toFixed(1)} dB`,
-      run.seconds ? `${run.seconds.toFixed(1)} s, ${run.rows} rows of the UNet` : null];
+      run.rows ? `${run.seconds.toFixed(1)} s, ${run.rows} rows of the UNet` : null];
     const home = el("p", { className: "home" },
-      ...this.api.links(run).map(([text, href, name]) => el("a", { href, download: name }, text)),
+      ...this.api.links(run).map(([text, href, name]) => el("a", { href, download: fileName(run, name) }, text)),
       el("button", { type: "button", onclick: () => this.recipe(run) }, "Code"),
       ...Object.entries(this.actions).map(([text, action]) => el("button", { type: "button", onclick: () => action(run) }, text)));
     this.container.replaceChildren(
       el("div", { className: "look" },
         el("div", { className: "left" }, this.picture, this.legend),
         el("div", { className: "right" }, this.words, this.inspector, this.ranks)),
-      el("p", { className: "facts" }, facts.filter(Boolean).join(" · ")), home);
+      el("p", { className: "facts" }, facts.filter(Boolean).join(" · ")),
+      ...(run.notes || []).map((note) => el("p", { className: "facts note" }, note)), home);
     if (run.original) this.photographOf(run);
-    this.words.append(...run.words.map((word) => el("button", { type: "button", className: "word", disabled: true }, word.text)));
+    this.words.append(...run.words.map((word) => el("button", {
+      type: "button", className: `word${this.isKnown(word.text) ? "" : " unknown"}`, disabled: true,
+    }, word.text)));
   }
 
   photographOf(run) {
@@ -114,10 +139,9 @@ export class RunView {
     const field = (text, control, ...more) => el("div", {}, el("label", { htmlFor: control.id }, text, ...more), control);
     this.inspector.replaceChildren(
       field("Layer", layer), field("Head", head), field("Step ", step, name),
-      el("label", { className: "check" }, special, " start, end and padding"));
-    this.reselect();
+      el("label", { className: "check" }, special, " start, end and padding"), this.specials = el("div", { className: "words" }));
     this.listWords();
-    this.ranks.replaceChildren(el("li", { className: "hint" }, "Point at the picture: the words by their attention there. Click: what the place looks at."));
+    this.reselect();
   }
 
   id(name) { return `${this.container.id}-${name}`; }
@@ -134,13 +158,16 @@ export class RunView {
     const buttons = this.maps.tokens.flatMap((token, j) => {
       if (token.kind !== "word" && !(this.controls.special.checked && token.kind !== "punctuation")) return [];
       return [el("button", {
-        type: "button", className: `word ${token.kind}`, "aria-pressed": String(this.pinned === j),
+        type: "button", className: `word ${token.kind}${token.kind === "word" && !this.isKnown(token.text) ? " unknown" : ""}`,
+        title: token.kind === "word" && !this.isKnown(token.text) ? "the model was trained without this word" : "",
+        "aria-pressed": String(this.pinned === j),
         onpointerenter: () => this.hover(j), onpointerleave: () => this.hover(null), onfocus: () => this.hover(j), onblur: () => this.hover(null),
         onclick: () => this.pin(j),
       }, token.text)];
     });
     this.buttons = buttons;
-    this.words.replaceChildren(...buttons);
+    this.words.replaceChildren(...buttons.filter((button) => button.classList.contains("word") && !isSpecial(button)));
+    this.specials.replaceChildren(...buttons.filter(isSpecial));
   }
 
   pin(j) {
@@ -163,13 +190,21 @@ export class RunView {
       const values = this.maps.token(this.selection, token);
       this.overlay({ ...this.selection, values }, (top) => `“${this.maps.tokens[token].text}”: brightest where a place gives it ${percent(top)} of its attention`);
     } else if (this.looking) {
-      this.overlay(this.maps.lookFrom(...this.looking), (top) => `What the marked place looks at: brightest ${percent(top)} of its attention`);
+      this.overlay(this.maps.lookFrom(...this.looking, this.controls.layer.value),
+        (top) => `What the marked place looks at (mean of heads and steps): brightest ${percent(top)} of its attention`);
     } else {
       this.heat.hidden = true;
       this.legend.replaceChildren();
       this.picture.classList.remove("dimmed");
     }
-    if (this.place && this.selection) this.rank();
+    this.rank();
+  }
+
+  /** Shows no map, as for drawing on the picture. */
+  quiet() {
+    this.pinned = this.looking = this.place = null;
+    if (this.controls) this.listWords();
+    this.redraw();
   }
 
   overlay(map, describe) {
@@ -189,13 +224,14 @@ export class RunView {
   }
 
   moveTo(place) {
+    if (this.isBrushing) return;
     this.place = place;
-    if (this.selection) this.rank();
+    this.rank();
   }
 
   unpoint() {
     this.place = null;
-    this.marker.hidden = !this.looking;
+    this.rank();
   }
 
   look() {
@@ -219,31 +255,40 @@ export class RunView {
       this.look();
       this.rank();
     } else if (event.key === "Escape") {
-      this.looking = this.pinned = null;
-      this.listWords();
-      this.redraw();
+      this.quiet();
     } else {
       return;
     }
     event.preventDefault();
   }
 
+  /** The words by their attention at the place under the pointer, or else at the marked place. */
   rank() {
-    const [u, v] = this.place;
-    const { rows, columns } = this.selection;
-    this.marker.hidden = false;
-    Object.assign(this.marker.style, {
-      left: `${100 * Math.floor(u * columns) / columns}%`, top: `${100 * Math.floor(v * rows) / rows}%`,
-      width: `${100 / columns}%`, height: `${100 / rows}%`,
-    });
-    const ranking = this.maps.ranking(this.selection, u, v);
+    const place = this.place || this.looking;
+    this.marker.hidden = !this.place || !this.selection;
+    this.mark.hidden = !this.looking || !this.selection;
+    if (!this.selection) return;
+    if (this.place) this.frame(this.marker, this.place);
+    if (this.looking) this.frame(this.mark, this.looking);
+    if (!place) {
+      this.ranks.replaceChildren(el("li", { className: "hint" }, "Point at the picture: the words by their attention there. Click: what the place looks at."));
+      return;
+    }
+    const ranking = this.maps.ranking(this.selection, ...place);
     const listed = ranking.filter(([token]) => token.kind === "word" || token.kind === "punctuation" || this.controls.special.checked);
-    const top = Math.max(...listed.map(([, share]) => share), 1e-6);
     const rest = ranking.filter((entry) => !listed.includes(entry)).reduce((sum, [, share]) => sum + share, 0);
     this.ranks.replaceChildren(...listed.slice(0, 10).map(([token, share]) => {
       const bar = el("span", { className: "bar" });
-      bar.style.width = `${100 * share / top}%`;
+      bar.style.width = `${100 * share}%`;
       return el("li", {}, el("span", { className: "name" }, token.text), bar, el("span", { className: "share" }, percent(share)));
     }), ...(rest > 0 ? [el("li", { className: "hint" }, `start, end and padding: ${percent(rest)}`)] : []));
+  }
+
+  frame(marker, [u, v]) {
+    const { rows, columns } = this.selection;
+    Object.assign(marker.style, {
+      left: `${100 * Math.floor(u * columns) / columns}%`, top: `${100 * Math.floor(v * rows) / rows}%`,
+      width: `${100 / columns}%`, height: `${100 / rows}%`,
+    });
   }
 }
