@@ -1,5 +1,6 @@
 """Edits while a user tries settings: what they run, and that they are the same edits to the bit."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -218,3 +219,61 @@ def test_a_source_whose_steps_are_ddpms(model, short):
     live = model.live(source)
     live.edit(TARGET)
     assert equals(live.edit(TARGET, cross_replace=0.5), model.edit(source, TARGET, cross_replace=0.5))
+
+
+class Cancelled(Exception):
+    pass
+
+
+def draw_options(draw):
+    """Options of an edit to `TARGET` or a longer one, many of which share their first steps."""
+    share = [0.0, 0.3, 0.5, 0.8, 1.0, (0.2, 0.8), (0.1, 0.3, 0.6)]
+    start = draw.choice([0.0, 0.2, 0.2, 0.5, 1.0, (0.1, 0.7)])
+    words = dict(threshold=draw.choice([0.3, 0.6, (0.2, 0.5)]), start=start, self_attention_hops=draw.choice([0, 0, 1]))
+    blends = [
+        ("cat", "dog"),
+        LocalBlend("cat", "dog", **words),
+        LocalBlend(("cat", "house"), "dog", pool=False, **words),
+        LocalBlend(target="dog", without_source="grass", **words),
+        LocalBlend("cat", "dog", strides=(1, 2), **words),
+        LocalBlend(mask=RIGHT, start=start),
+    ]
+    every = {
+        "cross_replace": draw.choice([*share, {"default_": 0.7, "dog": 0.3}]),
+        "self_replace": draw.choice(share),
+        "local_blend": draw.choice(blends),
+        "reweight": {"dog": draw.choice([-1.0, 1.0, 3.0])},
+        "region": RIGHT,
+        "sites": draw.choice([SiteFilter(strides=(1,)), SiteFilter(heads=(0, 1))]),
+        "explicit": True,
+    }
+    odds = dict(cross_replace=0.8, self_replace=0.6, local_blend=0.6, reweight=0.3, region=0.2, sites=0.2, explicit=0.1)
+    return {name: value for name, value in every.items() if draw.random() < odds[name]}
+
+
+@pytest.mark.parametrize("kind", ["generated", "null-text", "edit-friendly"])
+def test_random_sequences_of_edits_are_those_edits_to_the_bit(model, kind):
+    """Two targets of different lengths; edits that share steps with earlier ones, and cancelled ones between them."""
+    draw, steps = random.Random(2), 3
+    if kind == "generated":
+        run = model.generate(SOURCE, seed=1, steps=steps, size=SIZE, negative_prompt="fog")
+    else:
+        run = model.invert(torch.zeros(3, *SIZE), SOURCE, method=kind, steps=steps)
+    live, options, resumed = model.live(run), {}, 0
+    for n in range(6):
+        target = draw.choice([TARGET, TARGET, "a red dog and a house on grass"])
+        options = draw_options(draw) if n % 3 == 0 else {**options, "cross_replace": draw.choice([0.3, 0.5, 0.8])}
+        shown, cancel_at = [], draw.choice([None, None, None, 1])
+
+        def on_step(preview, shown=shown, cancel_at=cancel_at):
+            shown.append(preview.step)
+            if preview.step == cancel_at:
+                raise Cancelled
+
+        try:
+            edit = live.edit(target, **options, on_step=on_step)
+        except Cancelled:
+            continue
+        assert equals(edit, model.edit(run, target, **options)), (n, target, options)
+        resumed += len(shown) < steps - run.conditioning.skip_steps
+    assert resumed

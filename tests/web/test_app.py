@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from starlette.testclient import TestClient
 from web import BASE, CAT, TIGER, error, events_of, result
 
 from minip2p.inversion.methods import METHODS
+from minip2p.web import studio
 from minip2p.web.app import EXAMPLES, METHOD_LABELS, make_app
 from minip2p.web.limits import Limits
 from minip2p.web.maps import SELF_QUERIES
@@ -97,6 +99,35 @@ def test_a_second_edit_does_not_run_the_source_again(client, cat):
     assert image(client, third["picture"]).tobytes() == image(client, second["picture"]).tobytes()
 
 
+def test_a_source_whose_record_is_too_large_runs_again(pipe, source):
+    with TestClient(make_app(pipe, limits=Limits(record_bytes=1000)), base_url=BASE) as client:
+        cat = result(client, "generate", prompt=CAT, seed=1, steps=2)["run"]
+        edit = result(client, "edit", run=cat["id"], target=TIGER)["run"]
+        assert entry(client, edit).run.latents.equal(pipe.edit(source, TIGER).latents)
+        assert not client.app.state.site.studio.live
+
+
+def test_previews_take_a_third_of_the_time(pipe, monkeypatch):
+    """A preview that takes a second is followed by two seconds without."""
+    now = [100.0]
+
+    def slow(picture):
+        now[0] += 1
+        return f"preview at {now[0]:g}"
+
+    monkeypatch.setattr(studio, "data_url", slow)
+    monkeypatch.setattr(studio.time, "monotonic", lambda: now[0])
+    tested, shown = studio.Studio(pipe, Limits()), []
+    tested.job = SimpleNamespace(preview=None)
+    show = tested.shower(True)
+    for _ in range(5):
+        tested.job.preview = None
+        show(SimpleNamespace(images=["picture"]))
+        shown.append(tested.job.preview)
+        now[0] += 1
+    assert shown == ["preview at 101", None, "preview at 104", None, "preview at 107"]
+
+
 def test_a_region_limits_the_edit(client, cat):
     cells = np.zeros((16, 16), np.uint8)
     cells[:, :8] = 255
@@ -114,7 +145,9 @@ def test_a_photograph_is_inverted_and_edited(client, pipe):
     body = {"photo": told["photo"], "prompt": CAT, "steps": 2, "preview": True}
     events = events_of(client.post("/api/invert", json=body).text)
     assert [event["phase"] for event in events if event["type"] == "step"] == ["invert"] * 2
+    assert events[1]["preview"].startswith("data:image/webp;base64,")  # the photograph
     run = events[-1]["run"]
+    assert client.app.state.site.studio.job is None
     assert entry(client, run).run.latents.equal(pipe.invert(PHOTO, CAT, steps=2).latents)
     assert run["kind"] == "photo" and run["method"] == "direct" and run["seed"] is None and 15 < run["psnr"] < 60
     assert image(client, run["original"]).tobytes() == image(client, told["picture"]).tobytes()

@@ -196,7 +196,15 @@ def test_no_path_and_no_address_is_read(client, name):
 
 @pytest.mark.parametrize(
     "path",
-    ["/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/..%5capp.py", "/app.py", "/static/"],
+    [
+        "/static/../app.py",
+        "/static/..%2fapp.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%5capp.py",
+        "/app.py",
+        "/static/",
+        "/api/model/",
+    ],
 )
 def test_only_files_of_the_page_are_served(client, path):
     error(client.get(path), 404)

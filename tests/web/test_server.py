@@ -159,14 +159,14 @@ def test_requests_that_are_no_http_are_refused(port):
 
 
 def test_uploads_do_not_hold_up_the_page(app, port):
-    """While a file is read, in a thread, other requests are answered."""
-    reading, go_on = threading.Event(), threading.Event()
+    """While a file is read, in a thread, other requests are answered. Files are read one at a time."""
+    reading, go_on = threading.Semaphore(0), threading.Event()
     original = app.state.site.studio.pipe
 
     class Slow:
         @property
         def components(self):
-            reading.set()
+            reading.release()
             go_on.wait(10)
             return original.components
 
@@ -175,16 +175,18 @@ def test_uploads_do_not_hold_up_the_page(app, port):
     head = f"POST /api/photo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
     head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(answer(port, head.encode() + body)))
+    threads = [threading.Thread(target=lambda: answers.append(answer(port, head.encode() + body))) for _ in range(2)]
     try:
-        thread.start()
-        assert reading.wait(10)
+        for thread in threads:
+            thread.start()
+        assert reading.acquire(timeout=10) and not reading.acquire(timeout=0.2)
         assert json.loads(get(port, "/api/model"))["name"] == "tiny"
     finally:
         go_on.set()
-        thread.join(10)
+        for thread in threads:
+            thread.join(10)
         app.state.site.studio.pipe = original
-    assert answers[0][0].startswith("HTTP/1.1 400")
+    assert [status for status, _ in answers] == ["HTTP/1.1 400 Bad Request"] * 2
 
 
 # --- many clients
