@@ -35,8 +35,9 @@ class DiffusersFolder:
         to read, where `weights_file` is not to choose one. Raises FileNotFoundError if `root` is not a folder.
         """
         if not root.is_dir():
+            problem = "is a file, not a folder" if root.is_file() else "no such folder"
             raise FileNotFoundError(
-                f"{root}: no such folder; a model is a folder with unet/, vae/, text_encoder/, "
+                f"{root}: {problem}; a model is a folder with unet/, vae/, text_encoder/, "
                 "tokenizer/ and scheduler/, or a .safetensors file"
             )
         self.location = self.root = root

@@ -59,6 +59,8 @@ def load_components(
     check_text_width(files, text, unet_config)
 
     unet_files, vae_files = files, files if vae is None else open_checkpoint(vae, None, (VAE_FOLDER,))
+    if not vae_files.has("vae"):
+        raise ValueError(f"{vae_files.location}: has no VAE: give one as vae (--vae on the command line)")
     vae_fields = with_vae_scaling(vae_files.config("vae"), files)
     vae_config = VAEConfig.from_dict(vae_fields, str(vae_files.config_file("vae")))
     unet = build_on_meta(lambda: UNet(unet_config), unet_files.config_file("unet"))

@@ -261,3 +261,17 @@ def test_a_damaged_file_is_a_complete_model_or_one_clear_line(damaged, changes, 
         assert "\n" not in str(error) and (str(path) in str(error) or str(small) in str(error)), error
     else:
         assert model.unet.state_dict().keys() == unet_names and model.vae.state_dict().keys() == vae_names
+
+
+def test_a_file_without_a_vae_and_a_config_that_is_a_file_are_named(family, tmp_path):
+    _, folder, file = family("SD 1")
+    tensors = load_file(file)
+    save_file(
+        {name: t for name, t in tensors.items() if not name.startswith("first_stage_model.")},
+        tmp_path / "m.safetensors",
+    )
+    with pytest.raises(ValueError, match=r"m.safetensors: has no VAE: give one as vae \(--vae on the command line\)$"):
+        minip2p.load(tmp_path / "m.safetensors", config=folder)
+    minip2p.load(tmp_path / "m.safetensors", config=folder, vae=folder)
+    with pytest.raises(FileNotFoundError, match="is a file, not a folder; a model is a folder with"):
+        minip2p.load(file, config=file)
