@@ -4,7 +4,6 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from minip2p.web.limits import Limits
 from minip2p.web.maps import collect_maps, pack_maps
 from minip2p.web.recipes import ModelSource, command_text, python_text
 from minip2p.web.requests import Blend, Edit, Generation
+from minip2p.web.store import RunEntry
 from minip2p.web.studio import Studio
 from minip2p.web.words import align
 from minip2p.web.worker import Job
@@ -47,7 +47,7 @@ def export_page(
         for n, example in enumerate(EXAMPLES):
             report(f"{n + 1} of {len(EXAMPLES)}: {example['prompt']} -> {example['target']}")
             examples.append(asyncio.run(exporter.example(n, example)))
-        index = {"model": model_facts(pipe, exporter.limits), "examples": examples}
+        index = {"model": model_facts(pipe, Limits()), "examples": examples}
         (partial / "data" / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
@@ -55,8 +55,7 @@ class Exporter:
     """Makes the files of the examples in `data`."""
 
     def __init__(self, pipe: Pipeline, data: Path, model: ModelSource, steps: int):
-        self.limits = replace(Limits(), runs=2 + len(CROSS) * len(SELF))
-        self.studio, self.data, self.model, self.steps = Studio(pipe, self.limits), data, model, steps
+        self.studio, self.data, self.model, self.steps = Studio(pipe, Limits()), data, model, steps
 
     async def example(self, number: int, example: dict[str, Any]) -> dict[str, Any]:
         """What the page reads of an example. It runs in an event loop only because jobs belong to one."""
@@ -66,32 +65,23 @@ class Exporter:
         assert source is not None
         blend = example["blend"] and Blend(tuple(example["blend"]["source"]), tuple(example["blend"]["target"]))
 
-        def edit(cross: float, self_: float, blend: Blend | None) -> dict[str, Any]:
-            wanted = Edit(example["target"], cross, self_, blend=blend)
-            return dict(studio.edit(job, source, wanted, False, False)["run"])
+        def edit(name: str, cross: float, self_: float, blend: Blend | None) -> dict[str, Any]:
+            entry = studio.edit_once(job, source, Edit(example["target"], cross, self_, blend=blend), False)
+            return self.write(f"{number}-{name}", entry, EDIT_MAP_BYTES)
 
-        runs = [[edit(cross, self_, blend) for cross in CROSS] for self_ in SELF]
-        plain = edit(0.0, 0.0, None)
-        text = studio.pipe.text
+        runs = [
+            [edit(f"{j}-{i}", cross, self_, blend) for i, cross in enumerate(CROSS)] for j, self_ in enumerate(SELF)
+        ]
         return {
             "target": example["target"],
-            "align": align(text, example["prompt"], example["target"]),
-            "source": self.write(f"{number}-source", source.json, SOURCE_MAP_BYTES),
-            "plain": self.write(f"{number}-plain", plain, EDIT_MAP_BYTES),
-            "edits": {
-                "cross": CROSS,
-                "self": SELF,
-                "runs": [
-                    [self.write(f"{number}-{j}-{i}", run, EDIT_MAP_BYTES) for i, run in enumerate(row)]
-                    for j, row in enumerate(runs)
-                ],
-            },
+            "align": align(studio.pipe.text, example["prompt"], example["target"]),
+            "source": self.write(f"{number}-source", source, SOURCE_MAP_BYTES),
+            "plain": edit("plain", 0.0, 0.0, None),
+            "edits": {"cross": CROSS, "self": SELF, "runs": runs},
         }
 
-    def write(self, name: str, run: dict[str, Any], map_bytes: int) -> dict[str, Any]:
+    def write(self, name: str, entry: RunEntry, map_bytes: int) -> dict[str, Any]:
         """Writes the picture, the mask and the maps of a run. Returns what the page reads of it."""
-        entry = self.studio.runs.get(run["id"])
-        assert entry is not None
         (self.data / f"{name}.png").write_bytes(entry.files["picture.png"])
         if has_mask := "mask.png" in entry.files:
             (self.data / f"{name}-mask.png").write_bytes(entry.files["mask.png"])
@@ -103,4 +93,4 @@ class Exporter:
             "mask": f"{name}-mask.png" if has_mask else None,
             "maps": f"{name}.bin",
         }
-        return {**run, **files, "original": None, "recipe": recipe}
+        return {**entry.json, **files, "original": None, "recipe": recipe}

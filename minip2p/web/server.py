@@ -46,7 +46,7 @@ class Connection(H11Protocol):
 
     def close_if_silent(self) -> None:
         if self.cycle is None:  # no head of a request has arrived
-            self.transport.close()
+            self.transport.close()  # type: ignore[unreachable]
 
 
 class AppServer(uvicorn.Server):

@@ -194,8 +194,7 @@ class Studio:
     ) -> RunEntry:
         """Puts a run on the shelf, with its picture. files: that its recipe reads. source: of an edit."""
         picture, run_id = run.picture, new_id()
-        is_photo = isinstance(recipe, Inverted) and original is not None
-        error = psnr(picture, original) if is_photo else None
+        error = psnr(picture, original) if isinstance(recipe, Inverted) and original is not None else None
         if source is not None and isinstance(recipe, Edited) and recipe.request.paste:
             picture = paste(run, recipe, picture, source)
         files = {**files, "picture.png": png_bytes(to_pil(picture), metadata.parameters(run, **recipe.png_settings()))}

@@ -143,9 +143,12 @@ def test_the_last_edits_are_remembered_and_earlier_ones_forgotten(model, short, 
     log.calls.clear()
     for n in range(1, REMEMBERED_EDITS + 1):
         live.edit(TARGET, reweight={"dog": 1.0 + n})
+    live.edit(TARGET, reweight={"dog": 2.0})  # the first of them, which is now the last one used
     assert not log.calls and len(live.past) == REMEMBERED_EDITS
     live.edit(TARGET)
     assert log.rows == 2 * 6
+    live.edit(TARGET, reweight={"dog": 2.0})
+    assert log.rows == 2 * 6 and len(live.past) == REMEMBERED_EDITS
 
 
 def test_live_edits_of_edit_friendly_runs_and_with_previews(model, log):
@@ -187,6 +190,14 @@ def test_a_custom_attention_sees_all_steps_of_every_edit(model, short, log):
         edit = live.edit(TARGET, attend=explicit(store))
         assert log.calls == [2] * 6 and equals(edit, model.edit(short, TARGET, attend=explicit()))
     assert all(len(maps) == 6 for maps in store.maps.values()) and not live.past
+
+
+def test_all_steps_of_a_source_with_a_custom_attention_run(model, log):
+    source = model.generate(SOURCE, seed=1, steps=2, size=SIZE, attend=explicit())
+    live = model.counting(log).live(source)
+    for _ in range(2):
+        log.calls.clear()
+        assert equals(live.edit(TARGET), model.edit(source, TARGET)) and log.rows == 4
 
 
 def test_progress_counts_the_steps_that_run(model, short):
