@@ -312,8 +312,8 @@ def test_the_picture_of_an_edit_brings_its_source_and_the_edit_back(page, tmp_pa
     page.wait_for_selector("#edit-view .inspector select")
     assert page.input_value("#prompt") == "a cat on the beach"
     assert (page.input_value("#target"), page.input_value("#cross")) == ("a tiger on the beach", "0.4")
-    again = page.request.get(page.url + picture(page, "edit").lstrip("/")).body()
-    assert Image.open(io.BytesIO(again)).tobytes() == Image.open(io.BytesIO(shown)).tobytes()
+    repeated = page.request.get(page.url + picture(page, "edit").lstrip("/")).body()
+    assert Image.open(io.BytesIO(repeated)).tobytes() == Image.open(io.BytesIO(shown)).tobytes()
 
 
 def drop(page, file):
