@@ -20,7 +20,9 @@ from minip2p.web.requests import Edit, Generation
 
 HALF = np.zeros((8, 8), np.uint8)
 HALF[:, :4] = 255
-REGION = {"rows": 8, "columns": 8, "cells": base64.b64encode(HALF.tobytes()).decode()}
+REGION, BELOW = (
+    {"rows": 8, "columns": 8, "cells": base64.b64encode(half.tobytes()).decode()} for half in (HALF, HALF.T[::-1])
+)
 BLEND = {"source": ["cat"], "target": ["tiger"], "threshold": 0.4}
 
 
@@ -47,7 +49,7 @@ RUNS = {
     "photo": lambda client, cat, photo: photo,
     "edited photo": lambda client, cat, photo: edited(client, photo, region=REGION, paste=True),
     "edited twice": lambda client, cat, photo: edited(
-        client, edited(client, photo, region=REGION), region=REGION, cross=0.1, paste=True
+        client, edited(client, photo, region=REGION), region=BELOW, cross=0.1, paste=True
     ),
 }
 
