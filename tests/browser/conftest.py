@@ -9,7 +9,6 @@ import sys
 import pytest
 from browser import set_value
 from paths import ROOT
-from playwright.sync_api import sync_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -41,6 +40,8 @@ def server():
 
 @pytest.fixture(scope="session")
 def browser():
+    from playwright.sync_api import sync_playwright  # `make test` collects these tests, and does not run them
+
     assert CHROMIUM, "these tests need Chromium: install it, or name it in the variable CHROMIUM"
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
