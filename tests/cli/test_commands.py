@@ -552,7 +552,7 @@ OPERANDS = {"generate": (CAT,), "edit": (CAT, TIGER), "invert": (PHOTO, CAT), "i
 OPERANDS |= {"inpaint": (PHOTO, CAT), "sweep": ("examples/grid.toml",), "show": (PHOTO,)}
 
 
-@pytest.mark.parametrize("command", subparsers(parser()).keys() - {"app"})
+@pytest.mark.parametrize("command", sorted(subparsers(parser()).keys() - {"app"}))
 def test_the_error_of_a_wrong_value_names_its_option(command, capsys, monkeypatch, loaded, tmp_path):
     """Not the keyword of the library, for every option of every command."""
     before = {path.name for path in ROOT.iterdir()}
