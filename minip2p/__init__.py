@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from minip2p.attention.contract import Attend, MapFn, Site, SiteFilter, chain, explicit, fused
     from minip2p.attention.store import AttentionStore
     from minip2p.p2p.local_blend import LocalBlend
+    from minip2p.p2p.warp import Move
     from minip2p.pipeline import Pipeline, load
     from minip2p.sampling.trajectory import Trajectory
 
@@ -24,6 +25,7 @@ __all__ = [
     "Pipeline",
     "Trajectory",
     "LocalBlend",
+    "Move",
     "SiteFilter",
     "Site",
     "Attend",
@@ -41,6 +43,7 @@ def __getattr__(name: str) -> object:
         "minip2p.pipeline": ("load", "Pipeline"),
         "minip2p.sampling.trajectory": ("Trajectory",),
         "minip2p.p2p.local_blend": ("LocalBlend",),
+        "minip2p.p2p.warp": ("Move",),
         "minip2p.attention.contract": ("Site", "SiteFilter", "Attend", "MapFn", "fused", "explicit", "chain"),
         "minip2p.attention.store": ("AttentionStore",),
     }

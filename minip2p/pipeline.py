@@ -19,7 +19,7 @@ from minip2p.checkpoints.origin import CheckpointOrigin
 from minip2p.checkpoints.save import save_model
 from minip2p.inversion.encode import encode_photo
 from minip2p.inversion.methods import get_method
-from minip2p.p2p.editing import run_edits
+from minip2p.p2p.editing import record_for_places, run_edits
 from minip2p.p2p.live import LiveEdits
 from minip2p.p2p.options import EditOptionKeywords, EditOptions
 from minip2p.p2p.schedules import step_range
@@ -237,6 +237,10 @@ class Pipeline:
         local_blend: Any = EditOptions.local_blend,
         sites: SiteFilter | None = EditOptions.sites,
         region: Any = EditOptions.region,
+        move: Mapping[Any, Any] | None = EditOptions.move,
+        resize: Mapping[Any, Any] | None = EditOptions.resize,
+        duplicate: Mapping[Any, Any] | None = EditOptions.duplicate,
+        remove: Any = EditOptions.remove,
         explicit: bool = EditOptions.explicit,
         parity: bool = EditOptions.parity,
         attend: Attend | None = EditOptions.attend,
@@ -252,9 +256,11 @@ class Pipeline:
         the target takes the source's cross- and self-attention. self_max_queries: only self-attention of at most so
         many queries. kind: "swap", "refine" or "auto". reweight: word -> weight. local_blend: the words where the
         picture may change. sites: the attention sites that are edited. region: a mask outside of which the attention
-        stays the source's. explicit: form the attention maps. parity: the published code's mappers. attend: the
-        targets' attention apart from the edit. If the source is a prompt, it uses the same attention; to store the maps
-        of a target alone, edit a run. on_step: as for `generate`, with a row for each target.
+        stays the source's. move, resize, duplicate, remove: what happens to objects, by their words:
+        `move={"cat": (32, 0)}` moves the cat by 32 pixels to the right. explicit: form the attention maps. parity: the
+        published code's mappers. attend: the targets' attention apart from the edit. If the source is a prompt, it uses
+        the same attention; to store the maps of a target alone, edit a run. on_step: as for `generate`, with a row for
+        each target.
 
         An edit can be edited again. Then its own prompt's attention on its own latents is the source's; its first edit
         is not applied again.
@@ -269,6 +275,10 @@ class Pipeline:
             local_blend=local_blend,
             sites=sites,
             region=region,
+            move=move,
+            resize=resize,
+            duplicate=duplicate,
+            remove=remove,
             explicit=explicit,
             parity=parity,
             attend=attend,
@@ -280,16 +290,19 @@ class Pipeline:
         prompts: list[Any] = list(target) if is_list else [target]
         if not prompts:
             raise ValueError("an edit needs a target prompt, and the list of targets is empty")
-        targets = make_targets(self.components, origin, prompts, options)
+        reading = record_for_places(self.components, origin, options, self.progress)
+        targets = make_targets(self.components, reading, prompts, options)
         runs = run_edits(
             self.components,
-            origin,
+            reading,
             targets,
             attend=attend,
             explicit=explicit,
             progress=self.progress,
             on_step=on_step,
         )
+        if reading is not origin:  # the runs should not hold the record of their source
+            runs[0].source_run.origin = origin if isinstance(origin, Trajectory) else replace(reading, qk_cache=None)
         return runs if is_list else runs[0]
 
     def live(

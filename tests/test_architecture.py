@@ -51,6 +51,7 @@ ORDER = {
     ),
     "p2p": (
         "algebra",
+        "warp",
         "published",
         "alignment",
         "schedules",
@@ -58,6 +59,7 @@ ORDER = {
         "options",
         "edit_plan",
         "controller",
+        "places",
         "targets",
         "batching",
         "editing",

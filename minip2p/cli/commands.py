@@ -20,6 +20,7 @@ from torch import Tensor
 from minip2p.cli.estimate import announce_command
 from minip2p.cli.options import (
     INVERSION_OPTIONS,
+    OBJECT_OPTIONS,
     RUN_OPTIONS,
     edit_options,
     edit_settings,
@@ -38,7 +39,8 @@ from minip2p.io.images import composite, fit_image, read_image, read_mask_image,
 from minip2p.p2p.alignment import alignment_table, infer_kind, refine_alignment, swap_mapper
 from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.options import EditOptions
-from minip2p.p2p.targets import latent_size_of, make_targets
+from minip2p.p2p.places import latent_size_of
+from minip2p.p2p.targets import make_targets
 from minip2p.pipeline import Pipeline
 from minip2p.sampling import metadata
 from minip2p.sampling.conditioning import (
@@ -87,7 +89,8 @@ def edit(args: Namespace) -> Iterator[None]:
     announce_prompts(args.targets)
     changes |= read_masks(args, pipe, start)
     check_words(pipe, changes, start.prompt, args.targets)
-    make_targets(pipe.components, start, args.targets, EditOptions(**changes))
+    without_objects = {name: value for name, value in changes.items() if name not in OBJECT_OPTIONS}
+    make_targets(pipe.components, start, args.targets, EditOptions(**without_objects))
     yield
     announce_command(pipe, args)
     for seed, job_paths in jobs:
@@ -363,6 +366,7 @@ def check_words(pipe: Pipeline, changes: dict[str, Any], source: str, targets: S
         words += [("--blend", new, word) for word in (blend.target if blend else ())]
         words += [("--cross", new, word) for word in cross if word != "default_"]
         words += [("--reweight", new, word) for word in changes["reweight"]]
+        words += [(f"--{name}", old, word) for name in OBJECT_OPTIONS for word in changes.get(name, ())]
         for flag, prompt, word in words:
             try:
                 prompt.token_indices(word)

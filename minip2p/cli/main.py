@@ -46,6 +46,7 @@ examples, which run in this order:
     --reweight fog=2 --reweight house=.5
   minip2p generate "a cat on the beach" --seed 2 --record cat.safetensors
   minip2p edit cat.safetensors "a tiger on the beach"
+  minip2p edit cat.safetensors "a cat on the beach" --move cat:24,0 -o moved
   minip2p invert out/a-cat-on-the-beach-seed1.png "a cat on the beach" \\
     -o photo.safetensors
   minip2p edit photo.safetensors "a tiger on the beach"
@@ -470,6 +471,31 @@ def add_edit_options(sub: Parser) -> None:
         dest="region",
         metavar="IMAGE",
         help="edit the attention only where IMAGE is white; elsewhere it remains the source's in all steps",
+    )
+    group.add_argument(
+        "--move",
+        action="append",
+        default=[],
+        metavar="WORD:X,Y",
+        help="move the object that a word of the source names, by X pixels to the right and Y down, as cat:-32,16. Of "
+        "several objects the last is in front. May be repeated",
+    )
+    group.add_argument(
+        "--resize",
+        action="append",
+        default=[],
+        metavar="WORD:FACTOR",
+        help="change an object's size, as cat:1.5, also of one that is moved. May be repeated",
+    )
+    group.add_argument(
+        "--duplicate",
+        action="append",
+        default=[],
+        metavar="WORD:X,Y",
+        help="show an object a second time, X pixels to the right and Y down. May be repeated",
+    )
+    group.add_argument(
+        "--remove", action="append", default=[], metavar="WORD", help="remove an object. May be repeated"
     )
     group.add_argument(
         "--explicit", action="store_true", help="compute the attention maps, as in the paper; the result is the same"

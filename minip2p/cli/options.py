@@ -25,6 +25,7 @@ from minip2p.validation import is_finite
 MAX_COUNT = 1000  # of --count
 RANDOM_SEEDS = 2**32  # --seed random draws from so many, as other tools do
 RUN_OPTIONS = ("steps", "guidance_scale", "negative_prompt", "clip_skip", "size")  # and the seed
+OBJECT_OPTIONS = ("move", "resize", "duplicate", "remove")  # of an edit
 INVERSION_OPTIONS = ("method", "fit", "vae_refine_steps")  # which need a photograph
 
 
@@ -128,7 +129,41 @@ def edit_options(args: Namespace) -> dict[str, Any]:
         "local_blend": local_blend(args),
         "explicit": args.explicit,
     }
-    return without_none(values)
+    return without_none(values | object_options(args))
+
+
+def object_options(args: Namespace) -> dict[str, Any]:
+    """--move, --resize, --duplicate and --remove, as keywords of `Pipeline.edit`; None for those that are not given."""
+    moves = {
+        name: dict(parse_move(f"--{name}", text) for text in getattr(args, name)) for name in ("move", "duplicate")
+    }
+    scales = dict(parse_scale(text) for text in args.resize)
+    values: dict[str, Any] = {"move": moves["move"], "resize": scales, "duplicate": moves["duplicate"]}
+    return {name: value or None for name, value in (values | {"remove": args.remove}).items()}
+
+
+def parse_move(flag: str, text: str) -> tuple[str, tuple[float, float]]:
+    """'cat:32,0' -> ('cat', (32.0, 0.0)). flag: of the option, for the message."""
+    word, _, shift = text.rpartition(":")
+    try:
+        x, y = map(float, shift.split(","))
+    except ValueError:
+        word = ""
+    if not word:
+        raise ValueError(f"{flag} takes a word and x,y in pixels, to the right and down, as cat:32,0, not {text!r}")
+    return word, (x, y)
+
+
+def parse_scale(text: str) -> tuple[str, float]:
+    """'cat:1.5' -> ('cat', 1.5)."""
+    word, _, number = text.rpartition(":")
+    try:
+        scale = float(number)
+    except ValueError:
+        word = ""
+    if not word:
+        raise ValueError(f"--resize takes a word and a factor of its size, as cat:1.5, not {text!r}")
+    return word, scale
 
 
 def cross_replace(texts: Sequence[str]) -> dict[str, Any]:
@@ -163,6 +198,7 @@ def edit_settings(args: Namespace) -> dict[str, str]:
         "Threshold": args.threshold,
         "Mask": args.mask,
         "Within": args.region,
+        **{name.capitalize(): ", ".join(getattr(args, name)) for name in OBJECT_OPTIONS},
         "Explicit": args.explicit,
         "Paste": args.paste,
         "Polish": args.vae_refine_steps,

@@ -89,18 +89,28 @@ class AttentionEdit:
         """(R v, S v), the values of the source's and the target's attention; v b h j d."""
         return matmul_left(self.R, v), matmul_left(self.S, v)
 
-    def attend(self, source: QK | None, target: QK, v: Tensor, site: Site, attend: Attend = fused) -> Tensor:
+    def attend(
+        self,
+        source: QK | None,
+        target: QK,
+        v: Tensor,
+        site: Site,
+        attend: Attend = fused,
+        *,
+        source_attend: Attend | None = None,
+    ) -> Tensor:
         """Â v = A_s (R v) + A_e (S v), both attentions by `attend`. A term whose matrix is 0 is not computed.
 
-        source may be None only where R is 0.
+        source may be None only where R is 0. source_attend: the source's attention, where it is another.
         """
         source_values, target_values = self.in_value_space(v)
+        attend_source = source_attend or attend
         if is_zero(self.R):
             return attend(*target, target_values, site)
         assert source is not None
         if is_zero(self.S):
-            return attend(*source, source_values, site)
-        return attend(*source, source_values, site) + attend(*target, target_values, site)
+            return attend_source(*source, source_values, site)
+        return attend_source(*source, source_values, site) + attend(*target, target_values, site)
 
 
 IDENTITY = AttentionEdit(0.0, 1.0)  # the target's own map
@@ -130,10 +140,22 @@ class MaskedEdit:
         """Â from A_s and A_e, b h i j each."""
         return self.combine(self.edit.in_map_space(source, target), self.outside.in_map_space(source, target))
 
-    def attend(self, source: QK | None, target: QK, v: Tensor, site: Site, attend: Attend = fused) -> Tensor:
+    def attend(
+        self,
+        source: QK | None,
+        target: QK,
+        v: Tensor,
+        site: Site,
+        attend: Attend = fused,
+        *,
+        source_attend: Attend | None = None,
+    ) -> Tensor:
         """Â v in value space, as `AttentionEdit.attend`."""
-        inside = self.edit.attend(source, target, v, site, attend)
-        return self.combine(inside, self.outside.attend(source, target, v, site, attend))
+        inside, outside = (
+            edit.attend(source, target, v, site, attend, source_attend=source_attend)
+            for edit in (self.edit, self.outside)
+        )
+        return self.combine(inside, outside)
 
     def combine(self, inside: Tensor, outside: Tensor) -> Tensor:
         """m ⊙ inside + (1 − m) ⊙ outside."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from minip2p.attention.contract import Attend, Site, SitePredicate, fused
 from minip2p.checkpoints.components import Components
-from minip2p.p2p.targets import EditTarget, latent_size_of
+from minip2p.p2p.places import latent_size_of
+from minip2p.p2p.targets import EditTarget
 from minip2p.sampling.batches import MAX_BATCH, even_chunks
 from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.qk_cache import queries_per_site
@@ -25,13 +26,15 @@ class BatchPlan:
 
     wanted_sites: which sites of the source are read at each step; None for none. source_steps: how many steps of the
     source are gone through. rows: for each step the groups of targets (indices into their list) that are one row.
-    batch: how many rows run at once.
+    batch: how many rows run at once. same_start: whether all targets start from the same noise, which one unconditional
+    row serves.
     """
 
     wanted_sites: list[SitePredicate | None]
     source_steps: int
     rows: list[list[list[int]]]
     batch: int
+    same_start: bool = True
 
     def predicted_rows(self, origin: Trajectory | RunStart) -> int:
         """How many rows the UNet will run."""
@@ -50,8 +53,13 @@ class BatchPlan:
             is_recorded = isinstance(origin, Trajectory) and origin.is_recorded(i, self.wanted_sites[i])
             if i < self.source_steps and not is_recorded:
                 total += rows(1)
-            total += sum(rows(len(chunk), i == conditioning.skip_steps) for chunk in even_chunks(groups, self.batch))
+            is_first = self.is_first(i, conditioning.skip_steps)
+            total += sum(rows(len(chunk), is_first) for chunk in even_chunks(groups, self.batch))
         return total
+
+    def is_first(self, step: int, skip_steps: int) -> bool:
+        """Whether all targets have the same latents at a step, as they have at the first that is edited."""
+        return self.same_start and step == skip_steps
 
 
 def plan_batches(
@@ -62,7 +70,7 @@ def plan_batches(
     attend: Attend | None = None,
     batch: int = MAX_BATCH,
 ) -> BatchPlan:
-    """Plans an edit. The source is gone through as far as it is read; to the end where a target is blended with it.
+    """Plans an edit. The source is gone through as far as its attention and its latents are read.
 
     At guidance scale 0 the words are not read, and so the source's attention is not. The steps that the origin's
     conditioning skips have no rows.
@@ -74,14 +82,14 @@ def plan_batches(
     first, reads_words = origin.conditioning.skip_steps, origin.guidance_scale != 0
     wanted = [wanted_sites(targets, i, queries) if reads_words and i >= first else None for i in range(origin.steps)]
     source_steps = max((i + 1 for i, sites in enumerate(wanted) if sites is not None), default=0)
-    if any(target.blend_state is not None for target in targets):
-        source_steps = origin.steps
+    source_steps = max(source_steps, *(target.latent_steps(origin.steps) for target in targets))
     if (attend or origin.attend) is fused:
         rows = list(share_prefixes(targets, origin.steps, first))
     else:
         rows = [[] if i < first else [[n] for n in range(len(targets))] for i in range(origin.steps)]
         batch = len(targets)
-    return BatchPlan(wanted, source_steps, rows, batch)
+    same_start = len({target.start_key for target in targets}) <= 1
+    return BatchPlan(wanted, source_steps, rows, batch, same_start)
 
 
 def share_prefixes(targets: Sequence[EditTarget], steps: int, skip_steps: int = 0) -> Iterator[list[list[int]]]:

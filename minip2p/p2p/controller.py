@@ -27,6 +27,7 @@ from minip2p.attention.contract import (
 from minip2p.attention.heatmaps import ApplyAttention
 from minip2p.p2p.algebra import AttentionEdit, MaskedEdit
 from minip2p.p2p.edit_plan import StepEdit
+from minip2p.p2p.warp import WarpedEdit
 
 # Called with (n, site, q, apply): how the n-th target attends at a site; q are the queries of all targets.
 OnAttention = Callable[[int, Site, Tensor, ApplyAttention], None]
@@ -71,7 +72,7 @@ def controlled_attention(
 
 
 def in_value_space(
-    edit: AttentionEdit | MaskedEdit,
+    edit: AttentionEdit | MaskedEdit | WarpedEdit,
     heads: HeadSelection,
     target: QK,
     source: QK | None,
@@ -88,7 +89,7 @@ def in_value_space(
 
 
 def in_map_space(
-    edits: Sequence[AttentionEdit | MaskedEdit],
+    edits: Sequence[AttentionEdit | MaskedEdit | WarpedEdit],
     heads: Sequence[HeadSelection],
     source: QK | None,
     attend: Attend,

@@ -3,17 +3,29 @@
 Axes: i queries, j words.
 """
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from minip2p.attention.contract import ALL_SITES, Site, SiteFilter
-from minip2p.p2p.algebra import IDENTITY, INJECT, AttentionEdit, MaskedEdit, cache_key, refine_edit, swap_edit
+from minip2p.p2p.algebra import (
+    IDENTITY,
+    INJECT,
+    AttentionEdit,
+    MaskedEdit,
+    Matrix,
+    cache_key,
+    dense,
+    refine_edit,
+    swap_edit,
+)
 from minip2p.p2p.alignment import infer_kind, refine_alignment, swap_mapper
 from minip2p.p2p.options import EditOptions
 from minip2p.p2p.published import published_swap_mapper
 from minip2p.p2p.schedules import cross_replace_alpha, equalizer, step_weights
+from minip2p.p2p.warp import PlacedObject, StrideWarp, WarpedEdit
 from minip2p.text.prompt import Prompt
 
 
@@ -25,6 +37,26 @@ class Region:
     outside: AttentionEdit
 
 
+@dataclass(frozen=True, eq=False)
+class Movement:
+    """How objects are moved. warps: by stride. dropped: the target's tokens that the holes do not attend to.
+
+    shown: the target's tokens that stand for all objects. in_hole: (0, S') of the cross-attention in the holes.
+    geometry: equal for equal warps.
+    """
+
+    warps: Mapping[int, StrideWarp]
+    dropped: tuple[int, ...]
+    shown: tuple[int, ...]
+    in_hole: AttentionEdit
+    geometry: Hashable
+
+    @property
+    def cache_key(self) -> Hashable:
+        """Equal for movements that have the same effect."""
+        return self.geometry, self.dropped, cache_key(self.in_hole.S)
+
+
 @dataclass(frozen=True)
 class StepEdit:
     """What one target takes from the source at one step: cross-attention by words, self-attention by the share α."""
@@ -34,27 +66,34 @@ class StepEdit:
     self_max_queries: int
     sites: SiteFilter = ALL_SITES
     region: Region | None = None
+    movement: Movement | None = None
 
-    def at_site(self, site: Site, queries: int) -> AttentionEdit | MaskedEdit:
+    def at_site(self, site: Site, queries: int) -> AttentionEdit | MaskedEdit | WarpedEdit:
         """The pair that holds at a site with so many queries."""
         if not self.sites.includes(site) or (not site.cross and queries > self.self_max_queries):
             return IDENTITY
-        edit = self.cross if site.cross else injection(float(self.self_alpha))
-        if self.region is None:
+        edit: AttentionEdit | MaskedEdit = self.cross if site.cross else injection(float(self.self_alpha))
+        if self.region is not None:
+            outside = self.region.outside if site.cross else INJECT
+            edit = MaskedEdit(edit, outside, self.region.masks[site.stride][:, None])
+        if self.movement is None:
             return edit
-        outside = self.region.outside if site.cross else INJECT
-        return MaskedEdit(edit, outside, self.region.masks[site.stride][:, None])
+        warp, dropped = self.movement.warps[site.stride], self.movement.dropped if site.cross else ()
+        if not edit.reads and not (dropped and len(warp.hole)):
+            return edit
+        return WarpedEdit(edit, self.movement.in_hole if site.cross else IDENTITY, warp, site.cross, dropped)
 
     @property
     def cache_key(self) -> Hashable:
         """Equal for step edits that have the same effect."""
         region = self.region
         max_queries = self.self_max_queries if self.self_alpha or region else 0
-        sites = self.sites if self.self_alpha or self.cross.changes or region else ALL_SITES
+        movement = None if self.movement is None else self.movement.cache_key
+        sites = self.sites if self.self_alpha or self.cross.changes or region or movement else ALL_SITES
         masks = None if region is None else tuple(cache_key(mask) for mask in region.masks.values())
         outside = None if region is None else cache_key(region.outside.R)
         cross = cache_key(self.cross.R), cache_key(self.cross.S)
-        return *cross, float(self.self_alpha), max_queries, sites, outside, masks
+        return *cross, float(self.self_alpha), max_queries, sites, outside, masks, movement
 
 
 def injection(alpha: float) -> AttentionEdit:
@@ -67,7 +106,7 @@ class EditPlan:
     """One target's edit over a whole run.
 
     word_edit: (R, S) before the schedule. cross_alpha: α of the cross-attention, steps × words. self_alpha: α of the
-    self-attention, steps, at sites of at most `self_max_queries` queries.
+    self-attention, steps, at sites of at most `self_max_queries` queries. movement: with `in_hole` before the schedule.
     """
 
     word_edit: AttentionEdit
@@ -76,11 +115,19 @@ class EditPlan:
     self_max_queries: int
     sites: SiteFilter = ALL_SITES
     region: Region | None = None
+    movement: Movement | None = None
+
+    @property
+    def shown_objects(self) -> tuple[int, ...]:
+        """The positions of the target's tokens that stand for the objects that are moved."""
+        return () if self.movement is None else self.movement.shown
 
     def at(self, step: int) -> StepEdit:
         """The edit of one step."""
-        cross = self.word_edit.scheduled(self.cross_alpha[step])
-        return StepEdit(cross, float(self.self_alpha[step]), self.self_max_queries, self.sites, self.region)
+        cross, movement = self.word_edit.scheduled(self.cross_alpha[step]), self.movement
+        if movement is not None:
+            movement = replace(movement, in_hole=movement.in_hole.scheduled(self.cross_alpha[step]))
+        return StepEdit(cross, float(self.self_alpha[step]), self.self_max_queries, self.sites, self.region, movement)
 
 
 def plan_edit(
@@ -91,6 +138,8 @@ def plan_edit(
     *,
     skip_steps: int = 0,
     region_masks: Mapping[int, Tensor] | None = None,
+    objects: Sequence[PlacedObject] = (),
+    warps: Mapping[int, StrideWarp] | None = None,
 ) -> EditPlan:
     """The plan of the edit that leads from one prompt to another.
 
@@ -98,8 +147,8 @@ def plan_edit(
 
     options: the defaults where None. skip_steps: the first steps of the run, which are not edited; the schedules count
     from there. region_masks: `options.region` as m of the queries by stride
-    (`attention.masks.mask_per_stride`). Raises ValueError for prompts that cannot be swapped and for words that are not
-    in the target.
+    (`attention.masks.mask_per_stride`). objects: what is moved, and warps: its geometry by stride.
+    Raises ValueError for prompts that cannot be swapped and for words that are not in the target.
     """
     options = options or EditOptions()
     kind = infer_kind(source, target) if options.kind == "auto" else options.kind
@@ -108,8 +157,13 @@ def plan_edit(
     else:
         words = refine_edit(*refine_alignment(source, target, parity=options.parity))
     region = None if region_masks is None else Region(region_masks, AttentionEdit(words.R, 0.0))
+    leaving = [placed for placed in objects if placed.edit.leaves]
+    dropped, shown = (successors(words.R, source, group) for group in (leaving, objects))
+    in_hole = IDENTITY
     if options.reweight:
-        words = words.reweighted(equalizer(options.reweight, target, parity=options.parity))
+        c = equalizer(options.reweight, target, parity=options.parity)
+        words, in_hole = words.reweighted(c), in_hole.reweighted(c)
+    geometry = tuple(placed.cache_key for placed in objects)
     return EditPlan(
         words,
         cross_replace_alpha(options.cross_replace, target, steps, skip_steps=skip_steps, parity=options.parity),
@@ -117,4 +171,11 @@ def plan_edit(
         options.self_max_queries,
         options.sites or ALL_SITES,
         region,
+        None if warps is None else Movement(warps, dropped, shown, in_hole, geometry),
     )
+
+
+def successors(R: Matrix, source: Prompt, objects: Sequence[PlacedObject]) -> tuple[int, ...]:
+    """The positions of the target's tokens to which the source's words for objects lead by R, i j."""
+    rows = sorted({i for placed in objects for i in source.token_indices(placed.edit.word)})
+    return tuple(dense(R, torch.zeros(len(source.ids)))[rows].sum(0).nonzero().flatten().tolist())

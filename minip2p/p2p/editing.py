@@ -12,17 +12,23 @@ from minip2p.attention.contract import QK, Attend, Site, at_step, fused, uncondi
 from minip2p.attention.heatmaps import accumulate_heat
 from minip2p.attention.store import record_qk
 from minip2p.checkpoints.components import Components
+from minip2p.io.tensors import layout_bytes
 from minip2p.p2p.batching import plan_batches
 from minip2p.p2p.controller import OnAttention, controlled_attention
 from minip2p.p2p.options import EditOptions
+from minip2p.p2p.places import heat_sites, latent_size_of, read_policy
 from minip2p.p2p.targets import EditTarget, make_targets
 from minip2p.sampling.batches import MAX_BATCH, even_chunks
 from minip2p.sampling.guidance import check_finite, guided_noise
 from minip2p.sampling.preview import OnStep, StepPreview
 from minip2p.sampling.progress import Progress
+from minip2p.sampling.qk_cache import cache_layout
+from minip2p.sampling.record import record_run
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import SourceRun, Trajectory
 from minip2p.text.encoder import TextEmbedding
+
+PLACES_BUDGET = 4e9  # bytes of memory for the record of a source whose objects are to be found
 
 
 def edit_reference(
@@ -44,7 +50,8 @@ def edit_reference(
     source_text, target_text = (components.text(text, start.clip_skip) for text in (start.prompt, prompt))
     negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
     w = start.guidance_scale
-    x = x_edit = start.noise.to(components.device, copy=True)  # both start from the same noise
+    x = start.noise.to(components.device, copy=True)
+    x_edit = target.start(x)  # both start from the same noise; where objects are moved, it is moved with them
     for i, step in enumerate(components.scheduler.steps(start.steps)):
         # Predict the source's noise and keep its attention, as (q, k): the maps M_t.
         source_qk: dict[Site, QK] = {}
@@ -56,8 +63,10 @@ def edit_reference(
         edit = controlled_attention(source_qk, [target.plan.at(i)], explicit=True, on_attention=observe)
         eps_edit = guided_noise(components, x_edit, step.t, negative, target_text, guidance_scale=w, attend=edit)
         # One DDIM step each. With local editing, the target keeps the source's latents outside of the mask.
-        x = components.scheduler.step(x, eps, step)
-        x_edit = target.apply_blend(i, x, components.scheduler.step(x_edit, eps_edit, step))
+        before, x = x, components.scheduler.step(x, eps, step)
+        x_edit = components.scheduler.step(x_edit, eps_edit, step)
+        x_edit = target.share(i, x_edit, {i: before, i + 1: x}, (components.scheduler, step), None)
+        x_edit = target.apply_blend(i, x, x_edit)
     return x, x_edit
 
 
@@ -75,8 +84,9 @@ def run_edits(
 ) -> list[Trajectory]:
     """Edits one source into all targets, step by step (Hertz et al. 2022, algorithm 1).
 
-    All targets start from the source's noise. At each step the source goes first, where a target still reads it.
-    Targets that have been equal so far are one row, and up to `batch` rows run at once (see `plan_batches`).
+    All targets start from the source's noise, moved with their objects. At each step the source goes first, where a
+    target still reads it. Targets that have been equal so far are one row, and up to `batch` rows run at once (see
+    `plan_batches`).
 
     origin: a finished run, or one that is sampled along with its targets. attend: the targets' attention apart from the
     edit; None is the source's. explicit: form the attention maps (see `controlled_attention`). known: the first latents
@@ -89,18 +99,19 @@ def run_edits(
     source = SourceRun(components, origin)
     plan = plan_batches(components, origin, targets, attend=attend, batch=batch)
     texts = {target.prompt: components.text(target.prompt, origin.clip_skip) for target in targets}
-    first_latents = source.latents[:1] if known is None else list(known.to(components.device).split(1))
-    latents = [list(first_latents) for _ in targets]
-    for i, step in progress(list(enumerate(components.scheduler.steps(origin.steps)))[len(first_latents) - 1 :]):
+    first_latents = [] if known is None else list(known.to(components.device).split(1))
+    latents = [list(first_latents) or [target.start(source.latents[0])] for target in targets]
+    for i, step in progress(list(enumerate(components.scheduler.steps(origin.steps)))[len(latents[0]) - 1 :]):
         if i < conditioning.skip_steps:
-            for states in latents:
-                states.append(source.latents[i + 1])
+            for target, states in zip(targets, latents, strict=True):
+                states.append(target.start(source.latents[i + 1]))
             continue
         source_qk = source.advance(i, plan.wanted_sites[i]) if i < plan.source_steps else {}
         if source_qk and is_blended:
             accumulate_source_heat(source_qk, targets, at_step(origin.attend, i))
         attend_now = at_step(attend, i)
         predicted_x0: dict[int, Tensor] = {}
+        source_noise = conditioning.noise_at(i)
         for groups in even_chunks(plan.rows[i], plan.batch):
             first = [group[0] for group in groups]  # one target stands for its group
             control = controlled_attention(
@@ -120,19 +131,22 @@ def run_edits(
                 guidance_scale=origin.guidance_scale,
                 attend=control,
                 unconditional_attend=unconditional_of(attend_now),
-                same_latents=i == conditioning.skip_steps,
+                same_latents=plan.is_first(i, conditioning.skip_steps),
                 proximal_quantile=conditioning.proximal_quantile,
                 image=conditioning.image,
             )
             if on_step is not None:
                 predictions = components.scheduler.predicted_x0(x, eps, step).split(1)
                 predicted_x0 |= {n: row for group, row in zip(groups, predictions, strict=True) for n in group}
-            x = components.scheduler.step(x, eps, step, noise=conditioning.noise_at(i))
+            noise = None if source_noise is None else torch.cat([targets[n].start(source_noise) for n in first])
+            x = components.scheduler.step(x, eps, step, noise=noise)
             for group, state in zip(groups, check_finite(components, x, i).split(1), strict=True):
                 for n in group:
-                    blended = state
-                    if targets[n].blend_state is not None:
-                        blended = targets[n].apply_blend(i, source.latents[i + 1], state)
+                    target, blended = targets[n], state
+                    if i < target.latent_steps(origin.steps):
+                        schedule = components.scheduler, step
+                        blended = target.share(i, state, source.latents, schedule, source_noise)
+                        blended = target.apply_blend(i, source.latents[i + 1], blended)
                     latents[n].append(blended)
         if on_step is not None:
             rows = torch.cat([predicted_x0[n] for n in range(len(targets))])
@@ -145,7 +159,7 @@ def run_edits(
             origin.guidance_scale,
             origin.negative_prompt,
             origin.seed,
-            conditioning,
+            target.conditioning(conditioning),
             attend,
             clip_skip=origin.clip_skip,
             inversion=origin.inversion,
@@ -154,6 +168,32 @@ def run_edits(
         )
         for target, states in zip(targets, latents, strict=True)
     ]
+
+
+def record_for_places(
+    components: Components, origin: Trajectory | RunStart, options: EditOptions, progress: Progress = iter
+) -> Trajectory | RunStart:
+    """The origin of an edit, with a record of what it will read where objects are moved that have no mask.
+
+    The place of a word must be known before the first step. So the source goes first, through the steps at which the
+    edit reads it; the edit then reads its record, and no row of the UNet is added. A record that it has is used.
+    Raises ValueError where the record would take more than `PLACES_BUDGET`.
+    """
+    words = [item.word for item in options.objects if item.move.mask is None]
+    policy = read_policy(origin, options)
+    wanted, steps = heat_sites(components, origin), range(*policy.cross_steps)
+    if isinstance(origin, Trajectory) and all(origin.is_recorded(i, wanted) for i in steps):
+        return origin
+    if not words or origin.guidance_scale == 0:
+        return origin
+    latent, count = latent_size_of(origin), len(components.text.prompt(origin.prompt).ids)
+    layout = cache_layout(components.unet, latent, count, origin.steps, policy=policy, dtype=components.dtype)
+    if layout_bytes(layout) > PLACES_BUDGET:
+        raise ValueError(
+            f"to find {words[0]!r}, the source would be recorded in {layout_bytes(layout) / 1e9:.1f} GB of memory: "
+            "record it in a file before, by record(run, file=...), or give the object's mask"
+        )
+    return record_run(components, origin, policy, dtype=components.dtype, budget=PLACES_BUDGET, progress=progress)
 
 
 def accumulate_source_heat(source_qk: Mapping[Site, QK], targets: Sequence[EditTarget], attend: Attend) -> None:

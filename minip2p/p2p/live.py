@@ -67,7 +67,7 @@ class LiveEdits:
                 self.past.remove(longest)  # and remember it as the last one
                 self.past.append(longest)
                 return longest.run
-            known = longest.run.latents[: shared + 1]
+            known = longest.run.latents[: shared + 1] if shared else None
             if new.blend_state is not None and shared:
                 new.blend_state.resume(shared, longest.target.blend_state)
         (run,) = run_edits(
@@ -92,6 +92,11 @@ def step_keys(target: EditTarget, source: Trajectory, explicit: bool) -> list[Ha
     """
     skip_steps = source.conditioning.skip_steps
     return [
-        (target.prompt, explicit, *((target.edit_key(i), target.blend_key(i)) if i >= skip_steps else ()))
+        (
+            target.prompt,
+            explicit,
+            target.start_key,
+            *((target.edit_key(i), target.blend_key(i)) if i >= skip_steps else ()),
+        )
         for i in range(source.steps)
     ]

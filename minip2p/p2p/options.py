@@ -1,7 +1,8 @@
 """The options of an edit, with their defaults and their validation. Nothing else in the project repeats them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 from minip2p.attention.contract import Attend, SiteFilter
@@ -9,7 +10,10 @@ from minip2p.attention.store import check_attend
 from minip2p.io.images import read_mask
 from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.schedules import StepShare, check_weights, parse_step_share
+from minip2p.p2p.warp import Move, ObjectEdit
 from minip2p.validation import check_max_queries
+
+EXAMPLES = MappingProxyType({"move": "(32, 0)", "resize": "1.5", "duplicate": "(32, 0)"})  # for messages
 
 
 class EditOptionKeywords(TypedDict, total=False):
@@ -23,6 +27,10 @@ class EditOptionKeywords(TypedDict, total=False):
     local_blend: LocalBlend | str | Sequence[Any] | None
     sites: SiteFilter | None
     region: Any
+    move: Mapping[Any, Any] | None
+    resize: Mapping[Any, Any] | None
+    duplicate: Mapping[Any, Any] | None
+    remove: Any
     explicit: bool
     parity: bool
     attend: Attend | None
@@ -38,7 +46,8 @@ class EditOptions:
     self_max_queries: self-attention is only injected at sites of at most so many queries. kind: "swap", "refine", or
     "auto" (see `alignment.infer_kind`). reweight: word of the target -> weight of its attention. local_blend: where the
     picture may change: a word, a (source word, target word) or a `LocalBlend`. sites: the attention sites and heads
-    that are edited. region: a mask H W; outside of it the attention stays the source's at all steps. explicit: form the
+    that are edited. region: a mask H W; outside of it the attention stays the source's at all steps. move, resize,
+    duplicate, remove: what happens to objects, by words of the source (see `read_objects`). explicit: form the
     attention maps, as the paper does, instead of editing in value space. parity: use the mappers and words of the
     published code, defects included; a blend finds its words our way. attend: the targets' attention apart from the
     edit; None is the source's.
@@ -53,6 +62,10 @@ class EditOptions:
     local_blend: Any = None
     sites: SiteFilter | None = None
     region: Any = None
+    move: Mapping[Any, Any] | None = None
+    resize: Mapping[Any, Any] | None = None
+    duplicate: Mapping[Any, Any] | None = None
+    remove: Any = None
     explicit: bool = False
     parity: bool = False
     attend: Attend | None = None
@@ -74,3 +87,57 @@ class EditOptions:
         object.__setattr__(self, "local_blend", LocalBlend.from_argument(self.local_blend))
         if self.region is not None:
             object.__setattr__(self, "region", read_mask(self.region))
+        read_objects(self.move, self.resize, self.duplicate, self.remove)
+
+    @property
+    def objects(self) -> tuple[ObjectEdit, ...]:
+        """The objects that are moved, resized, duplicated or removed; the last is in front."""
+        return read_objects(self.move, self.resize, self.duplicate, self.remove)
+
+
+def read_objects(move: Any, resize: Any, duplicate: Any, remove: Any) -> tuple[ObjectEdit, ...]:
+    """What happens to objects of the source, each named by a word of the source as `Prompt.token_indices` takes it.
+
+    move: word -> (x, y), a shift in picture pixels to the right and down, or a `Move`. resize: word -> a factor of its
+    size, or a `Move`; a word that is moved or duplicated as well
+    is resized in its new place. duplicate: as move; the
+    object stays and appears a second time. remove: a word, a list of words, or word -> a `Move`, whose mask counts.
+    The first object is at the back: those of move, those only of resize and those of duplicate, each in the order in
+    which they are written. Raises ValueError.
+    """
+    for name, value in (("move", move), ("resize", resize), ("duplicate", duplicate)):
+        if not isinstance(value, Mapping | None):
+            raise ValueError(f"{name} takes an object by its word, as {{'cat': {EXAMPLES[name]}}}, not {value!r}")
+    moved = {word: read_move(by) for word, by in (move or {}).items()}
+    doubled = {word: read_move(by) for word, by in (duplicate or {}).items()}
+    if remove is None or isinstance(remove, Mapping):
+        gone = dict(remove or {})
+    else:
+        gone = {word: Move() for word in (remove if isinstance(remove, list) else [remove])}
+    words = [*moved, *doubled, *gone]
+    if twice := [
+        word for n, word in enumerate(words) if word in words[:n] or (word in gone and word in (resize or {}))
+    ]:
+        raise ValueError(f"{twice[0]!r} is named twice among the objects that are moved, duplicated and removed")
+    for word, value in (resize or {}).items():
+        size = value if isinstance(value, Move) else Move(scale=value)
+        place = next((places for places in (moved, doubled) if word in places), None)
+        if place is None:
+            moved[word] = size
+        elif isinstance(value, Move) or place[word].scale != 1:
+            raise ValueError(f"{word!r} is moved and resized: write Move(by=(x, y), scale=factor) once, or two numbers")
+        else:
+            place[word] = replace(place[word], scale=size.scale)
+    for word, value in gone.items():
+        if not isinstance(value, Move) or tuple(value.by) != (0, 0) or value.scale != 1:
+            raise ValueError(f"{word!r} is removed, which takes nothing but a mask, as Move(mask=mask), not {value!r}")
+    return (
+        *(ObjectEdit(word, "move", value) for word, value in moved.items()),
+        *(ObjectEdit(word, "duplicate", value) for word, value in doubled.items()),
+        *(ObjectEdit(word, "remove", value) for word, value in gone.items()),
+    )
+
+
+def read_move(value: Any) -> Move:
+    """A `Move` from (x, y) or a `Move`. Raises ValueError."""
+    return value if isinstance(value, Move) else Move(by=value)

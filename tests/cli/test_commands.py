@@ -475,6 +475,14 @@ MISTAKES = (
     (("edit", CAT, TIGER, "--reweight", "tiger=inf"), "--reweight tiger=inf: the weight must be a finite number"),
     (("edit", CAT, TIGER, "--reweight", "tiger"), "--reweight takes a word and its weight"),
     (("edit", CAT, TIGER, "--reweight", "tiger=1:2"), "--reweight takes a word and its weight"),
+    (("edit", CAT, TIGER, "--move", "dog:8,0"), "--move dog: 'dog' is not in the prompt 'a cat on the beach'"),
+    (("edit", CAT, TIGER, "--move", "cat:8"), "--move takes a word and x,y in pixels, to the right and down"),
+    (("edit", CAT, TIGER, "--move", "cat:nan,0"), "an object is moved by (x, y) pixels, as (32, 0), not by (nan, 0.0)"),
+    (("edit", CAT, TIGER, "--resize", "cat:20"), "the scale of an object must be a number from 0.1 to 10, not 20.0"),
+    (("edit", CAT, TIGER, "--resize", "2"), "--resize takes a word and a factor of its size, as cat:1.5, not '2'"),
+    (("edit", CAT, TIGER, "--move", "cat:8,0", "--remove", "cat"), "'cat' is named twice among the objects"),
+    (("edit", CAT, CAT, "--move", "cat:999,0"), "the new place of 'cat', by (999, 0) pixels at scale 1, is outside"),
+    (("edit", CAT, CAT, "--remove", "the"), "'the' has no place: no pixel attends to it more than by chance"),
     (("edit", CAT, TIGER, "--cross", "nan"), "the steps of --cross are shares 0 <= start <= end <= 1"),
     (("edit", CAT, TIGER, "--cross", ".8:.2"), "0 <= start <= end <= 1"),
     (
@@ -546,6 +554,7 @@ WRONG = {"--seed": "x", "--count": 0, "--steps": 0, "--guidance": "nan", "--size
 WRONG |= {"--kind": "x", "--cross": "2", "--self": "2", "--reweight": "tiger=x", "--blend": "cow", "--threshold": "2"}
 WRONG |= {"--method": "x", "--fit": "x", "--polish": -1, "--picture-guidance": "x", "--methods": "x"}
 WRONG |= {"--dtype": "x", "--device": "abacus"}
+WRONG |= {"--move": "cat", "--resize": "cat:x", "--duplicate": "cat:1", "--remove": "cow"}
 WRONG |= dict.fromkeys(["--out", "--record", "--mask", "--within", "--model", "--config", "--vae", "--lora"], "")
 WRONG |= dict.fromkeys(["--embedding", "--clip", "--cases", "--lpips", "--dino"], "")
 OPERANDS = {"generate": (CAT,), "edit": (CAT, TIGER), "invert": (PHOTO, CAT), "instruct": (PHOTO, CAT), "maps": (CAT,)}

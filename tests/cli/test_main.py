@@ -70,7 +70,7 @@ WITHOUT_DEFAULT = {
     "--reweight",
     "--vae",
 }
-WITHOUT_DEFAULT |= {"--cases", "--count", "--export", "--within"}
+WITHOUT_DEFAULT |= {"--cases", "--count", "--export", "--within", "--move", "--resize", "--duplicate", "--remove"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

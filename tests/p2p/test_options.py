@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from minip2p import AttentionStore, LocalBlend, Pipeline
+from minip2p import AttentionStore, LocalBlend, Move, Pipeline
 from minip2p.attention.contract import explicit, fused
 from minip2p.p2p.options import EditOptions
 
@@ -23,6 +23,10 @@ def test_the_defaults_are_the_documented_ones():
         "local_blend": None,
         "sites": None,
         "region": None,
+        "move": None,
+        "resize": None,
+        "duplicate": None,
+        "remove": None,
         "explicit": False,
         "parity": False,
         "attend": None,
@@ -33,10 +37,32 @@ def test_pipeline_edit_has_exactly_these_fields_and_defaults():
     parameters = list(inspect.signature(Pipeline.edit).parameters.values())
     assert [p.name for p in parameters[:3]] == ["self", "source", "target"]
     assert parameters[-1].kind is inspect.Parameter.VAR_KEYWORD  # the settings of `generate`
-    options = parameters[3:-1]
+    options = [p for p in parameters[3:-1] if p.name != "on_step"]  # a function that watches, as for `generate`
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in options)
     fields = [(field.name, field.default) for field in dataclasses.fields(EditOptions)]
     assert [(p.name, p.default) for p in options] == fields
+
+
+def objects(**options):
+    return [(o.kind, o.word, tuple(o.move.by), o.move.scale) for o in EditOptions(**options).objects]
+
+
+def test_objects_are_in_the_order_in_which_they_are_written():
+    """Those of move, those that are only resized, those of duplicate; a resized word keeps its shift."""
+    assert objects(
+        remove="car", duplicate={"dog": (1, 2)}, resize={"cat": 2, "hat": 0.5}, move={"cow": (3, 4), "cat": (5, 6)}
+    ) == [
+        ("move", "cow", (3, 4), 1.0),
+        ("move", "cat", (5, 6), 2),
+        ("move", "hat", (0, 0), 0.5),
+        ("duplicate", "dog", (1, 2), 1.0),
+        ("remove", "car", (0, 0), 1.0),
+    ]
+    assert objects(duplicate={"dog": (1, 2)}, resize={"dog": 2}) == [("duplicate", "dog", (1, 2), 2)]
+    mask = np.eye(3)
+    for options in ({"move": {"cat": Move((1, 0), mask=mask)}}, {"remove": {"cat": Move(mask=mask)}}):
+        assert torch.equal(EditOptions(**options).objects[0].move.mask, torch.eye(3))
+    assert objects() == objects(move={}, remove=[]) == []
 
 
 def test_options_are_frozen():
@@ -99,6 +125,15 @@ def test_options_that_are_taken(options):
         ({"region": "mask.png"}, "a mask is an image, an array or a tensor, not str"),
         ({"region": torch.full((4, 4), 2.0)}, "lies between 0 and 1, but its maximum is 2"),
         ({"region": torch.ones(1, 4, 4)}, "rows × columns of finite numbers, not of shape (1, 4, 4)"),
+        ({"move": "cat"}, "move takes an object by its word, as {'cat': (32, 0)}, not 'cat'"),
+        ({"resize": ["cat"]}, "resize takes an object by its word, as {'cat': 1.5}, not ['cat']"),
+        ({"duplicate": {"cat": 32}}, "an object is moved by (x, y) pixels, as (32, 0), not by 32"),
+        ({"resize": {"cat": 0}}, "the scale of an object must be a number from 0.1 to 10, not 0"),
+        ({"move": {"cat": (1, 0)}, "remove": ["cat"]}, "'cat' is named twice among the objects"),
+        ({"move": {"cat": (1, 0)}, "duplicate": {"cat": (2, 0)}}, "'cat' is named twice among the objects"),
+        ({"resize": {"cat": 2}, "remove": "cat"}, "'cat' is named twice among the objects"),
+        ({"move": {"cat": Move(scale=2)}, "resize": {"cat": 2}}, "'cat' is moved and resized: write Move("),
+        ({"remove": {"cat": Move((1, 0))}}, "'cat' is removed, which takes nothing but a mask"),
         ({"attend": AttentionStore()}, "wrap a function of maps, such as an AttentionStore, in explicit()"),
         ({"attend": "fused"}, "attend is a function of (q, k, v, site)"),
     ],

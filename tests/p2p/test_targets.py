@@ -9,7 +9,8 @@ from minip2p.attention.contract import SiteFilter
 from minip2p.attention.masks import mask_per_stride
 from minip2p.p2p.edit_plan import EditPlan
 from minip2p.p2p.options import EditOptions
-from minip2p.p2p.targets import EditTarget, latent_size_of, make_targets
+from minip2p.p2p.places import latent_size_of
+from minip2p.p2p.targets import EditTarget, make_targets
 
 
 def test_each_prompt_has_a_plan_and_a_blend_state_of_its_own(model):

@@ -1,0 +1,140 @@
+"""Objects of the source and their places, which the attention to their words tells.
+
+Axes: i queries, p positions, j words; H W picture pixels.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from minip2p.attention.contract import Attend, Site, SitePredicate, at_step
+from minip2p.attention.heatmaps import HeatmapAccumulator, accumulate_heat, finest_self_stride, select_sites
+from minip2p.attention.masks import heatmap_to_mask, mask_to_latent
+from minip2p.checkpoints.components import Components
+from minip2p.p2p.options import EditOptions
+from minip2p.p2p.schedules import step_range
+from minip2p.p2p.warp import PlacedObject, grid_warp
+from minip2p.sampling.qk_cache import CachePolicy
+from minip2p.sampling.settings import RunStart
+from minip2p.sampling.trajectory import Trajectory
+from minip2p.text.prompt import token_indicator
+
+LARGEST_PLACE = 0.6  # of the picture: what attends to more of it is no object
+
+
+def place_objects(
+    components: Components, origin: Trajectory | RunStart, options: EditOptions
+) -> tuple[PlacedObject, ...]:
+    """The objects of an edit with their places, H W; none where all of them stay as they are.
+
+    The place of a word is the mask of its heat map over the steps of `read_policy`, as `Trajectory.mask` computes it
+    over all steps. It is read from the run's cache, or else the UNet runs once more through these steps, conditional
+    rows only.
+    Raises ValueError for a word that is not in the prompt or has no place, for a mask without pixels, and for a new
+    place that is outside of the picture.
+    """
+    prompt = components.text.prompt(origin.prompt)
+    for item in options.objects:
+        prompt.token_indices(item.word)
+    if not options.objects:
+        return ()
+    if origin.conditioning.image is not None:
+        raise ValueError("this run follows a picture, which shows the objects where they are: they cannot be moved")
+    size = tuple(components.vae.stride * side for side in latent_size_of(origin))
+    objects = []
+    for item in options.objects:
+        if item.move.mask is not None:
+            mask = F.interpolate(item.move.mask[None, None], size, mode="area")[0, 0] >= 0.5
+        else:
+            mask = find_place(components, origin, item.word, read_policy(origin, options))
+        objects.append(check_place(PlacedObject(item, mask.cpu()), latent_size_of(origin)))
+    return () if all(item.is_still for item in options.objects) else tuple(objects)
+
+
+def check_place(placed: PlacedObject, latent_size: tuple[int, int]) -> PlacedObject:
+    """The object itself. Raises ValueError where its mask has no pixels, and where its new place has none."""
+    word, (height, width) = placed.edit.word, placed.mask.shape
+    if not placed.mask.any():
+        raise ValueError(
+            f"the mask of {word!r} has no pixels: there is nothing to move; give a mask that is white there"
+        )
+    if not mask_to_latent(placed.mask, latent_size).any():
+        raise ValueError(f"the mask of {word!r} covers less than half of every latent pixel: it is too small to move")
+    if placed.edit.appears and not grid_warp([placed], latent_size).owner.max() >= 0:
+        x, y = placed.edit.move.by
+        raise ValueError(
+            f"the new place of {word!r}, by ({x:g}, {y:g}) pixels at scale {placed.edit.move.scale:g}, is outside of "
+            f"the picture of {width} x {height} pixels"
+        )
+    return placed
+
+
+def find_place(components: Components, origin: Trajectory | RunStart, word: Any, policy: CachePolicy) -> Tensor:
+    """The mask of a word, H W bool. policy: whose steps of cross-attention are read. Raises ValueError."""
+    if origin.guidance_scale == 0:
+        raise ValueError(f"at guidance scale 0 no word is read, so {word!r} has no place: give its mask")
+    if not isinstance(origin, Trajectory):
+        raise ValueError(f"the place of {word!r} is read from a finished run: give its mask, or a run as the source")
+    heat = word_heat(components, origin, word, policy)
+    mask = heatmap_to_mask(heat.total.sum(0), origin.picture_size, "otsu", pool=False, smooth=True)
+    if heat.mean.sum(0).max() < 1 / len(components.text.prompt(origin.prompt).ids):
+        raise ValueError(
+            f"{word!r} has no place: no pixel attends to it more than by chance. Name an object, or give a mask"
+        )
+    share = float(mask.float().mean())
+    if not 0 < share <= LARGEST_PLACE:
+        raise ValueError(
+            f"{word!r} has no place of its own: its attention covers {share:.0%} of the picture. Name an object, or "
+            "give a mask"
+        )
+    return mask
+
+
+def word_heat(components: Components, run: Trajectory, word: Any, policy: CachePolicy) -> HeatmapAccumulator:
+    """The heat map of a word over the steps of cross-attention of a policy, from the cache of a run if it has them."""
+    steps, unet = range(*policy.cross_steps), components.unet
+    wanted = heat_sites(components, run)
+    if not all(run.is_recorded(i, wanted) for i in steps):
+        return run.heatmaps([word], steps=steps)
+    assert run.qk_cache is not None
+    indicator = token_indicator(components.text.prompt(run.prompt), [word])
+    read = select_sites(None, None, unet.heads, latent_size_of(run))
+    heat = HeatmapAccumulator(indicator, latent_size_of(run), read, 0, finest_self_stride(unet.sites))
+    like = components.text(run.prompt, run.clip_skip).tokens
+    for i in steps:
+        for site, (q, k) in run.qk_cache.get(i, wanted, like).items():
+            accumulate_heat([heat], site, partial(attend_values, at_step(run.attend, i), site, q, k), q)
+    return heat
+
+
+def attend_values(attend: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """An attention of (q, k) as a function of v, the last argument."""
+    return attend(q, k, v, site)
+
+
+def heat_sites(components: Components, origin: Trajectory | RunStart) -> SitePredicate:
+    """The sites whose attention tells where a word is."""
+    read = select_sites(None, None, components.unet.heads, latent_size_of(origin))
+    return lambda site, queries: site.cross and read.includes(site)
+
+
+def read_policy(origin: Trajectory | RunStart, options: EditOptions) -> CachePolicy:
+    """What an edit reads of its source at most. Where it reads no cross-attention, all steps, for the words' places."""
+    skip, steps, cross = origin.conditioning.skip_steps, origin.steps, options.cross_replace
+    shares = list({"default_": 1.0, **cross}.values()) if isinstance(cross, Mapping) else [cross]
+    ranges = [step_range("cross_replace", share, steps + 1, skip) for share in shares]
+    starts, stops = zip(*([pair for pair in ranges if pair[0] < pair[1]] or [(skip, steps)]), strict=True)
+    cross_steps = min(starts), min(max(stops), steps)
+    self_steps = step_range("self_replace", options.self_replace, steps, skip)
+    if options.region is not None:
+        cross_steps = self_steps = (skip, steps)
+    return CachePolicy(cross_steps, self_steps, options.self_max_queries)
+
+
+def latent_size_of(origin: Trajectory | RunStart) -> tuple[int, int]:
+    """Rows and columns of the latents of a run."""
+    latents = origin.latents if isinstance(origin, Trajectory) else origin.noise
+    return latents.shape[-2], latents.shape[-1]

@@ -1,0 +1,296 @@
+"""Edits that move, resize, duplicate and remove objects, from runs to pictures."""
+
+import pytest
+import torch
+from runs import deviations, same_latents
+
+from minip2p import LocalBlend, Move, SiteFilter
+from minip2p.attention.contract import explicit
+from minip2p.checkpoints.components import RowCounter
+from minip2p.inversion.methods import METHODS
+from minip2p.p2p.batching import plan_batches
+from minip2p.p2p.editing import edit_reference, run_edits
+from minip2p.p2p.options import EditOptions
+from minip2p.p2p.places import place_objects
+from minip2p.p2p.targets import make_targets
+from minip2p.sampling.settings import RunSettings
+
+CAT, TIGER = "a cat on the beach", "a tiger on the beach"
+STEPS, SIZE = 4, (64, 96)
+SETTINGS = dict(seed=1, steps=STEPS, size=SIZE)
+
+
+def box(top, left, height, width):
+    mask = torch.zeros(SIZE)
+    mask[top : top + height, left : left + width] = 1
+    return mask
+
+
+LEFT, RIGHT = box(16, 8, 32, 24), box(24, 64, 24, 24)
+MOVE = {"cat": Move((40, 0), mask=LEFT)}
+KINDS = {
+    "move": {"move": MOVE},
+    "half a cell": {"move": {"cat": Move((-12, 13), mask=RIGHT)}},
+    "beyond the edge": {"move": {"cat": Move((24, -8), mask=RIGHT)}},
+    "larger": {"resize": {"cat": Move(scale=1.7, mask=LEFT)}},
+    "smaller": {"resize": {"cat": Move(scale=0.6, mask=LEFT)}},
+    "duplicate": {"duplicate": {"cat": Move((40, 0), mask=LEFT)}},
+    "remove": {"remove": {"cat": Move(mask=LEFT)}},
+    "two": {"move": MOVE | {"beach": Move((-32, 0), mask=RIGHT)}},
+}
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    return model.generate(CAT, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def recorded(model, run):
+    return model.record(run, self_replace=1.0)
+
+
+@pytest.fixture(scope="module")
+def large(model):
+    """A run in which the attention tells where the cat is."""
+    return model.generate(CAT, seed=2, steps=3)
+
+
+def rows_of(model, edit):
+    counter = RowCounter()
+    result = edit(model.counting(counter))
+    return counter.rows, result
+
+
+def area(edit):
+    return edit.blend_mask.expand_as(edit.latents[-1])
+
+
+# --- what must hold
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_explicit_equals_fused(model, recorded, kind):
+    """A whole edit, all steps edited; and what is outside of the old and new places is the source's to the bit."""
+    options = dict(cross_replace=1.0, self_replace=1.0, **KINDS[kind])
+    edit = model.edit(recorded, CAT, **options)
+    assert deviations(model.edit(recorded, CAT, explicit=True, **options), edit) <= 1e-3
+    assert deviations(model.edit(recorded, CAT, attend=explicit(), **options), edit) <= 1e-3
+    outside = ~area(edit)
+    assert outside.any() and torch.equal(edit.latents[-1][outside], recorded.latents[-1][outside])
+    assert not torch.equal(edit.latents[-1], recorded.latents[-1])
+
+
+def test_a_zero_move_is_the_source_to_the_bit(model, run, recorded):
+    for source in (run, recorded):
+        for options in ({"move": {"cat": Move(mask=LEFT)}}, {"resize": {"cat": Move(mask=LEFT)}}, {"move": {}}):
+            assert same_latents(model.edit(source, CAT, **options), run)
+
+
+def test_a_zero_move_of_a_word_is_the_source_to_the_bit(model, large):
+    assert same_latents(model.edit(large, CAT, move={"cat": (0, 0)}), large)
+
+
+@pytest.mark.parametrize("by", [(40, 0), (-8, 16)])
+def test_while_latents_are_shared_the_object_is_the_sources_to_the_bit(model, run, by):
+    """A shift by whole latent pixels; the mask grown by one of them on all sides."""
+    edit = model.edit(run, CAT, move={"cat": Move(by, mask=LEFT, until=1.0)})
+    place = torch.zeros(SIZE[0] // 8, SIZE[1] // 8, dtype=torch.bool)
+    place[1:7, 0:5] = True
+    new = place.roll((by[1] // 8, by[0] // 8), (0, 1)) if by[0] > 0 else torch.zeros_like(place)
+    if by[0] < 0:
+        new[3:8, 0:4] = True
+    shifted = run.latents.roll((by[1] // 8, by[0] // 8), (-2, -1))
+    assert torch.equal(edit.latents[:, :, new], shifted[:, :, new])
+
+
+def test_the_noise_of_an_edit_is_that_of_its_source_in_another_order(model, run):
+    edit = model.edit(run, CAT, move=MOVE)
+    assert torch.equal(edit.latents[0].flatten(1).sort().values, run.latents[0].flatten(1).sort().values)
+    assert not torch.equal(edit.latents[0], run.latents[0])
+    back = model.edit(edit, CAT, move={"cat": Move((-40, 0), mask=LEFT.roll(40, 1))})
+    assert torch.equal(back.latents[0], run.latents[0])
+
+
+@pytest.mark.parametrize("kind", ["half a cell", "larger", "two"])
+def test_record_and_replay_give_the_same_bits(model, run, recorded, kind, tmp_path):
+    options = dict(self_replace=1.0, **KINDS[kind])
+    edit = model.edit(run, CAT, **options)
+    assert same_latents(model.edit(recorded, CAT, **options), edit)
+    assert same_latents(model.edit(CAT, CAT, **SETTINGS, **options), edit)
+    recorded.save(tmp_path / "run.safetensors")
+    assert same_latents(model.edit(model.open(tmp_path / "run.safetensors"), CAT, **options), edit)
+
+
+def test_a_word_has_the_same_place_in_a_run_its_record_and_its_prompt(model, large):
+    edits = [
+        model.edit(source, CAT, move={"cat": (24, 8)}, **settings)
+        for source, settings in ((large, {}), (model.record(large), {}), (CAT, dict(seed=2, steps=3)))
+    ]
+    assert same_latents(edits[0], edits[1]) and same_latents(edits[0], edits[2])
+    live = model.live(large)
+    assert same_latents(live.edit(CAT, move={"cat": (24, 8)}), edits[0])
+    assert edits[0].source_run.finish() is large and edits[2].source_run.finish().qk_cache is None
+    assert same_latents(edits[2].source_run.finish(), large)
+    (placed,) = place_objects(model.components, large, EditOptions(cross_replace=1.0, move={"cat": (8, 0)}))
+    assert (placed.mask != large.mask("cat")).float().mean() <= 0.001
+
+
+def test_live_edits_are_those_edits_to_the_bit(model, run):
+    """Also after edits with which they share their prompt, their steps or their geometry."""
+    live = model.live(run)
+    blended = {"move": {"cat": Move((40, 0), mask=LEFT, until=0.0)}, "local_blend": LocalBlend("beach")}
+    for options in ({}, *KINDS.values(), blended, {"local_blend": LocalBlend("beach")}, {}, KINDS["move"]):
+        assert same_latents(live.edit(CAT, **options), model.edit(run, CAT, **options))
+
+
+# --- what it costs
+
+
+@pytest.mark.parametrize("source", ["run", "record", "prompt"])
+@pytest.mark.parametrize("cross, self_", [(0.8, 0.4), (0.3, 0.0)])
+def test_moving_a_word_runs_no_more_rows_than_the_same_edit_without_it(model, large, source, cross, self_):
+    """From a prompt, than the same edit with a local blend, which goes through the source to its end as well."""
+    settings, blend = {}, {}
+    if source == "prompt":
+        settings, blend = dict(seed=2, steps=3), {"local_blend": LocalBlend(mask=torch.ones(2, 2))}
+    start = {"run": large, "record": model.record(large), "prompt": CAT}[source]
+    options = dict(cross_replace=cross, self_replace=self_, **settings)
+    plain, _ = rows_of(model, lambda counted: counted.edit(start, [CAT, TIGER], **options, **blend))
+    moved, _ = rows_of(model, lambda counted: counted.edit(start, [CAT, TIGER], move={"cat": (24, 8)}, **options))
+    assert moved <= plain
+
+
+def test_the_planner_predicts_the_rows(model, run, recorded):
+    """Of targets that move different objects: they start from different noise, and share no row."""
+    start = model.prepare(CAT, RunSettings(**SETTINGS))
+    for origin in (run, recorded, start):
+        for kinds in (["move"], ["move", "move"], ["move", "larger", "remove"]):
+            targets = [
+                make_targets(model.components, origin, [CAT], EditOptions(self_replace=0.5, **KINDS[kind]))[0]
+                for kind in kinds
+            ]
+            counter = RowCounter()
+            counted = model.counting(counter).components
+            plan = plan_batches(counted, origin, targets)
+            edits = run_edits(counted, origin, targets)
+            assert counter.rows == plan.predicted_rows(origin)
+            assert len(plan.rows[0]) == len(set(kinds)) and plan.same_start == (len(set(kinds)) == 1)
+            for kind, edit in zip(kinds, edits, strict=True):
+                alone = model.edit(origin if origin is not start else run, CAT, self_replace=0.5, **KINDS[kind])
+                assert deviations(edit, alone) <= 1e-3
+
+
+# --- with other edits
+
+
+def test_the_fast_version_equals_algorithm_1(model):
+    start = model.prepare(CAT, RunSettings(**SETTINGS))
+    for kind in ("move", "larger"):
+        _, expected = edit_reference(model.components, start, CAT, EditOptions(self_replace=0.5, **KINDS[kind]))
+        edit = model.edit(CAT, CAT, explicit=True, self_replace=0.5, **SETTINGS, **KINDS[kind])
+        assert torch.equal(edit.latents[-1:], expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reweight": {"beach": 2}},
+        {"cross_replace": {"default_": (0.2, 0.6), "tiger": 0.3}},
+        {"cross_replace": 0, "self_replace": 0},
+        {"region": box(0, 0, 64, 72)},
+        {"local_blend": ("cat", "tiger")},
+        {"sites": SiteFilter(strides=(1,), heads=(0,))},
+        {"kind": "refine"},
+    ],
+)
+def test_moving_composes_with_other_edits(model, recorded, options):
+    options = {"self_replace": 0.8, **options}
+    moved = model.edit(recorded, TIGER, **options, move=MOVE)
+    assert deviations(model.edit(recorded, TIGER, explicit=True, **options, move=MOVE), moved) <= 1e-3
+    assert deviations(moved, model.edit(recorded, TIGER, **options)) > 0.1
+
+
+def test_latents_are_shared_and_the_rest_is_kept_where_the_edit_changes_nothing_else(model, run):
+    def target(prompt, **options):
+        return make_targets(model.components, run, [prompt], EditOptions(move=MOVE, **options))[0]
+
+    same, swapped, elsewhere = target(CAT), target(TIGER), target("a cat on the snow")
+    assert same.warp.keeps_rest and same.warp.until.max() == 3 and same.plan.movement.dropped == (2,)
+    assert swapped.warp.keeps_rest and not swapped.warp.until.any() and swapped.plan.movement.dropped == (2,)
+    assert not elsewhere.warp.keeps_rest and not elsewhere.warp.until.any() and elsewhere.blend_mask is None
+    assert not target(CAT, reweight={"beach": 2}).warp.keeps_rest
+    assert target(CAT, reweight={"cat": 2}).warp.keeps_rest
+    assert not target(CAT, local_blend="beach").warp.keeps_rest
+    doubled = make_targets(model.components, run, [CAT], EditOptions(**KINDS["duplicate"]))[0]
+    assert doubled.plan.movement.dropped == () and doubled.plan.movement.shown == (2,)
+
+
+def test_a_local_blend_may_change_its_words_and_the_objects_places(model, run):
+    black = LocalBlend(mask=box(56, 0, 8, 96), start=0.0)
+    edit = model.edit(run, TIGER, move=MOVE, local_blend=black)
+    expected = model.edit(run, CAT, move=MOVE).blend_mask.clone()
+    expected[7] = True
+    assert torch.equal(edit.blend_mask, expected)
+    assert torch.equal(edit.latents[1:][..., ~expected], run.latents[1:][..., ~expected])
+
+
+# --- photographs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_photographs_of_every_inversion(model, run, method):
+    options = {"null-text": {"num_inner_steps": 1}}.get(method, {})
+    inverted = model.invert(run.picture, CAT, method=method, steps=STEPS, **options)
+    rows, edit = rows_of(model, lambda counted: counted.edit(inverted, CAT, move=MOVE))
+    assert rows <= rows_of(model, lambda counted: counted.edit(inverted, CAT))[0]
+    assert same_latents(model.edit(model.record(inverted, self_replace=1.0), CAT, move=MOVE), edit)
+    outside = ~area(edit)
+    assert torch.equal(edit.latents[-1][outside], inverted.latents[-1][outside])
+    assert same_latents(model.edit(inverted, CAT, move={"cat": Move(mask=LEFT)}), model.edit(inverted, CAT))
+    skip = inverted.conditioning.skip_steps
+    for i in range(skip + 1):
+        assert torch.equal(edit.latents[i].flatten(1).sort().values, inverted.latents[i].flatten(1).sort().values)
+    z = inverted.conditioning.variance_noise
+    if z is not None:  # the noise of each step is moved too, and the edit can be edited
+        assert torch.equal(edit.conditioning.variance_noise[:, :, 2:6, 6:9], z[:, :, 2:6, 1:4])
+        back_again = model.edit(edit, CAT, move={"cat": Move((-40, 0), mask=LEFT.roll(40, 1))})
+        assert torch.equal(back_again.conditioning.variance_noise, z)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"move": {"dog": (8, 0)}}, "'dog' is not in the prompt"),
+        ({"move": {"cat": Move((200, 0), mask=LEFT)}}, "'cat', by \\(200, 0\\) pixels at scale 1, is outside of the"),
+        ({"move": {"cat": Move((8, 0), mask=0 * LEFT)}}, "the mask of 'cat' has no pixels"),
+        ({"remove": {"cat": Move(mask=box(0, 0, 2, 2))}}, "less than half of every latent pixel"),
+    ],
+)
+def test_a_mistake_is_one_line(model, run, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        model.edit(run, CAT, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_word_without_a_place_is_refused(model, large):
+    with pytest.raises(ValueError, match="'the' has no place: no pixel attends to it more than by chance"):
+        model.edit(large, CAT, move={"the": (8, 0)})
+    with pytest.raises(ValueError, match=r"'beach' has no place of its own: its attention covers \d+% of the picture"):
+        model.edit(large, CAT, move={"beach": (8, 0)})
+    unread = model.generate(CAT, guidance_scale=0, **SETTINGS)
+    with pytest.raises(ValueError, match="at guidance scale 0 no word is read"):
+        model.edit(unread, CAT, move={"cat": (8, 0)})
+    with pytest.raises(ValueError, match="the place of 'cat' is read from a finished run"):
+        make_targets(model.components, model.prepare(CAT), [CAT], EditOptions(remove="cat"))
+
+
+def test_a_source_that_is_too_large_to_be_recorded_is_refused(model, large, monkeypatch):
+    monkeypatch.setattr("minip2p.p2p.editing.PLACES_BUDGET", 1e5)
+    with pytest.raises(ValueError, match=r"to find 'cat', the source would be recorded in \d+\.\d GB of memory"):
+        model.edit(large, CAT, move={"cat": (8, 0)})
+    assert model.edit(large, CAT, move={"cat": Move((8, 0), mask=LEFT)}).steps == 3

@@ -1,0 +1,469 @@
+"""Moving objects: geometry, the operator in map space and in value space, and what happens to the latents."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from edit_table import EYE, assert_close, random_qkv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import tensor
+
+from minip2p.attention.contract import Site, attention_map, explicit, fused
+from minip2p.config import SchedulerConfig
+from minip2p.p2p.algebra import IDENTITY, INJECT, AttentionEdit, MaskedEdit, swap_edit
+from minip2p.p2p.controller import controlled_attention
+from minip2p.p2p.edit_plan import Movement, Region, StepEdit
+from minip2p.p2p.warp import (
+    LatentWarp,
+    Move,
+    ObjectEdit,
+    PlacedObject,
+    StrideWarp,
+    WarpedEdit,
+    attention_warps,
+    dilate,
+    grid_warp,
+    noise_permutation,
+)
+from minip2p.sched import DDIMScheduler
+
+CROSS, SELF = Site("up", 0, True, 1), Site("up", 0, False, 1)
+
+
+def box(size, top, left, height, width):
+    """A mask of `size` that is white in a rectangle."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def placed(mask, by=(0, 0), scale=1.0, kind="move"):
+    return PlacedObject(ObjectEdit("cat", kind, Move(by, scale)), mask)
+
+
+def cells(text):
+    """A picture of a grid as numbers: '.' is -1."""
+    return [-1 if c == "." else int(c) for line in text.split() for c in line]
+
+
+def owners(objects, size, **options):
+    return grid_warp(objects, size, **options).owner.tolist()
+
+
+def holes(objects, size, **options):
+    return grid_warp(objects, size, **options).hole.int().tolist()
+
+
+# --- geometry
+
+
+def test_a_shift_by_whole_cells_copies_rows():
+    """A 2 × 2 object goes one cell to the right and one down; by hand."""
+    warp = grid_warp([placed(box((4, 4), 0, 0, 2, 2), (1, 1))], (4, 4))
+    assert warp.owner.tolist() == cells(".... .00. .00. ....")
+    assert warp.hole.int().tolist() == cells("1100 1000 0000 0000")
+    assert warp.T.is_selection
+    x = torch.arange(16.0)[:, None]
+    assert warp.T.rows(x)[~warp.hole, 0].tolist() == [2, 3, 0, 1, 7, 8, 4, 5, 11, 12, 13, 14, 15]
+
+
+def test_x_is_to_the_right_and_y_down():
+    mask = box((8, 8), 2, 2, 2, 2)
+    assert owners([placed(mask, (2, 0))], (4, 4)) == cells(".... ..0. .... ....")
+    assert owners([placed(mask, (0, 4))], (4, 4)) == cells(".... .... .... .0..")
+    assert owners([placed(mask, (-2, -2))], (4, 4)) == cells("0... .... .... ....")
+
+
+def test_a_shift_by_half_a_cell_interpolates_inside_of_the_object():
+    """Cells 1 and 2 go half a cell to the right. Cell 2 is half of each; cells 1 and 3 have one half, all of which is
+    the object's, so nothing of the background comes along."""
+    warp = grid_warp([placed(box((1, 12), 0, 2, 1, 4), (1, 0))], (1, 6))
+    assert warp.owner.tolist() == cells(".000..") and not warp.hole.any()
+    expected = torch.eye(6)
+    expected[1], expected[2], expected[3] = torch.eye(6)[1], torch.eye(6)[1:3].mean(0), torch.eye(6)[2]
+    torch.testing.assert_close(warp.T.dense(), expected)
+
+
+@pytest.mark.parametrize("shift, exact", [(8, True), (16, True), (24, False), (13, False)])
+def test_24_pixels_are_a_cell_and_a_half_at_stride_2(shift, exact):
+    """Cells of stride 2 have 16 pixels with a VAE of 8."""
+    mask = box((128, 128), 32, 32, 32, 32)
+    assert grid_warp([placed(mask, (shift, 0))], (16, 16)).T.is_selection == (shift % 8 == 0)
+    assert grid_warp([placed(mask, (shift, 0))], (8, 8)).T.is_selection == (exact and shift % 16 == 0)
+
+
+def test_an_object_twice_as_large_shows_each_cell_four_times():
+    """2 × 2 cells become 4 × 4 about their centre; a corner cell of the new place lies inside of one old cell only."""
+    warp = grid_warp([placed(box((6, 6), 2, 2, 2, 2), scale=2.0)], (6, 6))
+    assert warp.owner.tolist() == cells("...... .0000. .0000. .0000. .0000. ......") and not warp.hole.any()
+    corner = warp.T.dense()[7]
+    assert corner[14] == 1  # the others of its four taps are background
+    W, remaining = warp.T.normalized_transpose()
+    assert len(remaining) == 36 - 16 + 4
+    torch.testing.assert_close(W.dense().sum(1), torch.ones(24))
+
+
+def test_an_object_half_as_large_leaves_a_hole_around_it():
+    warp = grid_warp([placed(box((6, 6), 1, 1, 4, 4), scale=0.5)], (6, 6))
+    assert warp.owner.tolist() == cells("...... ...... ..00.. ..00.. ...... ......")
+    assert warp.hole.int().tolist() == cells("000000 011110 010010 010010 011110 000000")
+    torch.testing.assert_close(warp.T.dense()[14, [7, 8, 13, 14]], torch.full((4,), 0.25))
+
+
+def test_a_part_beyond_the_edge_is_lost():
+    warp = grid_warp([placed(box((1, 4), 0, 1, 1, 2), (2, 0))], (1, 4))
+    assert warp.owner.tolist() == cells("...0") and warp.hole.int().tolist() == cells("0110")
+    W, remaining = warp.T.normalized_transpose()
+    assert remaining.tolist() == [0, 1] and W.dense().tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
+
+
+def test_a_later_object_is_in_front_and_an_object_that_stays_hides_what_passes_behind():
+    left, right = box((1, 5), 0, 0, 1, 2), box((1, 5), 0, 3, 1, 2)
+    moving, other = placed(left, (2, 0)), placed(right, (-1, 0))
+    assert owners([moving, other], (1, 5)) == cells("..11.")
+    assert owners([other, moving], (1, 5)) == cells("..11.")
+    assert grid_warp([moving, other], (1, 5)).T.dense()[3, 4] == 1
+    assert grid_warp([other, moving], (1, 5)).T.dense()[3, 1] == 1
+    assert owners([placed(left, (2, 0)), placed(right)], (1, 5)) == cells("..011")
+    assert holes([placed(left, (2, 0)), placed(right)], (1, 5)) == cells("11000")
+
+
+def test_where_masks_overlap_the_cell_is_the_later_objects():
+    first, second = placed(box((1, 6), 0, 0, 1, 3), (3, 0)), placed(box((1, 6), 0, 2, 1, 1))
+    assert owners([first, second], (1, 6)) == cells("..100.")
+    assert holes([first, second], (1, 6)) == cells("110000")
+
+
+def test_a_duplicate_leaves_no_hole_and_a_removed_object_has_no_new_place():
+    mask = box((1, 4), 0, 0, 1, 2)
+    assert holes([placed(mask, (2, 0), kind="duplicate")], (1, 4)) == [0] * 4
+    gone = grid_warp([placed(mask, kind="remove")], (1, 4))
+    assert gone.hole.int().tolist() == cells("1100") and (gone.owner == -1).all()
+
+
+def test_grown_masks_are_larger_by_one_cell_but_do_not_cover_other_objects():
+    mask = box((5, 7), 2, 2, 1, 1)
+    warp = grid_warp([placed(mask, (2, 0))], (5, 7), grow=True)
+    new, old = dilate(mask.roll(2, 1)), dilate(mask)
+    assert torch.equal(warp.owner.reshape(5, 7) == 0, new) and torch.equal(warp.hole.reshape(5, 7), old & ~new)
+    still = placed(box((5, 7), 2, 4, 1, 1))
+    behind = grid_warp([placed(mask, (1, 0)), still], (5, 7), grow=True)
+    assert behind.owner.reshape(5, 7)[2, 4] == 1 and behind.owner.reshape(5, 7)[2, 3] == 0
+
+
+def test_the_centre_is_the_mean_of_the_masks_pixels():
+    assert placed(box((8, 8), 2, 4, 2, 3)).centre == (3.0, 5.5)
+
+
+# --- matrices with few entries a row
+
+
+shapes = st.tuples(st.integers(2, 7), st.integers(2, 7))
+
+
+@st.composite
+def scenes(draw):
+    """One or two objects on a small grid, whose cells have 4 pixels; each with any shift and scale."""
+    rows, columns = draw(shapes)
+    objects = []
+    for _ in range(draw(st.integers(1, 2))):
+        top, left = draw(st.integers(0, rows - 1)), draw(st.integers(0, columns - 1))
+        mask = box((4 * rows, 4 * columns), 4 * top, 4 * left, 4 * draw(st.integers(1, 3)), 4 * draw(st.integers(1, 3)))
+        shift = draw(st.integers(-9, 9)), draw(st.integers(-9, 9))
+        kind = draw(st.sampled_from(["move", "duplicate", "remove"]))
+        objects.append(placed(mask, shift, draw(st.sampled_from([0.5, 0.7, 1.0, 1.0, 1.6])), kind))
+    return objects, (rows, columns)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes(), st.booleans())
+def test_rows_of_T_and_W_sum_to_1_and_the_new_places_the_holes_and_the_rest_are_all_cells(scene, grow):
+    objects, size = scene
+    warp = grid_warp(objects, size, grow=grow)
+    T = warp.T.dense()
+    torch.testing.assert_close(T.sum(1), (~warp.hole).float())
+    assert (T >= 0).all() and not (warp.hole & (warp.owner >= 0)).any()
+    rest = ~warp.hole & (warp.owner < 0)
+    assert torch.equal(T[rest], torch.eye(len(T))[rest])
+    W, remaining = warp.T.normalized_transpose()
+    column_sums = T.sum(0)
+    assert remaining.tolist() == column_sums.nonzero().flatten().tolist()
+    torch.testing.assert_close(W.dense(), T.mT[remaining] / column_sums[remaining, None])
+    x = torch.randn(2, len(T), 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(warp.T.rows(x)[:, ~warp.hole], (T @ x)[:, ~warp.hole])
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes())
+def test_the_noise_is_permuted_so_white_noise_stays_white(scene):
+    objects, size = scene
+    permutation = noise_permutation(grid_warp(objects, size, grow=True))
+    assert sorted(permutation.tolist()) == list(range(size[0] * size[1]))
+
+
+def test_the_covered_noise_goes_into_the_hole_and_that_of_a_removed_object_is_reversed():
+    shifted = noise_permutation(grid_warp([placed(box((1, 6), 0, 1, 1, 2), (2, 0))], (1, 6)))
+    assert shifted.tolist() == [0, 3, 4, 1, 2, 5]
+    gone = noise_permutation(grid_warp([placed(box((1, 6), 0, 1, 1, 3), kind="remove")], (1, 6)))
+    assert gone.tolist() == [0, 3, 2, 1, 4, 5]
+    twice = noise_permutation(grid_warp([placed(box((1, 6), 0, 0, 1, 2), (3, 0), kind="duplicate")], (1, 6)))
+    assert twice.tolist() == list(range(6))  # the object's noise is used already
+
+
+@pytest.mark.parametrize("by", [(8, 0), (-16, 8), (24, 16)])
+def test_there_and_back_again_is_the_source_where_nothing_was_lost(by):
+    """The noise everywhere, to the bit; T of the object and of all that it covered neither time."""
+    mask = box((64, 96), 24, 32, 16, 24)
+    there = grid_warp([placed(mask, by)], (8, 12))
+    back = grid_warp([placed(mask.roll((by[1], by[0]), (0, 1)), (-by[0], -by[1]))], (8, 12))
+    noise = torch.randn(1, 4, 96, generator=torch.Generator().manual_seed(1))
+    moved = noise[..., noise_permutation(there)]
+    assert torch.equal(moved[..., noise_permutation(back)], noise) and not torch.equal(moved, noise)
+    x = torch.arange(96.0)[:, None]
+    back_again = back.T.rows(there.T.rows(x))
+    lost = (there.owner >= 0) & (grid_warp([placed(mask)], (8, 12)).owner < 0)
+    assert torch.equal(back_again[~lost], x[~lost]) and int(lost.sum()) <= 6
+
+
+def test_a_hole_everywhere_attends_as_the_target_does():
+    """As at a coarse site whose only cell an object covers that is removed."""
+    q_s, k_s, q, k, v = random_qkv(8, keys=1, queries=1)
+    edit = warped([placed(box((8, 8), 0, 0, 8, 8), kind="remove")], (1, 1), INJECT, SELF)
+    for actual in (
+        edit.attend((q_s, k_s), (q, k), v, SELF),
+        edit.in_map_space(attention_map(q_s, k_s), attention_map(q, k)) @ v,
+    ):
+        assert_close(actual, fused(q, k, v))
+
+
+# --- the operator
+
+
+def warped(objects, size, edit, site, in_hole=IDENTITY, dropped=()):
+    return WarpedEdit(edit, in_hole, StrideWarp(grid_warp(objects, size)), site.cross, dropped if site.cross else ())
+
+
+def test_the_operator_by_hand():
+    """Four pixels in a row; the object in pixel 0 goes to pixel 2. Rows are queries, columns words or pixels."""
+    objects, size = [placed(box((1, 4), 0, 0, 1, 1), (2, 0))], (1, 4)
+    A_s = tensor([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5], [0.1, 0.1, 0.8], [0.6, 0.2, 0.2]])[None, None]
+    A_e = tensor([[0.1, 0.5, 0.4], [0.3, 0.3, 0.4], [0.3, 0.3, 0.4], [0.3, 0.3, 0.4]])[None, None]
+    cross = warped(objects, size, INJECT, CROSS, dropped=(1,)).in_map_space(A_s, A_e)[0, 0]
+    expected = tensor([[0.2, 0.0, 0.8], [0.2, 0.3, 0.5], [0.5, 0.25, 0.25], [0.6, 0.2, 0.2]])
+    torch.testing.assert_close(cross, expected)
+    S_s = tensor([[0.4, 0.2, 0.2, 0.2], [0.1, 0.4, 0.3, 0.2], [0.3, 0.2, 0.4, 0.1], [0.4, 0.1, 0.3, 0.2]])[None, None]
+    S_e = torch.full((1, 1, 4, 4), 0.25)
+    own_pixels = warped(objects, size, INJECT, SELF).in_map_space(S_s, S_e)[0, 0]
+    # Pixel 2 of the source is covered: its column is left out. What was in column 0 is now in column 2.
+    expected = tensor(
+        [
+            [0.25, 0.25, 0.25, 0.25],
+            [0, 0.4 / 0.7, 0.1 / 0.7, 0.2 / 0.7],
+            [0, 0.2 / 0.8, 0.4 / 0.8, 0.2 / 0.8],
+            [0, 0.1 / 0.7, 0.4 / 0.7, 0.2 / 0.7],
+        ]
+    )
+    torch.testing.assert_close(own_pixels, expected)
+
+
+def test_W_is_minus_log_m_on_the_logit_of_a_key_that_appears_m_times():
+    """Of a duplicate and of one twice as large, moved by whole cells: the source's key at every place of its content.
+
+    The key of a covered position is left out, as a logit of minus infinity does.
+    """
+    objects, size = [placed(box((1, 6), 0, 0, 1, 2), (3, 0), kind="duplicate")], (1, 6)
+    q_s, k_s, _, _, v = random_qkv(3, keys=6)
+    warp = StrideWarp(grid_warp(objects, size))
+    g = tensor([0, 1, 2, 0, 1, 5])  # whose content each position shows
+    m = tensor([2, 2, 1, 2, 2, 1])
+    logits = q_s[:, :, g] @ k_s[:, :, g].mT / math.sqrt(4) - m.log()
+    expected = logits.softmax(-1) @ v
+    assert_close(warp.moved(fused)(q_s, k_s, v, SELF), expected)
+    assert_close(warp.moved_map(attention_map(q_s, k_s), cross=False) @ v, expected)
+
+
+def test_for_a_shift_of_whole_cells_it_is_the_recorded_queries_and_keys_at_g():
+    """Where nothing is lost: two objects that change places."""
+    objects = [placed(box((1, 4), 0, 0, 1, 1), (3, 0)), placed(box((1, 4), 0, 3, 1, 1), (-3, 0))]
+    g, warp = tensor([3, 1, 2, 0]), StrideWarp(grid_warp(objects, (1, 4)))
+    q_s, k_s, _, _, v = random_qkv(4, keys=4, queries=4)
+    assert_close(warp.moved(fused)(q_s, k_s, v, SELF), fused(q_s[:, :, g], k_s[:, :, g], v))
+    q_s, k_s, _, _, v = random_qkv(4, queries=4)
+    assert_close(warp.moved(fused)(q_s, k_s, v, CROSS), fused(q_s[:, :, g], k_s, v))
+
+
+EDITS = {
+    "as it is": INJECT,
+    "swap": swap_edit(EYE.roll(1, 1)),
+    "half": AttentionEdit(0.5, 0.5),
+    "re-weighted": INJECT.reweighted(torch.linspace(-1, 2, 77)),
+    "none": IDENTITY,
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("with_region", [False, True])
+@settings(max_examples=15, deadline=None)
+@given(scenes(), st.integers(0, 99))
+def test_explicit_equals_fused(edit, with_region, scene, seed):
+    """Both executions through the contract, cross and self, with any objects, words dropped in the holes."""
+    objects, size = scene
+    queries = size[0] * size[1]
+    warps = attention_warps(objects, size, [CROSS])
+    region = Region({1: torch.linspace(0, 1, queries)}, swap_edit(EYE)) if with_region else None
+    movement = Movement(warps, (2, 5), (2, 5), IDENTITY.reweighted(torch.linspace(0, 2, 77)), ())
+    alpha = {"as it is": 1.0, "half": 0.5}.get(edit, 0.0)
+    step = StepEdit(EDITS[edit], alpha, 99, region=region, movement=movement)
+    for site, keys in ((CROSS, 77), (SELF, queries)):
+        q_s, k_s, q, k, v = random_qkv(seed, keys=keys, queries=queries)
+        outputs = [
+            controlled_attention({site: (q_s, k_s)}, [step], attend, explicit=is_explicit)(q, k, v, site)
+            for attend, is_explicit in ((fused, False), (fused, True), (explicit(), False))
+        ]
+        assert_close(outputs[1], outputs[0], outputs[0].std())
+        assert_close(outputs[2], outputs[0], outputs[0].std())
+
+
+@pytest.mark.parametrize("site", [CROSS, SELF])
+def test_inputs_stay_unchanged_and_gradients_flow(site):
+    edit = warped([placed(box((1, 6), 0, 0, 1, 2), (1.5, 0))], (1, 6), INJECT, site, dropped=(3,))
+    tensors = [x.requires_grad_() for x in random_qkv(5, keys=77 if site.cross else 6)]
+    before = [x.clone() for x in tensors]
+    q_s, k_s, q, k, v = tensors
+    edit.attend((q_s, k_s), (q, k), v, site).sum().backward()
+    assert all(map(torch.equal, tensors, before)) and all(x.grad is not None and x.grad.any() for x in tensors)
+
+
+def test_outside_of_a_region_the_attention_is_the_moved_sources():
+    objects, size = [placed(box((1, 4), 0, 0, 1, 1), (2, 0))], (1, 4)
+    inside = tensor([1.0, 1, 0, 0])[:, None]
+    q_s, k_s, q, k, v = random_qkv(6, queries=4)
+    edit = warped(objects, size, MaskedEdit(IDENTITY, INJECT, inside), CROSS)
+    out, source, target = edit.attend((q_s, k_s), (q, k), v, CROSS), fused(q_s, k_s, v), fused(q, k, v)
+    assert_close(out, torch.stack([target[:, :, 0], target[:, :, 1], source[:, :, 0], source[:, :, 3]], 2))
+
+
+def test_after_the_schedule_only_the_holes_are_edited():
+    """And without words to leave out, or without a hole, nothing is."""
+    leaving, staying = (
+        attention_warps([placed(box((1, 4), 0, 0, 1, 1), (2, 0), kind=kind)], (1, 4), [CROSS])
+        for kind in ("move", "duplicate")
+    )
+    for warps, dropped, site, expected in (
+        (leaving, (3,), CROSS, WarpedEdit),
+        (leaving, (), CROSS, AttentionEdit),
+        (staying, (3,), CROSS, AttentionEdit),
+        (leaving, (3,), SELF, AttentionEdit),
+    ):
+        edit = StepEdit(IDENTITY, 0, 99, movement=Movement(warps, dropped, (), IDENTITY, ())).at_site(site, 4)
+        assert isinstance(edit, expected) and not edit.reads
+    _, _, q, k, v = random_qkv(7, queries=4)
+    edit = StepEdit(IDENTITY, 0, 99, movement=Movement(leaving, (3,), (), IDENTITY, ())).at_site(CROSS, 4)
+    out, remaining = edit.attend(None, (q, k), v, CROSS), [j for j in range(77) if j != 3]
+    assert_close(out[:, :, 1:], fused(q, k, v)[:, :, 1:])
+    assert_close(out[:, :, :1], fused(q[:, :, :1], k[:, :, remaining], v[:, :, remaining]))
+
+
+def test_step_edits_of_other_movements_have_other_keys():
+    warps = attention_warps([placed(box((1, 4), 0, 0, 1, 1), (2, 0))], (1, 4), [CROSS])
+
+    def key(dropped, weight, geometry):
+        movement = Movement(warps, dropped, (), IDENTITY.reweighted(weight * torch.ones(77)), geometry)
+        return StepEdit(IDENTITY, 0, 99, movement=movement).cache_key
+
+    terms = [((), 1, "a"), ((3,), 1, "a"), ((), 2, "a"), ((), 1, "b")]
+    assert len({StepEdit(IDENTITY, 0, 99).cache_key, *(key(*each) for each in terms)}) == 5
+    assert key(*terms[1]) == key(*terms[1])
+
+
+# --- latents
+
+
+SCHEDULER = DDIMScheduler(SchedulerConfig())
+
+
+def latent_warp(objects, size, until=4, keeps_rest=True):
+    return LatentWarp(objects, size, [until] * len(objects), keeps_rest=keeps_rest)
+
+
+def random_latents(seed, size):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, 4, *size, generator=g) for _ in range(3)]
+
+
+@pytest.mark.parametrize("by", [(0, 0), (16, 0), (-8, 8)])
+def test_a_shift_by_whole_cells_shares_the_sources_latents_to_the_bit(by):
+    size, step = (8, 12), SCHEDULER.steps(10)[4]
+    warp = latent_warp([placed(box((64, 96), 24, 40, 16, 24), by)], size)
+    x, before, after = random_latents(2, size)
+    shared = warp.share(3, x, before, after, (SCHEDULER, step), None)
+    new_place = (warp.until > 0).expand_as(x)
+    shifted = after.roll((by[1] // 8, by[0] // 8), (-2, -1))
+    assert torch.equal(shared[new_place], shifted[new_place]) and torch.equal(shared[~new_place], x[~new_place])
+    assert torch.equal(warp.share(4, x, before, after, (SCHEDULER, step), None), x)
+
+
+@pytest.mark.parametrize("with_noise", [False, True])
+def test_an_enlarged_object_has_its_signal_enlarged_and_white_noise(with_noise):
+    """x' = √ᾱ' x_0 + noise; by hand, from a known x_0 and noise."""
+    size, step = (8, 8), SCHEDULER.steps(10)[4]
+    warp = latent_warp([placed(box((64, 64), 24, 24, 16, 16), scale=1.6)], size)
+    x0, before, z = random_latents(3, size)
+    z = z if with_noise else None
+    a, b = step.alpha_cumprod, step.alpha_cumprod_prev
+    eps = (before - a**0.5 * x0) / (1 - a) ** 0.5
+    after = SCHEDULER.step(before, eps, step, noise=z)
+    shared = warp.share(0, torch.zeros_like(x0), before, after, (SCHEDULER, step), z)
+    resampled = (warp.T.dense() @ x0.flatten(2).mT).mT.reshape(x0.shape)
+    noise = warp.move_noise(after - b**0.5 * x0)
+    new_place = (warp.until > 0).expand_as(x0)
+    torch.testing.assert_close(shared[new_place], (b**0.5 * resampled + noise)[new_place], rtol=1e-4, atol=1e-4)
+
+
+def test_outside_of_the_old_and_new_places_the_latents_are_kept():
+    warp = latent_warp([placed(box((64, 64), 24, 8, 16, 16), (24, 0))], (8, 8))
+    x, rest, _ = random_latents(4, (8, 8))
+    out, area = warp.keep_rest(x, rest), dilate(box((8, 8), 3, 1, 2, 5)).expand_as(x)
+    assert torch.equal(warp.area.expand_as(x), area)
+    assert torch.equal(out[area], x[area]) and torch.equal(out[~area], rest[~area])
+
+
+def test_equal_keys_are_equal_warps():
+    mask, size = box((64, 64), 24, 8, 16, 16), (8, 8)
+    warps = [
+        latent_warp([placed(mask, (8, 0))], size),
+        latent_warp([placed(mask, (8, 8))], size),
+        latent_warp([placed(mask, (8, 0), 1.5)], size),
+        latent_warp([placed(mask, (8, 0), kind="duplicate")], size),
+        latent_warp([placed(mask.roll(8, 0), (8, 0))], size),
+        latent_warp([placed(mask, (8, 0))], size, until=3),
+        latent_warp([placed(mask, (8, 0))], size, keeps_rest=False),
+    ]
+    assert len({warp.cache_key for warp in warps}) == len(warps)
+    assert latent_warp([placed(mask.clone(), [8.0, 0.0])], size).cache_key == warps[0].cache_key
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"by": 32}, "moved by"),
+        ({"by": (1, 2, 3)}, "moved by"),
+        ({"by": ("1", 2)}, "moved by"),
+        ({"by": (float("nan"), 0)}, "moved by"),
+        ({"scale": 0}, "from 0.1 to 10"),
+        ({"scale": "2"}, "from 0.1 to 10"),
+        ({"until": 1.5}, "until is a share"),
+        ({"until": "a"}, "until is a share"),
+        ({"mask": "cat.png"}, "a mask is an image"),
+        ({"mask": np.full((4, 4), 255)}, "divide it by 255"),
+    ],
+)
+def test_a_bad_move_is_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Move(**options)
+    assert "\n" not in str(error.value)
