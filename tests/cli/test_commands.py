@@ -536,7 +536,7 @@ MISTAKES = (
     (("generate", CAT, "--seed", "one"), "--seed is a whole number from 0 on"),
     (("generate", CAT, "--model", "no.safetensors", "--config", "weights/tiny"), "no.safetensors: no such file"),
     (("edit", "CAT.SAFETENSORS", TIGER), "CAT.SAFETENSORS: no such file"),
-    (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "proximal", "--negative", "fog"), "it takes no other"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "proximal", "--negative", "fog"), "and takes no other"),
     (("generate", CAT, "--record", "x" * 250 + ".safetensors"), "File name too long"),
     (("edit", CAT, TIGER, "--method", "ddim"), "--method: the source is not a photograph"),
 )

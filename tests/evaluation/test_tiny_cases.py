@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minip2p.attention.contract import SiteFilter
 from minip2p.attention.masks import heatmap_to_mask
 from minip2p.evaluation import tiny_cases
 from minip2p.evaluation.tiny_cases import check_scene, held_out_scenes, measure_reweighting, measure_swap, swap_targets
@@ -85,7 +86,7 @@ def test_a_swap_is_counted_for_the_right_picture(model):
         assert figures[f"psnr_{name}"] == pytest.approx(psnr(source, picture, background))
     assert not without_p2p.equal(swapped) and not usual.equal(swapped)
     assert figures["psnr_swap_right"] == figures["psnr_swap"] and "psnr_blend_right" not in figures
-    heat = model.generate(scene.caption, seed=0, steps=2).heatmaps([old], (1, 2)).mean[0]
+    heat = model.generate(scene.caption, seed=0, steps=2).heatmaps([old], sites=SiteFilter(strides=(1, 2))).mean[0]
     true = torch.zeros(source.shape[1:], dtype=torch.bool)
     true[: len(true) // 2] = True
     true[:, 0] = True
