@@ -301,8 +301,10 @@ class Pipeline:
             progress=self.progress,
             on_step=on_step,
         )
-        if reading is not origin:  # the runs should not hold the record of their source
-            runs[0].source_run.origin = origin if isinstance(origin, Trajectory) else replace(reading, qk_cache=None)
+        if isinstance(reading, Trajectory) and reading is not origin:  # the runs should not hold the record
+            source_run = runs[0].source_run
+            assert source_run is not None
+            source_run.origin = origin if isinstance(origin, Trajectory) else replace(reading, qk_cache=None)
         return runs if is_list else runs[0]
 
     def live(

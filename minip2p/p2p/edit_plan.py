@@ -41,13 +41,12 @@ class Region:
 class Movement:
     """How objects are moved. warps: by stride. dropped: the target's tokens that the holes do not attend to.
 
-    shown: the target's tokens that stand for all objects. in_hole: (0, S') of the cross-attention in the holes.
+    They stand for the objects, none of which belongs there. in_hole: (0, S') of the cross-attention in the holes.
     geometry: equal for equal warps.
     """
 
     warps: Mapping[int, StrideWarp]
     dropped: tuple[int, ...]
-    shown: tuple[int, ...]
     in_hole: AttentionEdit
     geometry: Hashable
 
@@ -72,13 +71,15 @@ class StepEdit:
         """The pair that holds at a site with so many queries."""
         if not self.sites.includes(site) or (not site.cross and queries > self.self_max_queries):
             return IDENTITY
-        edit: AttentionEdit | MaskedEdit = self.cross if site.cross else injection(float(self.self_alpha))
+        pair = self.cross if site.cross else injection(float(self.self_alpha))
+        edit: AttentionEdit | MaskedEdit = pair
         if self.region is not None:
             outside = self.region.outside if site.cross else INJECT
-            edit = MaskedEdit(edit, outside, self.region.masks[site.stride][:, None])
+            edit = MaskedEdit(pair, outside, self.region.masks[site.stride][:, None])
         if self.movement is None:
             return edit
-        warp, dropped = self.movement.warps[site.stride], self.movement.dropped if site.cross else ()
+        warp = self.movement.warps[site.stride]
+        dropped = self.movement.dropped if site.cross else warp.left_out
         if not edit.reads and not (dropped and len(warp.hole)):
             return edit
         return WarpedEdit(edit, self.movement.in_hole if site.cross else IDENTITY, warp, site.cross, dropped)
@@ -120,7 +121,7 @@ class EditPlan:
     @property
     def shown_objects(self) -> tuple[int, ...]:
         """The positions of the target's tokens that stand for the objects that are moved."""
-        return () if self.movement is None else self.movement.shown
+        return () if self.movement is None else self.movement.dropped
 
     def at(self, step: int) -> StepEdit:
         """The edit of one step."""
@@ -157,9 +158,7 @@ def plan_edit(
     else:
         words = refine_edit(*refine_alignment(source, target, parity=options.parity))
     region = None if region_masks is None else Region(region_masks, AttentionEdit(words.R, 0.0))
-    leaving = [placed for placed in objects if placed.edit.leaves]
-    dropped, shown = (successors(words.R, source, group) for group in (leaving, objects))
-    in_hole = IDENTITY
+    dropped, in_hole = successors(words.R, source, objects), IDENTITY
     if options.reweight:
         c = equalizer(options.reweight, target, parity=options.parity)
         words, in_hole = words.reweighted(c), in_hole.reweighted(c)
@@ -171,7 +170,7 @@ def plan_edit(
         options.self_max_queries,
         options.sites or ALL_SITES,
         region,
-        None if warps is None else Movement(warps, dropped, shown, in_hole, geometry),
+        None if warps is None else Movement(warps, dropped, in_hole, geometry),
     )
 
 

@@ -4,11 +4,12 @@ A word edit multiplies the source's map by matrices from the right, over words. 
 queries. These are divided by masks: n, the new places of the objects; h, the holes that they leave; r, the rest.
 
     Â = T A_s R + A_e S    on n and r, T = n G + r      cross-attention; (R, S) is the word edit
-    Â = A_e K              on h                         cross-attention
-    Â = T A_s W            on n and r, A_e on h         self-attention, to the share α of its schedule
+    Â = T A_s W            on n and r                   self-attention, to the share α of its schedule
+    Â = A_e K              on h, at all steps           both
 
-G takes to each query of a new place the row of the query that it came from. K leaves out the objects' words and
-renormalizes. W brings the target's keys back to their positions in the source: it is Tᵀ with the sum of each row 1, and
+G takes to each query of a new place the row of the query that it came from. K leaves out the objects' words, or the
+pixels of n and h, and renormalizes: so a hole is filled with what the rest of the picture has (the idea of key-masked
+self-attention: Jia et al. 2024, DesignEdit, arXiv 2403.14487). W brings the target's keys back to their positions in the source: it is Tᵀ with the sum of each row 1, and
 a position whose content is lost (it is covered, or beyond the edge) is left out as by K. So a key that appears m times
 has a weight of 1/m each time, as − log m on its logit would give.
 
@@ -312,11 +313,14 @@ def noise_permutation(warp: GridWarp) -> Tensor:
 class StrideWarp:
     """The geometry at the attention sites of one stride. T, W: see the top of this file.
 
-    remaining: the source positions that W has, p. hole: the queries of h.
+    remaining: the source positions that W has, p. hole: the queries of h. left_out: the pixels that K leaves out, those
+    of n and h; none where these are all.
     """
 
     def __init__(self, grid: GridWarp):
         self.T, self.hole = grid.T, grid.hole.nonzero().flatten()
+        objects = grid.hole | (grid.owner >= 0)
+        self.left_out = () if objects.all() else tuple(objects.nonzero().flatten().tolist())
         self.W, self.remaining = grid.T.normalized_transpose()
         if not len(self.remaining):  # a hole everywhere: nothing reads what T A_s W is
             self.W, self.remaining = grid.T, torch.arange(grid.T.columns)
@@ -344,7 +348,7 @@ class WarpedEdit:
     """An edit whose source is moved: Â = T A_s R + A_e S on n and r, A_e K on h (see the top of this file).
 
     edit: (R, S), or with a region. in_hole: (0, S') of the hole, by which words are re-weighted there. warp: of the
-    site's stride. cross: of the site. dropped: the positions of the words that K leaves out.
+    site's stride. cross: of the site. dropped: the positions of the words or pixels that K leaves out.
     """
 
     edit: AttentionEdit | MaskedEdit
@@ -382,7 +386,7 @@ class WarpedEdit:
         return out.index_copy(-2, hole, in_hole)
 
     def indicator(self, like: Tensor) -> Tensor:
-        """1 at the words that K leaves in, else 0: j. like: … j."""
+        """1 at the words or pixels that K leaves in, else 0: j. like: … j."""
         indicator = torch.ones(like.shape[-1]).to(like)
         return indicator.index_fill(0, torch.tensor(self.dropped, dtype=torch.int64).to(like.device), 0)
 

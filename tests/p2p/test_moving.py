@@ -223,8 +223,8 @@ def test_latents_are_shared_and_the_rest_is_kept_where_the_edit_changes_nothing_
     assert not target(CAT, reweight={"beach": 2}).warp.keeps_rest
     assert target(CAT, reweight={"cat": 2}).warp.keeps_rest
     assert not target(CAT, local_blend="beach").warp.keeps_rest
-    doubled = make_targets(model.components, run, [CAT], EditOptions(**KINDS["duplicate"]))[0]
-    assert doubled.plan.movement.dropped == () and doubled.plan.movement.shown == (2,)
+    two = make_targets(model.components, run, [CAT], EditOptions(**KINDS["two"]))[0]
+    assert two.plan.shown_objects == two.plan.movement.dropped == (2, 5)
 
 
 def test_a_local_blend_may_change_its_words_and_the_objects_places(model, run):

@@ -242,7 +242,8 @@ def test_a_hole_everywhere_attends_as_the_target_does():
 
 
 def warped(objects, size, edit, site, in_hole=IDENTITY, dropped=()):
-    return WarpedEdit(edit, in_hole, StrideWarp(grid_warp(objects, size)), site.cross, dropped if site.cross else ())
+    warp = StrideWarp(grid_warp(objects, size))
+    return WarpedEdit(edit, in_hole, warp, site.cross, dropped if site.cross else warp.left_out)
 
 
 def test_the_operator_by_hand():
@@ -256,10 +257,11 @@ def test_the_operator_by_hand():
     S_s = tensor([[0.4, 0.2, 0.2, 0.2], [0.1, 0.4, 0.3, 0.2], [0.3, 0.2, 0.4, 0.1], [0.4, 0.1, 0.3, 0.2]])[None, None]
     S_e = torch.full((1, 1, 4, 4), 0.25)
     own_pixels = warped(objects, size, INJECT, SELF).in_map_space(S_s, S_e)[0, 0]
-    # Pixel 2 of the source is covered: its column is left out. What was in column 0 is now in column 2.
+    # Pixel 2 of the source is covered: its column is left out. What was in column 0 is now in column 2. The hole attends
+    # to the rest, pixels 1 and 3.
     expected = tensor(
         [
-            [0.25, 0.25, 0.25, 0.25],
+            [0, 0.5, 0, 0.5],
             [0, 0.4 / 0.7, 0.1 / 0.7, 0.2 / 0.7],
             [0, 0.2 / 0.8, 0.4 / 0.8, 0.2 / 0.8],
             [0, 0.1 / 0.7, 0.4 / 0.7, 0.2 / 0.7],
@@ -313,7 +315,7 @@ def test_explicit_equals_fused(edit, with_region, scene, seed):
     queries = size[0] * size[1]
     warps = attention_warps(objects, size, [CROSS])
     region = Region({1: torch.linspace(0, 1, queries)}, swap_edit(EYE)) if with_region else None
-    movement = Movement(warps, (2, 5), (2, 5), IDENTITY.reweighted(torch.linspace(0, 2, 77)), ())
+    movement = Movement(warps, (2, 5), IDENTITY.reweighted(torch.linspace(0, 2, 77)), ())
     alpha = {"as it is": 1.0, "half": 0.5}.get(edit, 0.0)
     step = StepEdit(EDITS[edit], alpha, 99, region=region, movement=movement)
     for site, keys in ((CROSS, 77), (SELF, queries)):
@@ -355,12 +357,13 @@ def test_after_the_schedule_only_the_holes_are_edited():
         (leaving, (3,), CROSS, WarpedEdit),
         (leaving, (), CROSS, AttentionEdit),
         (staying, (3,), CROSS, AttentionEdit),
-        (leaving, (3,), SELF, AttentionEdit),
+        (leaving, (), SELF, WarpedEdit),
+        (staying, (3,), SELF, AttentionEdit),
     ):
-        edit = StepEdit(IDENTITY, 0, 99, movement=Movement(warps, dropped, (), IDENTITY, ())).at_site(site, 4)
+        edit = StepEdit(IDENTITY, 0, 99, movement=Movement(warps, dropped, IDENTITY, ())).at_site(site, 4)
         assert isinstance(edit, expected) and not edit.reads
     _, _, q, k, v = random_qkv(7, queries=4)
-    edit = StepEdit(IDENTITY, 0, 99, movement=Movement(leaving, (3,), (), IDENTITY, ())).at_site(CROSS, 4)
+    edit = StepEdit(IDENTITY, 0, 99, movement=Movement(leaving, (3,), IDENTITY, ())).at_site(CROSS, 4)
     out, remaining = edit.attend(None, (q, k), v, CROSS), [j for j in range(77) if j != 3]
     assert_close(out[:, :, 1:], fused(q, k, v)[:, :, 1:])
     assert_close(out[:, :, :1], fused(q[:, :, :1], k[:, :, remaining], v[:, :, remaining]))
@@ -370,7 +373,7 @@ def test_step_edits_of_other_movements_have_other_keys():
     warps = attention_warps([placed(box((1, 4), 0, 0, 1, 1), (2, 0))], (1, 4), [CROSS])
 
     def key(dropped, weight, geometry):
-        movement = Movement(warps, dropped, (), IDENTITY.reweighted(weight * torch.ones(77)), geometry)
+        movement = Movement(warps, dropped, IDENTITY.reweighted(weight * torch.ones(77)), geometry)
         return StepEdit(IDENTITY, 0, 99, movement=movement).cache_key
 
     terms = [((), 1, "a"), ((3,), 1, "a"), ((), 2, "a"), ((), 1, "b")]
