@@ -48,6 +48,18 @@ def local_blend(pipe: minip2p.Pipeline, run: minip2p.Trajectory) -> None:
     save_strip("local_blend", [run.image, plain.image, blended.image, gray(blended.blend_mask, run.image.size)])
 
 
+def moving(pipe: minip2p.Pipeline) -> None:
+    run = pipe.generate("a cat and a house on grass", seed=7)
+    edits = (
+        {"move": {"cat": (-16, 0), "house": (0, 0)}},
+        {"move": {"cat": (0, 0)}, "remove": ["house"]},
+    )
+    pig = pipe.generate("a pig on the grass", seed=1)
+    more = ({"move": {"pig": (28, 0)}}, {"resize": {"pig": 0.7}}, {"duplicate": {"pig": (40, 10)}})
+    pictures = [run.image, *(pipe.edit(run, run.prompt, **options).image for options in edits)]
+    save_strip("moving", pictures + [pig.image, *(pipe.edit(pig, pig.prompt, **options).image for options in more)])
+
+
 def inversion(pipe: minip2p.Pipeline) -> None:
     photo = pipe.invert(PHOTO, "on the street, a blue umbrella and a red lamp")
     target = "on the street, a green umbrella and a red lamp"
@@ -86,6 +98,7 @@ def main() -> None:
     run = pipe.generate("a pig on the grass", seed=1)
     schedules(pipe, run)
     local_blend(pipe, run)
+    moving(pipe)
     inversion(pipe)
     masks(pipe)
     ablations(pipe)

@@ -9,9 +9,9 @@ queries. These are divided by masks: n, the new places of the objects; h, the ho
 
 G takes to each query of a new place the row of the query that it came from. K leaves out the objects' words, or the
 pixels of n and h, and renormalizes: so a hole is filled with what the rest of the picture has (the idea of key-masked
-self-attention: Jia et al. 2024, DesignEdit, arXiv 2403.14487). W brings the target's keys back to their positions in the source: it is Tᵀ with the sum of each row 1, and
-a position whose content is lost (it is covered, or beyond the edge) is left out as by K. So a key that appears m times
-has a weight of 1/m each time, as − log m on its logit would give.
+self-attention: Jia et al. 2024, DesignEdit, arXiv 2403.14487). W brings the target's keys back to their positions in
+the source: it is Tᵀ with the sum of each row 1. A position whose content is lost (it is covered, or beyond the edge) is
+left out as by K. So a key that appears m times has a weight of 1/m each time, as − log m on its logit would give.
 
 In value space T acts on outputs and W on values, and keys are left out before the softmax, so no map is formed. Only
 outputs and values are interpolated (bilinearly, where a shift is not a whole number of cells), never queries or keys.

@@ -257,8 +257,8 @@ def test_the_operator_by_hand():
     S_s = tensor([[0.4, 0.2, 0.2, 0.2], [0.1, 0.4, 0.3, 0.2], [0.3, 0.2, 0.4, 0.1], [0.4, 0.1, 0.3, 0.2]])[None, None]
     S_e = torch.full((1, 1, 4, 4), 0.25)
     own_pixels = warped(objects, size, INJECT, SELF).in_map_space(S_s, S_e)[0, 0]
-    # Pixel 2 of the source is covered: its column is left out. What was in column 0 is now in column 2. The hole attends
-    # to the rest, pixels 1 and 3.
+    # Pixel 2 of the source is covered: its column is left out. What was in column 0 is now in column 2. The hole
+    # attends to the rest, pixels 1 and 3.
     expected = tensor(
         [
             [0, 0.5, 0, 0.5],
