@@ -5,6 +5,7 @@ import threading
 import webbrowser
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -51,10 +52,9 @@ def app(args: Namespace) -> Iterator[None]:
             threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
 
     server = AppServer(make_app(pipe, access, limits, model_source(args)), limits, announce)
-    try:
+    with suppress(KeyboardInterrupt):  # uvicorn has stopped, and may hand the signal on
         server.run([listener])
-    except KeyboardInterrupt:  # uvicorn has stopped, and hands the signal on
-        print("stopped", flush=True)
+    print("stopped", flush=True)
 
 
 def check_extras() -> None:

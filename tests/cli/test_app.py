@@ -98,13 +98,13 @@ def started(model, monkeypatch):
 
 def test_the_browser_is_opened_unless_told_not_to(started, capsys):
     (opened,) = started()
-    assert capsys.readouterr().out == f"minip2p app: {opened}\nCtrl-C stops it.\n"
+    assert capsys.readouterr().out == f"minip2p app: {opened}\nCtrl-C stops it.\nstopped\n"
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", opened) and started("--no-browser") == []
 
 
 def test_a_server_for_other_computers_prints_a_token_for_them(started, capsys):
     (opened,) = started("--host", "0.0.0.0")
-    first, second, _ = capsys.readouterr().out.splitlines()
+    first, second, *_ = capsys.readouterr().out.splitlines()
     match = re.fullmatch(r"minip2p app: http://127\.0\.0\.1:(\d+)/\?token=([\w-]{32})", first)
     assert match and first.endswith(opened)
     assert second == f"from other computers: http://{socket.gethostname()}:{match[1]}/?token={match[2]}"
