@@ -13,6 +13,7 @@ from torch import Tensor
 from minip2p.io.files import TOKENIZER_FILES, plain_text_folder
 from minip2p.io.images import to_pil
 from minip2p.io.tensors import fingerprint
+from minip2p.metrics.pretrained import load_network, named_errors
 
 CONFIG_FILES = (
     "config.json",
@@ -37,18 +38,11 @@ class ClipScore:
         from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
         with plain_text_folder(Path(folder), (*TOKENIZER_FILES, *CONFIG_FILES)) as texts:
-            try:
+            with named_errors(folder, "a CLIP"):
                 self.processor: Any = CLIPProcessor.from_pretrained(texts, local_files_only=True)
-                load: Any = CLIPModel.from_pretrained
-                options = dict(config=CLIPConfig.from_pretrained(texts), local_files_only=True, use_safetensors=True)
-                model, info = load(folder, output_loading_info=True, **options)
-            except Exception as error:  # transformers' errors have no common class, and their texts may fill pages
-                raise ValueError(f"{folder}: cannot be read as a CLIP ({' '.join(str(error).split())[:200]})") from None
-        if bad_keys := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
-            raise ValueError(
-                f"{folder}: {bad_keys[0]} is missing or has another shape; and {len(bad_keys) - 1} more weights"
-            )
-        self.model: Any = model.eval()
+                config = CLIPConfig.from_pretrained(texts)
+            load: Any = CLIPModel.from_pretrained
+            self.model = load_network(folder, "a CLIP", load, config=config, local_files_only=True)
 
     @property
     def name(self) -> str:

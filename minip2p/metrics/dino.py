@@ -13,6 +13,7 @@ from torch import Tensor
 from minip2p.io.files import plain_text_folder
 from minip2p.io.tensors import fingerprint
 from minip2p.metrics.image import structure
+from minip2p.metrics.pretrained import load_network, named_errors
 
 SIDE, MAX_SIDE = 224, 480  # pixels: of the shorter side that DINO sees, and at most of the longer one
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of photographs, for channels in [0, 1]
@@ -37,22 +38,15 @@ class DinoStructure:
         is_local = folder.exists() or folder.parent.exists() or len(folder.parts) != 2
         if is_local and not (folder / "model.safetensors").is_file():
             raise FileNotFoundError(f"{where}: no DINO; its folder has model.safetensors and config.json")
-        try:
+        with named_errors(where, "a ViT"):
             if is_local:
                 with plain_text_folder(folder, ["config.json"]) as texts:
                     config = ViTConfig.from_pretrained(texts)
             else:
                 config = ViTConfig.from_pretrained(where)
-            load: Any = ViTModel.from_pretrained
-            options = dict(add_pooling_layer=False, local_files_only=is_local, use_safetensors=True)
-            model, info = load(where, config=config, output_loading_info=True, **options)
-        except Exception as error:  # transformers' errors have no common class, and their texts may fill pages
-            raise ValueError(f"{where}: cannot be read as a ViT ({' '.join(str(error).split())[:200]})") from None
-        if bad_keys := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
-            raise ValueError(
-                f"{where}: {bad_keys[0]} is missing or has another shape; and {len(bad_keys) - 1} more weights"
-            )
-        self.model: Any = model.eval()
+        load: Any = ViTModel.from_pretrained
+        options = dict(config=config, add_pooling_layer=False, local_files_only=is_local)
+        self.model = load_network(where, "a ViT", load, **options)
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@
 Axes: t steps, b batch, c h w latents, H W pixels, n tokens, d width of a text embedding.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,8 +226,19 @@ class Trajectory:
             hops,
             finest_self_stride(components.unet.sites),
         )
+        self.replay(lambda attend: record_heatmaps(heat, attend), steps=steps)
+        return heat
+
+    def replay(
+        self, observe: Callable[[Attend], Attend], *, steps: Container[int] | None = None, progress: Progress = iter
+    ) -> None:
+        """Goes through the run once more, conditional rows only, to observe the attention of its own prompt.
+
+        observe: gets the attention of a step and returns the one that the UNet uses. steps: which to run; None is all.
+        """
+        components = self.components
         cond = components.text(self.prompt, self.clip_skip)
-        for i, step in enumerate(components.scheduler.steps(self.steps)):
+        for i, step in enumerate(progress(components.scheduler.steps(self.steps))):
             if steps is not None and i not in steps:
                 continue
             guided_noise(
@@ -237,10 +248,9 @@ class Trajectory:
                 cond,
                 cond,
                 guidance_scale=1.0,
-                attend=record_heatmaps(heat, at_step(self.attend, i)),
+                attend=observe(at_step(self.attend, i)),
                 image=self.conditioning.without_image_guidance,
             )
-        return heat
 
     def gif(self, file: str | Path, *, fps: float = 10.0, every: int = 1, pause: float = 1.5) -> None:
         """Writes the denoising as an animated GIF or WebP, by the file's suffix; it ends with the picture itself.

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minip2p.attention.contract import Attend, Site, attention_map, fused
+from minip2p.attention.contract import Attend, Site, attention_map
 from minip2p.attention.heatmaps import map_size
-from minip2p.sampling.guidance import guided_noise
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.web.words import Token, tokens_of
@@ -131,14 +130,13 @@ def collect_maps(run: Trajectory, budget: int, progress: Progress = iter) -> tup
 
     They are those of the run's own prompt, without an edit. budget: bytes.
     """
-    components = run.components
-    tokens = tokens_of(components.text.prompt(run.prompt))
-    indicators = torch.zeros(len(components.text.prompt(run.prompt).ids), len(tokens))
+    prompt = run.components.text.prompt(run.prompt)
+    tokens = tokens_of(prompt)
+    indicators = torch.zeros(len(prompt.ids), len(tokens))
     for n, token in enumerate(tokens):
         indicators[list(token.positions), n] = 1
     blocks = plan_blocks(run, len(tokens), budget)
     by_site = {block.site: block for block in blocks}
-    cond = components.text(run.prompt, run.clip_skip)
 
     def recording(attend: Attend) -> Attend:
         def record(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
@@ -149,17 +147,7 @@ def collect_maps(run: Trajectory, budget: int, progress: Progress = iter) -> tup
 
         return record
 
-    for i, step in enumerate(progress(components.scheduler.steps(run.steps))):
-        guided_noise(
-            components,
-            run.latents[i : i + 1].to(components.device),
-            step.t,
-            cond,
-            cond,
-            guidance_scale=1.0,
-            attend=recording(fused),
-            image=run.conditioning.without_image_guidance,
-        )
+    run.replay(recording, progress=progress)
     return tokens, blocks
 
 
