@@ -89,14 +89,23 @@ def test_the_last_request_of_a_slider_wins(app, port):
     assert len(app.state.site.studio.runs) <= LIMITS.runs
 
 
-def test_a_client_that_leaves_before_its_maps_are_there_ends_their_job(app, port):
-    run = generate(port, steps=8)["run"]["id"]
+def test_a_client_that_leaves_before_its_maps_are_there_ends_their_job(app, port, monkeypatch):
+    run = generate(port, steps=2)["run"]["id"]
+    studio = app.state.site.studio
+    progress, was_cancelled = studio.progress, []
+
+    def until_the_client_leaves(steps):
+        was_cancelled.append(studio.job.cancelled.wait(20))
+        return progress(steps)
+
+    monkeypatch.setattr(studio, "progress", until_the_client_leaves)
     connection = socket.create_connection(("127.0.0.1", port))
     connection.sendall(f"GET /api/run/{run}/maps HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     wait_until(lambda: not idle(app))
     connection.close()
     wait_until(lambda: idle(app))
-    assert app.state.site.studio.maps.get(run) is None
+    assert was_cancelled == [True] and studio.maps.get(run) is None
+    monkeypatch.undo()
     assert len(get(port, f"/api/run/{run}/maps")) > 1000
 
 
