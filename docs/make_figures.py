@@ -16,16 +16,16 @@ from minip2p.io import viz
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs/_static"
 PHOTO = ROOT / "tests/data/renders/00.png"
-GAP, COLORS = 4, 128
+GAP = 4
 
 
 def save_strip(name: str, pictures: list[Image.Image]) -> None:
-    """Pictures side by side, in few colours: small files."""
+    """Pictures side by side."""
     width, height = pictures[0].size
     strip = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
     for n, picture in enumerate(pictures):
         strip.paste(picture.convert("RGB").resize((width, height)), (n * (width + GAP), 0))
-    strip.quantize(COLORS, dither=Image.Dither.FLOYDSTEINBERG).save(OUT / f"{name}.png", optimize=True)
+    strip.save(OUT / f"{name}.png", optimize=True)
 
 
 def gray(mask: Tensor, size: tuple[int, int]) -> Image.Image:
