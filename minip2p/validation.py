@@ -27,6 +27,12 @@ def check_number(name: str, value: Any, below: float = math.inf) -> None:
         raise ValueError(f"{name} must be a number from 0 on{limit}, not {value!r}")
 
 
+def check_seed(seed: Any) -> None:
+    """Raises ValueError if it is no seed of torch's generators, a whole number from 0 on that fits into 63 bits."""
+    if not is_integer(seed) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number between 0 and 2^63 - 1, not {seed!r}")
+
+
 def check_max_queries(self_max_queries: Any) -> None:
     """Raises ValueError if it is not a whole number from 0 on that fits into 63 bits."""
     if not is_integer(self_max_queries) or not 0 <= self_max_queries < 2**63:

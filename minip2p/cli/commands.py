@@ -53,6 +53,7 @@ from minip2p.sampling.guidance import guidance_branches
 from minip2p.sampling.settings import RunSettings, RunStart
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.text.prompt import Prompt, normalize_text
+from minip2p.validation import check_number
 
 PROMPT_AS_NEGATIVE = ("negative-prompt", "proximal")  # methods of inversion without a negative prompt of their own
 DEFAULT_METHOD = signature(Pipeline.invert).parameters["method"].default
@@ -129,7 +130,7 @@ def edit_once(
 
 def invert(args: Namespace) -> Iterator[None]:
     """Inverts a photograph. Writes the run's file and the run's picture."""
-    check_negative(args)
+    check_inversion(args)
     file = run_file_path(args.out)
     path = file.with_suffix(PICTURE_SUFFIX)
     check_outputs(args, [file, path], [args.picture, *weight_paths(args)])
@@ -324,18 +325,24 @@ def check_source_options(args: Namespace) -> None:
         names = [name for name in INVERSION_OPTIONS if name != "fit" or not fits_masks]
         refuse(names, "the source is not a photograph, or --prompt, which describes it, is missing")
     elif "seed" not in signature(METHODS[args.method or DEFAULT_METHOD]).parameters:
-        refuse(("seed", "count"), "this inversion of a photograph draws no noise; --method edit-friendly does")
-    check_negative(args)
+        refuse(("seed", "count"), "this inversion of a photograph draws no noise; edit-friendly and virtual do")
+    check_inversion(args)
     if is_run_file(args):
         refuse(("seed", "count", *RUN_OPTIONS), f"the run in {args.source} has its own settings")
 
 
-def check_negative(args: Namespace) -> None:
-    """Raises ValueError for a negative prompt that the inversion of a photograph does not take."""
+def check_inversion(args: Namespace) -> None:
+    """Raises ValueError for a negative prompt, or first steps to skip, that the inversion of a photograph does not
+    take."""
     if args.method in PROMPT_AS_NEGATIVE and args.negative_prompt not in (None, "", args.prompt):
         raise ValueError(
             f"--negative: --method {args.method} makes the photograph's prompt the negative prompt, and takes no other"
         )
+    if args.skip is not None:
+        method = args.method or DEFAULT_METHOD
+        if "skip" not in signature(METHODS[method]).parameters:
+            raise ValueError(f"--skip: edits of {method} inversion take every step; --method virtual can skip some")
+        check_number("skip", args.skip, 1)
 
 
 def announce_prompts(prompts: Sequence[str]) -> None:

@@ -61,7 +61,7 @@ def announce_command(pipe: Pipeline, args: Namespace) -> None:
 
 def inversion_rows(method: str | None, row: int) -> int:
     """The rows of the UNet in a step of an inversion. row: those of a step of a run."""
-    return NULL_TEXT_ROWS if method == "null-text" else row
+    return {"null-text": NULL_TEXT_ROWS, "virtual": 0}.get(method or "", row)
 
 
 def announce(

@@ -512,9 +512,16 @@ def add_inversion_options(group: Group) -> None:
     group.add_argument(
         "--method",
         metavar="METHOD",
-        choices=("ddim", "direct", "negative-prompt", "proximal", "null-text", "edit-friendly"),
-        help="method of inversion: ddim, direct, negative-prompt, proximal, null-text or edit-friendly (default: "
-        "direct, which reconstructs the VAE's version of the photograph exactly)",
+        choices=("ddim", "direct", "negative-prompt", "proximal", "null-text", "edit-friendly", "virtual"),
+        help="method of inversion: ddim, direct, negative-prompt, proximal, null-text, edit-friendly or virtual "
+        "(default: direct, which reconstructs the VAE's version of the photograph exactly)",
+    )
+    group.add_argument(
+        "--skip",
+        type=number,
+        metavar="SHARE",
+        help="the first steps that edits take from the photograph unchanged, as a share of the run, for edit-friendly "
+        "(.24 if not given) and virtual (0): the more, the weaker the edit",
     )
     add_fit_option(group)
     group.add_argument(

@@ -26,7 +26,7 @@ MAX_COUNT = 1000  # of --count
 RANDOM_SEEDS = 2**32  # --seed random draws from so many, as other tools do
 RUN_OPTIONS = ("steps", "guidance_scale", "negative_prompt", "clip_skip", "size")  # and the seed
 OBJECT_OPTIONS = ("move", "resize", "duplicate", "remove")  # of an edit
-INVERSION_OPTIONS = ("method", "fit", "vae_refine_steps")  # which need a photograph
+INVERSION_OPTIONS = ("method", "skip", "fit", "vae_refine_steps")  # which need a photograph
 
 
 # --- the model
@@ -202,6 +202,7 @@ def edit_settings(args: Namespace) -> dict[str, str]:
         "Explicit": args.explicit,
         "Paste": args.paste,
         "Polish": args.vae_refine_steps,
+        "Skip": None if args.skip is None else f"{args.skip:g}",
         "Fit": args.fit,
     }
     return {name: value for name, value in values.items() if value}

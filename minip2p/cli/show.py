@@ -2,7 +2,7 @@
 model that ships knows."""
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from PIL import ExifTags, Image
@@ -64,7 +64,7 @@ def run_settings(file: Path) -> str:
     steps, _, rows, columns = shape
     settings = {
         "Steps": steps - 1,
-        "Sampler": "DDPM" if "variance_noise" in metadata.get("conditioning", "") else "DDIM",
+        "Sampler": sampler(metadata),
         "CFG scale": metadata.get("guidance_scale"),
         "Seed": metadata.get("seed"),
         "Clip skip": without(metadata.get("clip_skip"), "1"),
@@ -73,12 +73,21 @@ def run_settings(file: Path) -> str:
         "Method": metadata.get("inversion"),
         "Picture guidance": metadata.get("image_guidance_scale"),
         "Skipped steps": without(metadata.get("skip_steps"), "0"),
+        "Fresh noise": metadata.get("eta"),
+        "Source guidance": metadata.get("source_guidance_scale"),
         "Conditioned on": metadata.get("conditioning"),
         "Recorded attention": "yes" if len(names) > 1 + len(metadata.get("conditioning", "").split()) else "",
     }
     negative = [f"Negative prompt: {metadata['negative_prompt']}"] if metadata.get("negative_prompt") else []
     last = ", ".join(f"{name}: {value}" for name, value in settings.items() if value)
     return "\n".join([metadata.get("prompt", ""), *negative, last])
+
+
+def sampler(metadata: Mapping[str, str]) -> str:
+    """The name of the steps of a run, as `Conditioning.sampler`."""
+    if "variance_noise" not in metadata.get("conditioning", ""):
+        return "DDIM"
+    return "DDCM" if metadata.get("eta") else "DDPM"
 
 
 def without(value: str | None, default: str) -> str | None:

@@ -96,6 +96,8 @@ METHODS: Mapping[str, Method | None] = MappingProxyType(
         "direct": Method("direct"),
         # Its schedules count from the first step that is edited: of 20 steps, .6 ends where .8 ends for the others.
         "edit-friendly": Method("edit-friendly", edit={"cross_replace": 0.6, "self_replace": 0.6}),
+        "virtual": Method("virtual"),
+        "virtual+mask": Method("virtual", masked=True),
         "direct+mask": Method("direct", masked=True),
         "direct+mask+polish": Method("direct", masked=True, vae_refine_steps=20),
         "direct+true-mask+polish": Method("direct", masked="truth", vae_refine_steps=20),

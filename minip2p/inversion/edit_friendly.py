@@ -13,7 +13,7 @@ from minip2p.sampling.guidance import check_finite, guided_noise
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
-from minip2p.validation import check_number, is_finite, is_integer
+from minip2p.validation import check_number, check_seed, is_finite
 
 
 def edit_friendly(
@@ -39,8 +39,7 @@ def edit_friendly(
     Raises ValueError for options that are out of range.
     """
     check_number("skip", skip, 1)
-    if not is_integer(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number between 0 and 2^63 - 1, not {seed!r}")
+    check_seed(seed)
     w = start.guidance_scale if source_guidance_scale is None else source_guidance_scale
     if not is_finite(w):
         raise ValueError(f"source_guidance_scale must be a finite number, not {w!r}")

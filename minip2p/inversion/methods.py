@@ -7,6 +7,7 @@ from types import MappingProxyType
 from minip2p.inversion.ddim import ddim, direct_inversion, negative_prompt, proximal
 from minip2p.inversion.edit_friendly import edit_friendly
 from minip2p.inversion.null_text import null_text
+from minip2p.inversion.virtual import virtual
 from minip2p.sampling.trajectory import Trajectory
 
 InversionMethod = Callable[..., Trajectory]
@@ -19,6 +20,7 @@ METHODS: Mapping[str, InversionMethod] = MappingProxyType(
         "proximal": proximal,
         "null-text": null_text,
         "edit-friendly": edit_friendly,
+        "virtual": virtual,
     }
 )
 

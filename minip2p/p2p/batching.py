@@ -40,10 +40,10 @@ class BatchPlan:
         """How many rows the UNet will run."""
         conditioning, total = origin.conditioning, 0
 
-        def rows(count: int, same_latents: bool = False) -> int:
+        def rows(count: int, guidance_scale: float, same_latents: bool = False) -> int:
             return unet_rows(
                 count,
-                origin.guidance_scale,
+                guidance_scale,
                 same_latents=same_latents,
                 proximal_quantile=conditioning.proximal_quantile,
                 image=conditioning.image,
@@ -52,9 +52,9 @@ class BatchPlan:
         for i, groups in enumerate(self.rows):
             is_recorded = isinstance(origin, Trajectory) and origin.is_recorded(i, self.wanted_sites[i])
             if i < self.source_steps and not is_recorded:
-                total += rows(1)
+                total += rows(1, conditioning.source_scale(origin.guidance_scale))
             is_first = self.is_first(i, conditioning.skip_steps)
-            total += sum(rows(len(chunk), is_first) for chunk in even_chunks(groups, self.batch))
+            total += sum(rows(len(chunk), origin.guidance_scale, is_first) for chunk in even_chunks(groups, self.batch))
         return total
 
     def is_first(self, step: int, skip_steps: int) -> bool:
@@ -70,7 +70,7 @@ def plan_batches(
     attend: Attend | None = None,
     batch: int = MAX_BATCH,
 ) -> BatchPlan:
-    """Plans an edit. The source is gone through as far as its attention and its latents are read.
+    """Plans an edit. The source is gone through as far as its attention, latents and predictions are read.
 
     At guidance scale 0 the words are not read, and so the source's attention is not. The steps that the origin's
     conditioning skips have no rows.
@@ -81,7 +81,8 @@ def plan_batches(
     queries = queries_per_site(components.unet, latent_size_of(origin))
     first, reads_words = origin.conditioning.skip_steps, origin.guidance_scale != 0
     wanted = [wanted_sites(targets, i, queries) if reads_words and i >= first else None for i in range(origin.steps)]
-    source_steps = max((i + 1 for i, sites in enumerate(wanted) if sites is not None), default=0)
+    corrects = origin.conditioning.corrects
+    source_steps = max((i + 1 for i, sites in enumerate(wanted) if sites is not None or corrects(i)), default=0)
     source_steps = max(source_steps, *(target.latent_steps(origin.steps) for target in targets))
     if (attend or origin.attend) is fused:
         rows = list(share_prefixes(targets, origin.steps, first))

@@ -101,7 +101,8 @@ def run_edits(
     texts = {target.prompt: components.text(target.prompt, origin.clip_skip) for target in targets}
     first_latents = [] if known is None else list(known.to(components.device).split(1))
     latents = [list(first_latents) or [target.start(source.latents[0])] for target in targets]
-    for i, step in progress(list(enumerate(components.scheduler.steps(origin.steps)))[len(latents[0]) - 1 :]):
+    steps = conditioning.steps(components.scheduler, origin.steps)
+    for i, step in progress(list(enumerate(steps))[len(latents[0]) - 1 :]):
         if i < conditioning.skip_steps:
             for target, states in zip(targets, latents, strict=True):
                 states.append(target.start(source.latents[i + 1]))
@@ -111,7 +112,7 @@ def run_edits(
             accumulate_source_heat(source_qk, targets, at_step(origin.attend, i))
         attend_now = at_step(attend, i)
         predicted_x0: dict[int, Tensor] = {}
-        source_noise = conditioning.noise_at(i)
+        source_noise, correction = conditioning.noise_at(i), source.corrections.get(i)
         for groups in even_chunks(plan.rows[i], plan.batch):
             first = [group[0] for group in groups]  # one target stands for its group
             control = controlled_attention(
@@ -135,6 +136,8 @@ def run_edits(
                 proximal_quantile=conditioning.proximal_quantile,
                 image=conditioning.image,
             )
+            if correction is not None:
+                eps = eps + torch.cat([targets[n].start(correction) for n in first])
             if on_step is not None:
                 predictions = components.scheduler.predicted_x0(x, eps, step).split(1)
                 predicted_x0 |= {n: row for group, row in zip(groups, predictions, strict=True) for n in group}

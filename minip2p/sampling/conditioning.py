@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minip2p.checkpoints.components import Components
 from minip2p.io.images import check_image_tensor, fit_image, read_image, read_mask, read_mask_image
+from minip2p.sched import DDIMScheduler, Step, fresh_noise_steps
 from minip2p.text.encoder import TextEmbedding
 
 
@@ -39,9 +40,11 @@ class Conditioning:
     """How a run differs from plain DDIM with one negative prompt. Edits of the run follow it.
 
     uncond_embeddings: the unconditional embedding of each step, t rows (null-text inversion). variance_noise: z of each
-    step, t c h w; the steps are then DDPM's (edit-friendly inversion). skip_steps: edits take so many of the source's
-    first steps unchanged. proximal_quantile: of the guidance, see `guidance.soft_threshold`. image: channels that the
-    UNet reads besides the latents.
+    step, t c h w; the steps are then DDPM's (edit-friendly inversion), unless eta is given. skip_steps: edits take so
+    many of the source's first steps unchanged. proximal_quantile: of the guidance, see `guidance.soft_threshold`.
+    image: channels that the UNet reads besides the latents. eta: the share of the noise that each step replaces by z,
+    see `fresh_noise_steps`. source_guidance_scale: edits correct their predictions by the error of the source's, which
+    has this guidance scale (virtual inversion); None: they do not, and the source has the scale of the run.
     """
 
     uncond_embeddings: TextEmbedding | None = None
@@ -49,12 +52,34 @@ class Conditioning:
     skip_steps: int = 0
     proximal_quantile: float = 0.0
     image: ImageConditioning | None = None
+    eta: float | None = None
+    source_guidance_scale: float | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether the run is plain DDIM."""
         has_tensors = any(part is not None for part in (self.uncond_embeddings, self.variance_noise, self.image))
         return not has_tensors and not self.skip_steps and not self.proximal_quantile
+
+    @property
+    def sampler(self) -> str:
+        """The name of the steps: DDIM, DDPM or, where noise is replaced, DDCM (Xu et al. 2023)."""
+        if self.variance_noise is None:
+            return "DDIM"
+        return "DDPM" if self.eta is None else "DDCM"
+
+    def steps(self, scheduler: DDIMScheduler, count: int) -> list[Step]:
+        """The steps of the run, noisiest first."""
+        steps = scheduler.steps(count)
+        return steps if self.eta is None else fresh_noise_steps(steps, self.eta)
+
+    def corrects(self, step: int) -> bool:
+        """Whether edits correct their prediction of a step by the source's."""
+        return self.source_guidance_scale is not None and step >= self.skip_steps
+
+    def source_scale(self, guidance_scale: float) -> float:
+        """The guidance scale of the source's predictions, from that of the run."""
+        return guidance_scale if self.source_guidance_scale is None else self.source_guidance_scale
 
     @property
     def without_image_guidance(self) -> ImageConditioning | None:

@@ -26,7 +26,7 @@ def parameters(run: Trajectory, **more: Any) -> str:
     rows, columns = run.picture_size
     settings: dict[str, Any] = {
         "Steps": run.steps,
-        "Sampler": "DDIM" if run.conditioning.variance_noise is None else "DDPM",
+        "Sampler": run.conditioning.sampler,
         "CFG scale": run.guidance_scale,
     }
     if run.seed is not None:  # a photograph and given latents have none

@@ -2,9 +2,9 @@
 
 (q, k) determines the attention map exactly and is far smaller: 5 MB instead of 268 MB for SD 1.5's self-attention at
 64². Queries are kept for every step, and so are the keys of self-attention; the keys of cross-attention depend on the
-prompt alone and are kept once.
+prompt alone and are kept once. Where edits correct their predictions by the source's, the corrections are kept as well.
 
-Axes: h heads, i queries, j keys, d width of a head.
+Axes: c y x latents, h heads, i queries, j keys, d width of a head.
 """
 
 import math
@@ -26,13 +26,15 @@ class CachePolicy:
     """Which (q, k) a cache keeps.
 
     cross_steps, self_steps: the steps [start, stop) of cross- and self-attention. self_max_queries: self-attention of
-    at most so many queries. sites: only these sites. Raises ValueError for a self_max_queries that is no such number.
+    at most so many queries. sites: only these sites. corrected_steps: the steps [start, stop) whose corrections are
+    kept. Raises ValueError for a self_max_queries that is no such number.
     """
 
     cross_steps: tuple[int, int]
     self_steps: tuple[int, int]
     self_max_queries: int
     sites: SiteFilter = ALL_SITES
+    corrected_steps: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         check_max_queries(self.self_max_queries)
@@ -58,6 +60,11 @@ def tensor_name(site: Site, which: str, step: int) -> str:
     return f"{site.place}.{site.index}.cross.k" if which == "k" else f"{site.place}.{site.index}.cross.q.{step}"
 
 
+def correction_name(step: int) -> str:
+    """The name of a step's correction in a run file."""
+    return f"correction.{step}"
+
+
 def queries_per_site(unet: UNet, latent: tuple[int, int]) -> dict[Site, int]:
     """How many queries each attention site has, for latents of so many rows and columns."""
     return {site: math.prod(map_size(latent, site.stride)) for site in unet.sites}
@@ -75,12 +82,15 @@ def cache_layout(
             if keeps is not None and keeps(site, count):
                 for which, rows in (("q", count), ("k", words if site.cross else count)):
                     layout[tensor_name(site, which, step)] = dtype, (1, attention.heads, rows, attention.width)
+    for step in range(*policy.corrected_steps):
+        layout[correction_name(step)] = torch.float32, (1, unet.config.out_channels, *latent)
     return layout
 
 
 @dataclass(frozen=True, eq=False)
 class QKCache:
-    """(q, k) of a run by site and step. tensors: by `tensor_name`. queries: how many each site has."""
+    """(q, k) of a run by site and step, and its corrections. tensors: by `tensor_name` and `correction_name`. queries:
+    how many each site has."""
 
     tensors: Mapping[str, Tensor] = field(repr=False)
     queries: Mapping[Site, int] = field(repr=False)
@@ -103,8 +113,14 @@ class QKCache:
         sites = [site for site, count in self.queries.items() if wanted(site, count)]
         return {site: (read(site, "q"), read(site, "k")) for site in sites}
 
-    def put(self, step: int, pairs: Mapping[Site, QK]) -> None:
-        """Copies the (q, k) of a step into the cache, whose tensors exist already."""
+    def correction(self, step: int) -> Tensor | None:
+        """The correction of a step, 1 c y x; None where it was not kept."""
+        return self.tensors.get(correction_name(step))
+
+    def put(self, step: int, pairs: Mapping[Site, QK], correction: Tensor | None = None) -> None:
+        """Copies the (q, k) and the correction of a step into the cache, whose tensors exist already."""
         for site, pair in pairs.items():
             for which, tensor in zip("qk", pair, strict=True):
                 self.tensors[tensor_name(site, which, step)].copy_(tensor)
+        if correction is not None:
+            self.tensors[correction_name(step)].copy_(correction)

@@ -1,4 +1,4 @@
-"""Records a run: goes through it once and keeps the (q, k) that edits read, in memory or in a run file.
+"""Records a run: goes through it once and keeps what edits read of it, in memory or in a run file.
 
 Axes: t steps, c h w latents.
 """
@@ -29,7 +29,7 @@ def record_run(
     file: Path | None = None,
     progress: Progress = iter,
 ) -> Trajectory:
-    """Goes through a run once and keeps the (q, k) that `policy` names.
+    """Goes through a run once and keeps the (q, k) that `policy` names, and its corrections where edits need them.
 
     dtype: of the cache. budget: bytes that a cache in memory may take. file: keep the cache memory-mapped in this file
     instead, which then is the run's file.
@@ -39,6 +39,8 @@ def record_run(
     latent = (source.latents[0].shape[-2], source.latents[0].shape[-1])
     if origin.guidance_scale == 0:  # the words are not read, so there is no attention to keep
         policy = CachePolicy((0, 0), (0, 0), 0)
+    if origin.conditioning.source_guidance_scale is not None:
+        policy = replace(policy, corrected_steps=(origin.conditioning.skip_steps, origin.steps))
     words = len(components.text.prompt(origin.prompt).ids)
     cached = cache_layout(components.unet, latent, words, origin.steps, policy=policy, dtype=dtype)
     if file is None and layout_bytes(cached) > budget:
@@ -58,7 +60,7 @@ def record_run(
         tensors = {name: buffer.tensors[name] for name in cached}
         cache = QKCache(tensors, queries_per_site(components.unet, latent))
         for i in progress(range(origin.steps)):
-            cache.put(i, source.advance(i, policy.at(i)))
+            cache.put(i, source.advance(i, policy.at(i)), source.corrections.get(i))
         run = source.finish()
         buffer.tensors["latents"].copy_(run.latents)
         for name, tensor in extra.items():

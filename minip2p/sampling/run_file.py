@@ -91,9 +91,16 @@ def run_metadata(components: Components, run: RunFields, attend: Attend) -> dict
         "seed": "" if run.seed is None else str(run.seed),
         "skip_steps": str(conditioning.skip_steps),
         "proximal_quantile": repr(float(conditioning.proximal_quantile)),
-        "image_guidance_scale": "" if image_guidance is None else repr(float(image_guidance)),
+        "image_guidance_scale": number_text(image_guidance),
+        "eta": number_text(conditioning.eta),
+        "source_guidance_scale": number_text(conditioning.source_guidance_scale),
         "conditioning": " ".join(conditioning_tensors(conditioning)),
     }
+
+
+def number_text(number: float | None) -> str:
+    """A number as text, empty for None."""
+    return "" if number is None else repr(float(number))
 
 
 def write_run(components: Components, run: RunRecord, file: Path, attend: Attend = fused) -> None:
@@ -155,8 +162,13 @@ def read_conditioning(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
     """The conditioning of a run file, whose tensors are taken out of `tensors`."""
     channels, image_guidance = tensors.pop("image_channels", None), metadata["image_guidance_scale"]
     tokens, pooled = tensors.pop("uncond_tokens", None), tensors.pop("uncond_pooled", None)
+    eta, source_guidance = metadata.get("eta", ""), metadata.get("source_guidance_scale", "")
     if image_guidance and not math.isfinite(float(image_guidance)):
         raise ValueError("its image_guidance_scale is not a number")
+    if source_guidance and not math.isfinite(float(source_guidance)):
+        raise ValueError("its source_guidance_scale is not a number")
+    if eta and not 0 <= float(eta) <= 1:
+        raise ValueError("its eta is out of range")
     if tokens is None and pooled is not None:
         raise ValueError("it has pooled embeddings without tokens")
     return Conditioning(
@@ -167,6 +179,8 @@ def read_conditioning(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
         image=None
         if channels is None
         else ImageConditioning(channels, float(image_guidance) if image_guidance else None),
+        eta=float(eta) if eta else None,
+        source_guidance_scale=float(source_guidance) if source_guidance else None,
     )
 
 
@@ -187,7 +201,7 @@ def check_run(components: Components, run: RunRecord, metadata: Mapping[str, str
     prepare_run(components, run.prompt, settings, default_guidance=run.guidance_scale, image=conditioning.image)
     if not 0 <= conditioning.skip_steps < steps or not 0 <= conditioning.proximal_quantile < 1:
         raise ValueError("its skip_steps or proximal_quantile is out of range")
-    everything = CachePolicy((0, steps), (0, steps), math.prod(latent))
+    everything = CachePolicy((0, steps), (0, steps), math.prod(latent), corrected_steps=(0, steps))
     words = len(components.text.prompt(run.prompt).ids)
     layout = cache_layout(components.unet, latent, words, steps, policy=everything, dtype=torch.float32)
     embedding = components.text(run.prompt)

@@ -30,7 +30,7 @@ def sample_all(
 ) -> list[Trajectory]:
     """Samples pictures by DDIM (Song et al. 2020, eq. 12 with σ = 0), each from the noise of its start.
 
-    Where the conditioning of the starts has noise for each step, the steps are DDPM's (η = 1).
+    Where the conditioning of the starts has noise for each step, it says which steps these are (`Conditioning.steps`).
 
     starts: at least one. They share everything but prompt, noise and seed. Up to `MAX_BATCH` rows run at once; but a
     custom attention may store what it sees, so it sees all pictures at once, one row each. on_step: is called at
@@ -45,7 +45,7 @@ def sample_all(
     conditioning = start.conditioning
     x = torch.cat([each.noise for each in starts]).to(components.device)  # b c h w
     latents = [x]
-    for i, step in enumerate(progress(components.scheduler.steps(start.steps))):
+    for i, step in enumerate(progress(conditioning.steps(components.scheduler, start.steps))):
         attend = at_step(start.attend, i)
         predictions = [
             guided_noise(

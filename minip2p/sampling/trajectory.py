@@ -277,8 +277,9 @@ class Trajectory:
     def predicted_x0(self, step: int) -> Tensor:
         """The latents x_0 that a step predicted, 1 c h w, from the latents before and after it."""
         x, x_prev = self.latents[step : step + 2].to(self.components.device).split(1)
-        schedule = self.components.scheduler
-        return schedule.x0_between(x, x_prev, schedule.steps(self.steps)[step], self.conditioning.noise_at(step))
+        schedule, conditioning = self.components.scheduler, self.conditioning
+        steps = conditioning.steps(schedule, self.steps)
+        return schedule.x0_between(x, x_prev, steps[step], conditioning.noise_at(step))
 
     def save(self, file: str | Path) -> None:
         """Writes the run and its cache, if it has one, into one safetensors file; not the source or mask of an edit.
@@ -299,8 +300,11 @@ class Trajectory:
         write_run(self.components, run, Path(file), self.attend)
 
     def is_recorded(self, step: int, wanted: SitePredicate | None) -> bool:
-        """Whether the cache has all wanted sites at a step. True where none is wanted."""
-        return wanted is None or (self.qk_cache is not None and self.qk_cache.covers(step, wanted))
+        """Whether the cache has what edits read at a step: all wanted sites, and the correction where there is one."""
+        cache = self.qk_cache
+        if self.conditioning.corrects(step) and (cache is None or cache.correction(step) is None):
+            return False
+        return wanted is None or (cache is not None and cache.covers(step, wanted))
 
 
 def as_list(words: Any) -> list[Any]:
@@ -322,6 +326,10 @@ class SourceRun:
     """The source of an edit, step by step: a finished run that is gone through again, or one that is sampled now.
 
     It always runs in a batch of its own. So it is the same to the bit whatever targets follow it, and however many.
+
+    corrections: by step, what its targets add to their prediction, 1 c h w, where they correct it
+    (`Conditioning.corrects`). It is the prediction that leads from the source's latents to its next ones, less the
+    model's.
     """
 
     def __init__(self, components: Components, origin: Trajectory | RunStart):
@@ -331,7 +339,8 @@ class SourceRun:
         known = origin.latents if isinstance(origin, Trajectory) else origin.noise
         # Each step's latents have memory of their own: a kernel's bits depend on alignment, see `QKCache.get`.
         self.latents = [x.clone() for x in known.to(components.device).split(1)]
-        self.steps = components.scheduler.steps(origin.steps)
+        self.steps = origin.conditioning.steps(components.scheduler, origin.steps)
+        self.corrections: dict[int, Tensor] = {}
         self.finished: Trajectory | None = None
 
     @property
@@ -346,14 +355,18 @@ class SourceRun:
         """Goes through step i. Steps must be taken in order.
 
         Returns the (q, k) of the wanted sites, from the cache or by running the UNet. The UNet does not run where
-        nothing is wanted and the next latents are known. Raises ValueError where the latents do not stay finite.
+        nothing is wanted, the next latents are known and nothing is corrected. Raises ValueError where the latents do
+        not stay finite.
         """
         origin, conditioning = self.origin, self.origin.conditioning
         is_known = i + 1 < len(self.latents)
-        if is_known and wanted is None:
+        if is_known and wanted is None and not conditioning.corrects(i):
             return {}
-        if isinstance(origin, Trajectory) and origin.qk_cache and wanted and origin.is_recorded(i, wanted):
-            return origin.qk_cache.get(i, wanted, self.cond.tokens)
+        if isinstance(origin, Trajectory) and origin.qk_cache and origin.is_recorded(i, wanted):
+            correction = origin.qk_cache.correction(i)
+            if correction is not None:
+                self.corrections[i] = correction.to(self.latents[i], copy=True)
+            return {} if wanted is None else origin.qk_cache.get(i, wanted, self.cond.tokens)
         pairs: dict[Site, QK] = {}
         attend = at_step(origin.attend, i)
         step = self.steps[i]
@@ -363,15 +376,18 @@ class SourceRun:
             step.t,
             self.uncond_embedding(i),
             self.cond,
-            guidance_scale=origin.guidance_scale,
+            guidance_scale=conditioning.source_scale(origin.guidance_scale),
             attend=attend if wanted is None else record_qk(pairs, wanted, attend),
             unconditional_attend=unconditional_of(attend),
             proximal_quantile=conditioning.proximal_quantile,
             image=conditioning.image,
         )
+        scheduler, noise = self.components.scheduler, conditioning.noise_at(i)
         if not is_known:
-            x = self.components.scheduler.step(self.latents[i], eps, step, noise=conditioning.noise_at(i))
+            x = scheduler.step(self.latents[i], eps, step, noise=noise)
             self.latents.append(check_finite(self.components, x, i))
+        if conditioning.corrects(i):
+            self.corrections[i] = scheduler.prediction_between(*self.latents[i : i + 2], step, noise) - eps
         return pairs
 
     def finish(self, progress: Progress = iter) -> Trajectory:

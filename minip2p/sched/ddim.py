@@ -15,6 +15,7 @@ alpha_cumprod, as diffusers does.
 Axes: b batch. Latents are b c h w; the functions of this module hold for tensors of any shape, except `add_noise`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -52,7 +53,7 @@ def ddim_step(
     same v, `ddim_inverse_step` undoes it.
     """
     eps, x0 = split_prediction(x, prediction, alpha_cumprod, prediction_type)
-    return alpha_cumprod_prev**0.5 * x0 + (1 - alpha_cumprod_prev - sigma**2) ** 0.5 * eps
+    return alpha_cumprod_prev**0.5 * x0 + max(1 - alpha_cumprod_prev - sigma**2, 0) ** 0.5 * eps
 
 
 def ddim_inverse_step(
@@ -102,7 +103,7 @@ def x0_between(
 
     It holds for every prediction type. A step between equal shares determines no x_0; x_prev is returned for it.
     """
-    a, b = (1 - alpha_cumprod) ** 0.5, (1 - alpha_cumprod_prev - sigma**2) ** 0.5
+    a, b = (1 - alpha_cumprod) ** 0.5, max(1 - alpha_cumprod_prev - sigma**2, 0) ** 0.5
     determinant = a * alpha_cumprod_prev**0.5 - b * alpha_cumprod**0.5
     return x_prev if determinant == 0 else (a * x_prev - b * x) / determinant
 
@@ -112,11 +113,28 @@ class Step(NamedTuple):
 
     Inversion takes the same step backwards, from `alpha_cumprod_prev` to `alpha_cumprod`, and evaluates the model at
     the same t. "prev" is the previous timestep of the forward process, as in diffusers: the less noisy side.
+    sigma: standard deviation of the noise of a step that has noise; None is that of a DDPM step.
     """
 
     t: int
     alpha_cumprod: float
     alpha_cumprod_prev: float
+    sigma: float | None = None
+
+
+def fresh_noise_steps(steps: Sequence[Step], eta: float) -> list[Step]:
+    """The steps of a run whose noise is replaced at each step, to the share η of its variance:
+
+        x' = √ᾱ' x_0 + √(1 − η) √(1 − ᾱ') ε + σ z,   σ² = η (1 − ᾱ')
+
+    At η = 1 nothing is left of the noise before the step: so consistency models sample (Song et al. 2023, algorithm 1),
+    and so does InfEdit (Xu et al. 2023). At η = 0 the steps are DDIM's. The last step ends at x_0 itself.
+    """
+    ends = [*(step.alpha_cumprod for step in steps[1:]), 1.0]
+    return [
+        step._replace(alpha_cumprod_prev=end, sigma=(eta * (1 - end)) ** 0.5)
+        for step, end in zip(steps, ends, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -182,12 +200,12 @@ class DDIMScheduler:
     ) -> Tensor:
         """One step for a model of the config's prediction type, towards the image ("sample") or the noise ("invert").
 
-        noise: z for a DDPM step (η = 1) towards the image; None for a DDIM step.
+        noise: z of a step towards the image that has noise (`Step.sigma`); None for a DDIM step.
         """
         start, end = step.alpha_cumprod, step.alpha_cumprod_prev
         if direction == "invert":
             return ddim_inverse_step(x, prediction, start, end, self.config.prediction_type)
-        sigma = 0.0 if noise is None else self.ddpm_std(step)
+        sigma = 0.0 if noise is None else self.noise_std(step)
         x = ddim_step(x, prediction, start, end, self.config.prediction_type, sigma)
         return x if noise is None else x + sigma * noise.to(x)
 
@@ -197,9 +215,20 @@ class DDIMScheduler:
 
     def x0_between(self, x: Tensor, x_prev: Tensor, step: Step, noise: Tensor | None = None) -> Tensor:
         """The x_0 that was predicted where a step led from x to x_prev: what `step` came from. noise: as for `step`."""
-        sigma = 0.0 if noise is None else self.ddpm_std(step)
+        sigma = 0.0 if noise is None else self.noise_std(step)
         end = x_prev if noise is None else x_prev - sigma * noise.to(x_prev)
         return x0_between(x, end, step.alpha_cumprod, step.alpha_cumprod_prev, sigma)
+
+    def prediction_between(self, x: Tensor, x_prev: Tensor, step: Step, noise: Tensor | None = None) -> Tensor:
+        """The prediction, of the config's type, by which a step leads from x to x_prev. noise: as for `step`."""
+        x0 = self.x0_between(x, x_prev, step, noise)
+        signal, std = step.alpha_cumprod**0.5, (1 - step.alpha_cumprod) ** 0.5
+        eps = (x - signal * x0) / std
+        return signal * eps - std * x0 if self.config.prediction_type == "v_prediction" else eps
+
+    def noise_std(self, step: Step) -> float:
+        """Standard deviation of the noise of a step that has noise."""
+        return self.ddpm_std(step) if step.sigma is None else step.sigma
 
     def ddpm_std(self, step: Step) -> float:
         """Standard deviation of the noise that a DDPM step adds."""

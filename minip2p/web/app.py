@@ -52,6 +52,7 @@ METHOD_LABELS = (
     ("proximal", "proximal: cautious"),
     ("null-text", "null-text: slow"),
     ("edit-friendly", "edit-friendly: DDPM"),
+    ("virtual", "virtual: no inversion"),
 )
 # Edits that the model that ships does well.
 EXAMPLES = (

@@ -539,6 +539,9 @@ MISTAKES = (
     (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "proximal", "--negative", "fog"), "and takes no other"),
     (("generate", CAT, "--record", "x" * 250 + ".safetensors"), "File name too long"),
     (("edit", CAT, TIGER, "--method", "ddim"), "--method: the source is not a photograph"),
+    (("edit", CAT, TIGER, "--skip", ".2"), "--skip: the source is not a photograph"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--skip", ".2"), "--skip: edits of direct inversion take every step"),
+    (("maps", RENDER, "--prompt", CAT, "--method", "virtual", "--skip", "1"), "--skip must be a number from"),
 )
 
 
@@ -552,7 +555,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, 
 # A value of each option that is wrong; of --negative and --prompt every text is right.
 WRONG = {"--seed": "x", "--count": 0, "--steps": 0, "--guidance": "nan", "--size": "100x100", "--clip-skip": 0}
 WRONG |= {"--kind": "x", "--cross": "2", "--self": "2", "--reweight": "tiger=x", "--blend": "cow", "--threshold": "2"}
-WRONG |= {"--method": "x", "--fit": "x", "--polish": -1, "--picture-guidance": "x", "--methods": "x"}
+WRONG |= {"--method": "x", "--skip": "x", "--fit": "x", "--polish": -1, "--picture-guidance": "x", "--methods": "x"}
 WRONG |= {"--dtype": "x", "--device": "abacus"}
 WRONG |= {"--move": "cat", "--resize": "cat:x", "--duplicate": "cat:1", "--remove": "cow"}
 WRONG |= dict.fromkeys(["--out", "--record", "--mask", "--within", "--model", "--config", "--vae", "--lora"], "")

@@ -68,6 +68,7 @@ WITHOUT_DEFAULT = {
     "--prompt",
     "--record",
     "--reweight",
+    "--skip",
     "--vae",
 }
 WITHOUT_DEFAULT |= {"--cases", "--count", "--export", "--within", "--move", "--resize", "--duplicate", "--remove"}
@@ -221,6 +222,7 @@ def test_options_are_named_after_the_keywords_that_they_set():
         for function in (Pipeline.edit, Pipeline.instruct, Pipeline.invert, minip2p.load)
         for name in inspect.signature(function).parameters
     }
+    keywords |= {name for method in METHODS.values() for name in inspect.signature(method).parameters}
     keywords |= set(RunSettings.__dataclass_fields__)
     not_keywords = {
         "help",

@@ -30,8 +30,9 @@ def test_run_options():
 
 
 def test_invert_options():
-    args = parse("invert", PHOTO, CAT, "--method", "ddim", "--fit", "stretch", "--polish", 2)
-    assert options.invert_options(args) == {"method": "ddim", "fit": "stretch", "vae_refine_steps": 2}
+    args = parse("invert", PHOTO, CAT, "--method", "virtual", "--skip", 0.2, "--fit", "stretch", "--polish", 2)
+    expected = {"method": "virtual", "skip": 0.2, "fit": "stretch", "vae_refine_steps": 2}
+    assert options.invert_options(args) == expected
 
 
 @pytest.mark.parametrize(

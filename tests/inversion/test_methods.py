@@ -47,7 +47,7 @@ def test_the_cost_of_an_edit_is_predicted_whatever_the_run_is_conditioned_on(mod
 
 
 def test_methods_are_found_by_name():
-    assert list(METHODS) == ["ddim", "direct", "negative-prompt", "proximal", "null-text", "edit-friendly"]
+    assert list(METHODS) == ["ddim", "direct", "negative-prompt", "proximal", "null-text", "edit-friendly", "virtual"]
     assert get_method("null-text", {"num_inner_steps": 3}) is METHODS["null-text"]
     for method in METHODS.values():
         assert list(signature(method).parameters)[:3] == ["components", "start", "progress"]
@@ -56,7 +56,11 @@ def test_methods_are_found_by_name():
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("magic", {}, "the method is one of ddim, direct, negative-prompt, proximal, null-text, edit-friendly, not"),
+        (
+            "magic",
+            {},
+            "the method is one of ddim, direct, negative-prompt, proximal, null-text, edit-friendly, virtual,",
+        ),
         (["ddim"], {}, "the method is one of"),
         (None, {}, "the method is one of"),
         ("direct", dict(seed=1), "direct inversion has no seed, nor any other option"),

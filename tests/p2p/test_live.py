@@ -262,7 +262,7 @@ def draw_options(draw):
     return {name: value for name, value in every.items() if draw.random() < odds[name]}
 
 
-@pytest.mark.parametrize("kind", ["generated", "null-text", "edit-friendly"])
+@pytest.mark.parametrize("kind", ["generated", "null-text", "edit-friendly", "virtual"])
 def test_random_sequences_of_edits_are_those_edits_to_the_bit(model, kind):
     """Two targets of different lengths; edits that share steps with earlier ones, and cancelled ones between them."""
     draw, steps = random.Random(2), 3

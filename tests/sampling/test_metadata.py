@@ -44,9 +44,11 @@ def test_the_method_of_an_inversion_is_named_in_its_run_and_in_edits_of_it(model
     assert parameters(model.edit(edit, "a dog on the grass")).endswith("Source: a dog on the beach, Method: ddim")
 
 
-def test_steps_with_noise_are_ddpms(run):
-    noisy = replace(run, conditioning=Conditioning(variance_noise=torch.zeros_like(run.latents[1:])))
+def test_steps_with_noise_are_ddpms_and_ddcms_where_it_replaces_the_old_noise(run):
+    noise = torch.zeros_like(run.latents[1:])
+    noisy, fresh = (replace(run, conditioning=Conditioning(variance_noise=noise, eta=eta)) for eta in (None, 1.0))
     assert "Sampler: DDPM" in parameters(noisy) and "Sampler: DDIM" in parameters(run)
+    assert "Sampler: DDCM" in parameters(fresh)
 
 
 def test_another_dtype_and_the_files_of_the_model_are_named(run):

@@ -99,6 +99,8 @@ def test_the_metadata_are_readable_text(model, recorded, saved):
             "skip_steps": "0",
             "proximal_quantile": "0.0",
             "image_guidance_scale": "",
+            "eta": "",
+            "source_guidance_scale": "",
             "conditioning": "",
         }
     )
@@ -133,7 +135,8 @@ def test_a_file_names_the_method_of_its_inversion_and_may_be_older_than_that(mod
     assert model.open(file).inversion == "direct"
     model.open(file).save(file.with_name("again.safetensors"))
     assert model.open(file.with_name("again.safetensors")).inversion == "direct"
-    rewrite(file, lambda tensors, metadata: [metadata.pop(name) for name in ("inversion", "model_name")])
+    newer = "inversion", "model_name", "eta", "source_guidance_scale"
+    rewrite(file, lambda tensors, metadata: [metadata.pop(name) for name in newer])
     assert model.open(file).inversion == ""
 
 
@@ -160,6 +163,10 @@ def test_a_file_names_the_method_of_its_inversion_and_may_be_older_than_that(mod
         (lambda t, m: t.update(latents=t["latents"][..., :0].clone()), "its latents are not t c h w, float32"),
         (lambda t, m: m.update(guidance_scale="nan"), "guidance_scale must be a finite number"),
         (lambda t, m: m.update(image_guidance_scale="inf"), "its image_guidance_scale is not a number"),
+        (lambda t, m: m.update(source_guidance_scale="inf"), "its source_guidance_scale is not a number"),
+        (lambda t, m: m.update(eta="2"), "its eta is out of range"),
+        (lambda t, m: m.update(eta="nan"), "its eta is out of range"),
+        (lambda t, m: t.update({"correction.0": torch.zeros(1, 4, 8, 8)}), "correction.0 is not of this run"),
         (lambda t, m: m.update(seed="-1"), "seed must lie between"),
         (lambda t, m: m.update(clip_skip="99"), "clip_skip must lie between 1"),
         (lambda t, m: m.update(clip_skip="0"), "clip_skip is counted from 1"),
