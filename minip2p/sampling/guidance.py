@@ -140,10 +140,35 @@ def unet_noise(
 ) -> Tensor:
     """One call of the UNet, b c h w -> b c h w in float32. Its rows are counted by `components.counter`.
 
+    empty_rows: the first so many rows get zeros for the channels of the image.
+    """
+    x, added_cond = unet_inputs(components, x, embedding, image, empty_rows)
+    return components.unet(x, t, embedding.tokens, attend, added_cond, gradient_checkpointing).float()
+
+
+def unet_features(
+    components: Components, x: Tensor, t: int, embedding: TextEmbedding, attend: Attend = fused, *, count: int
+) -> list[Tensor]:
+    """The outputs of the first `count` levels of the decoder (`UNet.decoder_levels`), b c y x each, in float32.
+
+    Its rows are counted as those of `unet_noise` are.
+    """
+    x, added_cond = unet_inputs(components, x.to(components.dtype), embedding)
+    levels = components.unet.decoder_levels(x, t, embedding.tokens, attend, added_cond, count=count)
+    return [level.float() for level in levels]
+
+
+def unet_inputs(
+    components: Components,
+    x: Tensor,
+    embedding: TextEmbedding,
+    image: ImageConditioning | None = None,
+    empty_rows: int = 0,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """What the UNet reads of latents b c h w, with the channels of the image, and `added_cond`. Counts the rows.
+
     Stable Diffusion XL is also told the size of the picture and that it was not cropped (Podell et al. 2023, section
     2.2): its rows and columns, the corner of the crop, rows and columns again.
-
-    empty_rows: the first so many rows get zeros for the channels of the image.
     """
     if components.counter is not None:
         components.counter.rows += len(x)
@@ -154,7 +179,7 @@ def unet_noise(
         added_cond = embedding.pooled, sizes
     if image is not None:
         x = torch.cat([x, image.rows(len(x), empty_rows).to(x)], dim=1)
-    return components.unet(x, t, embedding.tokens, attend, added_cond, gradient_checkpointing).float()
+    return x, added_cond
 
 
 def soft_threshold(difference: Tensor, quantile: float) -> Tensor:

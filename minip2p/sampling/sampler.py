@@ -3,9 +3,10 @@
 Axes: b pictures, t steps, c h w latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from minip2p.attention.contract import at_step, fused, unconditional_of
 from minip2p.checkpoints.components import Components
@@ -17,16 +18,27 @@ from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.text.encoder import TextEmbedding
 
+# (step counted from 0, latents b c h w, their guided prediction b c h w) -> the prediction that the step takes.
+Correction = Callable[[int, Tensor, Tensor], Tensor]
+
 
 def sample(
-    components: Components, start: RunStart, progress: Progress = iter, on_step: OnStep | None = None
+    components: Components,
+    start: RunStart,
+    progress: Progress = iter,
+    on_step: OnStep | None = None,
+    correct: Correction | None = None,
 ) -> Trajectory:
     """Samples one picture: `sample_all` of a single start."""
-    return sample_all(components, [start], progress, on_step)[0]
+    return sample_all(components, [start], progress, on_step, correct)[0]
 
 
 def sample_all(
-    components: Components, starts: Sequence[RunStart], progress: Progress = iter, on_step: OnStep | None = None
+    components: Components,
+    starts: Sequence[RunStart],
+    progress: Progress = iter,
+    on_step: OnStep | None = None,
+    correct: Correction | None = None,
 ) -> list[Trajectory]:
     """Samples pictures by DDIM (Song et al. 2020, eq. 12 with σ = 0), each from the noise of its start.
 
@@ -34,7 +46,8 @@ def sample_all(
 
     starts: at least one. They share everything but prompt, noise and seed. Up to `MAX_BATCH` rows run at once; but a
     custom attention may store what it sees, so it sees all pictures at once, one row each. on_step: is called at
-    each step with what it predicts.
+    each step with what it predicts. correct: changes each prediction, as guidance by a gradient does (see
+    `minip2p.baselines`).
     Raises ValueError where the latents do not stay finite.
     """
     start, count = starts[0], len(starts)
@@ -63,6 +76,8 @@ def sample_all(
             for rows, cond in zip(x.split(sizes), words, strict=True)
         ]
         eps = torch.cat(predictions)
+        if correct is not None:
+            eps = correct(i, x, eps)
         if on_step is not None:
             on_step(StepPreview(components, i, start.steps, components.scheduler.predicted_x0(x, eps, step)))
         x = components.scheduler.step(x, eps, step, noise=conditioning.noise_at(i))

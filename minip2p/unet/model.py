@@ -134,6 +134,38 @@ class UNet(nn.Module):
         size_embedding = sinusoids(sizes.flatten(), c.addition_time_embed_dim).reshape(len(pooled), -1)
         return emb + self.add_embedding(torch.cat([pooled, size_embedding], dim=-1))
 
+    def decoder_levels(
+        self,
+        x: Tensor,
+        t: Tensor | int,
+        context: Tensor,
+        attend: Attend = fused,
+        added_cond: tuple[Tensor, Tensor] | None = None,
+        gradient_checkpointing: bool = False,
+        *,
+        count: int | None = None,
+    ) -> list[Tensor]:
+        """The output of each level of the up path, b c y x, the lowest level first, upsampled for the next level.
+
+        The prediction is read from the last. count: run only the first so many levels. The other arguments: `forward`.
+        """
+        t = torch.as_tensor(t, device=x.device).expand(len(x))
+        emb = self.time_text_embedding(t, added_cond)
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            skips += block.down(skips[-1], emb, context, attend, gradient_checkpointing)
+        x = self.mid_block(skips[-1], emb, context, attend)
+        outputs = []
+        for block in self.up_blocks[:count]:
+            n = len(block.resnets)
+            x = block.up(x, skips[-n:], emb, context, attend, gradient_checkpointing)
+            skips = skips[:-n]
+            for upsample in block.upsamplers:  # to the size of the next skip: the down path rounds odd sizes up
+                x = upsample(x, skips[-1].shape[-2:])
+            outputs.append(x)
+        return outputs
+
     def forward(
         self,
         x: Tensor,
@@ -150,17 +182,5 @@ class UNet(nn.Module):
         added_cond: see `time_text_embedding`. gradient_checkpointing: store only the activations between layers for
         the backward pass, which recomputes the others (Chen et al. 2016).
         """
-        t = torch.as_tensor(t, device=x.device).expand(len(x))
-        emb = self.time_text_embedding(t, added_cond)
-        x = self.conv_in(x)
-        skips = [x]
-        for block in self.down_blocks:
-            skips += block.down(skips[-1], emb, context, attend, gradient_checkpointing)
-        x = self.mid_block(skips[-1], emb, context, attend)
-        for block in self.up_blocks:
-            n = len(block.resnets)
-            x = block.up(x, skips[-n:], emb, context, attend, gradient_checkpointing)
-            skips = skips[:-n]
-            for upsample in block.upsamplers:  # to the size of the next skip: the down path rounds odd sizes up
-                x = upsample(x, skips[-1].shape[-2:])
+        x = self.decoder_levels(x, t, context, attend, added_cond, gradient_checkpointing)[-1]
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -56,6 +56,25 @@ def test_the_loop_equals_unet_and_ddim_step_to_the_bit(model, guidance_scale):
     assert torch.equal(sample(model.components, start).latents, torch.cat(latents))
 
 
+def test_a_correction_changes_the_prediction_that_a_step_takes(model):
+    """It gets each step's latents and guided prediction. Unchanged predictions are the run to the bit."""
+    start, calls = model.prepare(PROMPT, RunSettings(seed=SEED, **SMALL)), []
+
+    def correct(i, x, prediction):
+        calls.append((i, x))
+        return prediction + i
+
+    plain, corrected = sample(model.components, start), sample(model.components, start, correct=correct)
+    assert [i for i, _ in calls] == [0, 1] and torch.equal(torch.cat([x for _, x in calls]), corrected.latents[:-1])
+    assert torch.equal(corrected.latents[1], plain.latents[1])
+    step = model.scheduler.steps(2)[1]
+    share, share_prev = step.alpha_cumprod, step.alpha_cumprod_prev
+    moved = (1 - share_prev) ** 0.5 - (share_prev * (1 - share) / share) ** 0.5  # of x' where ε is larger by 1
+    torch.testing.assert_close(corrected.latents[2] - plain.latents[2], torch.full((4, 8, 9), moved))
+    same = sample(model.components, start, correct=lambda i, x, prediction: prediction)
+    assert torch.equal(same.latents, plain.latents)
+
+
 def split_rows(attend):
     """Attention of the first and of the second row in a call each, as the guidance has it."""
     return lambda q, k, v, site: torch.cat([attend(q[n : n + 1], k[n : n + 1], v[n : n + 1], site) for n in range(2)])

@@ -188,6 +188,25 @@ def test_attend_is_called_once_per_site_with_its_pixels_as_queries(name):
 
 @pytest.mark.parametrize("name", SMALL)
 @torch.no_grad()
+def test_the_prediction_is_read_from_the_last_level_of_the_decoder(name):
+    """And the first levels run without those after them."""
+    unet, called = small_unet(name), []
+    x, t, context, added_cond = inputs(unet.config, *SIZES.get(name, (16, 24)))
+
+    def recording(q, k, v, site):
+        called.append(site)
+        return fused(q, k, v)
+
+    *first, last = unet.decoder_levels(x, t, context, fused, added_cond)
+    out = unet.conv_out(torch.nn.functional.silu(unet.conv_norm_out(last)))
+    assert torch.equal(out, unet(x, t, context, added_cond=added_cond))
+    fewer = unet.decoder_levels(x, t, context, recording, added_cond, count=len(first))
+    assert all(torch.equal(a, b) for a, b in zip(first, fewer, strict=True))
+    assert set(unet.sites) - set(called) == {a.site for a in unet.up_blocks[-1].modules() if hasattr(a, "site")}
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
 def test_explicit_equals_fused_at_every_site(name):
     unet = small_unet(name)
     x, t, context, added_cond = inputs(unet.config, *SIZES.get(name, (16, 24)))
