@@ -141,8 +141,8 @@ class MasaCtrl(SourceGuided):
     start: the share of the run from which on it acts. sites, unconditional: see `SourceGuided`. The published code
     begins at step 4 of 50 and at the 11th of the 16 layers of Stable Diffusion 1, which leaves out the coarsest level
     of the decoder that has attention; and it treats both kinds of rows alike.
-    It ignores the values v that it is called with. So it must not be combined with an injection (`self_replace`) or
-    with a blend that propagates its heat by self-attention, which attend to other values.
+    It ignores the values v that it is called with. So it must not be combined with an injection (`self_replace`) at the
+    same steps, or with a blend that propagates its heat by self-attention, which attend to other values.
     """
 
     def __init__(self, run: Trajectory, start: float = 0.08, sites: SiteFilter = DECODER, unconditional: bool = False):
