@@ -42,18 +42,17 @@ class Movement:
     """How objects are moved. warps: by stride. dropped: the target's tokens that the holes do not attend to.
 
     They stand for the objects, none of which belongs there. in_hole: (0, S') of the cross-attention in the holes.
-    geometry: equal for equal warps.
     """
 
     warps: Mapping[int, StrideWarp]
     dropped: tuple[int, ...]
     in_hole: AttentionEdit
-    geometry: Hashable
 
     @property
     def cache_key(self) -> Hashable:
         """Equal for movements that have the same effect."""
-        return self.geometry, self.dropped, cache_key(self.in_hole.S)
+        geometry = tuple(warp.cache_key for warp in self.warps.values())
+        return geometry, self.dropped, cache_key(self.in_hole.S)
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,6 @@ def plan_edit(
     if options.reweight:
         c = equalizer(options.reweight, target, parity=options.parity)
         words, in_hole = words.reweighted(c), in_hole.reweighted(c)
-    geometry = tuple(placed.cache_key for placed in objects)
     return EditPlan(
         words,
         cross_replace_alpha(options.cross_replace, target, steps, skip_steps=skip_steps, parity=options.parity),
@@ -170,7 +168,7 @@ def plan_edit(
         options.self_max_queries,
         options.sites or ALL_SITES,
         region,
-        None if warps is None else Movement(warps, dropped, in_hole, geometry),
+        None if warps is None else Movement(warps, dropped, in_hole),
     )
 
 

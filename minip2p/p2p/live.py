@@ -5,19 +5,23 @@ Axes: c h w latents, t steps.
 
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Unpack
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any, Unpack
 
 from minip2p.attention.contract import fused
 from minip2p.checkpoints.components import Components
 from minip2p.p2p.editing import run_edits
 from minip2p.p2p.options import EditOptionKeywords, EditOptions
+from minip2p.p2p.places import find_place, read_policy
 from minip2p.p2p.targets import EditTarget, make_targets
+from minip2p.p2p.warp import Move
 from minip2p.sampling.preview import OnStep
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.trajectory import Trajectory
 
 REMEMBERED_EDITS = 8
+REMEMBERED_PLACES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +45,13 @@ class LiveEdits:
     The source is a record, so it does not run again where an edit reads what was recorded. The last
     `REMEMBERED_EDITS` edits are remembered with their latents. A new edit begins at the first step at which it differs
     from the one that is equal to it for longest; the order of edits changes no bit of a result.
+    find_place: as in `p2p.places`, of the source; the places of words are remembered too.
     """
 
     def __init__(self, components: Components, source: Trajectory, progress: Progress = iter):
         self.components, self.source, self.progress = components, source, progress
         self.past: deque[PastEdit] = deque(maxlen=REMEMBERED_EDITS)
+        self.find_place = lru_cache(REMEMBERED_PLACES)(partial(find_place, components, source))
 
     def edit(self, target: str, *, on_step: OnStep | None = None, **options: Unpack[EditOptionKeywords]) -> Trajectory:
         """What `Pipeline.edit` of the source to this target returns, to the bit; options and on_step are the same.
@@ -55,7 +61,7 @@ class LiveEdits:
         maps of its words from the first step on: it goes on from edits with a blend of the same words.
         Raises ValueError as `Pipeline.edit` does, and TypeError for an unknown option.
         """
-        edit_options = EditOptions(**options)
+        edit_options = self.placed(EditOptions(**options))
         (new,) = make_targets(self.components, self.source, [target], edit_options)
         is_custom = (edit_options.attend or self.source.attend) is not fused
         keys = step_keys(new, self.source, edit_options.explicit)
@@ -83,6 +89,17 @@ class LiveEdits:
         if not is_custom:
             self.past.append(PastEdit(new, keys, run))
         return run
+
+    def placed(self, options: EditOptions) -> EditOptions:
+        """The options with the places of all objects that have no mask."""
+        steps = read_policy(self.source, options).cross_steps
+        objects: dict[str, dict[Any, Move]] = {"move": {}, "duplicate": {}, "remove": {}}
+        for item in options.objects:
+            word: Any = item.word
+            mask = self.find_place(word, steps) if item.move.mask is None else item.move.mask
+            objects[item.kind][word] = replace(item.move, mask=mask)
+        move, duplicate, remove = objects.values()
+        return replace(options, move=move, resize=None, duplicate=duplicate, remove=remove)
 
 
 def step_keys(target: EditTarget, source: Trajectory, explicit: bool) -> list[Hashable]:

@@ -49,7 +49,7 @@ def place_objects(
         if item.move.mask is not None:
             mask = F.interpolate(item.move.mask[None, None], size, mode="area")[0, 0] >= 0.5
         else:
-            mask = find_place(components, origin, item.word, read_policy(origin, options))
+            mask = find_place(components, origin, item.word, read_policy(origin, options).cross_steps)
         objects.append(check_place(PlacedObject(item, mask.cpu()), latent_size_of(origin)))
     return () if all(item.is_still for item in options.objects) else tuple(objects)
 
@@ -72,31 +72,31 @@ def check_place(placed: PlacedObject, latent_size: tuple[int, int]) -> PlacedObj
     return placed
 
 
-def find_place(components: Components, origin: Trajectory | RunStart, word: Any, policy: CachePolicy) -> Tensor:
-    """The mask of a word, H W bool. policy: whose steps of cross-attention are read. Raises ValueError."""
+def find_place(components: Components, origin: Trajectory | RunStart, word: Any, steps: tuple[int, int]) -> Tensor:
+    """The mask of a word, H W bool. steps: [start, stop), whose cross-attention is read. Raises ValueError."""
     if origin.guidance_scale == 0:
         raise ValueError(f"at guidance scale 0 no word is read, so {word!r} has no place: give its mask")
     if not isinstance(origin, Trajectory):
         raise ValueError(f"the place of {word!r} is read from a finished run: give its mask, or a run as the source")
-    heat = word_heat(components, origin, word, policy)
+    heat = word_heat(components, origin, word, range(*steps))
     mask = heatmap_to_mask(heat.total.sum(0), origin.picture_size, "otsu", pool=False, smooth=True)
     if heat.mean.sum(0).max() < 1 / len(components.text.prompt(origin.prompt).ids):
         raise ValueError(
-            f"{word!r} has no place: no pixel attends to it more than by chance. Name an object, or give a mask"
+            f"{word!r} has no place: no pixel attends to it more than by chance. Name an object, or, in Python, "
+            "give a mask"
         )
     share = float(mask.float().mean())
     if not 0 < share <= LARGEST_PLACE:
         raise ValueError(
-            f"{word!r} has no place of its own: its attention covers {share:.0%} of the picture. Name an object, or "
-            "give a mask"
+            f"{word!r} has no place of its own: its attention covers {share:.0%} of the picture. Name an object, "
+            "or, in Python, give a mask"
         )
     return mask
 
 
-def word_heat(components: Components, run: Trajectory, word: Any, policy: CachePolicy) -> HeatmapAccumulator:
-    """The heat map of a word over the steps of cross-attention of a policy, from the cache of a run if it has them."""
-    steps, unet = range(*policy.cross_steps), components.unet
-    wanted = heat_sites(components, run)
+def word_heat(components: Components, run: Trajectory, word: Any, steps: range) -> HeatmapAccumulator:
+    """The heat map of a word over some steps, from the cache of a run if it has them."""
+    unet, wanted = components.unet, heat_sites(components, run)
     if not all(run.is_recorded(i, wanted) for i in steps):
         return run.heatmaps([word], steps=steps)
     assert run.qk_cache is not None

@@ -10,6 +10,7 @@ from torch import Tensor
 from minip2p.attention.contract import ALL_SITES
 from minip2p.attention.masks import mask_per_stride, same_dtype
 from minip2p.checkpoints.components import Components
+from minip2p.p2p.algebra import cache_key
 from minip2p.p2p.alignment import refine_alignment
 from minip2p.p2p.edit_plan import EditPlan, plan_edit
 from minip2p.p2p.local_blend import LocalBlendState
@@ -40,7 +41,8 @@ class EditTarget:
     def edit_key(self, step: int) -> Hashable:
         """Equal for two targets that are edited in the same way at a step, and whose objects are moved in the same way.
 
-        So targets whose objects are moved differently are never equal.
+        So targets whose objects are moved differently are never equal. Which cells are moved counts: the pixels of
+        their masks may differ.
         """
         key = self.plan.at(step).cache_key
         return key if self.warp is None else (key, self.warp.cache_key)
@@ -48,7 +50,7 @@ class EditTarget:
     @property
     def start_key(self) -> Hashable:
         """Equal for two targets that start from the same noise."""
-        return None if self.warp is None else self.warp.geometry
+        return None if self.warp is None else cache_key(self.warp.permutation)
 
     def start(self, noise: Tensor) -> Tensor:
         """The target's noise, … h w, from the source's: moved with its objects."""

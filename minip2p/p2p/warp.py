@@ -20,9 +20,9 @@ Axes: i queries, p positions in the source, j words or keys, k taps of an interp
 of a grid, which are latent pixels or queries.
 """
 
-import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,7 @@ from minip2p.attention.contract import QK, Attend, Site, fused
 from minip2p.attention.heatmaps import map_size
 from minip2p.attention.masks import mask_to_latent
 from minip2p.io.images import read_mask
-from minip2p.p2p.algebra import AttentionEdit, MaskedEdit
+from minip2p.p2p.algebra import AttentionEdit, MaskedEdit, cache_key
 from minip2p.sched import DDIMScheduler
 from minip2p.sched.ddim import Step
 from minip2p.text.prompt import WordSelector
@@ -115,13 +115,6 @@ class PlacedObject:
         (centre_y, centre_x), (dx, dy), scale = self.centre, self.edit.move.by, self.edit.move.scale
         return centre_y + (y - dy - centre_y) / scale, centre_x + (x - dx - centre_x) / scale
 
-    @property
-    def cache_key(self) -> Hashable:
-        """Equal for objects to which the same happens in the same place."""
-        move = self.edit.move
-        digest = hashlib.sha256(self.mask.numpy().tobytes()).hexdigest()
-        return self.edit.kind, *map(float, move.by), float(move.scale), tuple(self.mask.shape), digest
-
 
 # --- matrices with few entries a row
 
@@ -148,6 +141,11 @@ class Resampling:
     def is_selection(self) -> bool:
         """Whether each row is a unit vector or 0."""
         return self.indices.shape[1] == 1
+
+    @cached_property
+    def cache_key(self) -> Hashable:
+        """Equal for equal matrices."""
+        return cache_key(self.indices), cache_key(self.weights)
 
     def rows(self, x: Tensor) -> Tensor:
         """The product with x, … columns d -> … rows d; of a zero row, anything. A unit vector copies, to the bit."""
@@ -324,6 +322,7 @@ class StrideWarp:
         self.W, self.remaining = grid.T.normalized_transpose()
         if not len(self.remaining):  # a hole everywhere: nothing reads what T A_s W is
             self.W, self.remaining = grid.T, torch.arange(grid.T.columns)
+        self.cache_key: Hashable = self.T.cache_key, cache_key(self.hole), self.left_out
 
     def moved(self, attend: Attend) -> Attend:
         """The source's attention, moved: T A_s v for words, T A_s W v for pixels."""
@@ -407,7 +406,7 @@ class LatentWarp:
 
     T: n G + r. permutation: of the noise. area: n ∪ h, y x. until: by cell, the first step after which the object that
     owns the cell no longer has the source's latents; 0 outside of n. keeps_rest: whether the latents outside of the
-    area stay the source's. geometry: equal for two of the same objects. cache_key: for two that have the same effect.
+    area stay the source's.
     """
 
     def __init__(
@@ -421,8 +420,11 @@ class LatentWarp:
         self.keeps_rest = keeps_rest
         same_cell = (grid.T.indices[:, 0] == self.permutation) & (grid.T.weights[:, 0] == 1)
         self.is_copied = same_cell.reshape(size)  # where T and the permutation take one and the same cell
-        self.geometry = tuple(placed.cache_key for placed in objects)
-        self.cache_key = self.geometry, tuple(until), keeps_rest
+
+    @cached_property
+    def cache_key(self) -> Hashable:
+        """Equal for two that have the same effect."""
+        return self.T.cache_key, *map(cache_key, (self.permutation, self.area, self.until)), self.keeps_rest
 
     def move_noise(self, noise: Tensor) -> Tensor:
         """Noise, … h w, moved by the permutation."""

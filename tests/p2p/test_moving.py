@@ -144,7 +144,28 @@ def test_live_edits_are_those_edits_to_the_bit(model, run):
         assert same_latents(live.edit(CAT, **options), model.edit(run, CAT, **options))
 
 
+def test_live_edits_of_words_are_those_edits_to_the_bit_in_any_order_of_sliders(model, large):
+    """Cross τ decides which steps tell the place of a word; self τ does not."""
+    live = model.live(large)
+    for cross, self_ in ((0.8, 0.4), (0.8, 0.9), (0.3, 0.9), (1.0, 0.9), (0.8, 0.4)):
+        options = {"cross_replace": cross, "self_replace": self_, "move": {"cat": (24, 8)}, "resize": {"cat": 0.8}}
+        assert same_latents(live.edit(CAT, **options), model.edit(large, CAT, **options))
+    assert live.find_place.cache_info().misses == 2  # of three steps, 0.8 reads as many as 1.0
+
+
 # --- what it costs
+
+
+def test_a_live_edit_goes_on_from_another_one_whose_masks_have_the_same_cells(model, run):
+    counter = RowCounter()
+    live = model.counting(counter).live(run)
+    live.edit(CAT, move=MOVE, cross_replace=0.5)
+    before, fewer_pixels = counter.rows, LEFT.clone()
+    fewer_pixels[47, 20:32] = 0
+    move = {"cat": Move((40, 0), mask=fewer_pixels)}
+    edit = live.edit(CAT, move=move, cross_replace=1.0)
+    assert counter.rows - before == 2 * (STEPS - 2)  # the first 2 of 4 steps are shared
+    assert same_latents(edit, model.edit(run, CAT, move=move, cross_replace=1.0))
 
 
 @pytest.mark.parametrize("source", ["run", "record", "prompt"])
