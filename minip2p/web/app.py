@@ -32,6 +32,7 @@ from minip2p.io.png import read_parameters
 from minip2p.io.viz import heat_colours
 from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline
+from minip2p.sampling import metadata
 from minip2p.sampling.settings import RunSettings
 from minip2p.web.fields import parse_json
 from minip2p.web.guard import Access, Guard, error_response
@@ -99,8 +100,10 @@ class Site:
             Route("/api/align", self.align, methods=["POST"]),
             Route("/api/generate", self.generate, methods=["POST"]),
             Route("/api/edit", self.edit, methods=["POST"]),
+            Route("/api/places", self.places, methods=["POST"]),
             Route("/api/invert", self.invert, methods=["POST"]),
             Route("/api/grid", self.grid, methods=["POST"]),
+            Route(run, self.run),
             Route(f"{run}/difference.png", self.difference),
             Route(f"{run}/maps", self.maps),
             Route(f"{run}/animation.gif", self.animation),
@@ -190,6 +193,12 @@ class Site:
         wanted, compare, preview = Edit.read(body, self.limits, source.run.picture_size)
         return self.stream(lambda job: self.studio.edit(job, source, wanted, compare, preview))
 
+    async def places(self, request: Request) -> Response:
+        body = await json_body(request)
+        source = self.source(body)
+        wanted, *_ = Edit.read(body, self.limits, source.run.picture_size)
+        return self.stream(lambda job: self.studio.find_objects(job, source, wanted))
+
     async def invert(self, request: Request) -> Response:
         wanted, photo_id, preview = Inversion.read(await json_body(request), self.limits)
         photo = get(self.studio.photos, photo_id, "photograph")
@@ -236,6 +245,13 @@ class Site:
 
     def entry(self, request: Request) -> RunEntry:
         return get(self.studio.runs, request.path_params["run"], "run")
+
+    async def run(self, request: Request) -> Response:
+        """The run again, its source if it is remembered too, and its settings as those of its PNG."""
+        entry = self.entry(request)
+        source = self.studio.runs.get(entry.json["source"] or "")
+        settings = parse_parameters(metadata.parameters(entry.run, **entry.recipe.png_settings()))
+        return JSONResponse({"run": entry.json, "source": source and source.json, "settings": settings})
 
     async def file(self, request: Request) -> Response:
         """A picture of the run, or one that its recipe reads."""

@@ -5,12 +5,12 @@ A recipe of an edit contains that of its source, so it does not depend on what t
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from minip2p.p2p.local_blend import LocalBlend
-from minip2p.web.requests import Blend, Edit, Generation, Inversion
+from minip2p.web.requests import Blend, Edit, Generation, Inversion, ObjectChange
 
 # The names of files that Python and the command line read.
 PHOTO, SOURCE_RUN = "original.png", "source.safetensors"
@@ -108,6 +108,7 @@ class Edited:
             "Threshold": None if blend is None or blend.threshold is None else f"{blend.threshold}",
             "Mask": self.region_name if request.region is not None and blend is None else None,
             "Within": self.region_name if request.region is not None else None,
+            **{name.capitalize(): ", ".join(texts) for name, texts in object_texts(request.objects).items()},
             "Paste": request.paste,
         }
         return {name: value for name, value in values.items() if value}
@@ -116,6 +117,7 @@ class Edited:
         request = self.request
         options: dict[str, Any] = {"cross_replace": request.cross, "self_replace": request.self_}
         options |= {"reweight": dict(request.weights)} if request.weights else {}
+        options |= object_keywords(request.objects)
         text = f"{source}, {request.target!r}{keywords(options)}"
         if request.region is not None:
             yield f"region = Image.open({self.region_name!r})"
@@ -138,6 +140,7 @@ class Edited:
             words += [] if blend.threshold is None else [f"--threshold={blend.threshold}"]
         if request.region is not None:
             words += [f"--within={self.region_name}", *([f"--mask={self.region_name}"] if blend is None else [])]
+        words += [f"--{name}={text}" for name, texts in object_texts(request.objects).items() for text in texts]
         words += ["--paste"] if request.paste else []
         if isinstance(source, Inverted):
             asked = source.request
@@ -240,4 +243,28 @@ def edit_keywords(request: Edit) -> dict[str, Any]:
         "reweight": dict(request.weights) or None,
         "local_blend": blend,
         "region": request.region,
+        **object_keywords(request.objects),
+    }
+
+
+def object_keywords(objects: Sequence[ObjectChange]) -> dict[str, Any]:
+    """What happens to objects, as keywords of `Pipeline.edit`, as far as they are needed."""
+    values: dict[str, Any] = {
+        "move": {each.word: (each.x, each.y) for each in objects if each.kind == "move"},
+        "resize": {each.word: each.scale for each in objects if each.scale != 1},
+        "duplicate": {each.word: (each.x, each.y) for each in objects if each.kind == "duplicate"},
+        "remove": [each.word for each in objects if each.kind == "remove"],
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def object_texts(objects: Sequence[ObjectChange]) -> dict[str, list[str]]:
+    """The same as options of the command line: their names, and what each time they are given."""
+
+    def text(word: str, value: Any) -> str:
+        return f"{word}:{value[0]},{value[1]}" if isinstance(value, tuple) else f"{word}:{value}"
+
+    return {
+        name: values if name == "remove" else [text(word, value) for word, value in values.items()]
+        for name, values in object_keywords(objects).items()
     }

@@ -10,14 +10,17 @@ import numpy as np
 from PIL import Image
 
 from minip2p.inversion.methods import METHODS
+from minip2p.p2p.warp import LARGEST_SCALE, SMALLEST_SCALE
 from minip2p.web.fields import Fields, check, check_number, check_text
 from minip2p.web.limits import Limits
 
 MAX_SEED = 2**53 - 1  # the largest whole number that JavaScript counts to
 MAX_GUIDANCE = 100.0
 MAX_WEIGHT = 10.0
-MAX_WORDS = 16  # of a list of words, and words that have a weight
-EDIT_FIELDS = ("run", "target", "cross", "self", "weights", "blend", "region", "paste")
+MAX_WORDS = 16  # of a list of words, words that have a weight, and objects
+MAX_SHIFT = 10_000.0  # pixels
+OBJECT_KINDS = ("move", "duplicate", "remove")  # from back to front
+EDIT_FIELDS = ("run", "target", "cross", "self", "weights", "blend", "region", "objects", "paste")
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,19 @@ class Blend:
 
 
 @dataclass(frozen=True)
+class ObjectChange:
+    """What happens to an object of the source, by its word. kind: one of `OBJECT_KINDS`. x, y: its shift in pixels."""
+
+    word: str
+    kind: str = "move"
+    x: float = 0
+    y: float = 0
+    scale: float = 1
+
+
+@dataclass(frozen=True)
 class Edit:
-    """An edit of a run. weights: (word, weight) of words of the target.
+    """An edit of a run. weights: (word, weight) of words of the target. objects: from back to front.
 
     region: where the edit may change the picture, as a black and white image in its size. The attention is edited only
     there, and where there is no blend by words, the latents are the source's elsewhere. paste: the picture has the
@@ -92,6 +106,7 @@ class Edit:
     weights: tuple[tuple[str, float], ...] = ()
     blend: Blend | None = None
     region: Image.Image | None = field(default=None, compare=False)
+    objects: tuple[ObjectChange, ...] = ()
     paste: bool = False
 
     @classmethod
@@ -114,6 +129,7 @@ class Edit:
             read_weights(fields.value("weights", None), limits),
             None if blend is None else read_blend(blend, limits),
             None if region is None else read_region(region, limits, size),
+            read_objects(fields.items("objects", MAX_WORDS, []), limits),
             fields.flag("paste"),
         )
         if edit.paste and edit.blend is None and edit.region is None:
@@ -188,6 +204,23 @@ def read_blend(value: Any, limits: Limits) -> Blend:
     if not any(words):
         raise ValueError("blend needs a word of the source or of the target")
     return Blend(words[0], words[1], fields.optional_number("threshold", 0, 1))
+
+
+def read_objects(items: list[Any], limits: Limits) -> tuple[ObjectChange, ...]:
+    """The objects of an edit, in the order in which the library has them: what is duplicated is in front."""
+    objects: list[ObjectChange] = []
+    for item in items:
+        fields = Fields(item, ("word", "kind", "x", "y", "scale"), "an object")
+        word, kind = fields.text("word", limits.characters), fields.text("kind", 20, "move")
+        check("kind", kind, kind in OBJECT_KINDS, f"one of {', '.join(OBJECT_KINDS)}")
+        x, y = (fields.number(name, -MAX_SHIFT, MAX_SHIFT, 0) for name in ("x", "y"))
+        scale = fields.number("scale", SMALLEST_SCALE, LARGEST_SCALE, 1)
+        if kind == "remove" and (x, y, scale) != (0, 0, 1):
+            raise ValueError(f"{word!r} is removed, so it takes no shift and no size")
+        if word in [other.word for other in objects]:
+            raise ValueError(f"{word!r} is named twice among the objects")
+        objects.append(ObjectChange(word, kind, *(int(n) if n.is_integer() else n for n in (x, y, scale))))
+    return tuple(sorted(objects, key=lambda each: OBJECT_KINDS.index(each.kind)))
 
 
 def read_region(value: Any, limits: Limits, size: tuple[int, int]) -> Image.Image:

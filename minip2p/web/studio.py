@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -24,12 +25,15 @@ from minip2p.io.images import composite, fit_image, read_mask, to_pil
 from minip2p.io.viz import mask_image
 from minip2p.metrics.image import psnr
 from minip2p.p2p.live import LiveEdits
+from minip2p.p2p.options import EditOptions
+from minip2p.p2p.places import find_place, read_policy
 from minip2p.pipeline import Pipeline
 from minip2p.sampling import metadata
 from minip2p.sampling.preview import StepPreview
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.web.limits import Limits
 from minip2p.web.maps import collect_maps, pack_maps
+from minip2p.web.places import place_json
 from minip2p.web.recipes import PHOTO, Edited, Generated, Inverted, Recipe, edit_keywords
 from minip2p.web.requests import Edit, Generation, Inversion
 from minip2p.web.store import Photo, RunEntry, Shelf, new_id
@@ -82,7 +86,9 @@ class Studio:
         entry = self.edit_once(job, source, request, preview)
         if compare:
             plain["plain"] = self.edit_once(job, source, Edit(request.target, 0.0, 0.0), False, "plain").json
-        return {"type": "result", "run": entry.json, "source": source.json, **plain}
+        is_recorded = self.live.get(source.json["id"]) is not None  # else it would have to run
+        places = self.places(job, source, request) if is_recorded else {}
+        return {"type": "result", "run": entry.json, "source": source.json, "places": places, **plain}
 
     def invert(self, job: Job, photo: Photo, request: Inversion, preview: bool) -> Event:
         with self.at_work(job, "invert") as measured:
@@ -103,6 +109,9 @@ class Studio:
             entry = self.edit_once(job, source, request, False, f"cell {n} of {len(cells)}")
             job.emit({"type": "cell", "x": x, "y": y, "run": entry.json})
         return {"type": "result", "run": source.json, "source": source.json}
+
+    def find_objects(self, job: Job, source: RunEntry, request: Edit) -> Event:
+        return {"type": "result", "places": self.places(job, source, request)}
 
     def make_maps(self, job: Job, entry: RunEntry) -> Event:
         """The maps of a run, compressed."""
@@ -166,6 +175,16 @@ class Studio:
         if request.region is not None:
             files[recipe.region_name] = png_bytes(request.region)
         return self.add_run(run, recipe, measured, files, source.original, source)
+
+    def places(self, job: Job, source: RunEntry, request: Edit) -> dict[str, Any]:
+        """Where the objects of an edit are in its source, by their words."""
+        if not request.objects:
+            return {}
+        with self.at_work(job, "place"):
+            live = self.live_edits(job, source)
+            find = partial(find_place, self.pipe.components, source.run) if live is None else live.find_place
+            steps = read_policy(source.run, EditOptions(**edit_keywords(request))).cross_steps
+            return {each.word: place_json(each.word, find(each.word, steps)) for each in request.objects}
 
     def live_edits(self, job: Job, source: RunEntry) -> LiveEdits | None:
         """The edits of a source, which is recorded the first time. None where the record would take too much memory."""

@@ -8,7 +8,21 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from browser import CAPTION, edit, generate, heat, invert, picture, set_value, wait_for_edit, word, write_target
+from browser import (
+    CAPTION,
+    choose_object,
+    edit,
+    field,
+    generate,
+    heat,
+    invert,
+    picture,
+    set_value,
+    wait_for_edit,
+    wait_for_maps,
+    word,
+    write_target,
+)
 from PIL import Image
 
 from minip2p.web.export import export_page
@@ -37,8 +51,8 @@ def test_a_run_can_be_cancelled(page):
     set_value(page, "#steps", 100)
     page.click("#form-generate button[type=submit]")
     page.get_by_text(re.compile(r"source: step \d+ of 100")).wait_for()
-    page.click("#form-generate .cancel")
-    page.wait_for_selector("#form-generate .cancel", state="hidden")
+    page.click("#source-progress .cancel")
+    page.wait_for_selector("#source-progress .cancel", state="hidden")
     page.get_by_text("Cancelled.").wait_for()
     assert page.locator("#source-view .word, #source-view img").count() == 0  # nothing half done is left
     set_value(page, "#steps", 4)
@@ -221,6 +235,112 @@ def test_an_edit_can_be_edited_again(page):
     edit(page, "a lion on the beach")
 
 
+# --- 3b Objects that are moved
+
+
+def wait_for_request_and_edit(page):
+    """Waits for the edit that a movement starts after a moment."""
+    page.wait_for_selector("#edit-progress .cancel")
+    wait_for_edit(page)
+
+
+def objects_sent(page, act):
+    """The objects of the request that something starts, when its edit is there."""
+    with page.expect_request("**/api/edit") as sent:
+        act()
+    wait_for_edit(page)
+    return sent.value.post_data_json["objects"]
+
+
+def drag(page, box, x, y):
+    """Drags what is at the middle of a box by so many pixels of the screen, in steps as a hand does."""
+    at = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*at)
+    page.mouse.down()
+    page.mouse.move(at[0] + x, at[1] + y, steps=4)
+    page.mouse.up()
+
+
+def test_an_object_is_dragged_resized_doubled_removed_and_put_back_with_the_mouse(page):
+    generate(page, "a cat and a house on grass", 7)
+    choose_object(page, "cat")
+    assert "hole" in page.locator(".objects path").first.get_attribute("class")
+    zoom = page.locator("#source-view .picture").bounding_box()["width"] / 128
+    border = page.locator(".objects .border")
+    before = border.bounding_box()
+    sent = objects_sent(page, lambda: drag(page, before, -20 * zoom, 4 * zoom))
+    assert sent == [{"word": "cat", "kind": "move", "x": -20, "y": 4, "scale": 1}]
+    after = border.bounding_box()
+    assert after["x"] == pytest.approx(before["x"] - 20 * zoom, abs=2)
+    assert page.locator(".objects image").is_visible() and page.locator(".objects .hole").is_visible()
+    assert page.locator(".object-status span").text_content() == "cat: 20 left, 4 down"
+    assert page.locator("#edit-view .comparison").is_visible()
+
+    (sent,) = objects_sent(page, lambda: drag(page, page.locator(".handle .reach").bounding_box(), 12, 12))
+    assert 1.05 < sent["scale"] < 2 and border.bounding_box()["width"] > after["width"]
+    assert (sent["x"], sent["y"]) == (-20, 4) and float(field(page, "size").input_value()) == sent["scale"]
+
+    choose_object(page, "house")
+    assert [row.get_attribute("aria-label") for row in page.locator(".object-rows > div").all()] == ["cat", "house"]
+    cat = page.get_by_role("group", name="cat", exact=True)
+    sent = objects_sent(page, lambda: cat.get_by_text("To the front").click())
+    assert [each["word"] for each in sent] == ["house", "cat"]
+    sent = objects_sent(page, lambda: cat.get_by_text("Remove").click())
+    assert sent == [{"word": "house", "kind": "move", "x": 0, "y": 0, "scale": 1}, {"word": "cat", "kind": "remove"}]
+    sent = objects_sent(page, lambda: cat.get_by_text("Put back").click())
+    assert sent[1] == {"word": "cat", "kind": "move", "x": 0, "y": 0, "scale": 1}
+    sent = objects_sent(page, lambda: cat.get_by_text("Duplicate").click())
+    assert (
+        sent[1]["kind"] == "duplicate"
+        and abs(sent[1]["x"]) == 43
+        and not page.locator(".objects .hole").last.is_visible()
+    )
+    sent = objects_sent(page, lambda: page.locator(".object-words button").get_by_text("house", exact=True).click())
+    assert [each["word"] for each in sent] == ["cat"]
+    page.locator("#edit-view .home button").get_by_text("Code").click()
+    page.wait_for_selector("#recipe[open]")
+    assert "duplicate={'cat': (" in page.locator("#recipe-python").text_content()
+    assert "--duplicate=cat:" in page.locator("#recipe-command").text_content()
+
+
+def test_an_object_is_moved_with_the_keyboard_and_a_screen_reader_hears_it(page):
+    generate(page)
+    page.focus("#objects summary")
+    page.keyboard.press("Enter")
+    page.locator(".object-words button").get_by_text("cat", exact=True).focus()
+    page.keyboard.press("Enter")
+    shape = page.get_by_role("application")
+    shape.wait_for()
+    assert shape.evaluate("shape => shape === document.activeElement")
+    for key in ("ArrowRight", "Shift+ArrowDown", "Shift+ArrowDown", "+", "-", "+"):
+        page.keyboard.press(key)
+    wait_for_request_and_edit(page)
+    assert shape.get_attribute("aria-label") == "cat: 1 right, 16 down, size 1.05"
+    assert page.get_by_role("status").get_by_text("cat: 1 right, 16 down, size 1.05").count() == 1
+    (sent,) = objects_sent(page, lambda: page.keyboard.press("Delete"))
+    assert sent == {"word": "cat", "kind": "remove"} and shape.get_attribute("aria-label") == "cat: removed"
+    assert shape.evaluate("shape => shape === document.activeElement")
+    (sent,) = objects_sent(page, lambda: page.get_by_text("Put back").press("Enter"))
+    assert (sent["kind"], sent["x"]) == ("move", 0)
+    (sent,) = objects_sent(page, lambda: field(page, "down").fill("-8.5"))
+    assert (sent["x"], sent["y"]) == (0, -8.5)
+    field(page, "size").fill("99")
+    assert not field(page, "size").evaluate("input => input.checkValidity()")
+
+
+def test_an_object_without_a_place_and_a_new_place_outside_are_one_line(page):
+    generate(page)
+    page.click("#objects summary")
+    the = page.locator(".object-words button").get_by_text("the", exact=True)
+    the.click()
+    page.get_by_text("'the' has no place").wait_for()
+    assert the.get_attribute("aria-pressed") == "false" and page.locator(".object-rows > div").count() == 0
+    choose_object(page, "cat")
+    assert page.locator("#alert").is_hidden()
+    field(page, "right").fill("500")
+    page.get_by_text("the new place of 'cat', by (500, 0) pixels at scale 1, is outside of the picture").wait_for()
+
+
 # --- 4 Photographs
 
 
@@ -237,6 +357,9 @@ def test_a_photograph_is_inverted_and_edited(page):
     page.click("#form-edit button[type=submit]")
     wait_for_edit(page)
     page.locator(".comparison button").get_by_text("Mask", exact=True).wait_for()
+    choose_object(page, "lamp")
+    (sent,) = objects_sent(page, lambda: page.keyboard.press("Shift+ArrowLeft"))
+    assert (sent["word"], sent["x"]) == ("lamp", -8)
 
 
 def test_what_is_no_photograph_is_refused_in_one_line(page, tmp_path):
@@ -262,7 +385,7 @@ def test_a_grid_fills_and_its_cells_open(page):
     page.fill("#y-values", "0, 0.5")
     page.click("#form-grid button[type=submit]")
     page.wait_for_function("() => document.querySelectorAll('#sheet img').length === 4")
-    page.wait_for_selector("#form-grid .cancel", state="hidden")
+    page.wait_for_selector("#grid-progress .cancel", state="hidden")
     page.locator("#sheet button").nth(3).click()
     page.locator("#edit-view .comparison").wait_for()
     assert (page.input_value("#cross"), page.input_value("#self")) == ("1", "0.5")
@@ -271,7 +394,7 @@ def test_a_grid_fills_and_its_cells_open(page):
 # --- 6 Take home
 
 
-def test_files_and_code_can_be_taken_home_and_a_picture_brings_its_settings_back(page, tmp_path):
+def test_files_and_code_can_be_taken_home_and_a_picture_brings_its_settings_back(page, server, new_page, tmp_path):
     generate(page, "a red car on the street", 5)
     links = page.locator("#source-view .home a")
     files = {}
@@ -290,41 +413,66 @@ def test_files_and_code_can_be_taken_home_and_a_picture_brings_its_settings_back
     assert "minip2p generate" in page.locator("#recipe-command").text_content()
     page.locator("#recipe button.primary").click()
     # In another page it brings everything back.
-    page.reload()
-    page.wait_for_selector("#about:not(:empty)")
-    drop(page, files[f"{stem}.png"])
-    page.wait_for_selector("#source-view .inspector select")
-    assert page.input_value("#prompt") == "a red car on the street"
-    assert (page.input_value("#seed"), page.input_value("#steps")) == ("5", "4")
+    other = new_page(server)
+    drop(other, files[f"{stem}.png"])
+    wait_for_maps(other, "source")
+    assert other.input_value("#prompt") == "a red car on the street"
+    assert (other.input_value("#seed"), other.input_value("#steps")) == ("5", "4")
+    drop(other, files[f"{stem}.safetensors"])
+    other.get_by_text("This page opens no run files").wait_for()
 
 
-def test_the_picture_of_an_edit_brings_its_source_and_the_edit_back(page, tmp_path):
+def test_the_picture_of_an_edit_brings_its_source_and_the_edit_back(page, server, new_page, tmp_path):
     generate(page)
     set_value(page, "#cross", 0.4)
-    edit(page, "a tiger on the beach")
+    choose_object(page, "cat")
+    page.keyboard.press("Shift+ArrowLeft")
+    wait_for_request_and_edit(page)
+    write_target(page, "a tiger on the beach")
+    page.click("#form-edit button[type=submit]")
+    wait_for_edit(page)
     with page.expect_download() as download:
         page.locator("#edit-view .home a").first.click()
     download.value.save_as(tmp_path / "edit.png")
-    shown = page.request.get(page.url + picture(page, "edit").lstrip("/")).body()
+    other = new_page(server)
+    drop(other, tmp_path / "edit.png")
+    wait_for_maps(other, "edit")
+    assert other.input_value("#prompt") == "a cat on the beach"
+    assert (other.input_value("#target"), other.input_value("#cross")) == ("a tiger on the beach", "0.4")
+    assert field(other, "right").input_value() == "-8"
+    assert pixels(other, "edit") == pixels(page, "edit")
+
+
+def test_back_and_forward_bring_the_run_and_its_edit_back(page):
+    generate(page)
+    choose_object(page, "cat")
+    page.keyboard.press("Shift+ArrowLeft")
+    wait_for_request_and_edit(page)
+    shown = picture(page), picture(page, "edit")
+    page.goto("about:blank")
+    page.go_back()
+    wait_for_maps(page, "edit")
+    assert (picture(page), picture(page, "edit")) == shown
+    assert field(page, "right").input_value() == "-8"
     page.reload()
-    page.wait_for_selector("#about:not(:empty)")
-    drop(page, tmp_path / "edit.png")
-    page.wait_for_selector("#edit-view .inspector select")
-    assert page.input_value("#prompt") == "a cat on the beach"
-    assert (page.input_value("#target"), page.input_value("#cross")) == ("a tiger on the beach", "0.4")
-    repeated = page.request.get(page.url + picture(page, "edit").lstrip("/")).body()
-    assert Image.open(io.BytesIO(repeated)).tobytes() == Image.open(io.BytesIO(shown)).tobytes()
+    wait_for_maps(page, "edit")
+    assert (picture(page), picture(page, "edit")) == shown
+
+
+def pixels(page, name):
+    content = page.request.get(page.url + picture(page, name).lstrip("/")).body()
+    return Image.open(io.BytesIO(content)).tobytes()
 
 
 def drop(page, file):
     """Drops a file on the page."""
     data = page.evaluate_handle(
-        """bytes => {
+        """([bytes, name]) => {
             const data = new DataTransfer();
-            data.items.add(new File([new Uint8Array(bytes)], 'dropped.png', { type: 'image/png' }));
+            data.items.add(new File([new Uint8Array(bytes)], name));
             return data;
         }""",
-        list(file.read_bytes()),
+        [list(file.read_bytes()), file.name],
     )
     page.dispatch_event("#source", "drop", {"dataTransfer": data})
 
@@ -354,6 +502,7 @@ def test_everything_works_with_the_keyboard(page):
 def test_all_controls_have_names(page):
     generate(page)
     edit(page, "a tiger on the beach")
+    choose_object(page, "cat")
     for details in ("#weights summary", "#limits summary"):
         page.click(details)
     nameless = page.evaluate("""() => [...document.querySelectorAll('input, select, button, a, img')]
@@ -396,6 +545,18 @@ def test_a_phone_is_wide_enough(server, new_page):
     assert opened.evaluate("document.documentElement.scrollWidth") <= 360
     word(opened, "cat").tap()
     assert heat(opened)
+    choose_object(opened, "cat")
+    opened.locator(".objects .border").hover()  # which waits for the page to stop scrolling
+    box = opened.locator(".objects .border").bounding_box()
+    finger = opened.context.new_cdp_session(opened)
+    for kind, x in (("touchStart", 0), ("touchMove", 20), ("touchMove", 40), ("touchEnd", 40)):
+        points = (
+            [{"x": box["x"] + box["width"] / 2 + x, "y": box["y"] + box["height"] / 2}] if kind != "touchEnd" else []
+        )
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    wait_for_request_and_edit(opened)
+    assert int(field(opened, "right").input_value()) > 8
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_colours_follow_the_system_and_the_button(server, new_page):
@@ -432,6 +593,7 @@ def exported(model, tmp_path_factory):
 def test_the_exported_page_works_without_python(exported, new_page):
     opened = new_page(exported)
     opened.wait_for_selector("#edit-view .inspector select")
+    assert not opened.locator("#objects").is_visible() and opened.locator(".objects *").count() == 2
     word(opened, "pig").hover()
     assert heat(opened)
     before = picture(opened, "edit")

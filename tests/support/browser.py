@@ -48,8 +48,21 @@ def edit(page, target):
     wait_for_edit(page)
 
 
+def choose_object(page, text):
+    """Chooses an object, and waits until it is on the picture and has the focus."""
+    if not page.locator("#objects").evaluate("details => details.open"):
+        page.click("#objects summary")
+    page.locator(".object-words button").get_by_text(text, exact=True).click()
+    page.wait_for_selector(f".object-words button[value='{text}'][aria-pressed=true]")
+
+
+def field(page, name):
+    """A number of the only object that is chosen."""
+    return page.get_by_role("spinbutton", name=name)
+
+
 def wait_for_edit(page):
-    page.wait_for_selector("#form-edit .cancel", state="hidden")
+    page.wait_for_selector("#edit-progress .cancel", state="hidden")
     wait_for_maps(page, "edit")
 
 

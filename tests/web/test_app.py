@@ -15,10 +15,13 @@ from starlette.testclient import TestClient
 from web import BASE, CAT, TIGER, error, events_of, result
 
 from minip2p.inversion.methods import METHODS
+from minip2p.p2p.options import EditOptions
+from minip2p.p2p.places import place_objects
 from minip2p.web import studio
 from minip2p.web.app import EXAMPLES, METHOD_LABELS, make_app
 from minip2p.web.limits import Limits
 from minip2p.web.maps import SELF_QUERIES
+from minip2p.web.places import outline
 
 
 def image(client, url):
@@ -105,6 +108,57 @@ def test_a_source_whose_record_is_too_large_runs_again(pipe, source):
         edit = result(client, "edit", run=cat["id"], target=TIGER)["run"]
         assert entry(client, edit).run.latents.equal(pipe.edit(source, TIGER).latents)
         assert not client.app.state.site.studio.live
+
+
+def test_objects_are_moved_as_by_the_library_and_their_places_are_those_of_the_edit(client, cat, pipe, source):
+    objects = [{"word": "beach", "kind": "remove"}, {"word": "cat", "x": -16, "y": 8, "scale": 0.8}]
+    body = {"run": cat["id"], "target": CAT, "objects": objects, "cross": 0.7}
+    places = result(client, "places", **body)["places"]
+    last = result(client, "edit", **body)
+    options = EditOptions(cross_replace=0.7, move={"cat": (-16, 8)}, resize={"cat": 0.8}, remove=["beach"])
+    placed = {each.edit.word: each for each in place_objects(pipe.components, pipe.live(source).source, options)}
+    for word, place in places.items():
+        assert place["outline"] == [list(map(list, line)) for line in outline(placed[word].mask)]
+        assert place["centre"] == list(placed[word].centre[::-1])
+    assert last["places"] == places and list(places) == ["cat", "beach"]
+    expected = pipe.edit(source, CAT, cross_replace=0.7, move={"cat": (-16, 8)}, resize={"cat": 0.8}, remove=["beach"])
+    assert entry(client, last["run"]).run.latents.equal(expected.latents) and last["run"]["mask"]
+    assert result(client, "edit", run=cat["id"], target=CAT)["places"] == {}
+
+
+def test_a_slider_costs_as_much_with_a_moved_object_as_without(pipe):
+    """The place of a word depends on cross τ alone, and is looked for once."""
+    rows = []
+    for objects in ([], [{"word": "cat", "x": -16}]):
+        with TestClient(make_app(pipe), base_url=BASE) as client:
+            cat = result(client, "generate", prompt=CAT, seed=1, steps=6)["run"]
+            body = {"run": cat["id"], "target": CAT, "objects": objects}
+            edits = [result(client, "edit", self=self_, **body)["run"] for self_ in (0.3, 0.9, 0.6, 0.3)]
+            rows.append([edit["rows"] for edit in edits[1:]])
+            if objects:
+                (live,) = client.app.state.site.studio.live.values.values()
+                assert live.find_place.cache_info().misses == 1
+    assert rows[0] == rows[1] and rows[0][-1] == 0
+
+
+def test_a_source_whose_record_is_too_large_has_places_too(pipe, source):
+    with TestClient(make_app(pipe, limits=Limits(record_bytes=1000)), base_url=BASE) as client:
+        cat = result(client, "generate", prompt=CAT, seed=1, steps=2)["run"]
+        body = {"run": cat["id"], "target": CAT, "objects": [{"word": "cat", "x": -16}]}
+        assert list(result(client, "places", **body)["places"]) == ["cat"]
+        last = result(client, "edit", **body)
+        assert entry(client, last["run"]).run.latents.equal(pipe.edit(source, CAT, move={"cat": (-16, 0)}).latents)
+        assert last["places"] == {}  # which would run the source again
+
+
+def test_a_run_is_told_again_with_its_source_and_its_settings(client, cat):
+    objects = [{"word": "cat", "kind": "move", "x": -16.0, "y": 0.0, "scale": 0.8}]
+    told = result(client, "edit", run=cat["id"], target=TIGER, cross=0.3, objects=objects)["run"]
+    answer = client.get(f"/api/run/{told['id']}").json()
+    assert answer["run"] == told and answer["source"] == cat
+    assert (answer["settings"]["cross"], answer["settings"]["objects"]) == (0.3, objects)
+    assert client.get(f"/api/run/{cat['id']}").json()["source"] is None
+    assert "no such run" in error(client.get("/api/run/x"), 404)
 
 
 def test_previews_take_a_third_of_the_time(pipe, monkeypatch):
@@ -255,6 +309,13 @@ def test_an_edit_can_be_edited_but_not_without_end(pipe, source):
         ("edit", {"target": TIGER, "weights": {"dog": 2}}, "'dog' is not in the prompt"),
         ("edit", {"target": TIGER, "blend": {"source": ["dog"], "target": ["tiger"]}}, "'dog' is not in the prompt"),
         ("edit", {"target": TIGER, "weights": {"": 2}}, ""),
+        ("edit", {"target": TIGER, "objects": [{"word": "dog"}]}, "'dog' is not in the prompt"),
+        (
+            "edit",
+            {"target": TIGER, "objects": [{"word": "cat", "x": 90}]},
+            "is outside of the picture of 64 x 64 pixels",
+        ),
+        ("places", {"target": TIGER, "objects": [{"word": "the"}]}, "'the' has no place: no pixel attends to it"),
     ],
 )
 def test_what_the_library_refuses_is_the_last_event(client, cat, kind, body, message):

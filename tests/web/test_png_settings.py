@@ -23,12 +23,28 @@ def test_the_settings_that_a_run_writes_are_read_again(model):
     assert settings["text"] == text
 
 
+def test_objects_are_read_as_a_request_has_them():
+    """In the order that they have for the library: those that are only resized are in front of those that are moved."""
+    moves = 'Move: "cat:24,-0.5, b#2:0,0", Resize: "house:1.5, b#2:0.7, pig:2", Duplicate: "pig:8,0", Remove: sun'
+    assert parse_parameters(f"a\nSteps: 1, {moves}")["objects"] == [
+        {"word": "cat", "kind": "move", "x": 24, "y": -0.5, "scale": 1},
+        {"word": "b#2", "kind": "move", "x": 0, "y": 0, "scale": 0.7},
+        {"word": "house", "kind": "move", "x": 0, "y": 0, "scale": 1.5},
+        {"word": "pig", "kind": "duplicate", "x": 8, "y": 0, "scale": 2},
+        {"word": "sun", "kind": "remove"},
+    ]
+    assert parse_parameters("a\nSteps: 1")["objects"] == []
+    for wrong in ("cat:8", "cat:8,0,0", "cat", "cat:nan,0", "cat:x,y"):
+        assert parse_parameters(f'a\nSteps: 1, Move: "{wrong}"')["objects"] is None
+
+
 def test_what_cannot_be_read_is_missing():
     settings = parse_parameters(
         'a cat\nSteps: many, Seed: 1, Cross: 0.8:0.9, Blend: cat, Source: "a, b", Reweight: x, Method: ddim'
     )
     assert settings["steps"] is None and settings["seed"] == 1 and settings["cross"] is None
     assert settings["blend"] == {"source": ["cat"], "target": ["cat"]} and settings["source"] == "a, b"
+    assert parse_parameters("a cat\nSteps: 1, Cross: nan, Reweight: cat=inf")["weights"] is None
     assert settings["weights"] is None and settings["method"] == "ddim" and not settings["paste"]
     assert parse_parameters("only a prompt")["prompt"] == "only a prompt"
 

@@ -15,8 +15,9 @@ import minip2p
 from minip2p.cli import options
 from minip2p.cli.app import model_source
 from minip2p.cli.main import parser
+from minip2p.web.limits import Limits
 from minip2p.web.recipes import SOURCE_RUN, Edited, Generated, ModelSource, command_text, python_text
-from minip2p.web.requests import Edit, Generation
+from minip2p.web.requests import Edit, Generation, read_objects
 
 HALF = np.zeros((8, 8), np.uint8)
 HALF[:, :4] = 255
@@ -31,7 +32,7 @@ def generated(client):
 
 
 def edited(client, cat, **more):
-    return result(client, "edit", run=cat["id"], target=TIGER, **more)["run"]
+    return result(client, "edit", **{"run": cat["id"], "target": TIGER, **more})["run"]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,11 @@ def photo(client):
 
 
 EVERYTHING = {"cross": 0.6, "self": 0.5, "weights": {"tiger": 2, "beach": -0.5}, "blend": BLEND, "region": REGION}
+OBJECTS = [
+    {"word": "cat", "kind": "duplicate", "x": -8, "y": 0.5, "scale": 0.7},
+    {"word": "beach", "x": -12, "y": 0, "scale": 1.25},
+]
+REMOVED = {"word": "beach", "kind": "remove"}
 RUNS = {
     "generated": lambda client, cat, photo: generated(client),
     "edited": lambda client, cat, photo: edited(client, generated(client), **EVERYTHING, paste=True),
@@ -51,6 +57,9 @@ RUNS = {
     "edited twice": lambda client, cat, photo: edited(
         client, edited(client, photo, region=REGION), region=BELOW, cross=0.1, paste=True
     ),
+    "moved": lambda client, cat, photo: edited(client, cat, target=CAT, objects=OBJECTS),
+    "moved and edited": lambda client, cat, photo: edited(client, cat, objects=OBJECTS[::-1], blend=BLEND, paste=True),
+    "moved photo": lambda client, cat, photo: edited(client, photo, objects=OBJECTS[:1], region=REGION),
 }
 
 
@@ -77,6 +86,23 @@ def test_python_and_the_command_line_make_the_same_picture(name, client, cat, ph
     assert run(*shlex.split(recipe["command"])[1:]) == 0
     written = Image.open("picture.png")
     assert written.tobytes() == picture.tobytes() and written.text == picture.text
+
+
+def test_objects_are_written_as_on_the_command_line():
+    """Those that are moved in their order, which is that from back to front; duplicates are in front of them."""
+    objects = [OBJECTS[0], REMOVED | {"kind": "move"}, {"word": "on", "kind": "remove"}]
+    told = Edited(
+        Edit(CAT, 0.8, 0.4, objects=read_objects(objects, Limits())), Generated(Generation(CAT, 1, 2, None, ""))
+    )
+    words = shlex.split(command_text(told, ModelSource()))
+    assert [word for word in words if word.partition("=")[0] in ("--move", "--resize", "--duplicate", "--remove")] == [
+        "--move=beach:0,0",
+        "--resize=cat:0.7",
+        "--duplicate=cat:-8,0.5",
+        "--remove=on",
+    ]
+    python = python_text(told, ModelSource())
+    assert "move={'beach': (0, 0)}, resize={'cat': 0.7}, duplicate={'cat': (-8, 0.5)}, remove=['on']" in python
 
 
 def test_a_blend_of_several_words_has_no_command_line(client, cat):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minip2p.web.limits import Limits
-from minip2p.web.requests import Blend, Edit, Generation, Inversion, read_alignment, read_grid, run_of
+from minip2p.web.requests import Blend, Edit, Generation, Inversion, ObjectChange, read_alignment, read_grid, run_of
 
 LIMITS, SIZE = Limits(), (16, 16)
 EDIT = {"run": "x", "target": "a tiger"}
@@ -55,8 +55,27 @@ def test_edit():
     body = {**EDIT, "cross": 1, "self": 0, "weights": {"tiger": -2}, "compare": True}
     body |= {"blend": {"source": ["cat"], "target": ["tiger"], "threshold": 0.5}, "paste": True, "preview": True}
     edit, compare, preview = Edit.read(body, LIMITS, SIZE)
-    assert edit == Edit("a tiger", 1.0, 0.0, (("tiger", -2.0),), Blend(("cat",), ("tiger",), 0.5), None, True)
+    blend = Blend(("cat",), ("tiger",), 0.5)
+    assert edit == Edit("a tiger", 1.0, 0.0, (("tiger", -2.0),), blend, paste=True)
     assert compare and preview
+
+
+def test_objects_are_ordered_as_the_library_has_them():
+    """From back to front: what is moved, what is duplicated, each in the order of the request."""
+    objects = [
+        {"word": "sun", "kind": "remove"},
+        {"word": "cat", "kind": "duplicate", "x": 8},
+        {"word": "house", "x": 4.5, "y": -2, "scale": 2},
+        {"word": "grass"},
+    ]
+    edit, *_ = Edit.read({**EDIT, "objects": objects}, LIMITS, SIZE)
+    assert edit.objects == (
+        ObjectChange("house", "move", 4.5, -2, 2),
+        ObjectChange("grass"),
+        ObjectChange("cat", "duplicate", 8),
+        ObjectChange("sun", "remove"),
+    )
+    assert repr(edit.objects[0].y) == "-2"  # as a person writes it
 
 
 def test_a_region_is_enlarged_to_the_picture():
@@ -76,6 +95,17 @@ def test_a_region_is_enlarged_to_the_picture():
         ({"blend": {"source": [3]}}, "a word of blend must be text"),
         ({"blend": {"source": ["cat"], "threshold": 2}}, "threshold must be a number from 0 to 1"),
         ({"blend": {"words": ["cat"]}}, "blend has no 'words'"),
+        ({"objects": {}}, "objects must be a list of at most 16 values"),
+        ({"objects": [{"word": f"w{n}"} for n in range(17)]}, "objects must be a list of at most 16 values"),
+        ({"objects": ["cat"]}, "an object must be a JSON object"),
+        ({"objects": [{"x": 1}]}, "an object needs 'word'"),
+        ({"objects": [{"word": "cat", "mask": 1}]}, "an object has no 'mask'"),
+        ({"objects": [{"word": "cat", "kind": "eat"}]}, "kind must be one of move, duplicate, remove, not 'eat'"),
+        ({"objects": [{"word": "cat", "x": float("nan")}]}, "x must be a number from -10000 to 10000"),
+        ({"objects": [{"word": "cat", "y": 1e9}]}, "y must be a number from -10000 to 10000"),
+        ({"objects": [{"word": "cat", "scale": 0}]}, "scale must be a number from 0.1 to 10"),
+        ({"objects": [{"word": "cat"}, {"word": "cat", "kind": "remove"}]}, "'cat' is named twice"),
+        ({"objects": [{"word": "cat", "kind": "remove", "x": 8}]}, "'cat' is removed, so it takes no shift"),
         ({"paste": True}, "paste needs a mask"),
         ({"region": region(rows=10**6)}, "rows must be a whole number from 1 to 262144"),
         ({"region": region(600, 600)}, "region has at most 262144 cells, not 360000"),

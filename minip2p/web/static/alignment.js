@@ -1,18 +1,15 @@
 // Which word of the source feeds which word of the target: two rows of words with lines between them.
 
-import { el } from "./dom.js";
-
-const SVG = "http://www.w3.org/2000/svg";
+import { el, svg } from "./dom.js";
 
 export function drawAlignment(container, { source, target, links, kind }) {
   const words = (list, name) => el("ol", { className: "row", "aria-label": name },
     ...list.map((word) => el("li", {}, word.text)));
   const from = words(source, "Words of the picture's prompt");
   const to = words(target, "Words of the new prompt");
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("aria-hidden", "true");
+  const drawing = svg("svg", { "aria-hidden": "true" });
   const pairs = links.map(([i, j]) => `${source[i].text} → ${target[j].text}`).join(", ");
-  const box = el("div", { className: "alignment" }, el("div", {}, from, svg, to),
+  const box = el("div", { className: "alignment" }, el("div", {}, from, drawing, to),
     el("p", { className: "visually-hidden" }, `The words are matched so: ${pairs}`));
   container.replaceChildren(box);
   const linked = new Set(links.map(([, j]) => j));
@@ -26,17 +23,16 @@ export function drawAlignment(container, { source, target, links, kind }) {
     : kind === "swap" ? "Words are exchanged: each word takes the attention of the word above it."
       : "Words are added or taken away: words that stay keep their attention, new ones get their own."));
   const draw = () => {
-    const frame = svg.getBoundingClientRect();
-    svg.setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
-    svg.replaceChildren(...links.map(([i, j, weight]) => {
+    const frame = drawing.getBoundingClientRect();
+    drawing.setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
+    drawing.replaceChildren(...links.map(([i, j, weight]) => {
       const centre = (item) => {
         const b = item.getBoundingClientRect();
         return b.left + b.width / 2 - frame.left;
       };
-      const line = document.createElementNS(SVG, "path");
       const [a, b] = [centre(from.children[i]), centre(to.children[j])];
-      line.setAttribute("d", `M${a},0 C${a},${frame.height / 2} ${b},${frame.height / 2} ${b},${frame.height}`);
-      line.setAttribute("stroke-opacity", Math.max(0.25, weight));
+      const d = `M${a},0 C${a},${frame.height / 2} ${b},${frame.height / 2} ${b},${frame.height}`;
+      const line = svg("path", { d, "stroke-opacity": Math.max(0.25, weight) });
       line.classList.toggle("changed", source[i].text !== target[j].text);
       return line;
     }));

@@ -37,6 +37,7 @@ class ServerApi {
   model() { return this.json("api/model"); }
   align(source, target) { return this.json("api/align", { source, target }); }
   recipe(run) { return this.json(`api/run/${run.id}/recipe`); }
+  run(id) { return this.json(`api/run/${encodeURIComponent(id)}`); }
 
   async upload(path, file) {
     const form = new FormData();

@@ -4,7 +4,8 @@ import { drawAlignment } from "./alignment.js";
 import { connect } from "./api.js";
 import { Brush } from "./brush.js";
 import { comparison } from "./compare.js";
-import { debounce, el } from "./dom.js";
+import { debounce, el, stored } from "./dom.js";
+import { Objects } from "./objects.js";
 import { RunView } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -18,32 +19,36 @@ function alert(message) {
 
 const isKnown = (word) => !model.words || model.words.includes(word.toLowerCase());
 
+const brush = new Brush($("brush-size"), () => scheduleEdit());
+const objects = new Objects($("objects"), {
+  onchange: () => scheduleEdit(true),
+  onsee: () => $("edit-progress").scrollIntoView({ behavior: "smooth" }),
+  find: async (list) => (await runJob("places", "places", { ...editFields(), objects: list }))?.places,
+});
 const views = Object.fromEntries([["source", "Picture"], ["edit", "Edited picture"]].map(([name, label]) => [
   name, new RunView($(`${name}-view`), {
     api, label, alert, isKnown, recipe: showRecipe, actions: name === "edit" && !api.isStatic ? { "Edit this picture": (run) => useAsSource(run) } : {},
+    onbuild: (view) => name === "source" && [brush, objects].forEach((layer) => layer.attach(view)),
   })]));
-const brush = new Brush($("brush-size"), () => scheduleEdit());
 
 // Jobs. One form runs one job at a time; a new one takes the place of the former.
 
 const running = {};
 
-async function runJob(name, kind, body, { onEvent = () => {}, form }) {
+async function runJob(name, kind, body, { onEvent = () => {}, isInView = false } = {}) {
   running[name]?.abort();
   const control = running[name] = new AbortController();
-  const cancel = form.querySelector(".cancel");
   const bar = $(`${name}-progress`);
   let isCancelled = false;
-  cancel.hidden = false;
-  cancel.onclick = () => {
+  const cancel = el("button", { type: "button", className: "cancel", onclick: () => {
     isCancelled = true;
     control.abort();
-  };
+  } }, "Cancel");
   alert("");
   const text = el("span", { role: "status" }, "…");
   const meter = el("progress", { max: 1, "aria-label": "Progress" });
-  bar.replaceChildren(meter, text);
-  bar.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  bar.replaceChildren(meter, text, cancel);
+  if (!isInView) bar.scrollIntoView({ block: "nearest", behavior: "smooth" });
   let result = null;
   try {
     for await (const event of api.job(kind, body, control.signal)) {
@@ -63,7 +68,6 @@ async function runJob(name, kind, body, { onEvent = () => {}, form }) {
   } finally {
     if (running[name] === control) {
       delete running[name];
-      cancel.hidden = true;
       bar.replaceChildren(...(isCancelled ? [el("span", { role: "status" }, "Cancelled.")] : []));
       if (!result) views[name]?.restore();
     }
@@ -88,7 +92,7 @@ async function generate() {
   const body = api.isStatic ? { example: Number($("prompt").value) } : {
     prompt: $("prompt").value, seed: Number($("seed").value), steps: Number($("steps").value), guidance: Number($("guidance").value), preview: true,
   };
-  const result = await runJob("source", "generate", body, { form: $("form-generate"), onEvent: withPreview(views.source) });
+  const result = await runJob("source", "generate", body, { onEvent: withPreview(views.source) });
   if (result) useAsSource(result.run);
   return result;
 }
@@ -137,7 +141,7 @@ $("form-invert").addEventListener("submit", async (event) => {
   }
   const result = await runJob("source", "invert", {
     photo: photo.photo, prompt: $("photo-prompt").value, method: $("method").value, steps: Number($("photo-steps").value), preview: false,
-  }, { form: $("form-invert") });
+  });
   if (result) useAsSource(result.run);
 });
 
@@ -153,6 +157,10 @@ addEventListener("drop", async (event) => {
   document.body.classList.remove("dropping");
   const [file] = event.dataTransfer.files;
   if (!file || api.isStatic) return;
+  if (file.name.endsWith(".safetensors")) {
+    alert("This page opens no run files: edit them with minip2p edit, or pipe.open in Python. A PNG of this page brings its settings back.");
+    return;
+  }
   try {
     await useSettings((await api.settings(file)).settings);
   } catch {
@@ -172,6 +180,11 @@ async function useSettings(settings) {
     return;
   }
   if (!await generate() || settings.source === null) return;
+  if (await useEditSettings(settings)) await edit();
+}
+
+/** The settings of an edit of the picture that is shown. -> whether all of them could be used. */
+async function useEditSettings(settings) {
   $("target").value = settings.prompt;
   await describeTargetNow();
   setValue($("cross"), settings.cross ?? model.defaults.cross);
@@ -183,7 +196,8 @@ async function useSettings(settings) {
   }
   $("paste").checked = settings.paste;
   await describeTargetNow();
-  await edit();
+  $("objects").open = Boolean(settings.objects?.length);
+  return !settings.objects?.length || objects.add(settings.objects);
 }
 
 function chooseTab(name) {
@@ -208,10 +222,12 @@ function useAsSource(run) {
   const isNew = views.source.run?.id !== run.id;
   views.source.show(run);
   views.edit.clear();
-  brush.attach(views.source.picture, views.source);
   $("sheet").replaceChildren();
   $("edit-fields").disabled = $("grid-fields").disabled = false;
   if (isNew) {
+    history.replaceState({ run: run.id }, "");
+    brush.clear(false);
+    objects.begin(api.isStatic ? [] : named(run.words));
     $("target").value = api.isStatic ? api.example.target : run.prompt;
     describeTarget();
   }
@@ -223,23 +239,25 @@ function useAsSource(run) {
 const weights = new Map(); // word of the target -> slider
 const blend = { source: new Set(), target: new Set() };
 
-function editBody() {
+function editFields() {
   const list = [...weights].filter(([, slider]) => Number(slider.value) !== 1).map(([word, slider]) => [word, Number(slider.value)]);
   const words = { source: [...blend.source], target: [...blend.target] };
   return {
     run: views.source.run.id, target: $("target").value, cross: Number($("cross").value), self: Number($("self").value),
     weights: Object.fromEntries(list), blend: words.source.length + words.target.length ? words : null, region: brush.region(),
-    paste: $("paste").checked, compare: $("compare").checked, preview: true,
+    objects: objects.request,
   };
 }
 
-async function edit() {
+async function edit(isInView = false) {
   if (!views.source.run || !$("target").value.trim()) return;
   const isFirst = views.edit.isEmpty;
-  const result = await runJob("edit", "edit", editBody(), {
-    form: $("form-edit"), onEvent: isFirst ? withPreview(views.edit) : previewInPlace,
-  });
-  if (result) showEdit(result);
+  const body = { ...editFields(), paste: $("paste").checked, compare: $("compare").checked, preview: true };
+  const result = await runJob("edit", "edit", body, { onEvent: isFirst ? withPreview(views.edit) : previewInPlace, isInView });
+  if (!result) return;
+  history.replaceState({ run: result.run.id }, "");
+  objects.locate(result.places ?? {});
+  showEdit(result);
 }
 
 /** While a slider is dragged, the picture that is being made appears where the last one was. */
@@ -260,7 +278,8 @@ async function showEdit(result) {
   box.prepend(comparison(api, { run, source, plain: result.plain }));
 }
 
-const scheduleEdit = debounce(() => !views.edit.isEmpty && edit(), 120);
+/** isWanted: also where no edit is shown yet, by a person who looks at the first picture. */
+const scheduleEdit = debounce((isWanted) => (isWanted === true || !views.edit.isEmpty) && edit(isWanted === true), 120);
 
 async function describeTargetNow() {
   const target = $("target").value;
@@ -338,6 +357,7 @@ $("brush").addEventListener("click", () => {
   const isOn = $("brush").getAttribute("aria-pressed") === "false";
   $("brush").setAttribute("aria-pressed", String(isOn));
   brush.isOn = views.source.isBrushing = isOn;
+  $("source-view").classList.toggle("brushing", isOn);
   if (isOn) views.source.quiet();
   if (isOn) $("source-view").scrollIntoView({ block: "nearest", behavior: "smooth" });
 });
@@ -390,8 +410,7 @@ $("form-grid").addEventListener("submit", async (event) => {
       } },
       el("img", { src: run.picture, alt: `${axes.x.name} ${axes.x.values[x]}, ${axes.y.name} ${axes.y.values[y]}` })));
   };
-  const body = { ...editBody(), ...axes };
-  for (const name of ["compare", "paste", "preview"]) delete body[name];
+  const body = { ...editFields(), ...axes };
   if (api.isStatic) {
     for (const [j, y] of axes.y.values.entries()) {
       for (const [i, x] of axes.x.values.entries()) {
@@ -400,7 +419,7 @@ $("form-grid").addEventListener("submit", async (event) => {
     }
     return;
   }
-  await runJob("grid", "grid", body, { form: $("form-grid"), onEvent });
+  await runJob("grid", "grid", body, { onEvent });
 });
 
 function openCell(axes, x, y, run) {
@@ -412,26 +431,25 @@ function openCell(axes, x, y, run) {
   showEdit({ run }).then(() => $("edit-view").scrollIntoView({ block: "nearest", behavior: "smooth" }));
 }
 
-// The forms survive a reload; runs are the server's and do not.
+// A page that is left and opened again, by "back" or a reload, has its forms, and the runs that the server still has.
 
 const REMEMBERED = ["prompt", "seed", "steps", "guidance", "photo-prompt"];
 
 addEventListener("pagehide", () => {
-  if (api.isStatic) return;
-  try {
-    sessionStorage.setItem("minip2p-form", JSON.stringify(Object.fromEntries(REMEMBERED.map((id) => [id, $(id).value]))));
-  } catch {
-    // no storage
-  }
+  if (!api.isStatic) stored("sessionStorage", "minip2p-form", JSON.stringify(Object.fromEntries(REMEMBERED.map((id) => [id, $(id).value]))));
 });
 
-function recall() {
-  try {
-    const values = JSON.parse(sessionStorage.getItem("minip2p-form") ?? "{}");
-    for (const id of REMEMBERED) if (values[id] !== undefined) setValue($(id), values[id]);
-  } catch {
-    // no storage
-  }
+async function recall() {
+  const values = JSON.parse(stored("sessionStorage", "minip2p-form") ?? "{}");
+  for (const id of REMEMBERED) if (values[id] !== undefined) setValue($(id), values[id]);
+  const id = history.state?.run;
+  const { run, source, settings } = id ? await api.run(id).catch(() => ({})) : {};
+  if (!run) return;
+  useAsSource(source ?? run);
+  if (!source) return;
+  await useEditSettings(settings);
+  history.replaceState({ run: run.id }, "");
+  showEdit({ run, source });
 }
 
 // Take home, colours, start.
@@ -474,22 +492,13 @@ function setTheme(theme) {
   else document.documentElement.dataset.theme = theme;
   $("theme").setAttribute("aria-label", `Colours: ${theme === "system" ? "as the system" : theme}`);
   $("theme").title = $("theme").getAttribute("aria-label");
-  try {
-    localStorage.setItem("minip2p-theme", theme);
-  } catch {
-    // a page without storage forgets it
-  }
+  stored("localStorage", "minip2p-theme", theme);
 }
 
 $("theme").addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme || "system") + 1) % THEMES.length]));
 
 async function start() {
-  let theme = null;
-  try {
-    theme = localStorage.getItem("minip2p-theme");
-  } catch {
-    // no storage
-  }
+  const theme = stored("localStorage", "minip2p-theme");
   setTheme(THEMES.includes(theme) ? theme : "system");
   model = await api.model();
   for (const [id, value] of [["steps", model.defaults.steps], ["photo-steps", model.defaults.steps], ["guidance", model.guidance],
@@ -514,7 +523,7 @@ async function start() {
   }
   $("prompt").value = model.examples[0]?.prompt ?? "";
   if (model.examples[0]) setValue($("seed"), model.examples[0].seed);
-  recall();
+  await recall();
 }
 
 start().catch((error) => alert(error.message));

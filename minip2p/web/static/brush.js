@@ -12,9 +12,8 @@ export class Brush {
     this.isEmpty = true;
   }
 
-  /** Lays the region over a picture; a new picture begins without one. */
-  attach(picture) {
-    this.clear(false);
+  /** Lays the region over a picture. */
+  attach({ picture }) {
     picture.append(this.canvas);
     picture.addEventListener("pointerdown", (event) => {
       if (!this.isOn) return;

@@ -15,10 +15,10 @@ export function fileName(run, name) {
 export class RunView {
   /**
    * container: an element to fill. label: what the picture is called. actions: further buttons, label -> function.
-   * isKnown: whether the model was trained with a word.
+   * isKnown: whether the model was trained with a word. onbuild: is called when the picture is there.
    */
-  constructor(container, { api, label, actions = {}, recipe, alert, isKnown = () => true }) {
-    Object.assign(this, { container, api, label, actions, recipe, alert, isKnown });
+  constructor(container, { api, label, actions = {}, recipe, alert, isKnown = () => true, onbuild = () => {} }) {
+    Object.assign(this, { container, api, label, actions, recipe, alert, isKnown, onbuild });
     this.pinned = null; // the token whose map stays
     this.place = null; // the cell under the pointer or the keyboard's cursor
     this.looking = null; // the place whose self-attention is shown
@@ -100,6 +100,7 @@ export class RunView {
     this.words.append(...run.words.map((word) => el("button", {
       type: "button", className: `word${this.isKnown(word.text) ? "" : " unknown"}`, disabled: true,
     }, word.text)));
+    this.onbuild(this);
   }
 
   photographOf(run) {
