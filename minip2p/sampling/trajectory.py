@@ -387,7 +387,7 @@ class SourceRun:
             x = scheduler.step(self.latents[i], eps, step, noise=noise)
             self.latents.append(check_finite(self.components, x, i))
         if conditioning.corrects(i):
-            self.corrections[i] = scheduler.prediction_between(*self.latents[i : i + 2], step, noise) - eps
+            self.corrections[i] = scheduler.prediction_between(self.latents[i], self.latents[i + 1], step, noise) - eps
         return pairs
 
     def finish(self, progress: Progress = iter) -> Trajectory:
