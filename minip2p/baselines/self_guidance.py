@@ -7,14 +7,15 @@
         + w_others     |shape(o') − shape_s(o')|           the layout of the other objects o'
         + w_appearance |appearance(o') − appearance_s(o')| of o and of the others
 
-    centroid = Σ p A(p) / Σ A(p)                           A: the word's heat map, p: positions in the unit square
-    shape = normalize(sigmoid(10 (normalize(A) − ½)))      normalize: to [0, 1] by minimum and maximum
+    shape = normalize(sigmoid(10 (normalize(A) − ½)))      A: the word's heat map; normalize: to [0, 1] by its extremes
+    centroid = Σ p shape(p) / Σ shape(p)                   p: positions in the unit square
     size = mean of shape
     appearance = Σ shape(p) Ψ(p) / Σ shape(p)              Ψ: the last features of the decoder; no gradient by shape
 
 "s" marks the source at the same step. Each |·| is a mean over sites, words, coordinates, cells or channels, as in the
-authors' notebook (which leaves out σ_t). A, Ψ and the gradient are those of a conditional row. A is read through
-`attend` as everywhere; Ψ is no attention, and comes from `UNet.decoder_levels`.
+authors' notebook. A, Ψ and the gradient are those of a conditional row. A is read through `attend` as everywhere; Ψ is
+no attention, and comes from `UNet.decoder_levels`. Deviations: the notebook leaves out σ_t, and takes the centroid of A
+itself, which is near to the middle of the picture where a word looks a little at every pixel.
 
 Of N steps the first 3N/16 are guided, of the others every second one, and not the last N/32, as in the paper. The paper
 takes 1024 steps in the pixels of Imagen, and the notebook 300 with SDXL. The default v is for the small model from 20
@@ -53,7 +54,7 @@ class EnergyWeights:
     """
 
     centroid: float = 2.0
-    size: float = 1.0
+    size: float = 2.0
     others: float = 1.0
     appearance: float = 0.1
 
@@ -66,15 +67,6 @@ class Reading:
     features: Tensor
 
 
-def centroid(heat: Tensor) -> Tensor:
-    """… y x -> … 2: the mean (x, y) of the cells' centres, weighted by heat; the map is the unit square."""
-    rows, columns = heat.shape[-2:]
-    total = heat.sum((-2, -1)) + SMALL
-    x = (heat.sum(-2) * (torch.arange(columns).to(heat) + 0.5) / columns).sum(-1) / total
-    y = (heat.sum(-1) * (torch.arange(rows).to(heat) + 0.5) / rows).sum(-1) / total
-    return torch.stack([x, y], -1)
-
-
 def normalize(heat: Tensor) -> Tensor:
     """… y x, each map scaled to [0, 1]."""
     low, high = heat.amin((-2, -1), keepdim=True), heat.amax((-2, -1), keepdim=True)
@@ -84,6 +76,15 @@ def normalize(heat: Tensor) -> Tensor:
 def shape(heat: Tensor) -> Tensor:
     """… y x: the cells where a word looks, by a soft threshold at the middle of its range."""
     return normalize(torch.sigmoid(SHARPNESS * (normalize(heat) - 0.5)))
+
+
+def centroid(heat: Tensor) -> Tensor:
+    """… y x -> … 2: the mean (x, y) of the cells' centres, weighted by the shape; the map is the unit square."""
+    weights, (rows, columns) = shape(heat), heat.shape[-2:]
+    total = weights.sum((-2, -1)) + SMALL
+    x = (weights.sum(-2) * (torch.arange(columns).to(heat) + 0.5) / columns).sum(-1) / total
+    y = (weights.sum(-1) * (torch.arange(rows).to(heat) + 0.5) / rows).sum(-1) / total
+    return torch.stack([x, y], -1)
 
 
 def size(heat: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class SelfGuidance:
     word: WordSelector
     move: Move
     others: Sequence[WordSelector] = ()
-    strength: float = 2000.0
+    strength: float = 700.0
     weights: EnergyWeights = field(default_factory=EnergyWeights)
     sites: SiteFilter | None = None
 
