@@ -19,7 +19,7 @@ from minip2p.checkpoints.origin import CheckpointOrigin
 from minip2p.checkpoints.save import save_model
 from minip2p.inversion.encode import encode_photo
 from minip2p.inversion.methods import get_method
-from minip2p.p2p.editing import record_for_places, run_edits
+from minip2p.p2p.editing import record_for_moves, run_edits
 from minip2p.p2p.live import LiveEdits
 from minip2p.p2p.options import EditOptionKeywords, EditOptions
 from minip2p.p2p.schedules import step_range
@@ -290,7 +290,7 @@ class Pipeline:
         prompts: list[Any] = list(target) if is_list else [target]
         if not prompts:
             raise ValueError("an edit needs a target prompt, and the list of targets is empty")
-        reading = record_for_places(self.components, origin, options, self.progress)
+        reading = record_for_moves(self.components, origin, options, self.progress)
         targets = make_targets(self.components, reading, prompts, options)
         runs = run_edits(
             self.components,

@@ -191,7 +191,8 @@ def feature_guided_move(
     run = checked_source(pipe, run, strength)
     edit = ObjectEdit(word, "move", Move(by, scale, mask))
     place = F.interpolate(edit.move.mask[None, None], run.picture_size, mode="area")[0, 0] >= 0.5
-    placed = check_place(PlacedObject(edit, place.cpu()), run.latent_size)
+    placed = PlacedObject(edit, place.cpu())
+    check_place(placed, run.latent_size)
     guidance = FeatureGuidance(run, placed, strength, weights or FeatureWeights())
     start = restart(run, guidance.first_latents, MemoryBank(run, BANK_START))
     return sample(pipe.components, start, pipe.progress, correct=guidance)

@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from minip2p.checkpoints.components import RowCounter
 from minip2p.cli import estimate
 from minip2p.cli.commands import refuse_file_name
 from minip2p.cli.options import load_model
-from minip2p.evaluation import edit_benchmark, tables
+from minip2p.evaluation import edit_benchmark, move_benchmark, move_tables, tables
+from minip2p.evaluation.move_cases import read_move_cases
 from minip2p.evaluation.pie_bench import Case, read_cases
 from minip2p.evaluation.workers import WorkerPool
 from minip2p.io import png
@@ -34,7 +36,7 @@ from minip2p.sweeps import sweep as sweeps
 from minip2p.sweeps.grid import Grid
 from minip2p.tiny.judge import Judge
 
-SHEET_CASES = 7  # cases on a benchmark's contact sheet; of the cases that ship, this is one of each kind
+SHEET_CASES = 7  # cases on a benchmark's contact sheet; of those that ship, this is one of each kind
 
 
 def sweep(args: Namespace) -> Iterator[None]:
@@ -88,15 +90,14 @@ def bench_edits(args: Namespace) -> Iterator[None]:
     refuse_file_name(Path(args.out))
     from minip2p.io.tables import to_csv
 
-    methods = parse_methods(args.methods)
+    methods = parse_methods(args.methods, edit_benchmark.METHODS)
     cases = read_cases(None if args.cases is None else Path(args.cases))
-    if args.count is not None and not 1 <= args.count <= len(cases):
-        raise ValueError(f"--count must lie between 1 and {len(cases)}, and is {args.count}")
+    check_count(args.count, len(cases))
     cases, pipe, folder = cases[: args.count], load_model(args), Path(args.out)
     steps = RunSettings.steps if args.steps is None else args.steps
     pipe.scheduler.timesteps(steps)
     results = [folder / "table.csv", folder / "table.md", folder / "sheet.png"]
-    row_files = [edit_benchmark.row_file(folder, cases[0], name) for name in methods]
+    row_files = [edit_benchmark.result_files(folder).row_file(cases[0], name) for name in methods]
     png.check_writable([folder / "bench.json", *results, *row_files])
     judge = Judge.load() if args.model is None and args.cases is None else None
     networks = edit_benchmark.Networks(
@@ -105,10 +106,7 @@ def bench_edits(args: Namespace) -> Iterator[None]:
         lpips=None if args.lpips is None else Lpips(args.lpips),
         dino=None if args.dino is None else DinoStructure(args.dino),
     )
-    # The processes of a pool load the judge and the model that ships as it is, in float32 on the CPU.
-    is_changed = args.vae is not None or args.lora or args.embedding
-    as_shipped = not is_changed and args.dtype == "float32" and args.device == "cpu"
-    can_share = judge is not None and networks == edit_benchmark.Networks(judge) and as_shipped
+    can_share = judge is not None and networks == edit_benchmark.Networks(judge) and is_as_shipped(args)
     yield
     announce_benchmark(pipe, cases, methods, folder, steps)
     rows = edit_benchmark.run_benchmark(
@@ -125,10 +123,62 @@ def bench_edits(args: Namespace) -> Iterator[None]:
     write_text(results[0], to_csv([{key: row.get(key) for key in columns} for row in rows]))
     write_text(results[1], tables.markdown_tables(summaries))
     sheet = tables.contact_sheet(folder, cases[:SHEET_CASES], methods)
-    settings = {"Steps": steps, "Methods": ",".join(methods), "Cases": len(cases), **pipe.origin.labels}
-    text = ", ".join(f"{name}: {metadata.quote_value(value)}" for name, value in settings.items())
-    png.write_pngs([(results[2], sheet, f"{len(cases[:SHEET_CASES])} photographs, edited\n{text}")])
+    write_sheet(results[2], sheet, f"{len(cases[:SHEET_CASES])} photographs, edited", pipe, steps, methods, len(cases))
     print(tables.markdown_tables(summaries), *results, tables.json_line(summaries), sep="\n")
+
+
+def bench_moves(args: Namespace) -> Iterator[None]:
+    """Runs the benchmark of objects that are moved, resized, duplicated and removed. Writes what `bench_edits` does."""
+    check_extras("a benchmark")
+    refuse_file_name(Path(args.out))
+    from minip2p.io.tables import to_csv
+
+    methods = parse_methods(args.methods, move_benchmark.METHODS)
+    cases = read_move_cases(None if args.cases is None else Path(args.cases))
+    check_count(args.count, len(cases))
+    cases, pipe, folder = cases[: args.count], load_model(args), Path(args.out)
+    steps = move_benchmark.STEPS if args.steps is None else args.steps
+    pipe.scheduler.timesteps(steps)
+    files = move_benchmark.result_files(folder)
+    results = [folder / "table.csv", folder / "table.md", folder / "sheet.png"]
+    png.check_writable([folder / "bench.json", *results, *(files.row_file(cases[0], name) for name in methods)])
+    jobs = move_benchmark.jobs_of(cases, methods)
+    count = sum(not files.is_done(case, name) for case, names in jobs for name in names)
+    make_pool = partial(WorkerPool, None, steps) if is_as_shipped(args) else None
+    yield
+    row = unet_rows(1, pipe.default_guidance)
+    advice = "a smaller --count, fewer --methods or --steps take less; an interrupted benchmark continues"
+    size = pipe.components.latent_size(None)
+    estimate.announce(pipe.components, 2 * row * steps * count, size, pictures=count, batch=2 * row, advice=advice)
+    rows = move_benchmark.run_benchmark(pipe, cases, methods, folder, steps=steps, make_pool=make_pool)
+    summaries = move_tables.summarize_moves(rows, methods)
+    write_text(results[0], to_csv(rows))
+    write_text(results[1], move_tables.markdown_tables(summaries))
+    shown = cases[:SHEET_CASES]
+    sheet = move_tables.contact_sheet(folder, shown, methods)
+    write_sheet(results[2], sheet, f"{len(shown)} pictures, edited", pipe, steps, methods, len(cases))
+    print(move_tables.markdown_tables(summaries), *results, move_tables.json_line(summaries), sep="\n")
+
+
+def write_sheet(
+    file: Path, sheet: Image.Image, title: str, pipe: Pipeline, steps: int, methods: Sequence[str], cases: int
+) -> None:
+    """Writes the contact sheet of a benchmark, with its settings."""
+    settings = {"Steps": steps, "Methods": ",".join(methods), "Cases": cases, **pipe.origin.labels}
+    text = ", ".join(f"{name}: {metadata.quote_value(value)}" for name, value in settings.items())
+    png.write_pngs([(file, sheet, f"{title}\n{text}")])
+
+
+def is_as_shipped(args: Namespace) -> bool:
+    """Whether the options name the model that ships as it is, in float32 on the CPU: the one that a pool loads."""
+    is_changed = args.model is not None or args.vae is not None or args.lora or args.embedding
+    return not is_changed and args.dtype == "float32" and args.device == "cpu"
+
+
+def check_count(count: int | None, cases: int) -> None:
+    """Raises ValueError for a --count of no case or of more than there are."""
+    if count is not None and not 1 <= count <= cases:
+        raise ValueError(f"--count must lie between 1 and {cases}, and is {count}")
 
 
 def announce_benchmark(pipe: Pipeline, cases: Sequence[Case], methods: Sequence[str], folder: Path, steps: int) -> None:
@@ -138,7 +188,7 @@ def announce_benchmark(pipe: Pipeline, cases: Sequence[Case], methods: Sequence[
     for case in cases:
         for name in methods:
             method = edit_benchmark.methods_for(case)[name]
-            if edit_benchmark.is_done(folder, case, name):
+            if edit_benchmark.result_files(folder).is_done(case, name):
                 continue
             pictures += 1  # an encoded picture takes about half of the time of a decoded one
             if method is not None:
@@ -149,11 +199,12 @@ def announce_benchmark(pipe: Pipeline, cases: Sequence[Case], methods: Sequence[
     estimate.announce(pipe.components, rows, size, pictures=pictures, batch=2 * row, advice=advice)
 
 
-def parse_methods(text: str) -> list[str]:
-    """'ddim,direct' -> ['ddim', 'direct']; 'all' -> all methods. Raises ValueError for an unknown method."""
-    methods = list(edit_benchmark.METHODS) if text == "all" else text.split(",")
-    if unknown := [name for name in methods if name not in edit_benchmark.METHODS]:
-        raise ValueError(f"--methods has {unknown[0]!r}; the methods are {', '.join(edit_benchmark.METHODS)}, or all")
+def parse_methods(text: str, known: Iterable[str]) -> list[str]:
+    """'ddim,direct' -> ['ddim', 'direct']; 'all' -> all methods. Raises ValueError for one that is not known."""
+    known = list(known)
+    methods = known if text == "all" else text.split(",")
+    if unknown := [name for name in methods if name not in known]:
+        raise ValueError(f"--methods has {unknown[0]!r}; the methods are {', '.join(known)}, or all")
     return methods
 
 

@@ -53,6 +53,7 @@ examples, which run in this order:
   minip2p edit out/a-cat-on-the-beach-seed1.png "a dog on the beach" \\
     --prompt "a cat on the beach" --blend cat:dog --paste
   minip2p bench-edits --count 7 --steps 20
+  minip2p bench-moves --count 7
 
 with files of your own:
   minip2p sweep GRID.toml -o sweep
@@ -192,6 +193,7 @@ def parser() -> Parser:
     add_app(commands)
     add_sweep(commands)
     add_bench_edits(commands)
+    add_bench_moves(commands)
     return top
 
 
@@ -351,30 +353,47 @@ def add_bench_edits(commands: Commands) -> None:
     sub = add_command(
         commands, "bench-edits", "measure edits of photographs, 301 of which ship (needs minip2p[sweep])", "experiments"
     )
-    sub.add_argument(
-        "--methods",
-        default="vae,ddim,direct,direct+mask",
-        metavar="A,B",
-        help="the methods to compare, or all (default: vae,ddim,direct,direct+mask)",
-    )
+    add_benchmark_options(sub, "vae,ddim,direct,direct+mask", steps=50, out="out/bench")
     sub.add_argument(
         "--cases",
         metavar="FOLDER",
         help="cases in PIE-Bench's layout, run with its settings where there are any (default: those that ship)",
     )
-    sub.add_argument("--count", type=whole_number, metavar="N", help="run only the first N cases")
-    sub.add_argument("--steps", type=whole_number, help="number of DDIM steps (default: 50)")
     sub.add_argument("--clip", metavar="FOLDER", help="a CLIP that scores the edits as well")
     sub.add_argument("--lpips", metavar="FILE", help="weights of LPIPS with SqueezeNet, which measures them as well")
     sub.add_argument("--dino", metavar="FOLDER", help="a DINO, whose structure distance measures them as well")
+    add_model_options(sub)
+
+
+def add_bench_moves(commands: Commands) -> None:
+    sub = add_command(
+        commands,
+        "bench-moves",
+        "measure moves of objects against true results, 301 of which ship (needs minip2p[sweep])",
+        "experiments",
+    )
+    add_benchmark_options(sub, "vae,paste,move", steps=20, out="out/bench-moves")
+    sub.add_argument(
+        "--cases",
+        metavar="FOLDER",
+        help="cases of python -m minip2p.evaluation.make_move_cases (default: those that ship)",
+    )
+    add_model_options(sub)
+
+
+def add_benchmark_options(sub: Parser, methods: str, *, steps: int, out: str) -> None:
+    sub.add_argument(
+        "--methods", default=methods, metavar="A,B", help=f"the methods to compare, or all (default: {methods})"
+    )
+    sub.add_argument("--count", type=whole_number, metavar="N", help="run only the first N cases")
+    sub.add_argument("--steps", type=whole_number, help=f"number of DDIM steps (default: {steps})")
     sub.add_argument(
         "-o",
         "--out",
-        default="out/bench",
+        default=out,
         metavar="FOLDER",
-        help="the folder of the results; an interrupted benchmark continues there (default: out/bench)",
+        help=f"the folder of the results; an interrupted benchmark continues there (default: {out})",
     )
-    add_model_options(sub)
 
 
 # --- groups of options that several commands share

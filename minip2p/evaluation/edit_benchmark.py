@@ -1,10 +1,8 @@
 """How well photographs are edited: methods of inversion and editing, compared on the cases of `pie_bench`.
 
-Each case of each method has a file of figures and a picture of its own, so that a benchmark that was killed continues,
-and finished cases are not run again.
+The results are in files, see `minip2p.evaluation.result_files`.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +18,9 @@ from minip2p.attention.contract import Attend, SiteFilter, explicit
 from minip2p.baselines import MasaCtrl, PlugAndPlay
 from minip2p.checkpoints.components import RowCounter
 from minip2p.evaluation.pie_bench import Case, published_picture
+from minip2p.evaluation.result_files import ResultFiles, Row
 from minip2p.evaluation.workers import CaseResult, WorkerPool
-from minip2p.io import png
-from minip2p.io.files import claim_results_folder, read_json_value, write_text
-from minip2p.io.images import fit_image, read_image, to_pil
+from minip2p.io.images import fit_image, read_image
 from minip2p.metrics.clip_score import ClipScore
 from minip2p.metrics.dino import DinoStructure
 from minip2p.metrics.image import pie_bench_masked_metrics, preservation, psnr, structure
@@ -36,9 +33,6 @@ from minip2p.sampling.settings import RunSettings
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.text.prompt import Prompt
 from minip2p.tiny.judge import Judge
-from minip2p.validation import is_finite
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -285,25 +279,12 @@ def run_case(
     after = edit_case(pipe.counting(counter), case, methods_for(case)[name], before, steps)
     cost = {"rows": float(counter.rows), "seconds": time.perf_counter() - began}
     figures = measure_edit(case, before, after, networks) | cost
-    values = {key: None if math.isnan(value) else value for key, value in figures.items()}
-    png.write_pngs([(picture_file(folder, case, name), to_pil(after), f"{case.source} -> {case.target}")])
-    row = {"case": case.name, "kind": case.kind, "method": name, **values}
-    write_text(row_file(folder, case, name), json.dumps(row) + "\n")
+    result_files(folder).write(case, name, figures, after, f"{case.source} -> {case.target}")
 
 
-def row_file(folder: Path, case: Case, method: str) -> Path:
-    """The file with the figures of a case by a method."""
-    return folder / "rows" / method / f"{case.name}.json"
-
-
-def picture_file(folder: Path, case: Case, method: str) -> Path:
-    """The file with the edited picture of a case by a method."""
-    return folder / "pictures" / method / f"{case.name}.png"
-
-
-def is_done(folder: Path, case: Case, method: str) -> bool:
-    """Whether a case has its figures and its picture."""
-    return row_file(folder, case, method).exists() and picture_file(folder, case, method).exists()
+def result_files(folder: Path) -> ResultFiles:
+    """The files of this benchmark in a folder."""
+    return ResultFiles(folder, METRICS, REQUIRED_METRICS)
 
 
 def run_benchmark(
@@ -332,17 +313,17 @@ def run_benchmark(
         **networks.settings,
         "cases": [case.description for case in cases],
     }
-    description = "the benchmark of other cases or another model"
-    claim_results_folder(folder / "bench.json", folder / "rows", settings, description)
-    read_rows(folder, cases, methods)
-    jobs = [(case, name, folder) for name in methods for case in cases if not is_done(folder, case, name)]
+    files = result_files(folder)
+    files.claim(settings)
+    files.read(cases, methods)
+    jobs = [(case, name, folder) for name in methods for case in cases if not files.is_done(case, name)]
     if make_pool is not None and jobs:
         with make_pool() as pool:
             pool.run_all(run_case_in_worker, jobs)
     else:
         for case, name, _ in progress_bar(jobs):
             run_case(pipe, case, name, folder, steps, networks)
-    return read_rows(folder, cases, methods)
+    return files.read(cases, methods)
 
 
 def run_case_in_worker(
@@ -352,29 +333,3 @@ def run_case_in_worker(
     case, name, folder = job
     run_case(pipe, case, name, folder, steps, Networks(judge))
     return {}, []
-
-
-def read_rows(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -> list[Row]:
-    """The rows of all finished cases, method by method. Raises ValueError for a file that is not its case's row."""
-    rows = []
-    for name in methods:
-        for case in cases:
-            if not (file := row_file(folder, case, name)).exists():
-                continue
-            try:
-                row = read_json_value(file)
-                valid = is_row_of(case, name, row)
-            except (ValueError, TypeError, KeyError, RecursionError):
-                valid = False
-            if not valid:
-                raise ValueError(f"{file}: not the figures of case {case.name} by {name}: remove it to run it again")
-            rows.append(row)
-    return rows
-
-
-def is_row_of(case: Case, method: str, row: Any) -> bool:
-    """Whether a row is of this case and method, has the required metrics, and holds finite numbers or None."""
-    if (row["case"], row["kind"], row["method"]) != (case.name, case.kind, method):
-        return False
-    values = [row[key] for key in METRICS if key in row or key in REQUIRED_METRICS]
-    return all(value is None or (is_finite(value) and not isinstance(value, bool)) for value in values)

@@ -8,8 +8,9 @@ from types import MappingProxyType
 
 from PIL import Image
 
-from minip2p.evaluation.edit_benchmark import METRICS, Row, picture_file
+from minip2p.evaluation.edit_benchmark import METRICS, result_files
 from minip2p.evaluation.pie_bench import Case
+from minip2p.evaluation.result_files import Row
 from minip2p.io import viz
 from minip2p.io.images import read_image
 from minip2p.metrics.image import interval
@@ -106,7 +107,7 @@ def contact_sheet(folder: Path, cases: Sequence[Case], methods: Sequence[str]) -
     panels = [(read_image(case.picture), f"{case.source} -> {case.target}") for case in cases]
     for name in methods:
         for case in cases:
-            panels.append((read_image(picture_file(folder, case, name)), name))
+            panels.append((read_image(result_files(folder).picture_file(case, name)), name))
     return viz.grid(panels, columns=len(cases))
 
 

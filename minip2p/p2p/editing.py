@@ -24,11 +24,12 @@ from minip2p.sampling.preview import OnStep, StepPreview
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.qk_cache import cache_layout
 from minip2p.sampling.record import record_run
+from minip2p.sampling.sampler import sample
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import SourceRun, Trajectory
 from minip2p.text.encoder import TextEmbedding
 
-PLACES_BUDGET = 4e9  # bytes of memory for the record of a source whose objects are to be found
+MOVES_BUDGET = 4e9  # bytes of memory for the record of a source whose objects are moved
 
 
 def edit_reference(
@@ -46,7 +47,9 @@ def edit_reference(
     options = options or EditOptions()
     if start.attend is not fused or options.attend is not None or not start.conditioning.is_plain:
         raise ValueError("the reference edits plain DDIM runs with the default attention: use run_edits")
-    (target,) = make_targets(components, start, [prompt], options)
+    # Where objects are moved, the source's picture is known before the edit begins.
+    origin = sample(components, start) if options.objects else start
+    (target,) = make_targets(components, origin, [prompt], options)
     source_text, target_text = (components.text(text, start.clip_skip) for text in (start.prompt, prompt))
     negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
     w = start.guidance_scale
@@ -63,9 +66,9 @@ def edit_reference(
         edit = controlled_attention(source_qk, [target.plan.at(i)], explicit=True, on_attention=observe)
         eps_edit = guided_noise(components, x_edit, step.t, negative, target_text, guidance_scale=w, attend=edit)
         # One DDIM step each. With local editing, the target keeps the source's latents outside of the mask.
-        before, x = x, components.scheduler.step(x, eps, step)
+        x = components.scheduler.step(x, eps, step)
         x_edit = components.scheduler.step(x_edit, eps_edit, step)
-        x_edit = target.share(i, x_edit, {i: before, i + 1: x}, (components.scheduler, step), None)
+        x_edit = target.share(i, x_edit, x, step)
         x_edit = target.apply_blend(i, x, x_edit)
     return x, x_edit
 
@@ -147,8 +150,7 @@ def run_edits(
                 for n in group:
                     target, blended = targets[n], state
                     if i < target.latent_steps(origin.steps):
-                        schedule = components.scheduler, step
-                        blended = target.share(i, state, source.latents, schedule, source_noise)
+                        blended = target.share(i, state, source.latents[i + 1], step)
                         blended = target.apply_blend(i, source.latents[i + 1], blended)
                     latents[n].append(blended)
         if on_step is not None:
@@ -173,30 +175,33 @@ def run_edits(
     ]
 
 
-def record_for_places(
+def record_for_moves(
     components: Components, origin: Trajectory | RunStart, options: EditOptions, progress: Progress = iter
 ) -> Trajectory | RunStart:
-    """The origin of an edit, with a record of what it will read where objects are moved that have no mask.
+    """The origin of an edit; where objects are moved, a finished run with a record of what the edit will read.
 
-    The place of a word must be known before the first step. So the source goes first, through the steps at which the
-    edit reads it; the edit then reads its record, and no row of the UNet is added. A record that it has is used.
-    Raises ValueError where the record would take more than `PLACES_BUDGET`.
+    The places of words, and the picture whose objects are moved, must be known before the first step. So the source
+    goes first, through the steps at which the edit reads it; the edit then reads its record, and no row of the UNet is
+    added. A record that it has is used, and a finished run without words to find stays as it is.
+    Raises ValueError where the record would take more than `MOVES_BUDGET`.
     """
+    if not options.objects:
+        return origin
     words = [item.word for item in options.objects if item.move.mask is None]
     policy = read_policy(origin, options)
     wanted, steps = heat_sites(components, origin), range(*policy.cross_steps)
-    if isinstance(origin, Trajectory) and all(origin.is_recorded(i, wanted) for i in steps):
-        return origin
-    if not words or origin.guidance_scale == 0:
+    is_readable = not words or origin.guidance_scale == 0
+    if isinstance(origin, Trajectory) and (is_readable or all(origin.is_recorded(i, wanted) for i in steps)):
         return origin
     latent, count = latent_size_of(origin), len(components.text.prompt(origin.prompt).ids)
     layout = cache_layout(components.unet, latent, count, origin.steps, policy=policy, dtype=components.dtype)
-    if layout_bytes(layout) > PLACES_BUDGET:
+    if layout_bytes(layout) > MOVES_BUDGET:
+        purpose = f"find {words[0]!r}" if words else "move objects"
+        advice = "record it in a file before, by record(run, file=...)" + (", or give the object's mask" * bool(words))
         raise ValueError(
-            f"to find {words[0]!r}, the source would be recorded in {layout_bytes(layout) / 1e9:.1f} GB of memory: "
-            "record it in a file before, by record(run, file=...), or give the object's mask"
+            f"to {purpose}, the source would be recorded in {layout_bytes(layout) / 1e9:.1f} GB of memory: {advice}"
         )
-    return record_run(components, origin, policy, dtype=components.dtype, budget=PLACES_BUDGET, progress=progress)
+    return record_run(components, origin, policy, dtype=components.dtype, budget=MOVES_BUDGET, progress=progress)
 
 
 def accumulate_source_heat(source_qk: Mapping[Site, QK], targets: Sequence[EditTarget], attend: Attend) -> None:

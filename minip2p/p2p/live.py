@@ -5,17 +5,16 @@ Axes: c h w latents, t steps.
 
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Unpack
+from typing import Unpack
 
 from minip2p.attention.contract import fused
 from minip2p.checkpoints.components import Components
 from minip2p.p2p.editing import run_edits
 from minip2p.p2p.options import EditOptionKeywords, EditOptions
-from minip2p.p2p.places import find_place, read_policy
+from minip2p.p2p.places import find_place
 from minip2p.p2p.targets import EditTarget, make_targets
-from minip2p.p2p.warp import Move
 from minip2p.sampling.preview import OnStep
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.trajectory import Trajectory
@@ -61,8 +60,8 @@ class LiveEdits:
         maps of its words from the first step on: it goes on from edits with a blend of the same words.
         Raises ValueError as `Pipeline.edit` does, and TypeError for an unknown option.
         """
-        edit_options = self.placed(EditOptions(**options))
-        (new,) = make_targets(self.components, self.source, [target], edit_options)
+        edit_options = EditOptions(**options)
+        (new,) = make_targets(self.components, self.source, [target], edit_options, self.find_place)
         is_custom = (edit_options.attend or self.source.attend) is not fused
         keys = step_keys(new, self.source, edit_options.explicit)
         known = None
@@ -89,17 +88,6 @@ class LiveEdits:
         if not is_custom:
             self.past.append(PastEdit(new, keys, run))
         return run
-
-    def placed(self, options: EditOptions) -> EditOptions:
-        """The options with the places of all objects that have no mask."""
-        steps = read_policy(self.source, options).cross_steps
-        objects: dict[str, dict[Any, Move]] = {"move": {}, "duplicate": {}, "remove": {}}
-        for item in options.objects:
-            word: Any = item.word
-            mask = self.find_place(word, steps) if item.move.mask is None else item.move.mask
-            objects[item.kind][word] = replace(item.move, mask=mask)
-        move, duplicate, remove = objects.values()
-        return replace(options, move=move, resize=None, duplicate=duplicate, remove=remove)
 
 
 def step_keys(target: EditTarget, source: Trajectory, explicit: bool) -> list[Hashable]:

@@ -3,10 +3,12 @@
 Axes: i queries, p positions, j words; H W picture pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,14 +27,29 @@ from minip2p.text.prompt import token_indicator
 LARGEST_PLACE = 0.6  # of the picture: what attends to more of it is no object
 
 
+@dataclass(frozen=True, eq=False)
+class WordPlace:
+    """Where a word of the source is. mask: H W bool. share: of the attention to it, the part of each pixel, H W."""
+
+    mask: Tensor
+    share: Tensor
+
+
+FindPlace = Callable[[Any, tuple[int, int]], WordPlace]  # (word, steps), see `find_place`
+
+
 def place_objects(
-    components: Components, origin: Trajectory | RunStart, options: EditOptions
+    components: Components,
+    origin: Trajectory | RunStart,
+    options: EditOptions,
+    find: FindPlace | None = None,
 ) -> tuple[PlacedObject, ...]:
     """The objects of an edit with their places, H W; none where all of them stay as they are.
 
     The place of a word is the mask of its heat map over the steps of `read_policy`, as `Trajectory.mask` computes it
     over all steps. It is read from the run's cache, or else the UNet runs once more through these steps, conditional
-    rows only.
+    rows only. A pixel at which the places of several words overlap belongs to one of them (`separate`).
+    find: instead of `find_place`, as one that remembers the places.
     Raises ValueError for a word that is not in the prompt or has no place, for a mask without pixels, and for a new
     place that is outside of the picture.
     """
@@ -43,19 +60,43 @@ def place_objects(
         return ()
     if origin.conditioning.image is not None:
         raise ValueError("this run follows a picture, which shows the objects where they are: they cannot be moved")
+    masks = place_masks(components, origin, options, find or partial(find_place, components, origin))
+    objects = tuple(PlacedObject(item, mask.cpu()) for item, mask in zip(options.objects, masks, strict=True))
+    for placed in objects:
+        check_place(placed, latent_size_of(origin))
+    return () if all(item.is_still for item in options.objects) else objects
+
+
+def place_masks(
+    components: Components, origin: Trajectory | RunStart, options: EditOptions, find: FindPlace
+) -> list[Tensor]:
+    """Where the objects of an edit are, H W bool each. Raises ValueError for a word that has no place."""
     size = tuple(components.vae.stride * side for side in latent_size_of(origin))
-    objects = []
-    for item in options.objects:
-        if item.move.mask is not None:
-            mask = F.interpolate(item.move.mask[None, None], size, mode="area")[0, 0] >= 0.5
-        else:
-            mask = find_place(components, origin, item.word, read_policy(origin, options).cross_steps)
-        objects.append(check_place(PlacedObject(item, mask.cpu()), latent_size_of(origin)))
-    return () if all(item.is_still for item in options.objects) else tuple(objects)
+    steps = read_policy(origin, options).cross_steps
+    of_words = iter(separate([find(item.word, steps) for item in options.objects if item.move.mask is None]))
+    return [
+        next(of_words)
+        if item.move.mask is None
+        else F.interpolate(item.move.mask[None, None], size, mode="area")[0, 0] >= 0.5
+        for item in options.objects
+    ]
 
 
-def check_place(placed: PlacedObject, latent_size: tuple[int, int]) -> PlacedObject:
-    """The object itself. Raises ValueError where its mask has no pixels, and where its new place has none."""
+def separate(places: Sequence[WordPlace]) -> list[Tensor]:
+    """The masks of words, H W bool, of which no two overlap.
+
+    A pixel of several masks belongs to the word of whose attention the largest share is there. So a word with much
+    attention everywhere does not take the place of another.
+    """
+    if not places:
+        return []
+    shares = torch.stack([torch.where(place.mask, place.share, -torch.inf) for place in places])
+    owner = shares.argmax(0)
+    return [place.mask & (owner == n) for n, place in enumerate(places)]
+
+
+def check_place(placed: PlacedObject, latent_size: tuple[int, int]) -> None:
+    """Raises ValueError where an object's mask has no pixels, and where its new place has none."""
     word, (height, width) = placed.edit.word, placed.mask.shape
     if not placed.mask.any():
         raise ValueError(
@@ -69,17 +110,17 @@ def check_place(placed: PlacedObject, latent_size: tuple[int, int]) -> PlacedObj
             f"the new place of {word!r}, by ({x:g}, {y:g}) pixels at scale {placed.edit.move.scale:g}, is outside of "
             f"the picture of {width} x {height} pixels"
         )
-    return placed
 
 
-def find_place(components: Components, origin: Trajectory | RunStart, word: Any, steps: tuple[int, int]) -> Tensor:
-    """The mask of a word, H W bool. steps: [start, stop), whose cross-attention is read. Raises ValueError."""
+def find_place(components: Components, origin: Trajectory | RunStart, word: Any, steps: tuple[int, int]) -> WordPlace:
+    """The place of a word. steps: [start, stop), whose cross-attention is read. Raises ValueError."""
     if origin.guidance_scale == 0:
         raise ValueError(f"at guidance scale 0 no word is read, so {word!r} has no place: give its mask")
     if not isinstance(origin, Trajectory):
         raise ValueError(f"the place of {word!r} is read from a finished run: give its mask, or a run as the source")
     heat = word_heat(components, origin, word, range(*steps))
-    mask = heatmap_to_mask(heat.total.sum(0), origin.picture_size, "otsu", pool=False, smooth=True)
+    total = heat.total.sum(0)
+    mask = heatmap_to_mask(total, origin.picture_size, "otsu", pool=False, smooth=True)
     if heat.mean.sum(0).max() < 1 / len(components.text.prompt(origin.prompt).ids):
         raise ValueError(
             f"{word!r} has no place: no pixel attends to it more than by chance. Name an object, or, in Python, "
@@ -91,7 +132,7 @@ def find_place(components: Components, origin: Trajectory | RunStart, word: Any,
             f"{word!r} has no place of its own: its attention covers {share:.0%} of the picture. Name an object, "
             "or, in Python, give a mask"
         )
-    return mask
+    return WordPlace(mask, F.interpolate((total / total.sum())[None, None], mask.shape, mode="bicubic")[0, 0])
 
 
 def word_heat(components: Components, run: Trajectory, word: Any, steps: range) -> HeatmapAccumulator:

@@ -1,6 +1,6 @@
 """The targets of an edit: a prompt each, with its plan and its local blend."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,15 +15,14 @@ from minip2p.p2p.alignment import refine_alignment
 from minip2p.p2p.edit_plan import EditPlan, plan_edit
 from minip2p.p2p.local_blend import LocalBlendState
 from minip2p.p2p.options import EditOptions
-from minip2p.p2p.places import latent_size_of, place_objects
+from minip2p.p2p.places import FindPlace, latent_size_of, place_objects
 from minip2p.p2p.schedules import equalizer
-from minip2p.p2p.warp import LatentWarp, PlacedObject, Schedule, attention_warps
+from minip2p.p2p.warp import LatentWarp, PlacedObject, attention_warps, move_pixels
 from minip2p.sampling.conditioning import Conditioning
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
+from minip2p.sched.ddim import Step
 from minip2p.text.prompt import Prompt
-
-DEFAULT_UNTIL = 0.8  # of a move, where the edit changes nothing but places
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class EditTarget:
     @property
     def start_key(self) -> Hashable:
         """Equal for two targets that start from the same noise."""
-        return None if self.warp is None else cache_key(self.warp.permutation)
+        return None if self.warp is None else cache_key(self.warp.noise_cells)
 
     def start(self, noise: Tensor) -> Tensor:
         """The target's noise, … h w, from the source's: moved with its objects."""
@@ -68,16 +67,12 @@ class EditTarget:
             return source
         return replace(source, variance_noise=self.start(source.variance_noise))
 
-    def share(
-        self, i: int, x: Tensor, latents: Sequence[Tensor] | Mapping[int, Tensor], schedule: Schedule, z: Tensor | None
-    ) -> Tensor:
+    def share(self, i: int, x: Tensor, after: Tensor, step: Step) -> Tensor:
         """The target's latents after step i with those of moved objects from the source (`LatentWarp.share`).
 
-        latents: of the source, by step. z: the noise of the source's step.
+        after: the source's latents after the step.
         """
-        if self.warp is None or i >= self.warp.until.max():
-            return x
-        return self.warp.share(i, x, latents[i], latents[i + 1], schedule, z)
+        return x if self.warp is None or i >= self.warp.until.max() else self.warp.share(i, x, after, step)
 
     def blend_key(self, step: int) -> Hashable:
         """Equal for two targets that are blended in the same way after a step, if they were equal so far."""
@@ -103,11 +98,15 @@ class EditTarget:
 
 
 def make_targets(
-    components: Components, origin: Trajectory | RunStart, prompts: Sequence[Any], options: EditOptions
+    components: Components,
+    origin: Trajectory | RunStart,
+    prompts: Sequence[Any],
+    options: EditOptions,
+    find: FindPlace | None = None,
 ) -> list[EditTarget]:
     """A target for each prompt, all with the same options. `explicit` and `attend` are for `run_edits`.
 
-    Objects that are moved need a finished run as the origin, or masks (see `place_objects`).
+    Objects that are moved need a finished run as the origin. find: see `place_objects`.
     Raises ValueError for options that the model or the prompts do not fit.
     """
     (options.sites or ALL_SITES).validate(components.unet.heads)
@@ -115,8 +114,13 @@ def make_targets(
     latent_size, sites = latent_size_of(origin), components.unet.sites
     skip_steps = origin.conditioning.skip_steps
     masks = None if options.region is None else mask_per_stride(options.region, latent_size, sites)
-    objects = place_objects(components, origin, options)
-    warps = attention_warps(objects, latent_size, sites) if objects else None
+    objects = place_objects(components, origin, options, find)
+    warps, x0 = None, torch.empty(0)
+    if objects:
+        if not isinstance(origin, Trajectory):
+            raise ValueError("objects are moved in a finished run")
+        warps, x0 = attention_warps(objects, latent_size, sites), origin.latents[-1:].to(components.device)
+        moved_x0 = components.encode(move_pixels(objects, components.decode(x0)[0])[None])
     targets = []
     for text in prompts:
         target = components.text.prompt(text)
@@ -146,7 +150,7 @@ def make_targets(
             new_words = changed_tokens(source, target, options)
             until = [share_until(placed, not new_words, origin.steps, skip_steps) for placed in objects]
             keeps_rest = new_words.issubset(plan.shown_objects) and options.local_blend is None
-            warp = LatentWarp(objects, latent_size, until, keeps_rest=keeps_rest)
+            warp = LatentWarp.of_objects(objects, until, x0, moved_x0, keeps_rest=keeps_rest)
         targets.append(EditTarget(text, plan, state, warp))
     return targets
 
@@ -165,5 +169,5 @@ def share_until(placed: PlacedObject, is_same: bool, steps: int, skip_steps: int
     """The step before which an object has the source's latents. is_same: whether the edit changes places alone."""
     until = placed.edit.move.until
     if until is None:
-        until = DEFAULT_UNTIL if is_same else 0
+        until = 1.0 if is_same else 0.0
     return min(skip_steps + int(until * steps), steps)

@@ -34,12 +34,9 @@ from minip2p.attention.heatmaps import map_size
 from minip2p.attention.masks import mask_to_latent
 from minip2p.io.images import read_mask
 from minip2p.p2p.algebra import AttentionEdit, MaskedEdit, cache_key
-from minip2p.sched import DDIMScheduler
 from minip2p.sched.ddim import Step
 from minip2p.text.prompt import WordSelector
 from minip2p.validation import is_finite
-
-Schedule = tuple[DDIMScheduler, Step]  # the scheduler, and one of its steps
 
 SMALLEST_SCALE, LARGEST_SCALE = 0.1, 10.0
 PARTS = 2**20  # shifts are rounded to so many parts of a cell, so that a whole number of cells is one
@@ -51,7 +48,7 @@ class Move:
 
     by: (x, y) in picture pixels, x to the right and y down. scale: of its size, about the centre of its mask. mask: its
     place, H W, instead of the word's: a tensor, an array or a Pillow image, 1 or white where the object is. until: the
-    share of the run during which the object's latents are those of the source, moved; None is .8 where the prompt and
+    share of the run during which the object's latents are those of the source, moved; None is 1 where the prompt and
     its weights are the source's, else 0, as the object would not change. Raises ValueError.
     """
 
@@ -142,6 +139,11 @@ class Resampling:
         """Whether each row is a unit vector or 0."""
         return self.indices.shape[1] == 1
 
+    @property
+    def is_identity(self) -> Tensor:
+        """Which rows are those of the identity matrix, bool."""
+        return (self.indices[:, 0] == torch.arange(len(self.indices))) & (self.weights[:, 0] == 1)
+
     @cached_property
     def cache_key(self) -> Hashable:
         """Equal for equal matrices."""
@@ -188,12 +190,14 @@ class GridWarp:
     """The geometry on a grid of cells: queries of a stride, or latent pixels.
 
     T: n G + r, targets × sources; its rows in the holes are 0. owner: which object each cell of a new place belongs to,
-    an index; −1 on h and r. hole: h, bool. nearest: the nearest source cell of each cell of n, −1 where that lies
-    outside of the object or the grid; a cell of r is its own, and a hole has −1.
+    an index; −1 on h and r. left: the cells that objects leave, bool. hole: h, those of them without a new place,
+    bool. nearest: the nearest source cell of each cell of n, −1 where that lies outside of the object or the grid; a
+    cell of r is its own, and a hole has −1.
     """
 
     T: Resampling
     owner: Tensor
+    left: Tensor
     hole: Tensor
     nearest: Tensor
 
@@ -203,19 +207,19 @@ def grid_warp(objects: Sequence[PlacedObject], size: tuple[int, int], *, grow: b
 
     A cell belongs to an object if the mask covers half of it or more, and to a later object if both do. A cell of the
     new place has half of its bilinear weights or more inside of the object; the others are left out, and the weights
-    divided by their sum. grow: the masks are larger by one cell on all sides, which is in front of nothing but the
+    divided by their sum. grow: cells that the mask touches belong to the object as well, in front of nothing but the
     background.
     """
     masks = exclusive([mask_to_latent(placed.mask, size) for placed in objects])
-    grown = exclusive([dilate(mask) for mask in masks], masks) if grow else masks
+    grown = exclusive([touched_cells(placed.mask, size) for placed in objects], masks) if grow else masks
     count = size[0] * size[1]
     indices, weights = torch.arange(count)[:, None].repeat(1, 4), torch.zeros(count, 4, dtype=torch.float64)
     weights[:, 0] = 1
     owner, nearest = torch.full((count,), -1), torch.arange(count)
-    hole = torch.zeros(count, dtype=torch.bool)
+    left = torch.zeros(count, dtype=torch.bool)
     for placed, mask in zip(objects, grown, strict=True):
         if placed.edit.leaves:
-            hole |= mask.flatten()
+            left |= mask.flatten()
     new_places = []
     for n, (placed, mask, outer) in enumerate(zip(objects, masks, grown, strict=True)):
         if placed.edit.appears:
@@ -228,9 +232,9 @@ def grid_warp(objects: Sequence[PlacedObject], size: tuple[int, int], *, grow: b
             cells = (total >= 0.5) & (inside | (not is_core))
             indices[cells], weights[cells] = taps[cells], shares[cells] / total[cells, None]
             owner[cells], nearest[cells] = n, closest[cells]
-    hole &= owner < 0
+    hole = left & (owner < 0)
     weights[hole], nearest[hole] = 0, -1
-    return GridWarp(Resampling.of_taps(indices, weights, count), owner, hole, nearest)
+    return GridWarp(Resampling.of_taps(indices, weights, count), owner, left, hole, nearest)
 
 
 def exclusive(masks: Sequence[Tensor], cores: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -242,9 +246,9 @@ def exclusive(masks: Sequence[Tensor], cores: Sequence[Tensor] | None = None) ->
     return out
 
 
-def dilate(mask: Tensor) -> Tensor:
-    """A mask y x that is larger by one cell on all sides."""
-    return F.max_pool2d(mask[None].float(), 3, stride=1, padding=1)[0] > 0
+def touched_cells(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """The cells of a grid of which a mask H W covers any part, y x bool."""
+    return F.adaptive_max_pool2d(mask[None].float(), size)[0] > 0
 
 
 def bilinear_taps(placed: PlacedObject, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,13 +285,15 @@ def cell_index(y: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(is_inside & mask.flatten()[index], index, -1)
 
 
-def noise_permutation(warp: GridWarp) -> Tensor:
-    """Which cell each cell takes its noise from: a permutation, so white noise stays white.
+def noise_cells(warp: GridWarp, size: tuple[int, int]) -> Tensor:
+    """Which cell each cell takes its noise from, on a grid of `size`.
 
     A cell of the rest keeps its noise. A cell of a new place takes that of the nearest cell of its source, once each:
-    so shifts of the noise are rounded to whole cells, and of an enlarged object some cells are left. What is left goes
-    in the order of rows to the cells that have none: the noise that an object covers goes into the hole. A hole that
-    would keep its noise, and with it the object, takes it in the opposite order.
+    so shifts of the noise are rounded to whole cells. Where this leaves cells of a new place without noise, they have
+    what is left of the objects' and then of what these cover. The holes have what is covered, in the order of rows. So
+    far this is a permutation, which keeps white noise white. A hole that is larger than what is covered, as that of an
+    object which is removed, would keep the object's noise, and with it what grows from it. Its other cells have that of
+    the nearest cell of the rest, in the same row if there is one: the noise of an inverted picture tells what it shows.
     """
     nearest = warp.nearest.tolist()
     result = [p if owner < 0 else -1 for p, owner in zip(nearest, warp.owner.tolist(), strict=True)]
@@ -297,12 +303,40 @@ def noise_permutation(warp: GridWarp) -> Tensor:
             result[i] = p
             taken.add(p)
     free = [p for p in range(len(result)) if p not in taken]
-    for i in [i for i, p in enumerate(result) if p < 0]:
-        result[i] = free.pop(0)
-    unchanged = [i for i in warp.hole.nonzero().flatten().tolist() if result[i] == i]
-    for i, p in zip(unchanged, reversed(unchanged), strict=True):
-        result[i] = p
+    free.sort(key=lambda p: not warp.left[p])  # the objects' own noise first, for what is left of new places
+    cells = torch.arange(len(result))
+    rest = cells[(warp.owner < 0) & ~warp.hole]
+    for i in cells[warp.owner >= 0].tolist():
+        if result[i] < 0:
+            result[i] = free.pop(0)
+    free = [p for p in free if not warp.left[p]]
+    for i in cells[warp.hole].tolist():
+        if free:
+            result[i] = free.pop(0)
+        elif len(rest):
+            rows, columns = (rest // size[1] - i // size[1]).abs(), (rest % size[1] - i % size[1]).abs()
+            result[i] = int(rest[(rows * size[1] + columns).argmin()])
+        else:
+            result[i] = i
     return torch.tensor(result)
+
+
+def move_pixels(objects: Sequence[PlacedObject], picture: Tensor) -> Tensor:
+    """A picture 3 H W with its objects in their new places. A hole has the nearest pixels of the rest in each row.
+
+    Only the pixels of the objects count: a VAE reads them again, and what is in the holes changes cells beside them.
+    """
+    size = (picture.shape[1], picture.shape[2])
+    grid = grid_warp(objects, size)
+    hole, rest = grid.hole.reshape(size), ((grid.owner < 0) & ~grid.hole).reshape(size)
+    columns = torch.arange(size[1]).expand(size)
+    left = torch.where(rest, columns, -2 * size[1]).cummax(1).values
+    right = torch.where(rest, columns, 3 * size[1]).flip(1).cummin(1).values.flip(1)
+    nearest = torch.where(columns - left <= right - columns, left, right)
+    source = torch.where(hole & rest.any(1, keepdim=True), nearest, columns).to(picture.device)
+    filled = picture.gather(2, source.expand_as(picture))
+    moved = grid.T.rows(picture.flatten(1).mT).mT.reshape(picture.shape)
+    return torch.where(hole.to(picture.device), filled, moved)
 
 
 # --- attention
@@ -401,49 +435,67 @@ def attention_warps(
 # --- latents
 
 
+@dataclass(frozen=True, eq=False)
 class LatentWarp:
-    """The geometry of the latents, with the objects' masks grown by one cell.
+    """How objects are moved in the latents, where all cells that a mask touches belong to its object.
 
-    T: n G + r. permutation: of the noise. area: n ∪ h, y x. until: by cell, the first step after which the object that
-    owns the cell no longer has the source's latents; 0 outside of n. keeps_rest: whether the latents outside of the
-    area stay the source's.
+    noise_cells: where each cell's noise comes from, see `noise_cells`. area: n ∪ h, y x. hole: h, y x. until: by cell,
+    y x, the first step after which the object that owns it no longer has the source's latents; 0 outside of n.
+    keeps_rest: whether the latents outside of the area stay the source's. x0, moved_x0: the latents of the source's
+    picture, and of this picture after its objects were moved (`move_pixels`), 1 c h w each.
     """
 
-    def __init__(
-        self, objects: Sequence[PlacedObject], size: tuple[int, int], until: Sequence[int], *, keeps_rest: bool
-    ):
-        """size: rows and columns of the latents. until: of each object."""
+    noise_cells: Tensor
+    area: Tensor
+    hole: Tensor
+    until: Tensor
+    keeps_rest: bool
+    x0: Tensor
+    moved_x0: Tensor
+
+    @classmethod
+    def of_objects(
+        cls, objects: Sequence[PlacedObject], until: Sequence[int], x0: Tensor, moved_x0: Tensor, *, keeps_rest: bool
+    ) -> "LatentWarp":
+        """until: of each object. Cells that all objects leave as they are have the latents of x0 to the bit."""
+        size = (x0.shape[-2], x0.shape[-1])
         grid = grid_warp(objects, size, grow=True)
-        self.T, self.size, self.permutation = grid.T, size, noise_permutation(grid)
-        self.area = ((grid.owner >= 0) | grid.hole).reshape(size)
-        self.until = torch.tensor([*until, 0])[grid.owner].reshape(size)  # an owner of -1 is the last element
-        self.keeps_rest = keeps_rest
-        same_cell = (grid.T.indices[:, 0] == self.permutation) & (grid.T.weights[:, 0] == 1)
-        self.is_copied = same_cell.reshape(size)  # where T and the permutation take one and the same cell
+        cells = noise_cells(grid, size)
+        is_still = grid.T.is_identity & (cells == torch.arange(len(cells)))
+        moved_x0 = torch.where(is_still.reshape(size).to(x0.device), x0, moved_x0)
+        steps = torch.tensor([*until, 0])[grid.owner].reshape(size)  # an owner of -1 is the last element
+        hole = grid.hole.reshape(size)
+        return cls(cells, (grid.owner >= 0).reshape(size) | hole, hole, steps, keeps_rest, x0, moved_x0)
 
     @cached_property
     def cache_key(self) -> Hashable:
         """Equal for two that have the same effect."""
-        return self.T.cache_key, *map(cache_key, (self.permutation, self.area, self.until)), self.keeps_rest
+        is_read = (self.until > 0).to(self.moved_x0.device)
+        tensors = self.noise_cells, self.area, self.until, torch.where(is_read, self.moved_x0, 0.0)
+        return *map(cache_key, tensors), self.keeps_rest
 
     def move_noise(self, noise: Tensor) -> Tensor:
-        """Noise, … h w, moved by the permutation."""
-        return noise.flatten(-2)[..., self.permutation.to(noise.device)].reshape(noise.shape)
+        """Noise, … h w, moved with the objects."""
+        return noise.flatten(-2)[..., self.noise_cells.to(noise.device)].reshape(noise.shape)
 
-    def share(self, i: int, x: Tensor, before: Tensor, after: Tensor, schedule: Schedule, z: Tensor | None) -> Tensor:
+    def share(self, i: int, x: Tensor, after: Tensor, step: Step) -> Tensor:
         """The target's latents x after step i, where an object is in its new place replaced by the source's, moved.
 
-        The source's latents are a signal and noise, x' = √ᾱ' x_0 + noise, where x_0 is what its step predicted. The
-        signal is moved by T and the noise by the permutation. So the noise of an object that is enlarged, or moved by
-        parts of a cell, stays white. before, after: the source's latents, b c h w. z: see `DDIMScheduler.step`.
+        The source's latents are a signal and noise, x' = √ᾱ' x_0 + noise, where x_0 is its picture. The signal becomes
+        that of the picture with its objects moved, and the noise moves by `noise_cells`. So an object that is enlarged,
+        or moved by parts of a cell, is as sharp as it was, and its noise stays white. after: the source's latents after
+        the step, b c h w. Cells that stay as they are have them to the bit.
         """
-        scheduler, step = schedule
-        x0 = scheduler.x0_between(before, after, step, z)
         signal = step.alpha_cumprod_prev**0.5
-        moved_x0 = self.T.rows(x0.flatten(-2).mT).mT.reshape(x0.shape)
-        moved = signal * moved_x0 + self.move_noise(after - signal * x0)
-        moved = torch.where(self.is_copied.to(x.device), self.move_noise(after), moved)
+        moved = signal * self.moved_x0 + self.move_noise(after - signal * self.x0)
+        moved = torch.where(self.is_still.to(x.device), after, moved)
         return torch.where((i < self.until).to(x.device), moved, x)
+
+    @property
+    def is_still(self) -> Tensor:
+        """The cells whose signal and noise stay where they are, y x bool."""
+        same_noise = self.noise_cells == torch.arange(len(self.noise_cells))
+        return same_noise.reshape(self.area.shape) & (self.x0 == self.moved_x0).all(1)[0].cpu()
 
     def keep_rest(self, x: Tensor, rest: Tensor) -> Tensor:
         """x in the area, and elsewhere `rest`; b c h w each."""

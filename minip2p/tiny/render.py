@@ -38,19 +38,23 @@ def paste(picture: np.ndarray, thing: Thing, sprites: Sprites) -> tuple[np.ndarr
 
 
 def render(scene: Scene, sprites: Sprites) -> Render:
-    """The scene's picture and masks. The object that stands lower is nearer and hides the other. Masks are disjoint."""
+    """The scene's picture and masks. The object that stands lower is nearer and hides the other. Masks are disjoint;
+    two things of the same name have one mask."""
     rng, detail_rng = np.random.default_rng((scene.seed, 0)), np.random.default_rng((scene.seed, 1))
     picture = draw.background(scene.background, scene.horizon, rng)
     if scene.attribute == "flowers":
         picture = draw.with_flowers(picture, scene.strength, scene.horizon, detail_rng)
-    visible: dict[str, np.ndarray] = {}  # object -> its opacity where no nearer object hides it
+    visible: list[tuple[str, np.ndarray]] = []  # objects, each with its opacity where no nearer object hides it
     for thing in sorted(scene.things, key=lambda t: t.foot):
         picture, alpha = paste(picture, thing, sprites)
-        visible = {name: opacity * (1 - alpha) for name, opacity in visible.items()} | {thing.name: alpha}
-    masks = {thing.name: visible[thing.name] >= 0.5 for thing in scene.things}
+        visible = [*((name, opacity * (1 - alpha)) for name, opacity in visible), (thing.name, alpha)]
+    masks = {
+        thing.name: np.any([opacity >= 0.5 for name, opacity in visible if name == thing.name], axis=0)
+        for thing in scene.things
+    }
     masks[scene.background] = ~np.any(list(masks.values()), axis=0)
     if scene.attribute == "fog":
-        picture = draw.with_fog(picture, scene.strength, np.sum(list(visible.values()), axis=0))
+        picture = draw.with_fog(picture, scene.strength, np.sum([opacity for _, opacity in visible], axis=0))
     if scene.attribute == "snow":
         picture = draw.with_snow(picture, scene.strength, detail_rng)
     if scene.style == "sketch":

@@ -26,7 +26,7 @@ from minip2p.io.viz import mask_image
 from minip2p.metrics.image import psnr
 from minip2p.p2p.live import LiveEdits
 from minip2p.p2p.options import EditOptions
-from minip2p.p2p.places import find_place, read_policy
+from minip2p.p2p.places import find_place, place_masks
 from minip2p.pipeline import Pipeline
 from minip2p.sampling import metadata
 from minip2p.sampling.preview import StepPreview
@@ -183,8 +183,10 @@ class Studio:
         with self.at_work(job, "place"):
             live = self.live_edits(job, source)
             find = partial(find_place, self.pipe.components, source.run) if live is None else live.find_place
-            steps = read_policy(source.run, EditOptions(**edit_keywords(request))).cross_steps
-            return {each.word: place_json(each.word, find(each.word, steps)) for each in request.objects}
+            options = EditOptions(**edit_keywords(request))
+            masks = place_masks(self.pipe.components, source.run, options, find)
+            by_word = {item.word: mask for item, mask in zip(options.objects, masks, strict=True)}
+            return {each.word: place_json(each.word, by_word[each.word]) for each in request.objects}
 
     def live_edits(self, job: Job, source: RunEntry) -> LiveEdits | None:
         """The edits of a source, which is recorded the first time. None where the record would take too much memory."""

@@ -17,10 +17,9 @@ from minip2p.evaluation.edit_benchmark import (
     edit_options,
     measure_edit,
     methods_for,
-    picture_file,
     published_masactrl,
     published_plug_and_play_attention,
-    row_file,
+    result_files,
     run_benchmark,
 )
 from minip2p.evaluation.pie_bench import Case, published_picture, read_cases
@@ -49,14 +48,14 @@ def test_methods_are_compared_case_by_case_and_finished_cases_are_not_run_again(
     assert [(row["method"], row["case"]) for row in rows] == [(m, c.name) for m in methods for c in CASES[:2]]
     assert len(calls) == 6 and benchmark() == rows and len(calls) == 6
     assert rows[0]["rows"] == 0 < rows[2]["rows"] and {"success", "structure", "psnr_kept"} <= rows[2].keys()
-    row_file(tmp_path, CASES[1], "ddim").unlink()
+    result_files(tmp_path).row_file(CASES[1], "ddim").unlink()
     repeated = benchmark()
     assert calls[6:] == [CASES[1].name]
     assert [{**row, "seconds": 0} for row in repeated] == [{**row, "seconds": 0} for row in rows]
     for changes in ({"steps": 3}, {"networks": Networks()}):
         with pytest.raises(ValueError, match="holds the benchmark of other cases or another model"):
             benchmark(**changes)
-    row_file(tmp_path, CASES[0], "vae").write_text("{")
+    result_files(tmp_path).row_file(CASES[0], "vae").write_text("{")
     with pytest.raises(ValueError, match="not the figures of case 000 by vae: remove it"):
         benchmark()
 
@@ -256,7 +255,7 @@ def finished(vae_run, tmp_path):
     ],
 )
 def test_a_damaged_row_is_an_error_in_one_line(model, finished, damage):
-    file = row_file(finished, CASES[0], "vae")
+    file = result_files(finished).row_file(CASES[0], "vae")
     file.write_text(json.dumps(damage(json.loads(file.read_text()))))
     with pytest.raises(ValueError, match="not the figures of case 000 by vae: remove it") as error:
         run_benchmark(model, CASES[:1], ["vae"], finished, steps=1)
@@ -264,7 +263,7 @@ def test_a_damaged_row_is_an_error_in_one_line(model, finished, damage):
 
 
 def test_a_missing_picture_is_made_again(model, finished):
-    picture = picture_file(finished, CASES[0], "vae")
+    picture = result_files(finished).picture_file(CASES[0], "vae")
     before = picture.read_bytes()
     picture.unlink()
     run_benchmark(model, CASES[:1], ["vae"], finished, steps=1)

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from runs import deviations, same_latents
 
 from minip2p import LocalBlend, Move, SiteFilter
 from minip2p.attention.contract import explicit
 from minip2p.checkpoints.components import RowCounter
 from minip2p.inversion.methods import METHODS
+from minip2p.metrics.image import psnr
 from minip2p.p2p.batching import plan_batches
 from minip2p.p2p.editing import edit_reference, run_edits
 from minip2p.p2p.options import EditOptions
@@ -91,17 +93,25 @@ def test_a_zero_move_of_a_word_is_the_source_to_the_bit(model, large):
     assert same_latents(model.edit(large, CAT, move={"cat": (0, 0)}), large)
 
 
-@pytest.mark.parametrize("by", [(40, 0), (-8, 16)])
-def test_while_latents_are_shared_the_object_is_the_sources_to_the_bit(model, run, by):
-    """A shift by whole latent pixels; the mask grown by one of them on all sides."""
-    edit = model.edit(run, CAT, move={"cat": Move(by, mask=LEFT, until=1.0)})
-    place = torch.zeros(SIZE[0] // 8, SIZE[1] // 8, dtype=torch.bool)
-    place[1:7, 0:5] = True
-    new = place.roll((by[1] // 8, by[0] // 8), (0, 1)) if by[0] > 0 else torch.zeros_like(place)
+@pytest.mark.parametrize("by", [(40, 0), (-8, 16), (27, 5)])
+def test_the_object_is_that_of_the_sources_picture_moved_and_encoded(model, run, by):
+    """In whole latent pixels or not."""
+    options = EditOptions(move={"cat": Move(by, mask=LEFT)})
+    edit = model.edit(run, CAT, move=options.move)
+    (target,) = make_targets(model.components, run, [CAT], options)
+    moved = run.picture.clone()
+    new_place = LEFT.bool().roll((by[1], by[0]), (0, 1))
     if by[0] < 0:
-        new[3:8, 0:4] = True
-    shifted = run.latents.roll((by[1] // 8, by[0] // 8), (-2, -1))
-    assert torch.equal(edit.latents[:, :, new], shifted[:, :, new])
+        new_place[:, SIZE[1] + by[0] :] = False
+    moved[:, new_place] = run.picture.roll((by[1], by[0]), (1, 2))[:, new_place]
+    in_new_place = (target.warp.until > 0).expand_as(target.warp.x0)
+    encoded = model.components.encode(moved[None])
+    hole = target.warp.hole.expand_as(encoded)
+    away = in_new_place & ~F.max_pool2d(hole.float(), 5, 1, 2).bool()  # what is in the hole is read by its neighbours
+    assert away.any()
+    torch.testing.assert_close(edit.latents[-1:][away], encoded[away], atol=0.05, rtol=0)
+    inside = ~F.max_pool2d((~new_place)[None].float(), 9, 1, 4)[0].bool()
+    assert psnr(edit.picture, moved, inside) > 19  # measured: 19.9 and more; the VAE alone costs most of it
 
 
 def test_the_noise_of_an_edit_is_that_of_its_source_in_another_order(model, run):
@@ -159,13 +169,18 @@ def test_live_edits_of_words_are_those_edits_to_the_bit_in_any_order_of_sliders(
 def test_a_live_edit_goes_on_from_another_one_whose_masks_have_the_same_cells(model, run):
     counter = RowCounter()
     live = model.counting(counter).live(run)
-    live.edit(CAT, move=MOVE, cross_replace=0.5)
-    before, fewer_pixels = counter.rows, LEFT.clone()
+    fewer_pixels = LEFT.clone()
     fewer_pixels[47, 20:32] = 0
-    move = {"cat": Move((40, 0), mask=fewer_pixels)}
-    edit = live.edit(CAT, move=move, cross_replace=1.0)
-    assert counter.rows - before == 2 * (STEPS - 2)  # the first 2 of 4 steps are shared
-    assert same_latents(edit, model.edit(run, CAT, move=move, cross_replace=1.0))
+
+    def move(mask, until):
+        return {"cat": Move((40, 0), mask=mask, until=until)}
+
+    for until, shared in ((0, 2), (1, 0)):  # of 4 steps; where its pixels are read, they count
+        live.edit(CAT, move=move(LEFT, until), cross_replace=0.5)
+        before = counter.rows
+        edit = live.edit(CAT, move=move(fewer_pixels, until), cross_replace=1.0)
+        assert counter.rows - before == 2 * (STEPS - shared)
+        assert same_latents(edit, model.edit(run, CAT, move=move(fewer_pixels, until), cross_replace=1.0))
 
 
 @pytest.mark.parametrize("source", ["run", "record", "prompt"])
@@ -184,8 +199,7 @@ def test_moving_a_word_runs_no_more_rows_than_the_same_edit_without_it(model, la
 
 def test_the_planner_predicts_the_rows(model, run, recorded):
     """Of targets that move different objects: they start from different noise, and share no row."""
-    start = model.prepare(CAT, RunSettings(**SETTINGS))
-    for origin in (run, recorded, start):
+    for origin in (run, recorded):
         for kinds in (["move"], ["move", "move"], ["move", "larger", "remove"]):
             targets = [
                 make_targets(model.components, origin, [CAT], EditOptions(self_replace=0.5, **KINDS[kind]))[0]
@@ -198,7 +212,7 @@ def test_the_planner_predicts_the_rows(model, run, recorded):
             assert counter.rows == plan.predicted_rows(origin)
             assert len(plan.rows[0]) == len(set(kinds)) and plan.same_start == (len(set(kinds)) == 1)
             for kind, edit in zip(kinds, edits, strict=True):
-                alone = model.edit(origin if origin is not start else run, CAT, self_replace=0.5, **KINDS[kind])
+                alone = model.edit(origin, CAT, self_replace=0.5, **KINDS[kind])
                 assert deviations(edit, alone) <= 1e-3
 
 
@@ -238,7 +252,7 @@ def test_latents_are_shared_and_the_rest_is_kept_where_the_edit_changes_nothing_
         return make_targets(model.components, run, [prompt], EditOptions(move=MOVE, **options))[0]
 
     same, swapped, elsewhere = target(CAT), target(TIGER), target("a cat on the snow")
-    assert same.warp.keeps_rest and same.warp.until.max() == 3 and same.plan.movement.dropped == (2,)
+    assert same.warp.keeps_rest and same.warp.until.max() == STEPS and same.plan.movement.dropped == (2,)
     assert swapped.warp.keeps_rest and not swapped.warp.until.any() and swapped.plan.movement.dropped == (2,)
     assert not elsewhere.warp.keeps_rest and not elsewhere.warp.until.any() and elsewhere.blend_mask is None
     assert not target(CAT, reweight={"beach": 2}).warp.keeps_rest
@@ -308,10 +322,14 @@ def test_a_word_without_a_place_is_refused(model, large):
         model.edit(unread, CAT, move={"cat": (8, 0)})
     with pytest.raises(ValueError, match="the place of 'cat' is read from a finished run"):
         make_targets(model.components, model.prepare(CAT), [CAT], EditOptions(remove="cat"))
+    with pytest.raises(ValueError, match="objects are moved in a finished run"):
+        make_targets(model.components, model.prepare(CAT, RunSettings(size=SIZE)), [CAT], EditOptions(move=MOVE))
 
 
 def test_a_source_that_is_too_large_to_be_recorded_is_refused(model, large, monkeypatch):
-    monkeypatch.setattr("minip2p.p2p.editing.PLACES_BUDGET", 1e5)
+    monkeypatch.setattr("minip2p.p2p.editing.MOVES_BUDGET", 1e5)
     with pytest.raises(ValueError, match=r"to find 'cat', the source would be recorded in \d+\.\d GB of memory"):
         model.edit(large, CAT, move={"cat": (8, 0)})
     assert model.edit(large, CAT, move={"cat": Move((8, 0), mask=LEFT)}).steps == 3
+    with pytest.raises(ValueError, match="to move objects, the source would be recorded in .*: record it in a file"):
+        model.edit(CAT, CAT, **SETTINGS, move={"cat": Move((8, 0), mask=LEFT)})

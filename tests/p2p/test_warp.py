@@ -23,9 +23,10 @@ from minip2p.p2p.warp import (
     StrideWarp,
     WarpedEdit,
     attention_warps,
-    dilate,
     grid_warp,
-    noise_permutation,
+    move_pixels,
+    noise_cells,
+    touched_cells,
 )
 from minip2p.sched import DDIMScheduler
 
@@ -143,14 +144,17 @@ def test_a_duplicate_leaves_no_hole_and_a_removed_object_has_no_new_place():
     assert gone.hole.int().tolist() == cells("1100") and (gone.owner == -1).all()
 
 
-def test_grown_masks_are_larger_by_one_cell_but_do_not_cover_other_objects():
-    mask = box((5, 7), 2, 2, 1, 1)
-    warp = grid_warp([placed(mask, (2, 0))], (5, 7), grow=True)
-    new, old = dilate(mask.roll(2, 1)), dilate(mask)
-    assert torch.equal(warp.owner.reshape(5, 7) == 0, new) and torch.equal(warp.hole.reshape(5, 7), old & ~new)
-    still = placed(box((5, 7), 2, 4, 1, 1))
-    behind = grid_warp([placed(mask, (1, 0)), still], (5, 7), grow=True)
-    assert behind.owner.reshape(5, 7)[2, 4] == 1 and behind.owner.reshape(5, 7)[2, 3] == 0
+def test_a_grown_mask_has_all_cells_that_it_touches_but_none_of_another_object():
+    size = (5, 7)
+    mask = box((20, 28), 9, 10, 3, 4)  # of cells of 4 x 4 pixels it covers half of one, and touches its neighbour
+    old, new = box(size, 2, 2, 1, 2), box(size, 2, 4, 1, 2)
+    assert torch.equal(touched_cells(mask, size), old)
+    warp = grid_warp([placed(mask, (8, 0))], size, grow=True)
+    assert torch.equal(warp.owner.reshape(size) == 0, new) and torch.equal(warp.hole.reshape(size), old)
+    assert torch.equal(warp.left.reshape(size), old)
+    still = placed(box((20, 28), 8, 12, 4, 4))
+    behind = grid_warp([placed(mask.roll(-4, 1), (4, 0)), still], size, grow=True).owner.reshape(size)[2]
+    assert behind.tolist() == [-1, -1, 0, 1, -1, -1, -1]
 
 
 def test_the_centre_is_the_mean_of_the_masks_pixels():
@@ -197,19 +201,29 @@ def test_rows_of_T_and_W_sum_to_1_and_the_new_places_the_holes_and_the_rest_are_
 
 @settings(max_examples=60, deadline=None)
 @given(scenes())
-def test_the_noise_is_permuted_so_white_noise_stays_white(scene):
+def test_noise_is_used_once_but_for_holes_which_have_none_of_the_object(scene):
     objects, size = scene
-    permutation = noise_permutation(grid_warp(objects, size, grow=True))
-    assert sorted(permutation.tolist()) == list(range(size[0] * size[1]))
+    grid = grid_warp(objects, size, grow=True)
+    cells = noise_cells(grid, size)
+    elsewhere = cells[~grid.hole].tolist()
+    assert len(set(elsewhere)) == len(elsewhere)
+    in_holes = cells[grid.hole]
+    assert not grid.left[in_holes].any() or not ((grid.owner < 0) & ~grid.hole).any()
+    rest = (grid.owner < 0) & ~grid.hole
+    covered = set((~grid.left & ~rest).nonzero().flatten().tolist()) - set(elsewhere)
+    unused = covered - set(in_holes.tolist())
+    assert not unused or len(set(in_holes.tolist())) == len(in_holes)  # copies only when all covered noise is used
 
 
-def test_the_covered_noise_goes_into_the_hole_and_that_of_a_removed_object_is_reversed():
-    shifted = noise_permutation(grid_warp([placed(box((1, 6), 0, 1, 1, 2), (2, 0))], (1, 6)))
-    assert shifted.tolist() == [0, 3, 4, 1, 2, 5]
-    gone = noise_permutation(grid_warp([placed(box((1, 6), 0, 1, 1, 3), kind="remove")], (1, 6)))
-    assert gone.tolist() == [0, 3, 2, 1, 4, 5]
-    twice = noise_permutation(grid_warp([placed(box((1, 6), 0, 0, 1, 2), (3, 0), kind="duplicate")], (1, 6)))
-    assert twice.tolist() == list(range(6))  # the object's noise is used already
+def test_the_covered_noise_goes_into_the_hole_and_that_of_a_removed_object_is_its_neighbours():
+    def cells(place, by=(0, 0), size=(1, 6), **kind):
+        return noise_cells(grid_warp([placed(place, by, **kind)], size), size).tolist()
+
+    assert cells(box((1, 6), 0, 1, 1, 2), (2, 0)) == [0, 3, 4, 1, 2, 5]
+    assert cells(box((1, 6), 0, 1, 1, 3), kind="remove") == [0, 0, 0, 4, 4, 5]
+    assert cells(box((2, 3), 0, 0, 1, 3), size=(2, 3), kind="remove") == [3, 4, 5, 3, 4, 5]
+    assert cells(box((1, 6), 0, 0, 1, 2), (3, 0), kind="duplicate") == [0, 1, 2, 3, 4, 5]  # its noise is used already
+    assert cells(box((1, 2), 0, 0, 1, 2), size=(1, 2), kind="remove") == [0, 1]  # there is no other
 
 
 @pytest.mark.parametrize("by", [(8, 0), (-16, 8), (24, 16)])
@@ -219,8 +233,8 @@ def test_there_and_back_again_is_the_source_where_nothing_was_lost(by):
     there = grid_warp([placed(mask, by)], (8, 12))
     back = grid_warp([placed(mask.roll((by[1], by[0]), (0, 1)), (-by[0], -by[1]))], (8, 12))
     noise = torch.randn(1, 4, 96, generator=torch.Generator().manual_seed(1))
-    moved = noise[..., noise_permutation(there)]
-    assert torch.equal(moved[..., noise_permutation(back)], noise) and not torch.equal(moved, noise)
+    moved = noise[..., noise_cells(there, (8, 12))]
+    assert torch.equal(moved[..., noise_cells(back, (8, 12))], noise) and not torch.equal(moved, noise)
     x = torch.arange(96.0)[:, None]
     back_again = back.T.rows(there.T.rows(x))
     lost = (there.owner >= 0) & (grid_warp([placed(mask)], (8, 12)).owner < 0)
@@ -386,48 +400,61 @@ def test_step_edits_of_other_movements_have_other_keys():
 SCHEDULER = DDIMScheduler(SchedulerConfig())
 
 
-def latent_warp(objects, size, until=4, keeps_rest=True):
-    return LatentWarp(objects, size, [until] * len(objects), keeps_rest=keeps_rest)
-
-
 def random_latents(seed, size):
     g = torch.Generator().manual_seed(seed)
-    return [torch.randn(1, 4, *size, generator=g) for _ in range(3)]
+    return [torch.randn(1, 4, *size, generator=g) for _ in range(4)]
 
 
-@pytest.mark.parametrize("by", [(0, 0), (16, 0), (-8, 8)])
-def test_a_shift_by_whole_cells_shares_the_sources_latents_to_the_bit(by):
+def latent_warp(objects, size, until=4, keeps_rest=True):
+    """With random latents of the source's picture and of the picture whose objects were moved."""
+    x0, moved_x0 = random_latents(0, size)[:2]
+    return LatentWarp.of_objects(objects, [until] * len(objects), x0, moved_x0, keeps_rest=keeps_rest)
+
+
+@pytest.mark.parametrize("by, scale", [((16, 0), 1.0), ((-8, 8), 1.0), ((3, 0), 1.6)])
+def test_a_new_place_has_the_signal_of_the_moved_picture_and_noise_of_the_source(by, scale):
+    """x' = √ᾱ' x_0 + noise, by hand."""
     size, step = (8, 12), SCHEDULER.steps(10)[4]
-    warp = latent_warp([placed(box((64, 96), 24, 40, 16, 24), by)], size)
-    x, before, after = random_latents(2, size)
-    shared = warp.share(3, x, before, after, (SCHEDULER, step), None)
-    new_place = (warp.until > 0).expand_as(x)
-    shifted = after.roll((by[1] // 8, by[0] // 8), (-2, -1))
-    assert torch.equal(shared[new_place], shifted[new_place]) and torch.equal(shared[~new_place], x[~new_place])
-    assert torch.equal(warp.share(4, x, before, after, (SCHEDULER, step), None), x)
+    warp = latent_warp([placed(box((64, 96), 24, 40, 16, 24), by, scale)], size)
+    x, after = random_latents(2, size)[:2]
+    shared = warp.share(3, x, after, step)
+    new_place, signal = (warp.until > 0).expand_as(x), step.alpha_cumprod_prev**0.5
+    noise = (after - signal * warp.x0).flatten(2)[..., warp.noise_cells].reshape(x.shape)
+    torch.testing.assert_close(shared[new_place], (signal * warp.moved_x0 + noise)[new_place])
+    assert torch.equal(shared[~new_place], x[~new_place])
+    assert torch.equal(warp.share(4, x, after, step), x)
 
 
-@pytest.mark.parametrize("with_noise", [False, True])
-def test_an_enlarged_object_has_its_signal_enlarged_and_white_noise(with_noise):
-    """x' = √ᾱ' x_0 + noise; by hand, from a known x_0 and noise."""
-    size, step = (8, 8), SCHEDULER.steps(10)[4]
-    warp = latent_warp([placed(box((64, 64), 24, 24, 16, 16), scale=1.6)], size)
-    x0, before, z = random_latents(3, size)
-    z = z if with_noise else None
-    a, b = step.alpha_cumprod, step.alpha_cumprod_prev
-    eps = (before - a**0.5 * x0) / (1 - a) ** 0.5
-    after = SCHEDULER.step(before, eps, step, noise=z)
-    shared = warp.share(0, torch.zeros_like(x0), before, after, (SCHEDULER, step), z)
-    resampled = (warp.T.dense() @ x0.flatten(2).mT).mT.reshape(x0.shape)
-    noise = warp.move_noise(after - b**0.5 * x0)
-    new_place = (warp.until > 0).expand_as(x0)
-    torch.testing.assert_close(shared[new_place], (b**0.5 * resampled + noise)[new_place], rtol=1e-4, atol=1e-4)
+def test_an_object_that_stays_has_the_sources_latents_to_the_bit():
+    """It is in front of the one that is moved, whose cells change."""
+    size, step = (8, 12), SCHEDULER.steps(10)[4]
+    still, moved = placed(box((64, 96), 24, 40, 16, 24)), placed(box((64, 96), 24, 0, 16, 24), (8, 0))
+    warp = latent_warp([moved, still], size)
+    x, after = random_latents(2, size)[:2]
+    shared, place = warp.share(0, x, after, step), box(size, 3, 5, 2, 3).expand_as(x)
+    assert torch.equal(shared[place], after[place])
+    changed = box(size, 3, 1, 2, 3).expand_as(x)
+    assert not (shared[changed] == after[changed]).any() and not (shared[changed] == x[changed]).any()
+
+
+def test_pixels_are_moved_and_a_hole_has_the_nearest_of_its_row():
+    row = torch.arange(6.0).expand(3, 2, 6).clone()
+    row[:, 1] += 10
+    mask = torch.zeros(2, 6, dtype=torch.bool)
+    mask[0, 1:3] = True
+    shifted = move_pixels([placed(mask, (3, 0))], row)
+    assert shifted[0].tolist() == [[0, 0, 3, 3, 1, 2], [10, 11, 12, 13, 14, 15]]
+    twice = move_pixels([placed(mask, (3, 0), kind="duplicate")], row)
+    assert twice[1, 0].tolist() == [0, 1, 2, 3, 1, 2]
+    mask[0] = True  # nothing is left of the row
+    gone = move_pixels([placed(mask, kind="remove")], row)
+    assert torch.equal(gone, row)
 
 
 def test_outside_of_the_old_and_new_places_the_latents_are_kept():
-    warp = latent_warp([placed(box((64, 64), 24, 8, 16, 16), (24, 0))], (8, 8))
-    x, rest, _ = random_latents(4, (8, 8))
-    out, area = warp.keep_rest(x, rest), dilate(box((8, 8), 3, 1, 2, 5)).expand_as(x)
+    warp = latent_warp([placed(box((64, 64), 24, 12, 16, 16), (24, 0))], (8, 8))
+    x, rest = random_latents(4, (8, 8))[:2]
+    out, area = warp.keep_rest(x, rest), box((8, 8), 3, 1, 2, 6).expand_as(x)
     assert torch.equal(warp.area.expand_as(x), area)
     assert torch.equal(out[area], x[area]) and torch.equal(out[~area], rest[~area])
 

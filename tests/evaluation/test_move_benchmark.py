@@ -1,0 +1,308 @@
+"""The benchmark of moves: its cases, its figures by hand, its methods, its tables, and continuing what was begun."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minip2p.cli import main
+from minip2p.evaluation import move_benchmark
+from minip2p.evaluation.make_move_cases import KINDS, change_thing, describe_case, overlap, scene_pair
+from minip2p.evaluation.move_benchmark import METHODS, SETTINGS, jobs_of, measure_move, result_files, run_benchmark
+from minip2p.evaluation.move_cases import MoveCase, read_move_cases
+from minip2p.evaluation.move_tables import json_line, markdown_tables, summarize_moves
+from minip2p.evaluation.pie_bench import encode_runs
+from minip2p.metrics.image import interval
+from minip2p.tiny.render import render
+from minip2p.tiny.scenes import ANIMALS, THINGS, is_held_out
+from minip2p.tiny.sprites import Sprites
+
+CASES = read_move_cases()
+
+
+@pytest.fixture(scope="module")
+def sprites():
+    square = np.full((16, 16, 4), 200, np.uint8)
+    square[..., 3] = 255
+    return Sprites({name: square for name in ANIMALS + THINGS})
+
+
+# --- cases
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_case_changes_the_last_object_as_its_kind_says_and_nothing_else(kind, sprites):
+    for number in range(4):
+        before, after = scene_pair(kind, number, np.random.default_rng(number), sprites)
+        assert is_held_out(before) and len(before.things) == {"duplicate": 1, "remove": 2}.get(kind, 1 + number % 2)
+        changed = {"things"}
+        assert {name for name in vars(before) if getattr(before, name) != getattr(after, name)} <= changed | {"caption"}
+        _, fields = describe_case(kind, before, after, sprites)
+        if kind == "remove":
+            assert after.things == before.things[:-1] and "by" not in fields
+            continue
+        old, new = before.things[-1], after.things[-1]
+        assert fields["word"] == old.name == new.name
+        assert after.things == ((*before.things, new) if kind == "duplicate" else (*before.things[:-1], new))
+        ratio = new.size / old.size
+        assert {"enlarge": ratio > 1.2, "shrink": ratio < 0.85, "depth": abs(math.log(ratio)) > 0.16}.get(
+            kind, ratio == 1
+        )
+        x, y = fields["by"]
+        assert {"horizontal": y == 0 and abs(x) >= 16, "diagonal": min(abs(x), abs(y)) >= 11}.get(kind, True)
+        assert kind != "duplicate" or overlap(old, new, sprites) == 0
+
+
+def test_an_object_that_comes_nearer_grows_with_its_distance_from_the_horizon(sprites):
+    before, after = scene_pair("depth", 0, np.random.default_rng(3), sprites)
+    (old,), (new,) = before.things, after.things
+    ratio = new.size / old.size
+    assert (new.foot - before.horizon) / (old.foot - before.horizon) == pytest.approx(ratio)
+    assert (new.x - 64) / (old.x - 64) == pytest.approx(ratio)
+    assert change_thing("enlarge", before, np.random.default_rng(0), sprites).size > old.size
+
+
+def test_the_cases_that_ship():
+    assert [case.kind for case in CASES] == list(KINDS) * 43
+    for case in CASES:
+        before, after = case.pictures
+        assert before.shape == after.shape == (3, 128, 128)
+        old, new = case.places
+        assert old.any() and (new.any() or case.kind == "remove")
+        assert case.word in case.objects and case.word in case.prompt.replace(",", "").split()
+        outside = ~(old | new)
+        assert (
+            float((before - after).abs()[:, outside].mean()) < 0.05 < float((before - after).abs()[:, old ^ new].mean())
+        )
+
+
+def test_the_shift_is_that_of_the_true_masks():
+    for case in CASES:
+        if len(case.objects) == 1 and case.by is not None:  # nothing hides a part of it
+            (y0, x0), (y1, x1) = (mask.nonzero().double().mean(0).tolist() for mask in case.places)
+            assert abs(x1 - x0 - case.by[0]) < 1 and abs(y1 - y0 - case.by[1]) < 1, case.name
+            areas = [float(mask.sum()) for mask in case.places]
+            assert math.sqrt(areas[1] / areas[0]) == pytest.approx(case.scale, rel=0.05), case.name
+
+
+def test_a_duplicate_in_the_fog_is_as_clear_as_the_first(sprites):
+    """Two things of the same name have one mask, and both are seen through less fog than the place."""
+    before, after = scene_pair("duplicate", 0, np.random.default_rng(0), sprites)
+    fog = [replace(scene, attribute="fog", strength=1.0) for scene in (before, after)]
+    pictures, _ = describe_case("duplicate", *fog, sprites)
+    masks = render(after, sprites).masks
+    assert int(masks[before.things[0].name].sum()) > 1.8 * int(
+        render(before, sprites).masks[before.things[0].name].sum()
+    )
+    half = pictures.shape[1] // 2
+    core = render(before, sprites).masks[before.things[0].name]
+    change = np.abs(pictures[:, :half][core].astype(int) - pictures[:, half:][core])
+    assert change.mean() < 2  # levels of 255, at the border with the other's shadow; measured: 0.1
+
+
+# --- figures
+
+
+class Seen:
+    """A verdict of a picture by hand."""
+
+    def __init__(self, mask, named, detected=()):
+        self.mask, self.named, self.detected = mask, named, detected
+
+    def masks(self, word):
+        return self.mask[None].float()
+
+    def likeliest_objects(self, count):
+        return [set(self.named[:count])]
+
+    def detected_objects(self):
+        return [set(self.detected)]
+
+
+def box(left, top=40, side=20):
+    mask = torch.zeros(128, 128, dtype=torch.bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def case_by_hand(kind, old, new, by=(40, 0), scale=1.0, objects=("cat",)):
+    case = MoveCase(
+        "0",
+        kind,
+        None,
+        prompt="a cat",
+        prompt_after="a cat",
+        word="cat",
+        by=None if kind == "remove" else by,
+        scale=None if kind == "remove" else scale,
+        objects=objects,
+        old_runs=encode_runs(old.numpy()),
+        new_runs=encode_runs(new.numpy()),
+    )
+    before, after = torch.zeros(3, 128, 128), torch.zeros(3, 128, 128)
+    before[:, old], after[:, new] = 1, 1
+    case.__dict__["pictures"] = before, after
+    return case
+
+
+OLD, NEW = box(20), box(60)
+
+
+def success(case, mask, named=("cat", "dog"), detected=()):
+    return measure_move(case, case.pictures[1], Seen(mask, named, detected))["success"]
+
+
+def test_an_object_is_moved_if_it_is_there_and_no_longer_here():
+    case = case_by_hand("horizontal", OLD, NEW)
+    assert success(case, NEW) == success(case, box(68)) == 1
+    assert success(case, box(69)) == success(case, OLD) == success(case, torch.zeros_like(OLD)) == 0
+    assert success(case, NEW, named=("dog", "cat")) == 0
+    left = box(60, side=20)
+    left[40:60, 20:24] = True  # a fifth of the old place
+    assert success(case, left) == 0
+    figures = measure_move(case, case.pictures[1], Seen(left, ["cat"]))
+    assert figures["vacated"] == pytest.approx(0.2) and figures["size_ratio"] == pytest.approx(math.sqrt(1.2))
+
+
+def test_an_object_is_resized_if_its_size_is_nearer_to_the_true_one():
+    case = case_by_hand("enlarge", box(40, 40, 20), box(35, 35, 30), by=(0, 0), scale=1.5)
+    sides = {24: 0, 25: 1, 30: 1, 36: 1, 37: 0}  # of 30, by a factor of up to the root of 1.5
+    assert {side: success(case, box(50 - side // 2, 50 - side // 2, side)) for side in sides} == sides
+    assert success(case, box(60, 35, 30)) == 0
+
+
+def test_an_object_is_duplicated_if_both_places_are_covered():
+    case = case_by_hand("duplicate", OLD, NEW)
+    assert success(case, OLD | NEW) == 1
+    assert success(case, OLD | box(68)) == 1 and success(case, OLD | box(69)) == 0
+    assert success(case, NEW) == 0 and success(case, OLD | NEW | box(90)) == 0
+
+
+def test_an_object_is_removed_if_the_judge_sees_none():
+    case = case_by_hand("remove", OLD, torch.zeros_like(OLD), objects=("dog", "cat"))
+    nothing = torch.zeros_like(OLD)
+    assert success(case, nothing, named=("dog", "cat")) == 1
+    assert success(case, nothing, named=("cat", "dog")) == success(case, OLD, ("dog", "cat"), detected=["cat"]) == 0
+
+
+def test_decibels_are_of_the_background_the_hole_and_the_object():
+    case = case_by_hand("horizontal", OLD, NEW)
+    after = case.pictures[1].clone()
+    after[:, OLD] += 0.2
+    figures = measure_move(case, after, Seen(NEW, ["cat"]))
+    assert (
+        figures["psnr_background"]
+        == figures["psnr_object"]
+        == measure_move(case, case.pictures[1], Seen(NEW, ["cat"]))["psnr"]
+    )
+    assert figures["psnr_hole"] == pytest.approx(20, abs=1e-3)  # an error of a tenth of the range
+    assert figures["psnr"] == pytest.approx(20 + 10 * math.log10(128**2 / 400), abs=1e-3)
+
+
+# --- runs
+
+
+def test_the_row_of_our_method_is_the_edit_of_the_pipeline_to_the_bit(model):
+    case = CASES[0]
+    run = model.invert(case.pictures[0], case.prompt, method="direct", steps=2)
+    edit = model.edit(run, case.prompt, **SETTINGS, **case.edit_options())
+    assert torch.equal(METHODS["move"].edit(model, run, case), edit.picture)
+    others = {name: METHODS[name].edit(model, run, case) for name in METHODS if case.kind not in METHODS[name].without}
+    assert len(others) == len(METHODS) - 1
+    pictures = list(others.values())
+    assert not any(torch.equal(a, b) for i, a in enumerate(pictures) for b in pictures[:i])
+
+
+def test_finished_cases_are_not_run_again_and_a_method_runs_only_what_it_can_edit(model, tmp_path, monkeypatch):
+    cases, methods = [CASES[0], CASES[6]], ["paste", "regenerate"]
+    assert [names for _, names in jobs_of(cases, methods)] == [["paste"], ["regenerate"]]
+    rows = run_benchmark(model, cases, methods, tmp_path, steps=2)
+    assert [(row["method"], row["kind"]) for row in rows] == [("paste", "horizontal"), ("regenerate", "remove")]
+    monkeypatch.setattr(move_benchmark, "run_case", lambda *arguments: pytest.fail("a finished case was run"))
+    assert run_benchmark(model, cases, methods, tmp_path, steps=2) == rows
+    with pytest.raises(ValueError, match="holds the benchmark of other cases or another model"):
+        run_benchmark(model, cases, methods, tmp_path, steps=3)
+    result_files(tmp_path).row_file(cases[0], "paste").write_text("{}")
+    with pytest.raises(ValueError, match="not the figures of case 000 by paste"):
+        run_benchmark(model, cases, methods, tmp_path, steps=2)
+
+
+# --- tables
+
+
+def row(case, kind, method, success, psnr, **more):
+    return {"case": case, "kind": kind, "method": method, "success": success, "psnr": psnr, "rows": 4.0} | {
+        "seconds": 1.0,
+        **more,
+    }
+
+
+ROWS = [
+    row("0", "horizontal", "paste", 1.0, 20.0, psnr_hole=10.0),
+    row("1", "diagonal", "paste", 0.0, 18.0),
+    row("0", "horizontal", "move", 1.0, 21.0, psnr_hole=12.0, psnr_background=30.0),
+    row("1", "diagonal", "move", 1.0, 20.0, psnr_background=28.0),
+    row("2", "enlarge", "move", 0.0, 25.0, psnr_background=29.0),
+    row("3", "shrink", "move", 1.0, 23.0, psnr_background=31.0),
+    row("4", "remove", "move", 1.0, 60.0, psnr_background=60.0),
+]
+
+
+def test_a_summary_by_hand():
+    summaries = summarize_moves(ROWS, ["paste", "move"])
+    summary = summaries["move"]
+    assert summary["moved_horizontal"][0] == summary["remove"][0] == 100 and summary["resize"][0] == 50
+    assert summary["resize"][1] == pytest.approx(100 * interval([0.0, 1.0])[1])
+    assert summary["background_db"] == interval([30.0, 28.0, 29.0, 31.0])  # without the object that is removed
+    assert summary["over_paste_moved_diagonal"][0] == 2 and "over_paste_resize" not in summary
+    assert summary["hole_db_moved_horizontal"][0] == 12 and summaries["paste"]["whole_db"][0] == 19
+    assert "duplicate" not in summary
+
+
+def test_the_last_line_and_the_tables():
+    summaries = summarize_moves(ROWS, ["paste", "move"])
+    figures = json.loads(json_line(summaries))
+    assert figures["cases"] == 5 and figures["moved_horizontal"] == 100 and figures["moved_horizontal_ci"] is None
+    assert figures["resize_ci"] == 98 and figures["whole_db"] == 22.25 and figures["paste_whole_db"] == 19
+    assert list(figures)[:3] == ["cases", "moved_horizontal", "moved_horizontal_ci"]
+    lines = markdown_tables(summaries).splitlines()
+    assert lines[0].startswith("| method | moved horizontal % | moved diagonal % |")
+    assert "| move | 100 | 100 | – | 50.0 ± 98.0 | – | 100 |" in lines
+    assert json.loads(json_line(summarize_moves(ROWS[:2], ["paste"]))) == {
+        "cases": 2,
+        "paste_whole_db": 19,
+        "paste_whole_db_ci": 1.96,
+    }
+
+
+def test_the_command_prints_its_tables_and_a_last_line_of_json(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert (
+        main.main(["bench-moves", "--methods", "vae,paste,move", "--count", "1", "--steps", "1", "-o", str(out)]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    figures = json.loads(lines[-1])
+    assert figures["cases"] == 1 and "moved_horizontal" in figures and "paste_whole_db" in figures
+    assert (out / "table.csv").read_text().startswith("case,kind,method,success,psnr")
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.height > 5 * 128
+        assert "Methods: " in sheet.text["parameters"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--methods", "best"], "the methods are vae, paste, "),
+        (["--count", "302"], "--count must lie between 1 and 301"),
+        (["--cases", "nowhere"], "nowhere/cases.json: no such file"),
+        (["--steps", "0"], "steps"),
+    ],
+)
+def test_wrong_options_of_the_command_are_an_error_in_one_line(tmp_path, capsys, options, message):
+    assert main.main(["bench-moves", "-o", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
