@@ -137,7 +137,8 @@ def guide_by_attention(pipe: Pipeline, run: Trajectory, case: MoveCase) -> Tenso
 def guide_by_features(pipe: Pipeline, run: Trajectory, case: MoveCase) -> Tensor:
     """Feature guidance, see `minip2p.baselines.feature_guidance`. The object's place is its word's."""
     assert case.by is not None and case.scale is not None
-    return feature_guided_move(pipe, run, case.word, run.mask(case.word), by=case.by, scale=case.scale).picture
+    mask = replace(run, components=pipe.components).mask(case.word)  # whose rows are counted
+    return feature_guided_move(pipe, run, case.word, mask, by=case.by, scale=case.scale).picture
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Axes: H W pixels.
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from minip2p.evaluation.pie_bench import decode_runs
+from minip2p.evaluation.pie_bench import are_words, check_case_name, decode_runs
 from minip2p.io.files import read_json_value, shipped_weights
 from minip2p.io.images import fit_image, read_image
 from minip2p.p2p.warp import Move
+
+TEXT_FIELDS = ("kind", "prompt", "prompt_after", "word")
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,28 @@ def read_move_cases(folder: Path | None = None) -> list[MoveCase]:
     file = folder / "cases.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; make cases with python -m minip2p.evaluation.make_move_cases")
-    return [read_move_case(folder, name, fields) for name, fields in read_json_value(file).items()]
+    values = read_json_value(file)
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"{file}: must be an object that maps names to cases")
+    return [read_move_case(folder, name, fields) for name, fields in values.items()]
 
 
-def read_move_case(folder: Path, name: str, fields: Mapping[str, Any]) -> MoveCase:
-    """One case of a file that `make_move_cases` wrote."""
-    by = fields.get("by")
+def read_move_case(folder: Path, name: str, fields: Any) -> MoveCase:
+    """One case of a file that `make_move_cases` wrote. Raises ValueError with one line that names the file and case."""
+    where = f"{folder / 'cases.json'}: case {name!r}"
+    check_case_name(where, name)
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(key), str) for key in TEXT_FIELDS):
+        raise ValueError(f"{where} must have {', '.join(TEXT_FIELDS)}, objects, old_place and new_place")
+    objects, by = fields.get("objects"), fields.get("by")
+    if not are_words(objects) or fields["word"] not in objects:
+        raise ValueError(f"{where}: objects must be a list of words, among them {fields['word']!r}")
+    try:
+        for key in ("old_place", "new_place"):
+            decode_runs(fields.get(key), (1, 1))
+        if fields["kind"] != "remove":
+            Move(by=by, scale=fields.get("scale"))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     return MoveCase(
         name,
         fields["kind"],
@@ -100,7 +118,7 @@ def read_move_case(folder: Path, name: str, fields: Mapping[str, Any]) -> MoveCa
         word=fields["word"],
         by=None if by is None else (by[0], by[1]),
         scale=fields.get("scale"),
-        objects=fields["objects"],
+        objects=objects,
         old_runs=fields["old_place"],
         new_runs=fields["new_place"],
     )

@@ -115,8 +115,7 @@ def read_cases(folder: Path | None = None) -> list[Case]:
 def read_case(file: Path, name: str, fields: Any) -> Case:
     """One case of a mapping file. Raises ValueError with one line that names the file and the case."""
     where = f"{file}: case {name!r}"
-    if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
-        raise ValueError(f"{where}: the name of a case is also the name of its files, and this cannot be one")
+    check_case_name(where, name)
     if not isinstance(fields, dict) or not all(isinstance(fields.get(key), str) for key in TEXT_FIELDS):
         raise ValueError(f"{where} must have {', '.join(TEXT_FIELDS)} and mask")
     pictures = file.parent / "annotation_images"
@@ -147,6 +146,12 @@ def read_case(file: Path, name: str, fields: Any) -> Case:
         blend=blend,
         expected=fields.get("expected"),
     )
+
+
+def check_case_name(where: str, name: str) -> None:
+    """Raises ValueError for a name of a case that cannot be a file's. where: the case, for the message."""
+    if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+        raise ValueError(f"{where}: the name of a case is also the name of its files, and this cannot be one")
 
 
 def without_brackets(prompt: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minip2p.checkpoints.components import RowCounter
 from minip2p.cli import main
 from minip2p.evaluation import move_benchmark
 from minip2p.evaluation.make_move_cases import KINDS, change_thing, describe_case, overlap, scene_pair
@@ -102,6 +103,30 @@ def test_a_duplicate_in_the_fog_is_as_clear_as_the_first(sprites):
     core = render(before, sprites).masks[before.things[0].name]
     change = np.abs(pictures[:, :half][core].astype(int) - pictures[:, half:][core])
     assert change.mean() < 2  # levels of 255, at the border with the other's shadow; measured: 0.1
+
+
+FIELDS = {"kind": "horizontal", "prompt": "a cat", "prompt_after": "a cat", "word": "cat", "by": [9, 0], "scale": 1.0}
+FIELDS |= {"objects": ["cat"], "old_place": [0, 4], "new_place": [9, 4]}
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ([], "must be an object that maps names to cases"),
+        ({}, "must be an object that maps names to cases"),
+        ({"0": {}}, "case '0' must have kind, prompt, prompt_after, word"),
+        ({"../0": FIELDS}, "this cannot be one"),
+        ({"0": FIELDS | {"objects": ["dog"]}}, "a list of words, among them 'cat'"),
+        ({"0": FIELDS | {"by": 9}}, "an object is moved by"),
+        ({"0": FIELDS | {"scale": None}}, "the scale of an object"),
+        ({"0": FIELDS | {"new_place": [9]}}, "a mask is a list of starts and lengths"),
+    ],
+)
+def test_a_mistake_in_a_file_of_cases_is_one_line(tmp_path, values, message):
+    (tmp_path / "cases.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message) as error:
+        read_move_cases(tmp_path)
+    assert "cases.json: " in str(error.value) and "\n" not in str(error.value)
 
 
 # --- figures
@@ -215,6 +240,14 @@ def test_the_row_of_our_method_is_the_edit_of_the_pipeline_to_the_bit(model):
     assert len(others) == len(METHODS) - 1
     pictures = list(others.values())
     assert not any(torch.equal(a, b) for i, a in enumerate(pictures) for b in pictures[:i])
+
+
+def test_the_rows_that_find_the_place_count_for_feature_guidance(model, monkeypatch):
+    case, counter = CASES[0], RowCounter()
+    run = model.invert(case.pictures[0], case.prompt, method="direct", steps=2)
+    monkeypatch.setattr(move_benchmark, "feature_guided_move", lambda pipe, run, word, mask, **options: run)
+    METHODS["feature-guidance"].edit(model.counting(counter), run, case)
+    assert counter.rows == 2
 
 
 def test_finished_cases_are_not_run_again_and_a_method_runs_only_what_it_can_edit(model, tmp_path, monkeypatch):

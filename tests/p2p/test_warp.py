@@ -113,6 +113,11 @@ def test_an_object_half_as_large_leaves_a_hole_around_it():
     torch.testing.assert_close(warp.T.dense()[14, [7, 8, 13, 14]], torch.full((4,), 0.25))
 
 
+def test_an_object_that_is_moved_and_resized_grows_about_its_new_centre():
+    objects = [placed(box((1, 8), 0, 1, 1, 2), (2, 0), scale=2.0)]
+    assert owners(objects, (1, 8)) == cells("..0000..") and holes(objects, (1, 8)) == [0, 1, 0, 0, 0, 0, 0, 0]
+
+
 def test_a_part_beyond_the_edge_is_lost():
     warp = grid_warp([placed(box((1, 4), 0, 1, 1, 2), (2, 0))], (1, 4))
     assert warp.owner.tolist() == cells("...0") and warp.hole.int().tolist() == cells("0110")
@@ -222,8 +227,17 @@ def test_the_covered_noise_goes_into_the_hole_and_that_of_a_removed_object_is_it
     assert cells(box((1, 6), 0, 1, 1, 2), (2, 0)) == [0, 3, 4, 1, 2, 5]
     assert cells(box((1, 6), 0, 1, 1, 3), kind="remove") == [0, 0, 0, 4, 4, 5]
     assert cells(box((2, 3), 0, 0, 1, 3), size=(2, 3), kind="remove") == [3, 4, 5, 3, 4, 5]
+    in_a_row = cells(box((2, 5), 0, 1, 1, 3), size=(2, 5), kind="remove")
+    assert in_a_row == [0, 0, 0, 4, 4, 5, 6, 7, 8, 9]  # and not the nearer ones below
     assert cells(box((1, 6), 0, 0, 1, 2), (3, 0), kind="duplicate") == [0, 1, 2, 3, 4, 5]  # its noise is used already
     assert cells(box((1, 2), 0, 0, 1, 2), size=(1, 2), kind="remove") == [0, 1]  # there is no other
+
+
+def test_what_an_object_leaves_over_goes_to_new_places_first_and_what_is_covered_to_the_hole():
+    """Cells 1 and 2 grow to cells 0 to 3; the object in 5 and 6 goes."""
+    size = (1, 8)
+    objects = [placed(box(size, 0, 1, 1, 2), scale=2.0), placed(box(size, 0, 5, 1, 2), kind="remove")]
+    assert noise_cells(grid_warp(objects, size), size).tolist() == [1, 5, 2, 6, 4, 0, 3, 7]
 
 
 @pytest.mark.parametrize("by", [(8, 0), (-16, 8), (24, 16)])
@@ -392,6 +406,14 @@ def test_step_edits_of_other_movements_have_other_keys():
     terms = [((), 1, 2), ((3,), 1, 2), ((), 2, 2), ((), 1, 1)]
     assert len({StepEdit(IDENTITY, 0, 99).cache_key, *(key(*each) for each in terms)}) == 5
     assert key(*terms[1]) == key(*terms[1])
+
+
+def test_the_key_of_a_geometry_knows_objects_that_stay():
+    """The holes do not attend to them, although T is the same."""
+    moved, still = placed(box((1, 6), 0, 0, 1, 1), (1, 0)), box((1, 6), 0, 3, 1, 1)
+    warps = [StrideWarp(grid_warp([moved, placed(mask)], (1, 6))) for mask in (still, still.roll(1, 1), still)]
+    assert warps[0].left_out != warps[1].left_out and torch.equal(warps[0].T.dense(), warps[1].T.dense())
+    assert warps[0].cache_key == warps[2].cache_key != warps[1].cache_key
 
 
 # --- latents
