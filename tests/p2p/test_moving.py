@@ -13,7 +13,7 @@ from minip2p.metrics.image import psnr
 from minip2p.p2p.batching import plan_batches
 from minip2p.p2p.editing import edit_reference, run_edits
 from minip2p.p2p.options import EditOptions
-from minip2p.p2p.places import place_objects
+from minip2p.p2p.places import WordPlace, place_objects, read_policy, separate
 from minip2p.p2p.targets import make_targets
 from minip2p.sampling.settings import RunSettings
 
@@ -87,6 +87,30 @@ def test_a_zero_move_is_the_source_to_the_bit(model, run, recorded):
     for source in (run, recorded):
         for options in ({"move": {"cat": Move(mask=LEFT)}}, {"resize": {"cat": Move(mask=LEFT)}}, {"move": {}}):
             assert same_latents(model.edit(source, CAT, **options), run)
+
+
+def test_a_pixel_of_two_words_belongs_to_the_one_whose_attention_is_there():
+    """The first word attends a little to every pixel, and so with most of its attention elsewhere."""
+    everywhere = WordPlace(torch.tensor([[True, True, True, False]]), torch.tensor([[0.3, 0.2, 0.3, 0.2]]))
+    here = WordPlace(torch.tensor([[False, True, True, True]]), torch.tensor([[0.0, 0.7, 0.1, 0.2]]))
+    for places, first in (([everywhere, here], 0), ([here, everywhere], 1)):
+        masks = separate(places)
+        assert masks[first].tolist() == [[True, False, True, False]]
+        assert masks[1 - first].tolist() == [[False, True, False, True]]
+
+
+def test_a_mask_of_more_pixels_covers_a_pixel_by_half(model, run):
+    mask = torch.zeros(2 * SIZE[0], 2 * SIZE[1])
+    mask[15:, 15:] = 1
+    (placed,) = place_objects(model.components, run, EditOptions(remove={"cat": Move(mask=mask)}))
+    expected = torch.zeros(SIZE, dtype=torch.bool)
+    expected[7:, 7:], expected[7, 7] = True, False  # the corner is covered by a quarter
+    assert torch.equal(placed.mask, expected)
+
+
+def test_where_no_cross_attention_is_read_all_steps_tell_the_place(run):
+    for cross, steps in ((0.0, (0, STEPS)), ({"default_": 0.0, "cat": 0.6}, (0, 3)), (1.0, (0, STEPS))):
+        assert read_policy(run, EditOptions(cross_replace=cross)).cross_steps == steps
 
 
 def test_a_zero_move_of_a_word_is_the_source_to_the_bit(model, large):

@@ -162,6 +162,13 @@ def test_a_grown_mask_has_all_cells_that_it_touches_but_none_of_another_object()
     assert behind.tolist() == [-1, -1, 0, 1, -1, -1, -1]
 
 
+def test_the_edge_of_a_grown_object_covers_no_object_behind():
+    """One pixel of it is in cell 2 of cells of 4 pixels, and in cell 3 after the move."""
+    behind, mask = placed(box((4, 28), 0, 12, 4, 4)), box((4, 28), 0, 4, 4, 5)
+    assert owners([behind, placed(mask, (4, 0))], (1, 7), grow=True) == cells("..10...")
+    assert owners([placed(mask, (4, 0))], (1, 7), grow=True) == cells("..00...")
+
+
 def test_the_centre_is_the_mean_of_the_masks_pixels():
     assert placed(box((8, 8), 2, 4, 2, 3)).centre == (3.0, 5.5)
 
@@ -431,6 +438,12 @@ def latent_warp(objects, size, until=4, keeps_rest=True):
     """With random latents of the source's picture and of the picture whose objects were moved."""
     x0, moved_x0 = random_latents(0, size)[:2]
     return LatentWarp.of_objects(objects, [until] * len(objects), x0, moved_x0, keeps_rest=keeps_rest)
+
+
+def test_latent_pixels_that_a_mask_touches_belong_to_its_object():
+    warp = latent_warp([placed(box((64, 64), 22, 14, 12, 12), (24, 0))], (8, 8))
+    assert torch.equal(warp.hole, box((8, 8), 2, 1, 3, 3)) and torch.equal(warp.area, box((8, 8), 2, 1, 3, 6))
+    assert torch.equal(warp.until > 0, box((8, 8), 2, 4, 3, 3))
 
 
 @pytest.mark.parametrize("by, scale", [((16, 0), 1.0), ((-8, 8), 1.0), ((3, 0), 1.6)])
