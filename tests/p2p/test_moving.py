@@ -14,7 +14,8 @@ from minip2p.p2p.batching import plan_batches
 from minip2p.p2p.editing import edit_reference, run_edits
 from minip2p.p2p.options import EditOptions
 from minip2p.p2p.places import WordPlace, place_objects, read_policy, separate
-from minip2p.p2p.targets import make_targets
+from minip2p.p2p.targets import make_targets, share_until
+from minip2p.p2p.warp import ObjectEdit, PlacedObject
 from minip2p.sampling.settings import RunSettings
 
 CAT, TIGER = "a cat on the beach", "a tiger on the beach"
@@ -286,13 +287,23 @@ def test_latents_are_shared_and_the_rest_is_kept_where_the_edit_changes_nothing_
     assert two.plan.shown_objects == two.plan.movement.dropped == (2, 5)
 
 
+def test_until_counts_from_the_first_step_that_is_edited():
+    def steps(until, is_same=True):
+        return share_until(PlacedObject(ObjectEdit("cat", "move", Move((8, 0), until=until)), LEFT > 0), is_same, 10, 3)
+
+    assert [steps(until) for until in (0, 0.5, 0.9, None)] == [3, 8, 10, 10]
+    assert steps(None, is_same=False) == 3
+
+
 def test_a_local_blend_may_change_its_words_and_the_objects_places(model, run):
     black = LocalBlend(mask=box(56, 0, 8, 96), start=0.0)
     edit = model.edit(run, TIGER, move=MOVE, local_blend=black)
-    expected = model.edit(run, CAT, move=MOVE).blend_mask.clone()
+    places = model.edit(run, CAT, move=MOVE).blend_mask
+    expected = places.clone()
     expected[7] = True
     assert torch.equal(edit.blend_mask, expected)
     assert torch.equal(edit.latents[1:][..., ~expected], run.latents[1:][..., ~expected])
+    assert (edit.latents[1:][..., places] != run.latents[1:][..., places]).all(1).float().mean() > 0.9
 
 
 # --- photographs
