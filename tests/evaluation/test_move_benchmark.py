@@ -3,6 +3,8 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +13,14 @@ from PIL import Image
 
 from minip2p.checkpoints.components import RowCounter
 from minip2p.cli import main
-from minip2p.evaluation import move_benchmark
-from minip2p.evaluation.make_move_cases import KINDS, change_thing, describe_case, overlap, scene_pair
+from minip2p.evaluation import make_move_cases, move_benchmark
+from minip2p.evaluation.make_move_cases import KINDS, can_be_judged, change_thing, describe_case, overlap, scene_pair
 from minip2p.evaluation.move_benchmark import METHODS, SETTINGS, jobs_of, measure_move, result_files, run_benchmark
 from minip2p.evaluation.move_cases import MoveCase, read_move_cases
 from minip2p.evaluation.move_tables import json_line, markdown_tables, summarize_moves
 from minip2p.evaluation.pie_bench import encode_runs
 from minip2p.metrics.image import interval
+from minip2p.tiny.judge import Judge
 from minip2p.tiny.render import render
 from minip2p.tiny.scenes import ANIMALS, THINGS, is_held_out
 from minip2p.tiny.sprites import Sprites
@@ -65,6 +68,26 @@ def test_an_object_that_comes_nearer_grows_with_its_distance_from_the_horizon(sp
     assert (new.foot - before.horizon) / (old.foot - before.horizon) == pytest.approx(ratio)
     assert (new.x - 64) / (old.x - 64) == pytest.approx(ratio)
     assert change_thing("enlarge", before, np.random.default_rng(0), sprites).size > old.size
+
+
+@pytest.mark.parametrize("foot, order", [(-4, ["changed", "other"]), (4, ["other", "changed"])])
+def test_the_nearer_object_hides_the_other_in_its_new_place(sprites, foot, order):
+    before, _ = scene_pair("diagonal", 1, np.random.default_rng(0), sprites)
+    other, thing = (replace(each, size=40.0) for each in before.things)
+    changed = replace(thing, x=other.x, foot=other.foot + foot)
+    scenes = (replace(before, things=(other, each)) for each in (replace(thing, foot=other.foot - foot), changed))
+    _, fields = describe_case("diagonal", *scenes, sprites)
+    names = {"changed": thing.name, "other": other.name}
+    assert fields["objects"] == [names[each] for each in order]
+    visible = sum(fields["new_place"][1::2])
+    assert visible == (40 * 40 if foot > 0 else 4 * 40)
+
+
+def test_a_case_is_taken_if_the_true_result_is_right_after_the_vae_too(model, monkeypatch):
+    judge = Judge.load()
+    assert can_be_judged(CASES[0], model, judge)
+    monkeypatch.setattr(make_move_cases, "reconstruct_truth", lambda pipe, case: torch.zeros(3, 128, 128))
+    assert not can_be_judged(CASES[0], model, judge)
 
 
 def test_the_cases_that_ship():
@@ -200,6 +223,17 @@ def test_an_object_is_resized_if_its_size_is_nearer_to_the_true_one():
     assert success(case, box(60, 35, 30)) == 0
 
 
+def test_an_object_moved_in_depth_has_its_new_size_and_place_and_leaves_the_old_one():
+    old, new = box(40, 40, 30), box(45, 45, 20)
+    larger = box(43, 43, 24)  # nearer to the true size, but over a third of what the object leaves
+    for kind, expected in (("shrink", 1), ("depth", 0)):
+        case = case_by_hand(kind, old, new, by=(0, 0), scale=2 / 3)
+        assert success(case, new) == 1 and success(case, larger) == expected and success(case, old) == 0
+    case = case_by_hand("depth", OLD, box(60, 35, 30), scale=1.5)
+    sizes = {box(60, 35, 30): 1, box(65, 40, 20): 0, box(75, 35, 30): 0}
+    assert [success(case, mask) for mask in sizes] == list(sizes.values())
+
+
 def test_an_object_is_duplicated_if_both_places_are_covered():
     case = case_by_hand("duplicate", OLD, NEW)
     assert success(case, OLD | NEW) == 1
@@ -228,6 +262,23 @@ def test_decibels_are_of_the_background_the_hole_and_the_object():
     assert figures["psnr"] == pytest.approx(20 + 10 * math.log10(128**2 / 400), abs=1e-3)
 
 
+def test_the_hole_is_what_is_left_and_the_background_what_is_equal_in_all_colours():
+    new = box(30)
+    case = case_by_hand("horizontal", OLD, new)
+    case.pictures[1][:, box(100)] = case.pictures[0][:, box(100)]
+    case.pictures[0][:, OLD & new] = 0.5
+    case.pictures[1][0, box(100)] += 0.5  # a shadow that is only red
+    after = case.pictures[1].clone()
+    after[:, OLD & new] += 0.2
+    after[0, box(100)] += 0.2
+    figures = measure_move(case, after, Seen(new, ["cat"]))
+    assert figures["psnr_hole"] == figures["psnr_background"] == 60
+    two = case_by_hand("duplicate", OLD, NEW)
+    after = two.pictures[1].clone()
+    after[:, OLD] += 0.2
+    assert measure_move(two, after, Seen(OLD | NEW, ["cat"]))["psnr_object"] == 60
+
+
 # --- runs
 
 
@@ -242,12 +293,89 @@ def test_the_row_of_our_method_is_the_edit_of_the_pipeline_to_the_bit(model):
     assert not any(torch.equal(a, b) for i, a in enumerate(pictures) for b in pictures[:i])
 
 
+PARTS = {
+    "noise": dict(noise=True),
+    "cross": dict(cross=True),
+    "cross+self": dict(cross=True, self_=True),
+    "cross+self+noise": dict(cross=True, self_=True, noise=True),
+    "cross+self+noise+blend": dict(cross=True, self_=True, noise=True, blend=True),
+    "move": dict(cross=True, self_=True, noise=True, blend=True, latents=True),
+    "true-mask": dict(cross=True, self_=True, noise=True, blend=True, latents=True),
+}
+
+
+def test_each_row_has_the_parts_of_our_method_that_it_names(model, monkeypatch):
+    edited, masks, plan_move = [], [], move_benchmark.plan_move
+
+    def run_edits(components, origin, targets):
+        edited.append(targets[0])
+        return [SimpleNamespace(picture=None)]
+
+    def plan(pipe, run, case, mask, options):
+        masks.append(mask)
+        return plan_move(pipe, run, case, mask, options)
+
+    monkeypatch.setattr(move_benchmark, "run_edits", run_edits)
+    monkeypatch.setattr(move_benchmark, "plan_move", plan)
+    case = CASES[0]
+    run = model.invert(case.pictures[0], case.prompt, method="direct", steps=2)
+    for name, expected in PARTS.items():
+        METHODS[name].edit(model, run, case)
+        plan_, warp = edited[-1].plan, edited[-1].warp
+        parts = {
+            "cross": plan_.movement is not None and bool(plan_.cross_alpha.any()),
+            "self_": plan_.movement is not None and bool(plan_.self_alpha.any()),
+            "noise": not torch.equal(warp.noise_cells, torch.arange(len(warp.noise_cells))),
+            "blend": warp.keeps_rest,
+            "latents": bool(warp.until.any()),
+        }
+        assert {part for part, has in parts.items() if has} == set(expected), name
+    assert masks[:-1] == [None] * 6 and torch.equal(masks[-1], case.places[0])
+    assert not edited[0].plan.cross_alpha.any()  # the noise alone
+
+
+def test_other_methods_are_told_the_same_move(monkeypatch):
+    calls = []
+
+    def method(pipe, run, *arguments, **options):
+        calls.append((*arguments, options))
+        return SimpleNamespace(picture=None)
+
+    run = SimpleNamespace()
+    pipe = SimpleNamespace(edit=partial(method, None))
+    monkeypatch.setattr(move_benchmark, "self_guided_move", method)
+    case = case_by_hand("diagonal", OLD, NEW, by=(4, 8), scale=1.5, objects=("dog", "cat"))
+    METHODS["self-guidance"].edit(pipe, run, case)
+    assert calls[-1] == ("cat", {"by": (4, 8), "scale": 1.5, "others": ["dog"]})
+    METHODS["regenerate"].edit(pipe, run, replace(case, prompt_after="a dog"))
+    assert calls[-1] == ("a dog", {"cross_replace": 0.0, "self_replace": 0.0})
+
+
+def test_an_edit_names_all_objects_from_back_to_front():
+    move, remove = (case_by_hand(kind, OLD, NEW, objects=("dog", "cat", "pig")) for kind in ("horizontal", "remove"))
+    assert list(move.edit_options()["move"]) == ["dog", "cat", "pig"] and move.edit_options()["move"]["pig"] == (0, 0)
+    options = remove.edit_options()
+    assert options["move"] == {"dog": (0, 0), "pig": (0, 0)} and list(options["remove"]) == ["cat"]
+
+
+def test_pasted_latents_fill_the_hole_with_what_the_object_covers(model):
+    case = CASES[0]
+    run = model.invert(case.pictures[0], case.prompt, method="direct", steps=2)
+    old, new = case.places
+    change = (METHODS["paste"].edit(model, run, case) - run.picture).abs().mean(0)
+    assert min(float(change[old & ~new].mean()), float(change[new & ~old].mean())) > 0.2
+    assert float(change[(case.pictures[0] == case.pictures[1]).all(0)].mean()) < 0.05
+
+
 def test_the_rows_that_find_the_place_count_for_feature_guidance(model, monkeypatch):
     case, counter = CASES[0], RowCounter()
     run = model.invert(case.pictures[0], case.prompt, method="direct", steps=2)
-    monkeypatch.setattr(move_benchmark, "feature_guided_move", lambda pipe, run, word, mask, **options: run)
+    calls = []
+    monkeypatch.setattr(
+        move_benchmark, "feature_guided_move", lambda *arguments, **options: calls.append(options) or run
+    )
     METHODS["feature-guidance"].edit(model.counting(counter), run, case)
-    assert counter.rows == 2
+    assert counter.rows == 2 and calls == [{"by": case.by, "scale": case.scale}]
 
 
 def test_finished_cases_are_not_run_again_and_a_method_runs_only_what_it_can_edit(model, tmp_path, monkeypatch):

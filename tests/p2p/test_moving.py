@@ -1,12 +1,15 @@
 """Edits that move, resize, duplicate and remove objects, from runs to pictures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from runs import deviations, same_latents
 
 from minip2p import LocalBlend, Move, SiteFilter
-from minip2p.attention.contract import explicit
+from minip2p.attention.contract import explicit, fused
+from minip2p.baselines.gradients import restart
 from minip2p.checkpoints.components import RowCounter
 from minip2p.inversion.methods import METHODS
 from minip2p.metrics.image import psnr
@@ -16,7 +19,9 @@ from minip2p.p2p.options import EditOptions
 from minip2p.p2p.places import WordPlace, place_objects, read_policy, separate
 from minip2p.p2p.targets import make_targets, share_until
 from minip2p.p2p.warp import ObjectEdit, PlacedObject
+from minip2p.sampling.sampler import sample
 from minip2p.sampling.settings import RunSettings
+from minip2p.sampling.trajectory import SourceRun
 
 CAT, TIGER = "a cat on the beach", "a tiger on the beach"
 STEPS, SIZE = 4, (64, 96)
@@ -327,6 +332,37 @@ def test_photographs_of_every_inversion(model, run, method):
         assert torch.equal(edit.conditioning.variance_noise[:, :, 2:6, 6:9], z[:, :, 2:6, 1:4])
         back_again = model.edit(edit, CAT, move={"cat": Move((-40, 0), mask=LEFT.roll(40, 1))})
         assert torch.equal(back_again.conditioning.variance_noise, z)
+
+
+@pytest.mark.parametrize("method", ["edit-friendly", "virtual"])
+def test_each_step_has_moved_noise_and_a_moved_correction(model, run, method):
+    """Without an edit of attention: the same as sampling from the moved noise, step by step."""
+    inverted = model.invert(run.picture, CAT, method=method, steps=STEPS, skip=0.0)
+    options = EditOptions(cross_replace=0.0, self_replace=0.0, move=MOVE)
+    (target,) = make_targets(model.components, inverted, [CAT], options)
+    warp = replace(target.warp, until=torch.zeros_like(target.warp.until), keeps_rest=False)
+    free = replace(target, warp=warp, plan=replace(target.plan, movement=None))
+    (edit,) = run_edits(model.components, inverted, [free])
+    source = SourceRun(model.components, inverted)
+    for i in range(STEPS):
+        source.advance(i)
+    assert len(source.corrections) == (STEPS if method == "virtual" else 0)
+
+    def corrected(i, x, eps):
+        return eps + warp.move_noise(source.corrections[i]) if source.corrections else eps
+
+    start = restart(inverted, warp.move_noise(inverted.latents[:1]), fused)
+    start = replace(start, conditioning=target.conditioning(inverted.conditioning))
+    assert deviations(edit, sample(model.components, start, correct=corrected)) <= 1e-3
+    assert deviations(edit, inverted) > 0.1
+
+
+def test_live_edits_of_a_photograph_start_from_their_own_noise(model, run):
+    """Also at the steps that they take over from the source."""
+    inverted = model.invert(run.picture, CAT, method="edit-friendly", steps=STEPS, skip=0.5)
+    live = model.live(inverted)
+    for kind in ("move", "larger"):
+        assert same_latents(live.edit(CAT, **KINDS[kind]), model.edit(inverted, CAT, **KINDS[kind]))
 
 
 # --- bad input
