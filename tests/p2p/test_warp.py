@@ -116,6 +116,8 @@ def test_an_object_half_as_large_leaves_a_hole_around_it():
 def test_an_object_that_is_moved_and_resized_grows_about_its_new_centre():
     objects = [placed(box((1, 8), 0, 1, 1, 2), (2, 0), scale=2.0)]
     assert owners(objects, (1, 8)) == cells("..0000..") and holes(objects, (1, 8)) == [0, 1, 0, 0, 0, 0, 0, 0]
+    objects = [placed(box((8, 1), 1, 0, 2, 1), (0, 2), scale=2.0)]
+    assert owners(objects, (8, 1)) == cells("..0000..") and holes(objects, (8, 1)) == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
 def test_a_part_beyond_the_edge_is_lost():
