@@ -99,14 +99,17 @@ def read_move_case(folder: Path, name: str, fields: Any) -> MoveCase:
     check_case_name(where, name)
     if not isinstance(fields, dict) or not all(isinstance(fields.get(key), str) for key in TEXT_FIELDS):
         raise ValueError(f"{where} must have {', '.join(TEXT_FIELDS)}, objects, old_place and new_place")
-    objects, by = fields.get("objects"), fields.get("by")
+    objects: Any = fields.get("objects")
+    is_removed = fields["kind"] == "remove"
+    by: Any = None if is_removed else fields.get("by")
+    scale: Any = None if is_removed else fields.get("scale")
     if not are_words(objects) or fields["word"] not in objects:
         raise ValueError(f"{where}: objects must be a list of words, among them {fields['word']!r}")
     try:
         for key in ("old_place", "new_place"):
             decode_runs(fields.get(key), (1, 1))
-        if fields["kind"] != "remove":
-            Move(by=by, scale=fields.get("scale"))
+        if not is_removed:
+            Move(by=by, scale=scale)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return MoveCase(
@@ -117,7 +120,7 @@ def read_move_case(folder: Path, name: str, fields: Any) -> MoveCase:
         prompt_after=fields["prompt_after"],
         word=fields["word"],
         by=None if by is None else (by[0], by[1]),
-        scale=fields.get("scale"),
+        scale=scale,
         objects=objects,
         old_runs=fields["old_place"],
         new_runs=fields["new_place"],
