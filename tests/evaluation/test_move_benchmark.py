@@ -11,11 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from minip2p.checkpoints.components import RowCounter
+from minip2p.checkpoints.components import Components, RowCounter
 from minip2p.cli import main
 from minip2p.evaluation import make_move_cases, move_benchmark
 from minip2p.evaluation.make_move_cases import KINDS, can_be_judged, change_thing, describe_case, overlap, scene_pair
-from minip2p.evaluation.move_benchmark import METHODS, SETTINGS, jobs_of, measure_move, result_files, run_benchmark
+from minip2p.evaluation.move_benchmark import (
+    METHODS,
+    SETTINGS,
+    jobs_of,
+    measure_move,
+    plan_move,
+    result_files,
+    run_benchmark,
+)
 from minip2p.evaluation.move_cases import MoveCase, read_move_cases
 from minip2p.evaluation.move_tables import json_line, markdown_tables, summarize_moves
 from minip2p.evaluation.pie_bench import encode_runs
@@ -331,7 +339,7 @@ def test_each_row_has_the_parts_of_our_method_that_it_names(model, monkeypatch):
         }
         assert {part for part, has in parts.items() if has} == set(expected), name
     assert masks[:-1] == [None] * 6 and torch.equal(masks[-1], case.places[0])
-    assert not edited[0].plan.cross_alpha.any()  # the noise alone
+    assert edited[0].plan.movement is None and not edited[0].plan.cross_alpha.any()  # the noise alone
 
 
 def test_other_methods_are_told_the_same_move(monkeypatch):
@@ -358,11 +366,17 @@ def test_an_edit_names_all_objects_from_back_to_front():
     assert options["move"] == {"dog": (0, 0), "pig": (0, 0)} and list(options["remove"]) == ["cat"]
 
 
-def test_pasted_latents_fill_the_hole_with_what_the_object_covers(model):
+def test_pasted_latents_fill_the_hole_with_what_the_object_covers(model, monkeypatch):
     case = CASES[0]
     run = model.invert(case.pictures[0], case.prompt, method="direct", steps=2)
     old, new = case.places
+    decoded, decode = [], Components.decode
+    monkeypatch.setattr(Components, "decode", lambda self, x: decoded.append(x) or decode(self, x))
     change = (METHODS["paste"].edit(model, run, case) - run.picture).abs().mean(0)
+    _, target = plan_move(model, run, case)
+    hole = target.warp.hole
+    filled = run.latents[-1:].flatten(2)[..., target.warp.noise_cells[hole.flatten()]]
+    assert hole.any() and any(x.shape == run.latents[-1:].shape and torch.equal(x[..., hole], filled) for x in decoded)
     assert min(float(change[old & ~new].mean()), float(change[new & ~old].mean())) > 0.2
     assert float(change[(case.pictures[0] == case.pictures[1]).all(0)].mean()) < 0.05
 
