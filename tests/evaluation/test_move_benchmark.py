@@ -436,6 +436,8 @@ def test_a_summary_by_hand():
     assert summary["over_paste_moved_diagonal"][0] == 2 and "over_paste_resize" not in summary
     assert summary["hole_db_moved_horizontal"][0] == 12 and summaries["paste"]["whole_db"][0] == 19
     assert "duplicate" not in summary
+    copied = summarize_moves([*ROWS, row("5", "duplicate", "move", 1.0, 60.0, psnr_background=60.0)], ["move"])["move"]
+    assert copied["duplicate"][0] == 100 and copied["background_db"] == summary["background_db"]
 
 
 def test_the_last_line_and_the_tables():
