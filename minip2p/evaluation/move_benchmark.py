@@ -117,6 +117,17 @@ def paste_latents(pipe: Pipeline, run: Trajectory, case: MoveCase) -> Tensor:
     return pipe.components.decode(torch.where(warp.hole, warp.move_noise(x), pasted))[0]
 
 
+def paste_pixels(pipe: Pipeline, run: Trajectory, case: MoveCase) -> Tensor:
+    """The object's pixels cut out and pasted, as our method does it, and the nearest pixels of the rest in the hole.
+
+    Around the places the picture is the source's. What our method has beyond this is sampled.
+    """
+    _, target = plan_move(pipe, run, case)
+    warp = target.warp
+    assert warp is not None
+    return pipe.components.decode(torch.where(warp.area, warp.moved_x0, warp.x0))[0]
+
+
 def reconstruct_truth(pipe: Pipeline, case: MoveCase) -> Tensor:
     """The true result after the VAE: no edit of latents can be better."""
     return pipe.components.decode(pipe.components.encode(case.pictures[1][None]))[0]
@@ -153,6 +164,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "vae": Method(lambda pipe, run, case: reconstruct_truth(pipe, case)),
         "paste": Method(paste_latents, ("remove",)),
+        "paste-pixels": Method(paste_pixels),
         "noise": Method(
             MoveMethod(attention=False, blend=False, latents=False, options={"cross_replace": 0.0, "self_replace": 0.0})
         ),
