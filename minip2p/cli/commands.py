@@ -288,7 +288,8 @@ def paste_over_source(args: Namespace, source: Trajectory, run: Trajectory, mask
     else:
         original = fit_image(read_image(args.source), (edited.shape[1], edited.shape[2]), **fit_option(args))
     mask = run.blend_mask if mask is None else mask >= 0.5
-    assert mask is not None
+    if mask is None:
+        raise ValueError("--paste needs a mask: new words may change the picture anywhere, so give a word with --blend")
     return to_pil(composite(edited, original, mask))
 
 
@@ -307,8 +308,9 @@ def fit_setting(args: Namespace) -> dict[str, str]:
 
 def check_paste(args: Namespace) -> None:
     """Raises ValueError for --paste without a mask."""
-    if args.paste and args.local_blend is None and args.mask is None:
-        raise ValueError("--paste needs a mask: give a word with --blend, or a picture with --mask")
+    has_objects = bool(args.move or args.resize or args.duplicate or args.remove)
+    if args.paste and args.local_blend is None and args.mask is None and not has_objects:
+        raise ValueError("--paste needs a mask: give a word with --blend, or a picture with --mask, or move an object")
 
 
 def check_source_options(args: Namespace) -> None:

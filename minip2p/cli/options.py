@@ -135,11 +135,20 @@ def edit_options(args: Namespace) -> dict[str, Any]:
 def object_options(args: Namespace) -> dict[str, Any]:
     """--move, --resize, --duplicate and --remove, as keywords of `Pipeline.edit`; None for those that are not given."""
     moves = {
-        name: dict(parse_move(f"--{name}", text) for text in getattr(args, name)) for name in ("move", "duplicate")
+        name: once_each(f"--{name}", [parse_move(f"--{name}", text) for text in getattr(args, name)])
+        for name in ("move", "duplicate")
     }
-    scales = dict(parse_scale(text) for text in args.resize)
+    scales = once_each("--resize", [parse_scale(text) for text in args.resize])
     values: dict[str, Any] = {"move": moves["move"], "resize": scales, "duplicate": moves["duplicate"]}
     return {name: value or None for name, value in (values | {"remove": args.remove}).items()}
+
+
+def once_each(flag: str, values: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The values by their words. Raises ValueError for a word that is named twice. flag: of the option."""
+    words = [word for word, _ in values]
+    if twice := [word for n, word in enumerate(words) if word in words[:n]]:
+        raise ValueError(f"{flag} names {twice[0]!r} twice: give it once")
+    return dict(values)
 
 
 def parse_move(flag: str, text: str) -> tuple[str, tuple[float, float]]:

@@ -59,7 +59,8 @@ class Move:
 
     def __post_init__(self) -> None:
         by = self.by
-        if not isinstance(by, tuple | list) or len(by) != 2 or not all(is_finite(shift) for shift in by):
+        is_pair = isinstance(by, tuple | list) and len(by) == 2
+        if not is_pair or not all(is_finite(shift) and not isinstance(shift, bool) for shift in by):
             raise ValueError(f"an object is moved by (x, y) pixels, as (32, 0), not by {by!r}")
         if not is_finite(self.scale) or not SMALLEST_SCALE <= self.scale <= LARGEST_SCALE:
             limits = f"{SMALLEST_SCALE:g} to {LARGEST_SCALE:g}"

@@ -222,10 +222,21 @@ def test_paste_keeps_the_pixels_of_a_generated_picture_outside_of_the_mask(tmp_p
     assert png_settings(tmp_path / "p.png")[2]["Paste"] == "True"
 
 
+def test_paste_keeps_the_pixels_outside_of_the_places_of_moved_objects(tmp_path, loaded, capsys):
+    edit = "edit", CAT, "--seed", 1, "--steps", 4, "--move", "cat:24,0", "--paste"
+    assert run(*edit[:2], CAT, *edit[2:], "-o", tmp_path / "p.png") == 0
+    pasted, source = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("p", "p-source"))
+    assert (pasted[:, :8] == source[:, :8]).all() and (pasted != source).any()
+    capsys.readouterr()
+    line = error_line(capsys, *edit[:2], "a cat on the snow", *edit[2:], "-o", tmp_path / "q.png")
+    assert line.startswith("--paste needs a mask: new words may change the picture anywhere")
+    assert not (tmp_path / "q.png").exists()
+
+
 @pytest.mark.parametrize("arguments", [[PHOTO, TIGER, "--prompt", CAT], [CAT, TIGER]])
 def test_paste_needs_a_mask(arguments, tmp_path, capsys, loaded):
     line = error_line(capsys, "edit", *arguments, "--paste", "-o", tmp_path / "p.png")
-    assert line == "--paste needs a mask: give a word with --blend, or a picture with --mask"
+    assert line == "--paste needs a mask: give a word with --blend, or a picture with --mask, or move an object"
 
 
 @pytest.mark.parametrize("command", ["invert", "edit", "--mask", "--within"])
@@ -481,6 +492,8 @@ MISTAKES = (
     (("edit", CAT, TIGER, "--resize", "cat:20"), "the scale of an object must be a number from 0.1 to 10, not 20.0"),
     (("edit", CAT, TIGER, "--resize", "2"), "--resize takes a word and a factor of its size, as cat:1.5, not '2'"),
     (("edit", CAT, TIGER, "--move", "cat:8,0", "--remove", "cat"), "'cat' is named twice among the objects"),
+    (("edit", CAT, CAT, "--move", "cat:8,0", "--move", "cat:9,0"), "--move names 'cat' twice: give it once"),
+    (("edit", CAT, CAT, "--resize", "cat:2", "--resize", "cat:3"), "--resize names 'cat' twice: give it once"),
     (("edit", CAT, CAT, "--move", "cat:999,0"), "the new place of 'cat', by (999, 0) pixels at scale 1, is outside"),
     (("edit", CAT, CAT, "--remove", "the"), "'the' has no place: no pixel attends to it more than by chance"),
     (("edit", CAT, TIGER, "--cross", "nan"), "the steps of --cross are shares 0 <= start <= end <= 1"),

@@ -128,6 +128,7 @@ def test_options_that_are_taken(options):
         ({"move": "cat"}, "move takes an object by its word, as {'cat': (32, 0)}, not 'cat'"),
         ({"resize": ["cat"]}, "resize takes an object by its word, as {'cat': 1.5}, not ['cat']"),
         ({"duplicate": {"cat": 32}}, "an object is moved by (x, y) pixels, as (32, 0), not by 32"),
+        ({"move": {"cat": (True, 0)}}, "an object is moved by (x, y) pixels, as (32, 0), not by (True, 0)"),
         ({"resize": {"cat": 0}}, "the scale of an object must be a number from 0.1 to 10, not 0"),
         ({"move": {"cat": (1, 0)}, "remove": ["cat"]}, "'cat' is named twice among the objects"),
         ({"move": {"cat": (1, 0)}, "duplicate": {"cat": (2, 0)}}, "'cat' is named twice among the objects"),
