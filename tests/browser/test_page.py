@@ -289,6 +289,9 @@ def test_an_object_is_dragged_resized_doubled_removed_and_put_back_with_the_mous
     assert sent == [{"word": "house", "kind": "move", "x": 0, "y": 0, "scale": 1}, {"word": "cat", "kind": "remove"}]
     sent = objects_sent(page, lambda: cat.get_by_text("Put back").click())
     assert sent[1] == {"word": "cat", "kind": "move", "x": 0, "y": 0, "scale": 1}
+    sent = objects_sent(page, lambda: drag(page, border.last.bounding_box(), -2000, 0))
+    assert -128 < sent[1]["x"] < 0  # its centre stays in the picture
+    objects_sent(page, lambda: cat.get_by_text("Put back").click())
     sent = objects_sent(page, lambda: cat.get_by_text("Duplicate").click())
     assert (
         sent[1]["kind"] == "duplicate"

@@ -7,12 +7,14 @@ from command_line import error_line, run
 
 from minip2p.checkpoints.components import RowCounter
 from minip2p.cli import estimate, experiments
-from minip2p.evaluation import edit_benchmark
+from minip2p.evaluation import edit_benchmark, move_benchmark
 
 
 def test_methods_are_named_or_all():
-    assert experiments.parse_methods("direct,ddim") == ["direct", "ddim"]
-    assert experiments.parse_methods("all") == list(edit_benchmark.METHODS)
+    assert experiments.parse_methods("direct,ddim", edit_benchmark.METHODS) == ["direct", "ddim"]
+    assert experiments.parse_methods("all", edit_benchmark.METHODS) == list(edit_benchmark.METHODS)
+    with pytest.raises(ValueError, match="--methods has 'direct'; the methods are vae, paste, "):
+        experiments.parse_methods("direct", move_benchmark.METHODS)
 
 
 @pytest.mark.parametrize(

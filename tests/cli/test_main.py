@@ -18,13 +18,14 @@ import minip2p
 from minip2p import LocalBlend
 from minip2p.cli import commands, main
 from minip2p.errors import Notice
+from minip2p.evaluation import move_benchmark
 from minip2p.inversion.methods import METHODS
 from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.settings import RunSettings
 
 COMMANDS = ["demo", "generate", "edit", "invert", "instruct", "inpaint", "maps"]
-COMMANDS += ["show", "words", "app", "sweep", "bench-edits"]
+COMMANDS += ["show", "words", "app", "sweep", "bench-edits", "bench-moves"]
 
 
 def subparsers():
@@ -83,7 +84,7 @@ def test_help_names_the_librarys_defaults_and_the_parser_has_none_of_its_own(com
         option = action.option_strings[-1]
         default = re.search(r"\(default: ([^),;]+)", action.help)
         if option in DEFAULTS:
-            value = DEFAULTS[option]
+            value = move_benchmark.STEPS if (command, option) == ("bench-moves", "--steps") else DEFAULTS[option]
             assert default, option
             assert default[1] == ("the model's" if value is None else str(value)), option
             assert action.default is None, option

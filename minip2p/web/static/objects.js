@@ -109,6 +109,12 @@ class PictureObject {
     this.buttons.back.setAttribute("aria-disabled", String(this.isStill));
   }
 
+  /** The values with a shift at which the object's centre stays in the picture. */
+  inside({ x = this.x, y = this.y, ...others }) {
+    const within = (value, centre, side) => Math.max(Math.ceil(-centre), Math.min(Math.floor(side - centre), value));
+    return { x: within(x, this.centre[0], this.run.size[1]), y: within(y, this.centre[1], this.run.size[0]), ...others };
+  }
+
   set(values) {
     for (const [name, value] of Object.entries(values)) this[name] = name in LARGEST ? bound(name, value) : value;
     this.draw();
@@ -146,7 +152,7 @@ class PictureObject {
       else if (x !== this.x || y !== this.y || scale !== this.scale) this.tell(this, "change");
     };
     this.shape.setPointerCapture(event.pointerId);
-    listen(this.shape, "pointermove", (now) => this.set(follow(at(now), start, { x, y, scale })));
+    listen(this.shape, "pointermove", (now) => this.set(this.inside(follow(at(now), start, { x, y, scale }))));
     listen(this.shape, "pointerup", () => end(true));
     listen(this.shape, "pointercancel", () => end(false));
     listen(this.shape, "keydown", (pressed) => pressed.key === "Escape" && end(false));
@@ -157,7 +163,7 @@ class PictureObject {
     const shift = SHIFTS[event.key];
     if (event.key === "Delete" || event.key === "Backspace") this.become("remove");
     else if (this.kind === "remove") return;
-    else if (shift) this.change({ x: this.x + shift[0] * (event.shiftKey ? 8 : 1), y: this.y + shift[1] * (event.shiftKey ? 8 : 1) });
+    else if (shift) this.change(this.inside({ x: this.x + shift[0] * (event.shiftKey ? 8 : 1), y: this.y + shift[1] * (event.shiftKey ? 8 : 1) }));
     else if (SIZES[event.key]) this.change({ scale: Math.round(100 * (this.scale + SIZES[event.key])) / 100 });
     else return;
     event.preventDefault();
