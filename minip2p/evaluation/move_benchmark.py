@@ -28,7 +28,7 @@ from minip2p.p2p.editing import record_for_moves, run_edits
 from minip2p.p2p.options import EditOptions
 from minip2p.p2p.places import place_objects
 from minip2p.p2p.targets import EditTarget, make_targets
-from minip2p.p2p.warp import grid_warp
+from minip2p.p2p.warp import grid_warp, noise_cells
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.progress import progress_bar
 from minip2p.sampling.trajectory import Trajectory
@@ -107,14 +107,12 @@ def plan_move(
 
 def paste_latents(pipe: Pipeline, run: Trajectory, case: MoveCase) -> Tensor:
     """The encoded picture, of which the object's latents are cut out and pasted, and what they cover fills the hole."""
-    reading, target = plan_move(pipe, run, case)
-    warp = target.warp
-    assert warp is not None
-    x = run.latents[-1:]
-    edit = EditOptions(**case.edit_options())
+    edit = EditOptions(**SETTINGS, **case.edit_options())
+    reading = record_for_moves(pipe.components, run, edit)
     grid = grid_warp(place_objects(pipe.components, reading, edit), run.latent_size, grow=True)
-    pasted = grid.T.rows(x.flatten(-2).mT).mT.reshape(x.shape)
-    return pipe.components.decode(torch.where(warp.hole, warp.move_noise(x), pasted))[0]
+    x = run.latents[-1:].flatten(-2)
+    pasted, covered = grid.T.rows(x.mT).mT, x[..., noise_cells(grid, run.latent_size)]
+    return pipe.components.decode(torch.where(grid.hole, covered, pasted).unflatten(-1, run.latent_size))[0]
 
 
 def paste_pixels(pipe: Pipeline, run: Trajectory, case: MoveCase) -> Tensor:

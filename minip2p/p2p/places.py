@@ -29,7 +29,7 @@ LARGEST_PLACE = 0.6  # of the picture: what attends to more of it is no object
 
 @dataclass(frozen=True, eq=False)
 class WordPlace:
-    """Where a word of the source is. mask: H W bool. share: of the attention to it, the part of each pixel, H W."""
+    """Where a word of the source is. mask: H W bool. share: of the attention to the word, by pixel, H W."""
 
     mask: Tensor
     share: Tensor
@@ -85,7 +85,7 @@ def place_masks(
 def separate(places: Sequence[WordPlace]) -> list[Tensor]:
     """The masks of words, H W bool, of which no two overlap.
 
-    A pixel of several masks belongs to the word of whose attention the largest share is there. So a word with much
+    A pixel of several masks goes to the word that has the largest share of its attention there. So a word with much
     attention everywhere does not take the place of another.
     """
     if not places:

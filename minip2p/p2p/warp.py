@@ -159,7 +159,7 @@ class Resampling:
         out = out * weights[:, :1]
         for k in range(1, indices.shape[1]):
             out = out + x[..., indices[:, k], :] * weights[:, k : k + 1]
-        return torch.where(weights[:, :1] == 1, x[..., indices[:, 0], :], out)
+        return out
 
     def dense(self) -> Tensor:
         """The matrix itself."""
@@ -440,15 +440,14 @@ def attention_warps(
 class LatentWarp:
     """How objects are moved in the latents, where all cells that a mask touches belong to its object.
 
-    noise_cells: where each cell's noise comes from, see `noise_cells`. area: n ∪ h, y x. hole: h, y x. until: by cell,
-    y x, the first step after which the object that owns it no longer has the source's latents; 0 outside of n.
-    keeps_rest: whether the latents outside of the area stay the source's. x0, moved_x0: the latents of the source's
-    picture, and of this picture after its objects were moved (`move_pixels`), 1 c h w each.
+    noise_cells: where each cell's noise comes from, see `noise_cells`. area: n ∪ h, y x. until: by cell, y x, the first
+    step after which the object that owns it no longer has the source's latents; 0 outside of n. keeps_rest: whether the
+    latents outside of the area stay the source's. x0, moved_x0: the latents of the source's picture, and of this
+    picture after its objects were moved (`move_pixels`), 1 c h w each.
     """
 
     noise_cells: Tensor
     area: Tensor
-    hole: Tensor
     until: Tensor
     keeps_rest: bool
     x0: Tensor
@@ -465,8 +464,8 @@ class LatentWarp:
         is_still = grid.T.is_identity & (cells == torch.arange(len(cells)))
         moved_x0 = torch.where(is_still.reshape(size).to(x0.device), x0, moved_x0)
         steps = torch.tensor([*until, 0])[grid.owner].reshape(size)  # an owner of -1 is the last element
-        hole = grid.hole.reshape(size)
-        return cls(cells, (grid.owner >= 0).reshape(size) | hole, hole, steps, keeps_rest, x0, moved_x0)
+        area = ((grid.owner >= 0) | grid.hole).reshape(size)
+        return cls(cells, area, steps, keeps_rest, x0, moved_x0)
 
     @cached_property
     def cache_key(self) -> Hashable:
@@ -492,7 +491,7 @@ class LatentWarp:
         moved = torch.where(self.is_still.to(x.device), after, moved)
         return torch.where((i < self.until).to(x.device), moved, x)
 
-    @property
+    @cached_property
     def is_still(self) -> Tensor:
         """The cells whose signal and noise stay where they are, y x bool."""
         same_noise = self.noise_cells == torch.arange(len(self.noise_cells))

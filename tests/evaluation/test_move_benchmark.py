@@ -374,7 +374,7 @@ def test_pasted_latents_fill_the_hole_with_what_the_object_covers(model, monkeyp
     monkeypatch.setattr(Components, "decode", lambda self, x: decoded.append(x) or decode(self, x))
     change = (METHODS["paste"].edit(model, run, case) - run.picture).abs().mean(0)
     _, target = plan_move(model, run, case)
-    hole = target.warp.hole
+    hole = target.warp.area & (target.warp.until == 0)
     filled = run.latents[-1:].flatten(2)[..., target.warp.noise_cells[hole.flatten()]]
     assert hole.any() and any(x.shape == run.latents[-1:].shape and torch.equal(x[..., hole], filled) for x in decoded)
     assert min(float(change[old & ~new].mean()), float(change[new & ~old].mean())) > 0.2
