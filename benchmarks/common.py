@@ -14,6 +14,7 @@ import torch
 
 import minip2p
 from minip2p.io.files import shipped_weights
+from minip2p.sampling.guidance import unet_noise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -67,13 +68,24 @@ def diffusers_pipeline(folder: Path, dtype: torch.dtype, pipeline_class: Any = N
     return pipeline
 
 
-def prompt2prompt_pipeline(path: Path, folder: Path, dtype: torch.dtype) -> Any:
-    """The community's Prompt-to-Prompt pipeline, from its file."""
+def prompt2prompt_class(path: Path) -> Any:
+    """The class of the community's Prompt-to-Prompt pipeline, from its file."""
     spec = importlib.util.spec_from_file_location("pipeline_prompt2prompt", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return diffusers_pipeline(folder, dtype, module.Prompt2PromptPipeline)
+    return module.Prompt2PromptPipeline
+
+
+def randomize(module: torch.nn.Module, generator: torch.Generator) -> None:
+    """Draws matrices of variance 1 / fan-in, norms near one and biases near zero."""
+    for name, p in module.named_parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=p[0].numel() ** -0.5, generator=generator)
+        else:
+            torch.nn.init.normal_(
+                p, 1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.1, generator=generator
+            )
 
 
 def time_in_turn(rounds: int, **functions: Callable[[], Any]) -> dict[str, float]:
@@ -116,8 +128,9 @@ def unet_tflop(pipe: minip2p.Pipeline, rows: int, side: int) -> float:
     """The floating-point operations of a call of the UNet, in TFLOP. side: rows and columns of the latents."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    text, x = pipe.text(["a cat"] * rows), torch.zeros(rows, 4, side, side, dtype=pipe.dtype, device=pipe.device)
     with FlopCounterMode(display=False) as counter:
-        pipe.unet(torch.zeros(rows, 4, side, side, dtype=pipe.dtype), 1, pipe.text(["a cat"] * rows).tokens)
+        unet_noise(pipe.components, x, 1, text)
     return counter.get_total_flops() / 1e12
 
 

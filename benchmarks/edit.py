@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from common import (
+    diffusers_pipeline,
     in_new_process,
     make_parser,
     peak_memory_mb,
     print_figures,
-    prompt2prompt_pipeline,
+    prompt2prompt_class,
     time_in_turn,
     training_side,
 )
@@ -81,7 +82,7 @@ def run_peer(peer: Any, size: Size, *targets: str) -> None:
         prompts,
         height=size.pixels,
         width=size.pixels,
-        latents=size.noise.expand(len(prompts), -1, -1, -1),
+        latents=size.noise.expand(len(prompts), -1, -1, -1).to(peer.device, peer.dtype),
         guidance_scale=GUIDANCE,
         num_inference_steps=size.steps,
         cross_attention_kwargs={"edit_type": "replace", "n_cross_replace": CROSS, "n_self_replace": SELF},
@@ -111,7 +112,7 @@ def peak_of_one_edit(folder: Path, steps: int) -> float:
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """All figures. Each comparison is printed as soon as it is known."""
     pipe, half_pipe = minip2p.load(args.model), minip2p.load(args.model, dtype=torch.bfloat16)
-    peer = prompt2prompt_pipeline(args.peer, args.model, torch.float32)
+    peer = diffusers_pipeline(args.model, torch.float32, prompt2prompt_class(args.peer))
     full = Size(training_side(pipe), args.steps)
     small = Size(args.small or full.pixels, args.steps)
     grid = Size(small.pixels, args.grid_steps or args.steps)

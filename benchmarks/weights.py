@@ -9,21 +9,11 @@ import shutil
 from pathlib import Path
 
 import torch
+from common import randomize
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from minip2p.io.files import shipped_weights
-
-
-def randomize(module: torch.nn.Module, generator: torch.Generator) -> None:
-    """Draws matrices of variance 1 / fan-in, norms near one and biases near zero."""
-    for name, p in module.named_parameters():
-        if p.ndim > 1:
-            torch.nn.init.normal_(p, std=p[0].numel() ** -0.5, generator=generator)
-        else:
-            torch.nn.init.normal_(
-                p, 1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.1, generator=generator
-            )
 
 
 def main() -> None:
