@@ -85,7 +85,7 @@ class Site:
         self.studio = Studio(pipe, limits)
         self.worker = Worker(limits.queue)
         self.text = own_tokenizer(pipe.text)
-        self.uploads: asyncio.Lock | None = None
+        self.uploads = asyncio.Lock()
         self.facts = model_facts(pipe, limits)
 
     def routes(self) -> list[BaseRoute]:
@@ -161,7 +161,6 @@ class Site:
         """Reads the file of a form by a function that takes its path, in a thread; one file at a time."""
         if media_type(request) != "multipart/form-data":
             raise HTTPException(415, "the request must be multipart/form-data with a file")
-        self.uploads = self.uploads or asyncio.Lock()
         async with request.form(max_files=1, max_fields=0) as form:
             upload = form.get("file")
             if not isinstance(upload, UploadFile):
@@ -247,11 +246,10 @@ class Site:
         return get(self.studio.runs, request.path_params["run"], "run")
 
     async def run(self, request: Request) -> Response:
-        """The run again, its source if it is remembered too, and its settings as those of its PNG."""
+        """The run again, and its settings as those of its PNG."""
         entry = self.entry(request)
-        source = self.studio.runs.get(entry.json["source"] or "")
         settings = parse_parameters(metadata.parameters(entry.run, **entry.recipe.png_settings()))
-        return JSONResponse({"run": entry.json, "source": source and source.json, "settings": settings})
+        return JSONResponse({"run": entry.json, "settings": settings})
 
     async def file(self, request: Request) -> Response:
         """A picture of the run, or one that its recipe reads."""

@@ -18,7 +18,7 @@ def parse_parameters(text: str) -> dict[str, Any]:
     """The text of the chunk `parameters` -> settings. Those that it does not have are None.
 
     prompt, negative, seed, steps, guidance, method; of an edit, source (its source prompt), cross, self, weights,
-    blend, threshold, objects (as in a request), paste; text: all of it. What cannot be read is None.
+    blend, threshold, objects (as in a request), paste; region: whether it had one. What cannot be read is None.
     Raises ValueError for a text that is too long.
     """
     if len(text) > MAX_CHARACTERS:
@@ -44,7 +44,7 @@ def parse_parameters(text: str) -> dict[str, Any]:
         "threshold": read(number, settings.get("Threshold")),
         "objects": read(parse_objects, settings),
         "paste": settings.get("Paste") == "True",
-        "text": text,
+        "region": bool({"Mask", "Within"} & settings.keys()),
     }
 
 

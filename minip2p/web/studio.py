@@ -88,7 +88,7 @@ class Studio:
             plain["plain"] = self.edit_once(job, source, Edit(request.target, 0.0, 0.0), False, "plain").json
         is_recorded = self.live.get(source.json["id"]) is not None  # else it would have to run
         places = self.places(job, source, request) if is_recorded else {}
-        return {"type": "result", "run": entry.json, "source": source.json, "places": places, **plain}
+        return {"type": "result", "run": entry.json, "places": places, **plain}
 
     def invert(self, job: Job, photo: Photo, request: Inversion, preview: bool) -> Event:
         with self.at_work(job, "invert") as measured:
@@ -108,7 +108,7 @@ class Studio:
         for n, (x, y, request) in enumerate(cells, 1):
             entry = self.edit_once(job, source, request, False, f"cell {n} of {len(cells)}")
             job.emit({"type": "cell", "x": x, "y": y, "run": entry.json})
-        return {"type": "result", "run": source.json, "source": source.json}
+        return {"type": "result", "run": source.json}
 
     def find_objects(self, job: Job, source: RunEntry, request: Edit) -> Event:
         return {"type": "result", "places": self.places(job, source, request)}

@@ -7,6 +7,7 @@ from typing import Any
 from minip2p.p2p.alignment import infer_kind, refine_alignment, swap_mapper
 from minip2p.text.encoder import TextEncoder
 from minip2p.text.prompt import Prompt
+from minip2p.web.objects import may_be_objects
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ class Token:
 
 
 def words_json(prompt: Prompt) -> list[dict[str, Any]]:
-    """The words that the text encoder reads, with their numbers."""
-    return [{"text": word.text, "index": n} for n, word in enumerate(prompt.visible_words)]
+    """The words that the text encoder reads, with their numbers, and whether they are offered as objects."""
+    words = [word.text for word in prompt.visible_words]
+    offered = zip(words, may_be_objects(words), strict=True)
+    return [{"text": word, "index": n, "object": is_object} for n, (word, is_object) in enumerate(offered)]
 
 
 def tokens_of(prompt: Prompt) -> list[Token]:

@@ -32,7 +32,8 @@ def test_a_words_pieces_are_one_entry(model):
 def test_alignment_of_a_swap_and_of_a_refinement(model):
     swap = align(model.text, "a cat on grass", "a dog on grass")
     assert swap["kind"] == "swap" and swap["links"] == [[n, n, 1.0] for n in range(4)]
-    assert swap["source"][1] == {"text": "cat", "index": 1} and swap["target"][1] == {"text": "dog", "index": 1}
+    assert swap["source"][1] == {"text": "cat", "index": 1, "object": True}
+    assert [word["object"] for word in swap["target"]] == [False, True, False, True]
     for pair in (("a hippopotamus", "a dog"), ("a dog", "a hippopotamus")):  # 7 tokens and 1
         assert align(model.text, *pair)["links"] == [[0, 0, 1.0], [1, 1, 1.0]]
     refined = align(model.text, "a cat on grass", "a red cat on grass")

@@ -6,14 +6,18 @@ export async function connect() {
   return data ? StaticApi.open(data.content) : new ServerApi();
 }
 
-async function checked(answer) {
-  let response;
+/** What a server answers. Throws an `AbortError` where nobody waits for it any more. */
+async function answered(answer) {
   try {
-    response = await answer;
+    return await answer;
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer: start minip2p app again.");
   }
+}
+
+async function checked(answer) {
+  const response = await answered(answer);
   if (response.ok) return response;
   let message = `the server answered ${response.status}`;
   try {
@@ -52,7 +56,7 @@ class ServerApi {
     return (await checked(fetch(`api/run/${run.id}/maps`, { signal }))).arrayBuffer();
   }
 
-  /** The events of a job, in order. Aborting the signal cancels the job. Throws on an event of type "error". */
+  /** The events of a job, in order, the last of type "result". Aborting the signal cancels the job. Throws on "error". */
   async *job(kind, body, signal) {
     const response = await checked(fetch(`api/${kind}`, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
@@ -60,8 +64,8 @@ class ServerApi {
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
     for (;;) {
-      const { value, done } = await reader.read();
-      if (done) return;
+      const { value, done } = await answered(reader.read());
+      if (done) throw new Error("The server has stopped before the picture was done.");
       text += value;
       const parts = text.split("\n\n");
       text = parts.pop();
@@ -71,6 +75,7 @@ class ServerApi {
         const event = JSON.parse(data);
         if (event.type === "error") throw new Error(event.error);
         yield event;
+        if (event.type === "result") return;
       }
     }
   }
@@ -122,7 +127,7 @@ class StaticApi {
         (best, v, i) => (Math.abs(v - value) < Math.abs(values[best] - value) ? i : best), 0);
       const run = runs[nearest(self, body.self)][nearest(cross, body.cross)];
       const plain = body.compare ? { plain: this.located(this.example.plain) } : {};
-      yield { type: "result", run: this.located(run), source: this.located(this.example.source), ...plain };
+      yield { type: "result", run: this.located(run), ...plain };
     }
   }
 }

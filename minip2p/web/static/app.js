@@ -4,7 +4,7 @@ import { drawAlignment } from "./alignment.js";
 import { connect } from "./api.js";
 import { Brush } from "./brush.js";
 import { comparison } from "./compare.js";
-import { debounce, el, stored } from "./dom.js";
+import { announce, debounce, el, reveal, stored } from "./dom.js";
 import { Objects } from "./objects.js";
 import { RunView } from "./view.js";
 
@@ -19,15 +19,15 @@ function alert(message) {
 
 const isKnown = (word) => !model.words || model.words.includes(word.toLowerCase());
 
-const brush = new Brush($("brush-size"), () => scheduleEdit());
+const brush = new Brush($("brush-size"), { ondraw: () => scheduleEdit(), onchange: (isEmpty) => { $("brush-clear").hidden = isEmpty; } });
 const objects = new Objects($("objects"), {
   onchange: () => scheduleEdit(true),
-  onsee: () => $("edit-progress").scrollIntoView({ behavior: "smooth" }),
+  onsee: () => reveal($("edit-progress"), "start"),
   find: async (list) => (await runJob("places", "places", { ...editFields(), objects: list }))?.places,
 });
 const views = Object.fromEntries([["source", "Picture"], ["edit", "Edited picture"]].map(([name, label]) => [
   name, new RunView($(`${name}-view`), {
-    api, label, alert, isKnown, recipe: showRecipe, actions: name === "edit" && !api.isStatic ? { "Edit this picture": (run) => useAsSource(run) } : {},
+    api, label, alert, isKnown, recipe: showRecipe, actions: name === "edit" && !api.isStatic ? { "Edit this picture": useAsSource } : {},
     onbuild: (view) => name === "source" && [brush, objects].forEach((layer) => layer.attach(view)),
   })]));
 
@@ -35,24 +35,28 @@ const views = Object.fromEntries([["source", "Picture"], ["edit", "Edited pictur
 
 const running = {};
 
-async function runJob(name, kind, body, { onEvent = () => {}, isInView = false } = {}) {
+/** isAsked: a person waits for the job, so its progress is shown. */
+async function runJob(name, kind, body, { onEvent = () => {}, isAsked = true } = {}) {
   running[name]?.abort();
   const control = running[name] = new AbortController();
   const bar = $(`${name}-progress`);
-  let isCancelled = false;
+  let note = null;
   const cancel = el("button", { type: "button", className: "cancel", onclick: () => {
-    isCancelled = true;
+    note = el("span", { tabIndex: -1 }, "Cancelled.");
     control.abort();
   } }, "Cancel");
   alert("");
-  const text = el("span", { role: "status" }, "…");
+  const text = el("span", {}, "…");
   const meter = el("progress", { max: 1, "aria-label": "Progress" });
   bar.replaceChildren(meter, text, cancel);
-  if (!isInView) bar.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  if (isAsked) reveal(bar);
   let result = null;
   try {
     for await (const event of api.job(kind, body, control.signal)) {
-      if (event.type === "queued") text.textContent = event.position ? `waiting: ${event.position} before this` : "starting";
+      if (event.type === "queued") {
+        text.textContent = event.position ? `waiting: ${event.position} before this` : "starting";
+        if (event.position) announce(text.textContent);
+      }
       if (event.type === "step") {
         meter.max = event.steps;
         meter.value = event.step;
@@ -68,8 +72,10 @@ async function runJob(name, kind, body, { onEvent = () => {}, isInView = false }
   } finally {
     if (running[name] === control) {
       delete running[name];
-      bar.replaceChildren(...(isCancelled ? [el("span", { role: "status" }, "Cancelled.")] : []));
-      if (!result) views[name]?.restore();
+      bar.replaceChildren(note ?? "");
+      note?.focus(); // which the button had
+      if (result) announce(`${kind}: done`);
+      else views[name]?.restore();
     }
   }
 }
@@ -89,6 +95,7 @@ function named(words) {
 // The picture.
 
 async function generate() {
+  if (!$("form-generate").reportValidity()) return null;
   const body = api.isStatic ? { example: Number($("prompt").value) } : {
     prompt: $("prompt").value, seed: Number($("seed").value), steps: Number($("steps").value), guidance: Number($("guidance").value), preview: true,
   };
@@ -161,35 +168,51 @@ addEventListener("drop", async (event) => {
     alert("This page opens no run files: edit them with minip2p edit, or pipe.open in Python. A PNG of this page brings its settings back.");
     return;
   }
-  try {
-    await useSettings((await api.settings(file)).settings);
-  } catch {
-    await takePhoto(file);
-  }
+  const answer = await api.settings(file).catch(() => null);
+  await (answer ? useSettings(answer.settings) : takePhoto(file));
 });
 
 /** The settings of a picture that minip2p made; those of an edit bring its source and the edit back. */
 async function useSettings(settings) {
   chooseTab("prompt");
   $("prompt").value = settings.source ?? settings.prompt;
-  for (const [id, value] of [["seed", settings.seed], ["steps", settings.steps], ["guidance", settings.guidance]]) {
-    if (value !== null && value !== undefined) setValue($(id), value);
-  }
+  const lost = ["seed", "steps", "guidance"].map((id) => settings[id] !== null && useValue(id, settings[id]));
   if (settings.method) {
     alert(`This picture was edited from a photograph (${settings.method} inversion), which its file does not hold.`);
     return;
   }
-  if (!await generate() || settings.source === null) return;
-  if (await useEditSettings(settings)) await edit();
+  if (settings.negative) lost.push("its negative prompt is missing");
+  if (!await generate()) return;
+  if (settings.source !== null) {
+    const also = await useEditSettings(settings);
+    if (!also || !await edit()) return;
+    lost.push(...also);
+  }
+  tellLost(lost);
 }
 
-/** The settings of an edit of the picture that is shown. -> whether all of them could be used. */
+/** Says which settings of a picture the page has not taken. */
+function tellLost(lost) {
+  if (lost.some(Boolean)) alert(`Not all of its settings are here: ${lost.filter(Boolean).join("; ")}.`);
+}
+
+/** Gives a field a value. -> where it takes another one, which. */
+function useValue(id, value, name = id) {
+  setValue($(id), value);
+  return Number($(id).value) !== value && `${name} is ${$(id).value} instead of ${value}`;
+}
+
+/** The settings of an edit of the picture that is shown. -> what the page could not take, or null if the objects have no places. */
 async function useEditSettings(settings) {
+  const source = views.source.run;
   $("target").value = settings.prompt;
   await describeTargetNow();
-  setValue($("cross"), settings.cross ?? model.defaults.cross);
-  setValue($("self"), settings.self ?? model.defaults.self);
-  for (const [word, weight] of Object.entries(settings.weights ?? {})) if (weights.has(word)) setValue(weights.get(word), weight);
+  const lost = ["cross", "self"].map((id) => useValue(id, settings[id] ?? model.defaults[id]));
+  for (const [word, weight] of Object.entries(settings.weights ?? {})) {
+    if (weights.has(word)) lost.push(useValue(weights.get(word).id, weight, `the weight of “${word}”`));
+  }
+  if (settings.threshold !== null) lost.push("the threshold of the blend is the default");
+  if (settings.region) lost.push("the region is not in the file: draw it again");
   for (const side of ["source", "target"]) {
     blend[side].clear();
     for (const word of settings.blend?.[side] ?? []) blend[side].add(word);
@@ -197,7 +220,8 @@ async function useEditSettings(settings) {
   $("paste").checked = settings.paste;
   await describeTargetNow();
   $("objects").open = Boolean(settings.objects?.length);
-  return !settings.objects?.length || objects.add(settings.objects);
+  const isPlaced = !settings.objects?.length || await objects.add(settings.objects);
+  return isPlaced && views.source.run === source ? lost : null;
 }
 
 function chooseTab(name) {
@@ -220,14 +244,16 @@ for (const [name, other] of [["prompt", "photo"], ["photo", "prompt"]]) {
 
 function useAsSource(run) {
   const isNew = views.source.run?.id !== run.id;
+  for (const name of ["edit", "grid", "places"]) running[name]?.abort(); // they are about the picture before
+  shown = null;
   views.source.show(run);
   views.edit.clear();
   $("sheet").replaceChildren();
   $("edit-fields").disabled = $("grid-fields").disabled = false;
   if (isNew) {
-    history.replaceState({ run: run.id }, "");
+    history.replaceState({ source: run.id }, "");
     brush.clear(false);
-    objects.begin(api.isStatic ? [] : named(run.words));
+    objects.begin(api.isStatic ? [] : named(run.words).filter((_, n) => run.words[n].object));
     $("target").value = api.isStatic ? api.example.target : run.prompt;
     describeTarget();
   }
@@ -249,15 +275,22 @@ function editFields() {
   };
 }
 
-async function edit(isInView = false) {
-  if (!views.source.run || !$("target").value.trim()) return;
-  const isFirst = views.edit.isEmpty;
+/** -> whether the edit was made. */
+async function edit(isAsked = true) {
+  if (!views.source.run) return false;
+  if (!$("target").value.trim()) {
+    alert("Write the new prompt first.");
+    return false;
+  }
   const body = { ...editFields(), paste: $("paste").checked, compare: $("compare").checked, preview: true };
-  const result = await runJob("edit", "edit", body, { onEvent: isFirst ? withPreview(views.edit) : previewInPlace, isInView });
-  if (!result) return;
-  history.replaceState({ run: result.run.id }, "");
+  const result = await runJob("edit", "edit", body, { onEvent: views.edit.isEmpty ? withPreview(views.edit) : previewInPlace, isAsked });
+  if (!result) {
+    if (!running.edit) document.querySelector("#edit-view .comparison")?.restore();
+    return false;
+  }
   objects.locate(result.places ?? {});
-  showEdit(result);
+  await showEdit(result);
+  return true;
 }
 
 /** While a slider is dragged, the picture that is being made appears where the last one was. */
@@ -266,33 +299,38 @@ function previewInPlace(event) {
   if (event.preview && after) after.src = event.preview;
 }
 
-async function showEdit(result) {
-  const { run } = result;
-  const source = result.source || views.source.run;
+let shown = null; // the edit that was asked for last
+
+async function showEdit({ run, plain }) {
+  const source = views.source.run;
+  shown = run;
   await Promise.all([new Image(), new Image()].map((image, n) => {
     image.src = [run.picture, source.picture][n];
     return image.decode().catch(() => {});
   }));
+  if (shown !== run) return;
+  history.replaceState({ source: source.id, edit: run.id }, "");
   views.edit.show(run);
-  const box = $("edit-view");
-  box.prepend(comparison(api, { run, source, plain: result.plain }));
+  $("edit-view").prepend(comparison(api, { run, source, plain }));
 }
 
-/** isWanted: also where no edit is shown yet, by a person who looks at the first picture. */
-const scheduleEdit = debounce((isWanted) => (isWanted === true || !views.edit.isEmpty) && edit(isWanted === true), 120);
+/** isWanted: also where no edit is shown yet. */
+const scheduleEdit = debounce((isWanted) => (isWanted === true || !views.edit.isEmpty) && edit(false), 120);
 
 async function describeTargetNow() {
-  const target = $("target").value;
-  if (!views.source.run || !target.trim()) return;
-  let alignment;
+  const [source, target] = [views.source.run, $("target").value];
+  if (!source || !target.trim()) return;
+  let alignment, problem;
   try {
-    alignment = await api.align(views.source.run.prompt, target);
+    alignment = await api.align(source.prompt, target);
   } catch (error) {
-    alert(error.message);
+    problem = error.message;
+  }
+  if (source !== views.source.run || target !== $("target").value) return;
+  if (problem) {
+    $("alignment").replaceChildren(el("p", { className: "note", role: "status" }, problem));
     return;
   }
-  if (target !== $("target").value) return;
-  alert("");
   drawAlignment($("alignment"), alignment);
   listWeights(alignment.target);
   listBlendWords(alignment);
@@ -308,16 +346,9 @@ function listWeights(words) {
   $("weight-fields").replaceChildren(...words.map(({ index }, n) => {
     const text = names[n];
     const id = `weight-${index}`;
-    const value = el("output", { htmlFor: id });
-    const slider = el("input", { id, type: "range", min: -4, max: 8, step: 0.25, value: former.get(text)?.value ?? 1 });
-    const show = () => { value.textContent = slider.value; };
-    slider.addEventListener("input", () => {
-      show();
-      scheduleEdit();
-    });
-    show();
+    const slider = el("input", { id, type: "range", min: -4, max: 8, step: 0.25, value: former.get(text)?.value ?? 1, oninput: scheduleEdit });
     weights.set(text, slider);
-    return el("div", {}, el("label", { htmlFor: id }, `${text} `, value), slider);
+    return el("div", {}, el("label", { htmlFor: id }, `${text} `, el("output", { htmlFor: id }, slider.value)), slider);
   }));
 }
 
@@ -325,7 +356,8 @@ function listBlendWords({ source, target }) {
   const buttons = [];
   for (const [side, words, where] of [["source", source, "in the first prompt"], ["target", target, "in the new prompt"]]) {
     for (const text of blend[side]) if (!words.some((word) => word.text === text)) blend[side].delete(text);
-    for (const { text } of words) {
+    for (const { text, object } of words) {
+      if (!object && !blend[side].has(text)) continue;
       const isShared = side === "target" && source.some((word) => word.text === text);
       if (isShared || buttons.some((button) => button.value === `${side}:${text}`)) continue;
       const isInBoth = side === "source" && target.some((word) => word.text === text);
@@ -359,10 +391,9 @@ $("brush").addEventListener("click", () => {
   brush.isOn = views.source.isBrushing = isOn;
   $("source-view").classList.toggle("brushing", isOn);
   if (isOn) views.source.quiet();
-  if (isOn) $("source-view").scrollIntoView({ block: "nearest", behavior: "smooth" });
+  if (isOn) reveal($("source-view"));
 });
 $("brush-clear").addEventListener("click", () => brush.clear());
-brush.onchange = (isEmpty) => { $("brush-clear").hidden = isEmpty; };
 
 // The grid.
 
@@ -377,15 +408,16 @@ function listAxes(words) {
 
 const numbers = (id) => $(id).value.split(/[,;\s]+/).filter(Boolean).map(Number);
 
+for (const id of ["x-values", "y-values"]) {
+  $(id).addEventListener("input", () => {
+    const values = numbers(id);
+    $(id).setCustomValidity(values.length && values.every(Number.isFinite) ? "" : "Numbers with commas between them, as in 0, 0.4, 0.8.");
+  });
+}
+
 $("form-grid").addEventListener("submit", async (event) => {
   event.preventDefault();
   const axes = { x: { name: $("x-name").value, values: numbers("x-values") }, y: { name: $("y-name").value, values: numbers("y-values") } };
-  for (const { values } of Object.values(axes)) {
-    if (!values.length || values.some(Number.isNaN)) {
-      alert("The values of the grid are numbers with commas between them, as in 0, 0.4, 0.8.");
-      return;
-    }
-  }
   if (axes.x.name === axes.y.name) {
     alert("The grid shows two different settings: choose another one for across or down.");
     return;
@@ -428,7 +460,8 @@ function openCell(axes, x, y, run) {
     const input = axis.name.startsWith("weight:") ? weights.get(axis.name.slice(7)) : $(axis.name);
     if (input) setValue(input, value);
   }
-  showEdit({ run }).then(() => $("edit-view").scrollIntoView({ block: "nearest", behavior: "smooth" }));
+  running.edit?.abort();
+  showEdit({ run }).then(() => reveal($("edit-view")));
 }
 
 // A page that is left and opened again, by "back" or a reload, has its forms, and the runs that the server still has.
@@ -442,14 +475,15 @@ addEventListener("pagehide", () => {
 async function recall() {
   const values = JSON.parse(stored("sessionStorage", "minip2p-form") ?? "{}");
   for (const id of REMEMBERED) if (values[id] !== undefined) setValue($(id), values[id]);
-  const id = history.state?.run;
-  const { run, source, settings } = id ? await api.run(id).catch(() => ({})) : {};
-  if (!run) return;
-  useAsSource(source ?? run);
-  if (!source) return;
-  await useEditSettings(settings);
-  history.replaceState({ run: run.id }, "");
-  showEdit({ run, source });
+  const { source, edit: edited } = history.state ?? {};
+  const [first, last] = await Promise.all([source, edited].map((id) => id && api.run(id).catch(() => null)));
+  if (!first || views.source.run || running.source) return;
+  useAsSource(first.run);
+  if (!last) return;
+  const lost = await useEditSettings(last.settings);
+  if (views.source.run !== first.run || !views.edit.isEmpty || running.edit) return;
+  showEdit(last);
+  tellLost(lost ?? []);
 }
 
 // Take home, colours, start.
@@ -469,21 +503,30 @@ async function showRecipe(run) {
 
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText($(button.dataset.copy).textContent);
-    button.textContent = "Copied";
+    const text = $(button.dataset.copy);
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+      button.textContent = "Copied";
+    } catch { // a page of another computer's server has no clipboard
+      getSelection().selectAllChildren(text);
+      button.textContent = "Selected: copy it by Ctrl+C";
+    }
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 }
 
 function setValue(input, value) {
   input.value = value;
-  input.dispatchEvent(new Event("input"));
+  showValue(input);
 }
 
-for (const input of document.querySelectorAll('input[type="range"]')) {
+/** Writes the number of a slider beside it. */
+function showValue(input) {
   const output = document.querySelector(`output[for="${input.id}"]`);
-  if (output) input.addEventListener("input", () => { output.textContent = input.value; });
+  if (output) output.textContent = input.value;
 }
+
+addEventListener("input", (event) => showValue(event.target));
 
 const THEMES = ["system", "light", "dark"];
 

@@ -3,8 +3,9 @@
 const CELLS = 64;
 
 export class Brush {
-  constructor(size, oninput) {
-    Object.assign(this, { size, oninput, isOn: false, onchange: () => {} });
+  /** size: the slider of its width. ondraw: is called when the region has changed. onchange: with whether it is empty. */
+  constructor(size, { ondraw, onchange }) {
+    Object.assign(this, { size, ondraw, onchange, isOn: false });
     this.canvas = document.createElement("canvas");
     this.canvas.className = "region";
     this.canvas.width = this.canvas.height = CELLS;
@@ -16,18 +17,19 @@ export class Brush {
   attach({ picture }) {
     picture.append(this.canvas);
     picture.addEventListener("pointerdown", (event) => {
-      if (!this.isOn) return;
+      if (!this.isOn || event.button) return;
       picture.setPointerCapture(event.pointerId);
       this.last = this.at(event);
       this.stroke(this.last);
       event.preventDefault();
     });
     picture.addEventListener("pointermove", (event) => this.isOn && this.last && this.stroke(this.at(event)));
-    picture.addEventListener("pointerup", () => {
+    const end = () => {
       if (!this.last) return;
       this.last = null;
-      this.oninput();
-    });
+      this.ondraw();
+    };
+    for (const type of ["pointerup", "pointercancel"]) picture.addEventListener(type, end);
   }
 
   at(event) {
@@ -54,7 +56,7 @@ export class Brush {
     const wasEmpty = this.isEmpty;
     this.isEmpty = true;
     this.onchange(true);
-    if (isTold && !wasEmpty) this.oninput();
+    if (isTold && !wasEmpty) this.ondraw();
   }
 
   /** {rows, columns, cells: base64 of bytes 0 or 255}, or null where nothing is drawn. */

@@ -33,6 +33,7 @@ export function comparison(api, { run, source, plain }) {
     ...(difference ? [["Difference", null, [difference, "bright: half of the range of a colour or more"]]] : []),
     ...(run.mask ? [["Mask", null, [run.mask, "white may change"]]] : []),
   ];
+  const isNamed = ([name]) => name === chosen;
   function show([name, a, b]) {
     chosen = name;
     right.src = b[0];
@@ -45,8 +46,10 @@ export function comparison(api, { run, source, plain }) {
     buttons.forEach((button) => button.setAttribute("aria-pressed", String(button.textContent === name)));
   }
   const buttons = choices.map((choice) => el("button", { type: "button", onclick: () => show(choice) }, choice[0]));
-  show(choices.find(([name]) => name === chosen) || choices[0]);
+  show(choices.find(isNamed) || choices[0]);
   slider.dispatchEvent(new Event("input"));
-  return el("div", { className: "comparison" },
-    el("div", { className: "chips", role: "group", "aria-label": "What is compared" }, ...(choices.length > 1 ? buttons : [])), stage, slider);
+  return Object.assign(el("div", { className: "comparison" },
+    el("div", { className: "chips", role: "group", "aria-label": "What is compared" }, ...(choices.length > 1 ? buttons : [])), stage, slider), {
+    restore: () => show(choices.find(isNamed)), // in the place of a preview
+  });
 }

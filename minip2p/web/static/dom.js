@@ -33,6 +33,14 @@ export const percent = (share) => {
   return value >= 9.95 ? `${value.toFixed(0)} %` : value >= 0.095 ? `${value.toFixed(1)} %` : "< 0.1 %";
 };
 
+/** Tells a screen reader what has happened. */
+export function announce(text) { document.getElementById("status").textContent = text; }
+
+/** Scrolls so far that an element is seen. */
+export function reveal(element, block = "nearest") {
+  element.scrollIntoView({ block, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+}
+
 /** Calls `f` once, when no further call has come for `delay` milliseconds. */
 export function debounce(f, delay) {
   let timer;

@@ -1,13 +1,13 @@
 // Objects of the picture: their places over it, where they are dragged, and a row of numbers and buttons for each.
 
-import { el, svg } from "./dom.js";
+import { announce, el, reveal, svg } from "./dom.js";
 
 let count = 0; // of clip paths, which need ids
 const KINDS = ["move", "duplicate", "remove"]; // from back to front, as the edit has them
 const SHIFTS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const SIZES = { "+": 0.05, "=": 0.05, "-": -0.05 };
-const LARGEST = { x: 10000, y: 10000, scale: 10 }; // and the smallest scale is a tenth
-const bound = (name, value) => Math.max(name === "scale" ? 1 / LARGEST.scale : -LARGEST[name], Math.min(LARGEST[name], value));
+const LIMITS = { x: [-10000, 10000], y: [-10000, 10000], scale: [0.1, 10] };
+const bound = (name, value) => Math.max(LIMITS[name][0], Math.min(LIMITS[name][1], value));
 
 /** The border of a place, pixel by pixel, as a path: each point is the mean of the five around it, so steps are smooth. */
 function curve(line) {
@@ -43,23 +43,28 @@ class PictureObject {
   }
 
   build() {
-    const field = (name, text, attributes) => {
-      const input = el("input", { type: "number", required: true, ...attributes, oninput: () => {
-        if (input.checkValidity()) this.change({ [name]: input.valueAsNumber });
-      }, onblur: () => this.draw() });
+    const field = (name, text, step) => {
+      const [min, max] = LIMITS[name];
+      const isValid = () => input.valueAsNumber >= min && input.valueAsNumber <= max;
+      const input = el("input", { type: "number", min, max, step, oninput: () => isValid() && this.change({ [name]: input.valueAsNumber }), onchange: () => {
+        if (isValid()) return;
+        if (input.value) this.change({ [name]: bound(name, input.valueAsNumber) });
+        input.value = this[name];
+        this.note.textContent = `“${text}” is a number from ${min} to ${max}: it is ${this[name]} now`;
+      } });
       this.fields[name] = input;
       return el("label", {}, text, input);
     };
-    const button = (text, onclick) => el("button", { type: "button", onclick }, text);
+    const button = (text, act) => el("button", { type: "button", onclick: ({ currentTarget }) => currentTarget.ariaDisabled !== "true" && act() }, text);
     const toggle = (kind) => () => this.become(this.kind === kind ? "move" : kind);
     this.fields = {};
-    const numbers = [field("x", "right", { min: -LARGEST.x, max: LARGEST.x, step: "any" }), field("y", "down", { min: -LARGEST.y, max: LARGEST.y, step: "any" }),
-      field("scale", "size", { min: 1 / LARGEST.scale, max: LARGEST.scale, step: 0.01 })];
+    const numbers = [field("x", "right", "any"), field("y", "down", "any"), field("scale", "size", 0.01)];
+    this.note = el("span", { className: "note", role: "status" });
     this.buttons = {
       duplicate: button("Duplicate", toggle("duplicate")), remove: button("Remove", toggle("remove")),
       front: button("To the front", () => this.tell(this, "front")), back: button("Put back", () => this.putBack()),
     };
-    this.row = el("div", { className: "chips", role: "group", "aria-label": this.word }, el("b", {}, this.word), ...numbers,
+    this.row = el("div", { className: "chips", role: "group", "aria-label": this.word }, el("b", {}, this.word), ...numbers, this.note,
       el("div", { className: "chips" }, ...Object.values(this.buttons)));
   }
 
@@ -96,7 +101,7 @@ class PictureObject {
     const within = (value, side) => Math.max(0, Math.min(side, value));
     this.shape.setAttribute("aria-label", this.state);
     this.shape.classList.toggle("removed", isRemoved);
-    this.ghost.toggleAttribute("hidden", this.isStill || isRemoved);
+    this.shape.classList.toggle("still", this.isStill);
     this.handle.toggleAttribute("hidden", isRemoved);
     this.hole.toggleAttribute("hidden", this.isStill || kind === "duplicate");
     this.body.setAttribute("transform", isRemoved ? "" : `translate(${cx + x} ${cy + y}) scale(${scale}) translate(${-cx} ${-cy})`);
@@ -116,7 +121,8 @@ class PictureObject {
   }
 
   set(values) {
-    for (const [name, value] of Object.entries(values)) this[name] = name in LARGEST ? bound(name, value) : value;
+    for (const [name, value] of Object.entries(values)) this[name] = name in LIMITS ? bound(name, value) : value;
+    this.note.textContent = "";
     this.draw();
   }
 
@@ -176,9 +182,9 @@ export class Objects {
    * the edit has changed. onsee: to see the edit, where it is not beside the picture.
    */
   constructor(panel, { find, onchange, onsee }) {
-    Object.assign(this, { find, onchange, list: [] });
+    Object.assign(this, { find, onchange, list: [], choosing: Promise.resolve() });
     [this.words, this.rows] = ["words", "rows"].map((name) => panel.querySelector(`.object-${name}`));
-    this.text = el("span", { role: "status" });
+    this.text = el("span");
     this.status = el("p", { className: "hint object-status" }, this.text, el("button", { type: "button", className: "narrow", onclick: onsee }, "see the edit"));
     this.holes = svg("g");
     this.shapes = svg("g");
@@ -196,24 +202,31 @@ export class Objects {
   /** Begins anew for a picture. words: as the library names them. */
   begin(words) {
     this.list = [];
-    this.words.replaceChildren(...words.map((word) => el("button", { type: "button", value: word, "aria-pressed": "false", onclick: () => this.choose(word) }, word)));
+    this.words.replaceChildren(...words.map((word) => el("button", {
+      type: "button", value: word, "aria-pressed": "false", onclick: () => { this.choosing = this.choosing.then(() => this.choose(word)); },
+    }, word)));
     this.arrange();
   }
 
   get request() { return this.list.map((object) => object.request); }
 
+  /** Whether the edit moves objects. If so, one that stays changes it as well: it is in front of those before it. */
+  get isMoving() { return this.list.some((object) => !object.isStill); }
+
   async choose(word) {
+    const wasMoving = this.isMoving;
     if (this.list.some((object) => object.word === word)) {
       this.list = this.list.filter((object) => object.word !== word);
       this.arrange();
       this.say(`${word} is no longer chosen`);
-      this.onchange();
+    } else if (await this.add([{ word }])) {
+      const { shape } = this.list.find((object) => object.word === word);
+      reveal(this.view.picture);
+      shape.focus({ preventScroll: true });
+    } else {
       return;
     }
-    if (!await this.add([{ word }])) return;
-    const { shape } = this.list.find((object) => object.word === word);
-    this.view.picture.scrollIntoView({ block: "nearest", behavior: "smooth" });
-    shape.focus({ preventScroll: true });
+    if (wasMoving) this.onchange();
   }
 
   /** Adds objects in the form of a request. -> whether all of them have a place. */
@@ -227,6 +240,7 @@ export class Objects {
       object.set(values);
       this.list.push(object);
     }
+    this.locate(places); // of all, as they share out the pixels of several places
     this.arrange();
     return true;
   }
@@ -242,7 +256,10 @@ export class Objects {
     this.onchange();
   }
 
-  say(text) { this.text.textContent = text; }
+  say(text) {
+    this.text.textContent = text;
+    announce(text);
+  }
 
   /** Brings rows, shapes and buttons in order; what has the focus keeps it. */
   arrange() {

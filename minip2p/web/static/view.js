@@ -1,10 +1,10 @@
 // A run on the page: its picture, the words of its prompt, and where they look.
 
-import { el, percent } from "./dom.js";
+import { announce, el, percent } from "./dom.js";
 import { GRADIENT, drawHeat } from "./heat.js";
 import { Maps } from "./maps.js";
 
-const isSpecial = (button) => ["start", "end", "padding"].some((kind) => button.classList.contains(kind));
+const SPECIAL = ["start", "end", "padding"];
 
 /** A file name for a run: its prompt, as the command line makes them. */
 export function fileName(run, name) {
@@ -19,9 +19,6 @@ export class RunView {
    */
   constructor(container, { api, label, actions = {}, recipe, alert, isKnown = () => true, onbuild = () => {} }) {
     Object.assign(this, { container, api, label, actions, recipe, alert, isKnown, onbuild });
-    this.pinned = null; // the token whose map stays
-    this.place = null; // the cell under the pointer or the keyboard's cursor
-    this.looking = null; // the place whose self-attention is shown
   }
 
   get isEmpty() { return !this.run; }
@@ -54,7 +51,11 @@ export class RunView {
 
   async show(run) {
     this.loading?.abort();
-    Object.assign(this, { run, maps: null, selection: null, pinned: null, place: null, looking: null, drafting: null });
+    Object.assign(this, { run, maps: null, selection: null, drafting: null });
+    this.hovered = null; // the token under the pointer
+    this.pinned = null; // the token whose map stays
+    this.place = null; // the cell under the pointer or the keyboard's cursor
+    this.looking = null; // the place whose self-attention is shown
     this.build();
     const loading = this.loading = new AbortController();
     try {
@@ -81,6 +82,7 @@ export class RunView {
     }, this.image, this.heat, this.mark, this.marker);
     this.legend = el("p", { className: "legend" });
     this.words = el("div", { className: "words", role: "group", "aria-label": "Words: hover or focus one to see where it looks" });
+    this.specials = el("div", { className: "words" });
     this.inspector = el("div", { className: "inspector" });
     this.ranks = el("ol", { className: "ranks", "aria-label": "Words by their share of attention at this place" });
     const facts = [run.seed === null ? null : `seed ${run.seed}`, run.steps === 1 ? "1 step" : `${run.steps} steps`, `guidance ${run.guidance}`, run.method,
@@ -140,7 +142,7 @@ export class RunView {
     const field = (text, control, ...more) => el("div", {}, el("label", { htmlFor: control.id }, text, ...more), control);
     this.inspector.replaceChildren(
       field("Layer", layer), field("Head", head), field("Step ", step, name),
-      el("label", { className: "check" }, special, " start, end and padding"), this.specials = el("div", { className: "words" }));
+      el("label", { className: "check" }, special, " start, end and padding"), this.specials);
     this.listWords();
     this.reselect();
   }
@@ -156,27 +158,30 @@ export class RunView {
   }
 
   listWords() {
-    const buttons = this.maps.tokens.flatMap((token, j) => {
-      if (token.kind !== "word" && !(this.controls.special.checked && token.kind !== "punctuation")) return [];
-      return [el("button", {
-        type: "button", className: `word ${token.kind}${token.kind === "word" && !this.isKnown(token.text) ? " unknown" : ""}`,
-        title: token.kind === "word" && !this.isKnown(token.text) ? "the model was trained without this word" : "",
-        "aria-pressed": String(this.pinned === j),
+    const button = ([token, j]) => {
+      const isUnknown = token.kind === "word" && !this.isKnown(token.text);
+      return el("button", {
+        type: "button", className: `word ${token.kind}${isUnknown ? " unknown" : ""}`, value: j,
+        title: isUnknown ? "the model was trained without this word" : "", "aria-pressed": "false",
         onpointerenter: () => this.hover(j), onpointerleave: () => this.hover(null), onfocus: () => this.hover(j), onblur: () => this.hover(null),
         onclick: () => this.pin(j),
-      }, token.text)];
-    });
-    this.buttons = buttons;
-    this.words.replaceChildren(...buttons.filter((button) => button.classList.contains("word") && !isSpecial(button)));
-    this.specials.replaceChildren(...buttons.filter(isSpecial));
+      }, token.text);
+    };
+    const tokens = this.maps.tokens.map((token, j) => [token, j]);
+    this.words.replaceChildren(...tokens.filter(([{ kind }]) => kind === "word").map(button));
+    this.specials.replaceChildren(...tokens.filter(([{ kind }]) => this.controls.special.checked && SPECIAL.includes(kind)).map(button));
+    if (!this.controls.special.checked && SPECIAL.includes(this.maps.tokens[this.pinned]?.kind)) this.pinned = null;
+    this.press();
   }
 
   pin(j) {
     this.pinned = this.pinned === j ? null : j;
     this.looking = null;
-    const order = this.maps.tokens.map((token, n) => [token, n])
-      .filter(([token]) => token.kind === "word" || (this.controls.special.checked && token.kind !== "punctuation")).map(([, n]) => n);
-    this.buttons.forEach((button, n) => button.setAttribute("aria-pressed", String(order[n] === this.pinned)));
+    this.press();
+  }
+
+  press() {
+    for (const button of [...this.words.children, ...this.specials.children]) button.setAttribute("aria-pressed", String(button.value === String(this.pinned)));
     this.redraw();
   }
 
@@ -187,7 +192,7 @@ export class RunView {
 
   redraw() {
     const token = this.hovered ?? (this.looking ? null : this.pinned);
-    if (token !== null && token !== undefined && this.selection) {
+    if (token !== null && this.selection) {
       const values = this.maps.token(this.selection, token);
       this.overlay({ ...this.selection, values }, (top) => `“${this.maps.tokens[token].text}”: brightest where a place gives it ${percent(top)} of its attention`);
     } else if (this.looking) {
@@ -204,8 +209,7 @@ export class RunView {
   /** Shows no map, as for drawing on the picture. */
   quiet() {
     this.pinned = this.looking = this.place = null;
-    if (this.controls) this.listWords();
-    this.redraw();
+    this.press();
   }
 
   overlay(map, describe) {
@@ -251,6 +255,7 @@ export class RunView {
       const clamp = (value) => Math.min(0.9999, Math.max(0, value));
       const [u, v] = this.place || [0.5, 0.5];
       this.moveTo([clamp((Math.floor(u * columns) + 0.5 + dx) / columns), clamp((Math.floor(v * rows) + 0.5 + dy) / rows)]);
+      announce([...this.ranks.children].slice(0, 3).map((item) => [...item.children].map((part) => part.textContent).join(" ")).join(", "));
     } else if (event.key === "Enter" || event.key === " ") {
       this.place ||= [0.5, 0.5];
       this.look();
