@@ -4,7 +4,7 @@
 set -euo pipefail
 [ $# -eq 2 ] || { echo "usage: $0 FOLDER DESTINATION" >&2; exit 2; }
 expected=$(cut -d' ' -f1 "$1/weights.sha256")
-[ "$(cat "$1"/weights.tar.* | sha256sum | cut -d' ' -f1)" = "$expected" ] ||
+[ "$(cat "$1"/weights.tgz.* | sha256sum | cut -d' ' -f1)" = "$expected" ] ||
   { echo "the parts in $1 do not fit together: one is missing or damaged" >&2; exit 2; }
 mkdir -p "$2"
-cat "$1"/weights.tar.* | tar -C "$2" -xf -
+cat "$1"/weights.tgz.* | tar -C "$2" -xzf -

@@ -4,7 +4,8 @@
 #   OUT=folder [MINUTES=9.5] [PYTHON=python3] tools/train_on_gpu.sh [--dry-run] [options of minip2p.tiny.train]
 #
 # It needs the sprites' package in .train/sprites, where `python -m minip2p.tiny.train` fetches it. It goes on from
-# weights/tiny: the VAE takes a quarter of the time, the judge a tenth, the UNet and the text encoder the rest.
+# weights/tiny: the VAE takes a fifth of the time, the distillation of a model for few steps and the judge each less than
+# a tenth, the UNet and the text encoder the rest.
 # From the first minute on, the newest weights are in OUT, in files of at most 15 MB, with sample pictures and the log:
 # tools/join_weights.sh puts them together. --dry-run does all of it on a CPU, at about a hundredth of the size.
 set -euo pipefail
@@ -14,7 +15,7 @@ out=${OUT:?"say where the weights shall go: OUT=folder $0"}
 python=${PYTHON:-python3}
 begin=$(date +%s)
 limit=$(awk -v minutes="${MINUTES:-9.5}" 'BEGIN { printf "%d", 60 * minutes }')
-scale=(--device cuda)
+scale=(--device cuda --batch 512 --scenes 120000)
 if [ "${1:-}" = --dry-run ]; then
   shift
   scale=(--device cpu --workers 2 --scenes 640 --batch 4,8)
@@ -32,11 +33,15 @@ pack() {
     mkdir -p "$stage/weights"
     cp -r "$tiny" "$stage/weights/tiny" || return 0  # it is being replaced
     [ -f "$work/out/judge/config.json" ] && cp -r "$work/out/judge" "$stage/weights/judge"
+    if [ -f "$work/out/tiny-fast/minip2p.json" ]; then  # the other parts are those of weights/tiny
+      mkdir -p "$stage/weights/tiny-fast"
+      cp -r "$work/out/tiny-fast/unet" "$work/out/tiny-fast/minip2p.json" "$stage/weights/tiny-fast"
+    fi
     if [ -f "$tiny/minip2p.json" ]; then  # nor has it been replaced in the meantime
-      tar -C "$stage/weights" -cf "$stage/weights.tar" .
-      (cd "$stage" && sha256sum weights.tar > weights.sha256 && split -b 15000000 -d weights.tar weights.tar.)
-      rm "$stage/weights.tar"
-      mv "$stage"/weights.tar.* "$stage/weights.sha256" "$out/"
+      tar -C "$stage/weights" -c . | gzip -1 > "$stage/weights.tgz"
+      (cd "$stage" && sha256sum weights.tgz > weights.sha256 && split -b 15000000 -d weights.tgz weights.tgz.)
+      rm "$stage/weights.tgz"
+      mv "$stage"/weights.tgz.* "$stage/weights.sha256" "$out/"
     fi
   fi
   file=$(ls -t "$work"/unet/samples-*.png 2>/dev/null | head -n 1) || true
@@ -54,8 +59,9 @@ done) > /dev/null 2>&1 &
 packer=$!
 status=0
 timeout -k 5 $((limit > 60 ? limit - 15 : limit)) \
-  "$python" -u -m minip2p.tiny.train --work "$work" --out "$work/out/tiny" --judge-out "$work/out/judge" \
-  --warm weights/tiny --until $((begin + limit - (limit > 60 ? 35 : 0))) --decoder "$(share 0.25)" --encoder --judge "$(share 0.1)" --adversarial 0.1 --decay \
+  "$python" -u -m minip2p.tiny.train --work "$work" --out "$work/out/tiny" --judge-out "$work/out/judge" --distil-out "$work/out/tiny-fast" \
+  --warm weights/tiny --until $((begin + limit - (limit > 60 ? 35 : 0))) --steps 1000000 --decay \
+  --decoder "$(share 0.2)" --encoder --adversarial 0.1 --distil "$(share 0.09)" --judge "$(share 0.07)" \
   "${scale[@]}" "$@" 2>&1 | tee "$work/log.txt" || status=$?
 touch "$work/end"
 wait "$packer" || true  # it may be packing

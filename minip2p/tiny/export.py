@@ -56,17 +56,18 @@ def export_model(
     scaling_factor: float,
     trained: dict[str, int],
     words: list[str],
+    guidance: float = GUIDANCE_SCALE,
 ) -> None:
     """Writes the folder. The weights are float16; the text encoder's config says float32, so that it opens as float32.
 
     trained: the number of steps that each part has been trained ("vae", "unet"), for a warm start. The file that holds
     it is deleted first and written last, so that a folder left half-written cannot serve for a warm start. words: those
-    that the model knows.
+    that the model knows. guidance: its default guidance scale.
     """
     half_vae = copy.deepcopy(vae).half()
     half_vae.config = replace(vae.config, scaling_factor=scaling_factor)
     encoders = {"text_encoder": copy.deepcopy(text).half()}
-    defaults = {"guidance": GUIDANCE_SCALE, "words": words, "_trained": trained}
+    defaults = {"guidance": guidance, "words": words, "_trained": trained}
     DiffusersWriter(
         copy.deepcopy(unet).half(), half_vae, encoders, {"tokenizer": TOKENIZER}, scheduler, defaults
     ).write(folder)

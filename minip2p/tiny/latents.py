@@ -66,9 +66,10 @@ class LatentCache:
         return 1 / float(torch.cat([self[torch.arange(i, i + 256)] for i in range(0, CHUNK, 256)]).std())
 
 
-def scenes_available(pictures: int) -> int:
-    """The number of scenes to draw from after so many pictures of a training.
+def scenes_available(pictures: int, *, limit: int = MAX_SCENES, pictures_a_scene: int = 12) -> int:
+    """The number of scenes to draw from after so many pictures of a training, at most `limit`.
 
-    It grows during the training, which can thus begin after three chunks have been encoded.
+    It grows by one for every `pictures_a_scene` pictures of the training, which can thus begin after three chunks have
+    been encoded.
     """
-    return min(MAX_SCENES, CHUNK * (3 + pictures // (12 * CHUNK)))
+    return min(limit, CHUNK * (3 + pictures // (pictures_a_scene * CHUNK)))

@@ -32,6 +32,7 @@ from minip2p.tiny.sprites import Sprites
 from minip2p.vae import VAE
 
 CAPTIONS = 8  # of each scene
+PICTURES_A_SCENE = 20  # a training goes on to further scenes so slowly that it need not wait for them
 SHARE = 64  # scenes that a worker renders at a time
 VALIDATION_START = 10**6  # the number of the first scene of the validation
 
@@ -184,7 +185,7 @@ class SceneStore:
 
     def available(self, pictures: int) -> int:
         """The number of scenes to draw from after so many pictures of a training. They are there when it returns."""
-        count = min(self.count, scenes_available(pictures))
+        count = scenes_available(pictures, limit=self.count, pictures_a_scene=PICTURES_A_SCENE)
         if len(self.arrived) < len(self.shares):
             self.wait_for(count)
         return count

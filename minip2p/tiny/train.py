@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 from minip2p.errors import run_guarded
 from minip2p.pipeline import load
 from minip2p.tiny.batches import UNET_BATCH, BatchSource, CachedScenes
+from minip2p.tiny.distill import distil, write_student
 from minip2p.tiny.export import export_model, load_tokenizer
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.judge_train import BATCH as JUDGE_BATCH
@@ -38,14 +40,15 @@ from minip2p.tiny.scene_store import SceneStore
 from minip2p.tiny.scenes import caption_words
 from minip2p.tiny.sprites import Sprites, fetch_sprites
 from minip2p.tiny.train_decoder import train_decoder
-from minip2p.tiny.train_unet import SCHEDULER_CONFIG, Denoiser, UNetRun, preview_sheet, train_unet
+from minip2p.tiny.train_unet import SCHEDULER_CONFIG, Denoiser, UNetRun, compile_ahead, preview_sheet, train_unet
 from minip2p.tiny.train_vae import CROP_STEPS, FREEZE_STEP, VAE_STEPS, train_vae, vae_batch
 from minip2p.vae import VAE
 
 GPU_BATCHES = 256, 512, 1024, 2048  # of the UNet; the fastest is taken
-STORE_BATCH = 32  # pictures of the VAE in a step, where pictures come from a store
-STORE_VAE_STRIDE = 8  # they are that many times the four pictures of the recipe
+STORE_BATCH = 64  # pictures of the VAE in a step, where pictures come from a store
+STORE_VAE_STRIDE = 16  # they are that many times the four pictures of the recipe
 STORE_JUDGE_STRIDE = 4
+DISTIL_BATCH = 256
 
 
 def main() -> int:
@@ -83,7 +86,7 @@ def main() -> int:
         help="processes that render all scenes ahead (default: on a GPU one for each core but one; on a CPU none)",
     )
     parser.add_argument("--scenes", type=int, default=MAX_SCENES, help=f"to render ahead (default {MAX_SCENES})")
-    parser.add_argument("--decay", action="store_true", help="let the learning rate fall to zero over the last tenth")
+    parser.add_argument("--decay", action="store_true", help="let the learning rate fall to zero over the last fifth")
     parser.add_argument(
         "--directions", action="store_true", help='captions say to which side things look ("facing left")'
     )
@@ -97,6 +100,14 @@ def main() -> int:
     parser.add_argument(
         "--judge", type=float, default=0, metavar="MINUTES", help="of --minutes, for training the judge; with --workers"
     )
+    parser.add_argument(
+        "--distil",
+        type=float,
+        default=0,
+        metavar="MINUTES",
+        help="of --minutes, for a model that needs four steps (see minip2p.tiny.distill); with --workers",
+    )
+    parser.add_argument("--distil-out", type=Path, default=Path("weights/tiny-fast"), help="folder for its weights")
     parser.add_argument("--judge-out", type=Path, default=Path("weights/judge"), help="folder for the judge's weights")
     options = parser.parse_args()
     return run_guarded(lambda: train(options))
@@ -120,6 +131,8 @@ def train(options: argparse.Namespace) -> None:
     workers = options.workers if options.workers is not None else max(1, (os.cpu_count() or 2) - 1) if on_gpu else 0
     if options.judge and not workers:
         raise ValueError("--judge needs --workers; on a CPU train the judge with python -m minip2p.tiny.judge_train")
+    if options.distil and not workers:
+        raise ValueError("--distil needs --workers; on a CPU use python -m minip2p.tiny.distill")
     if options.encoder and not workers:
         raise ValueError("--encoder needs --workers: the latents on disk would not be those of the new encoder")
     load_sprites = partial(Sprites.load, fetch_sprites(options.work / "sprites"))
@@ -154,6 +167,10 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
     def vae_pictures(step: int) -> Tensor:
         return store.picture_batch(step, vae_size * (step // STORE_VAE_STRIDE), vae_size)
 
+    compiler = None
+    if store.device.type == "cuda" and options.batch and len(options.batch) == 1:
+        compiler = get_context("spawn").Process(target=compile_ahead, args=(largest, store.device))
+        compiler.start()
     vae, vae_steps = train_vae(
         options.work,
         options.seed,
@@ -167,7 +184,19 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
         return print("the training of the VAE is not complete: run the same command again to resume it")
     vae = decoder_stage(options, vae, lambda step: store.picture_batch(step, vae_size * step, vae_size), stop_at)
     store.set_vae(vae)
-    unet_stage(options, vae, vae_steps, store, stop_at - 60 * options.judge)
+    if compiler is not None:
+        compiler.join(timeout=60)
+        compiler.kill()
+    ahead = compiler is not None and compiler.exitcode == 0
+    later = 60 * (options.distil + options.judge)
+    unet_stage(options, vae, vae_steps, store, stop_at - later, compiled_ahead=ahead)
+    if options.distil:
+        until = stop_at - 60 * options.judge
+        teacher = load(options.out, device=store.device)
+        student, steps = distil(
+            teacher, store, options.work, seed=options.seed, stop_at=until, size=min(DISTIL_BATCH, largest)
+        )
+        write_student(options.distil_out, teacher, student, steps)
     if options.judge:
         judge, _ = train_judge(
             options.work / "judge",
@@ -207,7 +236,15 @@ def decoder_stage(options: argparse.Namespace, vae: VAE, pictures: Callable[[int
     return better
 
 
-def unet_stage(options: argparse.Namespace, vae: VAE, vae_steps: int, source: BatchSource, stop_at: float) -> None:
+def unet_stage(
+    options: argparse.Namespace,
+    vae: VAE,
+    vae_steps: int,
+    source: BatchSource,
+    stop_at: float,
+    *,
+    compiled_ahead: bool = False,
+) -> None:
     """Trains the UNet and the text encoder, and writes the model."""
     scaling_factor = source.scaling_factor()
 
@@ -235,6 +272,7 @@ def unet_stage(options: argparse.Namespace, vae: VAE, vae_steps: int, source: Ba
         device=device,
         batches=options.batch or default,
         decay=options.decay,
+        compiled_ahead=compiled_ahead,
     )
     train_unet(run, source, write)
 

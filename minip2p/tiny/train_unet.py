@@ -19,7 +19,7 @@ from minip2p.io.viz import grid
 from minip2p.pipeline import Pipeline, load
 from minip2p.sched import DDIMScheduler
 from minip2p.tiny.batches import UNET_BATCH, BatchSource
-from minip2p.tiny.export import make_text_encoder, trained_steps
+from minip2p.tiny.export import load_tokenizer, make_text_encoder, trained_steps
 from minip2p.tiny.grounding import MapKeeper, attention_targets, fused_self_attention, grounding_loss
 from minip2p.tiny.loop import Training, cooldown, half_precision, inverse_root, seeded_generator
 from minip2p.unet import UNet
@@ -37,10 +37,11 @@ SCHEDULER_CONFIG = SchedulerConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
 )
 LEARNING_RATE, EMA_DECAY = 8e-4, 0.9999  # for batches of UNET_BATCH; see `Training` for larger ones
-DECAY = 0.1  # the share of a run at whose end the learning rate falls to zero, if it does
+DECAY = 0.2  # the share of a run at whose end the learning rate falls to zero, if it does
 GROUNDING_WEIGHT = 0.03  # of the grounding loss; the denoising loss is about 0.07
 ENOUGH = 0.9  # of the best throughput: a smaller batch that reaches it is preferred, since it takes more steps
-COMPILE_SECONDS = 600.0  # how long a run must be for torch.compile to be tried, which takes a minute or two
+COMPILE_SECONDS = 600.0  # how long a run must be for torch.compile to be tried, which takes a minute or two …
+COMPILED_AHEAD_SECONDS = 120.0  # … and how long if a process has compiled it before
 PREVIEW_PROMPTS = (
     "a cat on the beach",
     "a tiger in the meadow",
@@ -64,7 +65,7 @@ class UNetRun:
     work: the folder for checkpoints and previews. out: the folder for the weights. warm_start: a folder of weights to
     start from. stop_at: the time (time.time()) after which the run stops. batches: the numbers of pictures in a step
     that are tried, multiples of UNET_BATCH; the fastest is taken. decay: whether the learning rate falls to zero over
-    the last DECAY of the run.
+    the last DECAY of the run. compiled_ahead: whether `compile_ahead` has run, so that torch.compile is quick.
     """
 
     work: Path
@@ -76,6 +77,7 @@ class UNetRun:
     device: torch.device = torch.device("cpu")  # noqa: RUF009, it is immutable
     batches: tuple[int, ...] = (UNET_BATCH,)
     decay: bool = False
+    compiled_ahead: bool = False
 
 
 class Denoiser(nn.Module):
@@ -217,15 +219,17 @@ def train_unet(run: UNetRun, source: BatchSource, write: Callable[[Path, Denoise
     if len(run.batches) > 1:
         size = smallest_fast_batch(run.batches, seconds)
     training.stride = max(1, size // UNET_BATCH)
-    if run.device.type == "cuda" and run.stop_at - time.time() >= COMPILE_SECONDS:
+    enough = COMPILED_AHEAD_SECONDS if run.compiled_ahead else COMPILE_SECONDS
+    if run.device.type == "cuda" and run.stop_at - time.time() >= enough:
         eager = seconds(size)
-        predict = torch.compile(denoiser)
+        predict, start = torch.compile(denoiser), time.time()
         try:
             compiled = seconds(size)
         except Exception as error:  # there may be no compiler, for instance
             print(f"torch.compile failed: {error}", flush=True)
             compiled = math.inf
-        print(f"torch.compile: {compiled:.3f} s a step, {eager:.3f} s without", flush=True)
+        took = time.time() - start
+        print(f"torch.compile: {compiled:.3f} s a step, {eager:.3f} s without; it took {took:.0f} s", flush=True)
         if compiled >= eager:
             predict = denoiser
 
@@ -261,6 +265,21 @@ def train_unet(run: UNetRun, source: BatchSource, write: Callable[[Path, Denoise
             return write(run.out, denoiser, training.step)
     training.load_average()
     return write(run.out, denoiser, training.step)
+
+
+def compile_ahead(size: int, device: torch.device) -> None:
+    """Compiles a training step for batches of this size, so that the compiler finds it in its cache on disk later.
+
+    For a process of its own, while this one trains something else.
+    """
+    denoiser = Denoiser()
+    denoiser.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    denoiser.to(device)
+    ids = torch.zeros(size, load_tokenizer().model_max_length, dtype=torch.long, device=device)
+    x0 = torch.zeros(size, UNET_CONFIG.in_channels, UNET_CONFIG.sample_size, UNET_CONFIG.sample_size, device=device)
+    alphas_cumprod = DDIMScheduler(SCHEDULER_CONFIG).alphas_cumprod.to(device)
+    loss, maps = denoising_loss(torch.compile(denoiser), alphas_cumprod, x0, ids, seeded_generator(0, device=device))
+    sum((probs.float().square().mean() for probs in maps.values()), loss).backward()
 
 
 def preview_sheet(model: Pipeline) -> Image.Image:

@@ -53,7 +53,7 @@ def test_the_time_is_obeyed_and_the_newest_weights_are_there(end, status, newest
     assert run.returncode == status, run.stderr
     assert time.monotonic() - begin < 30 and (end != "killed" or time.monotonic() - begin >= 3)
     parts = sorted((repository / "out").iterdir())
-    expected = ["log.txt", "samples.png", "weights.sha256", "weights.tar.00", "weights.tar.01"]
+    expected = ["log.txt", "samples.png", "weights.sha256", "weights.tgz.00", "weights.tgz.01"]
     assert [part.name for part in parts] == expected
     assert max(part.stat().st_size for part in parts) <= 16 * 1024**2
     assert "training" in (repository / "out/log.txt").read_text()
@@ -66,7 +66,7 @@ def test_the_time_is_obeyed_and_the_newest_weights_are_there(end, status, newest
 
 def test_parts_that_do_not_fit_are_refused(repository):
     train(repository, "failed", minutes=0.05)
-    (repository / "out/weights.tar.01").unlink()
+    (repository / "out/weights.tgz.01").unlink()
     command = [repository / "tools/join_weights.sh", repository / "out", repository / "joined"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 2 and "one is missing or damaged" in run.stderr and not (repository / "joined").exists()
