@@ -62,7 +62,7 @@ def fingerprint(modules: Iterable[nn.Module], extra: str = "") -> str:
     digest = hashlib.sha256(extra.encode())
     for module in modules:
         for name, p in module.named_parameters():
-            sample = p.detach().flatten()[:: max(1, p.numel() // 8)].tolist()
+            sample = p.detach().flatten()[:: max(1, p.numel() // 8)].cpu().tolist()
             digest.update(f"{name} {p.dtype} {tuple(p.shape)} {sample}".encode())
     return digest.hexdigest()
 

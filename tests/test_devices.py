@@ -1,0 +1,104 @@
+"""Runs on another device than the CPU: no tensor is on the wrong one, and the results are the CPU's.
+
+The device is a fake one (tests/support/fake_device.py), which any machine has. tools/measure_on_gpu.sh does the same on
+a GPU.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from fake_device import FakeTensor, fake_device
+
+import minip2p
+from minip2p import AttentionStore, LocalBlend, explicit
+
+SOURCE, TARGET, REFINED = "a cat on the beach", "a dog on the beach", "a red cat on the beach"
+START = dict(seed=1, steps=2, size=(64, 64))
+HALF = torch.zeros(64, 64)
+HALF[:32] = 1
+
+
+@pytest.fixture(scope="module")
+def other():
+    """The embedded model on the fake device."""
+    with fake_device():
+        pipe = minip2p.load(device="meta")
+        yield pipe
+
+
+def difference(run, model, other):
+    """The largest difference of the tensors that a function returns for two models."""
+    return float((run(model) - run(other)).abs().max())
+
+
+@cache
+def source(pipe):
+    """The run that the edits of a model share."""
+    return pipe.generate(SOURCE, **START)
+
+
+def invert(pipe, method):
+    options = {"num_inner_steps": 2} if method == "null-text" else {}
+    photo = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return pipe.invert(photo, SOURCE, method=method, steps=2, **options)
+
+
+EDITS = {
+    "fused": {},
+    "explicit": {"explicit": True},
+    "local blend": {"local_blend": ("cat", "dog")},
+    "sharp blend": {
+        "local_blend": LocalBlend("cat", "dog", threshold="otsu", self_attention_hops=1, without_source="beach")
+    },
+    "mask and region": {"local_blend": LocalBlend(mask=HALF, start=(0, 0.5)), "region": HALF},
+    "reweight": {"reweight": {"dog": 2.0}, "sites": minip2p.SiteFilter(heads=(0,))},
+    "store": {"attend": explicit(AttentionStore())},
+    "move": {"move": {"cat": (17, 8)}, "resize": {"cat": 1.3}},
+    "remove": {"remove": "cat", "explicit": True},
+}
+
+
+@pytest.mark.parametrize("options", EDITS.values(), ids=EDITS)
+def test_an_edit_is_the_cpus(options, model, other):
+    assert difference(lambda pipe: pipe.edit(source(pipe), TARGET, **options).latents, model, other) < 1e-4
+
+
+RUNS = {
+    "picture": lambda pipe: source(pipe).picture,
+    "maps": lambda pipe: source(pipe).maps(["cat", "beach"]),
+    "mask": lambda pipe: source(pipe).mask("cat", self_attention_hops=1).float(),
+    "edits of a prompt": lambda pipe: pipe.edit(SOURCE, [TARGET, REFINED], **START)[1].source_run.finish().latents,
+    "edit of an edit": lambda pipe: pipe.edit(pipe.edit(source(pipe), TARGET), REFINED).latents,
+    "record": lambda pipe: pipe.edit(pipe.record(source(pipe)), TARGET, local_blend="beach").latents,
+    "live": lambda pipe: pipe.live(SOURCE, **START).edit(TARGET).latents,
+    "refined latents": lambda pipe: (
+        pipe.invert(2 * HALF.expand(3, 64, 64) - 1, SOURCE, steps=1, vae_refine_steps=1).latents
+    ),
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_a_run_is_the_cpus(run, model, other):
+    assert difference(run, model, other) < 1e-4
+
+
+@pytest.mark.parametrize("method", ["direct", "proximal", "null-text", "virtual"])
+def test_an_inversion_and_its_edit_are_the_cpus(method, model, other):
+    assert difference(lambda pipe: pipe.edit(invert(pipe, method), TARGET).latents, model, other) < 1e-4
+
+
+def test_a_run_file_is_read_on_the_device(model, other, tmp_path):
+    def run(pipe):
+        file = tmp_path / f"{pipe.device}.safetensors"
+        pipe.record(source(pipe), file=file)
+        return pipe.edit(pipe.open(file), TARGET).latents
+
+    assert difference(run, model, other) < 1e-4
+
+
+def test_a_tensor_that_is_on_the_wrong_device_is_an_error(other):
+    assert isinstance(other.unet.conv_in.weight, FakeTensor)
+    misplaced = explicit(lambda probs, site: probs * torch.ones(probs.shape[-1]))
+    with pytest.raises(RuntimeError, match="on different devices"):
+        other.generate(SOURCE, attend=misplaced, **START)
