@@ -282,7 +282,7 @@ def synchronisations(function: Callable[[], Any]) -> Counter[str]:
     package = str(Path(minip2p.__file__).parent)
 
     def note(message: Any, *_: Any, **__: Any) -> None:
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):
             frames = [f for f in traceback.extract_stack() if f.filename.startswith(package)]
             places[f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "elsewhere"] += 1
 
