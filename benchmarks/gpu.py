@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -143,7 +144,8 @@ def attempt(measure: Callable[[], Any]) -> Any:
 
 
 def free_memory() -> None:
-    if torch.cuda.is_available():
+    """Gives the GPU's unused memory back. After an error that ends CUDA, this fails too."""
+    with suppress(RuntimeError):
         torch.cuda.empty_cache()
 
 
