@@ -15,10 +15,10 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from minip2p.vae import VAE
 Figures = dict[str, Any]
 TOLERANCE = 1e-3  # of latents, in float32
 ATTENTION_KERNEL = re.compile("flash|fmha|sdpa|attention|mha", re.IGNORECASE)
-SCHEDULE = {
+SCHEDULE: Figures = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -84,9 +84,9 @@ SD_VAE = VAEConfig(
     up_block_types=("UpDecoderBlock2D",) * 4,
     layers_per_block=2,
 )
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-SMALL_CLIP = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 1}
+CLIP_L: Figures = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_G: Figures = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+SMALL_CLIP: Figures = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 1}
 
 
 # --- the device
@@ -110,7 +110,7 @@ class Report:
 
     def section(self, name: str, estimate: float, measure: Callable[[], Figures]) -> None:
         """Runs a section, unless its estimated seconds do not fit, and prints its figures as one line."""
-        began, figures = time.time(), {}
+        began, figures = time.time(), Figures()
         if estimate > self.left:
             figures = {"skipped": f"{estimate:.0f} s do not fit in {self.left:.0f}"}
         else:
@@ -191,7 +191,7 @@ def seconds_a_call(function: Callable[[], Any], repeats: int = 10) -> float:
 def parity_cases(pipe: Pipeline, photo: Tensor, steps: int) -> dict[str, Callable[[], Tensor]]:
     """Name -> a function that returns the latents of a run, or its picture or maps. photo: 3 H W in [-1, 1]."""
     target, refined = "a dog on the beach", "a red cat on the beach"
-    options = {"cross_replace": CROSS, "self_replace": SELF}
+    options: Figures = {"cross_replace": CROSS, "self_replace": SELF}
 
     @cache
     def source() -> Any:
@@ -203,7 +203,7 @@ def parity_cases(pipe: Pipeline, photo: Tensor, steps: int) -> dict[str, Callabl
 
     @cache
     def inverted(method: str) -> Any:
-        more = {"num_inner_steps": 3} if method == "null-text" else {}
+        more: Figures = {"num_inner_steps": 3} if method == "null-text" else {}
         return pipe.invert(photo, SOURCE, method=method, steps=steps, **more)
 
     blend = LocalBlend("cat", "dog")
@@ -231,6 +231,11 @@ def parity_cases(pipe: Pipeline, photo: Tensor, steps: int) -> dict[str, Callabl
     }
 
 
+def gap_between(actual: Callable[[], Tensor], expected: Callable[[], Tensor]) -> float:
+    """The largest difference of what two functions return."""
+    return float((actual() - expected()).abs().max())
+
+
 def measure_parity(report: Report, device: str, steps: int) -> Figures:
     """The small model in float32: the largest difference of each case between the CPU and the device, TF32 off.
 
@@ -247,7 +252,7 @@ def measure_parity(report: Report, device: str, steps: int) -> Figures:
         if time.time() > end:
             gaps[name] = "no time"
             continue
-        gaps[name] = attempt(lambda name=name: float((actual[name]() - expected[name]()).abs().max()))
+        gaps[name] = attempt(partial(gap_between, actual[name], expected[name]))
     measured = [gap for gap in gaps.values() if isinstance(gap, float)]
     use_tf32(True)
     default = attempt(
@@ -307,7 +312,7 @@ def measure_synchronisations(device: str) -> Figures:
 
     def count(run: Callable[[int], Any]) -> Figures:
         run(2)
-        few, many = (synchronisations(lambda steps=steps: run(steps)) for steps in (4, 8))
+        few, many = (synchronisations(partial(run, steps)) for steps in (4, 8))
         a_step = {place: (many[place] - few[place]) / 4 for place in many if many[place] != few[place]}
         return {
             "a_step": sum(a_step.values()),
@@ -328,7 +333,7 @@ def measure_synchronisations(device: str) -> Figures:
 # --- models with random weights
 
 
-def random_encoder(name: str, sizes: Mapping[str, int], device: str, *, projects: bool = False) -> ClipEncoder:
+def random_encoder(name: str, sizes: Figures, device: str, *, projects: bool = False) -> ClipEncoder:
     """A text encoder with the small model's tokenizer; its vocabulary is the published one."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -343,7 +348,7 @@ def random_encoder(name: str, sizes: Mapping[str, int], device: str, *, projects
         eos_token_id=first.tokenizer.eos_token_id,
     )
     with torch.device(device):
-        network = (CLIPTextModelWithProjection if projects else CLIPTextModel)(config)
+        network: Any = CLIPTextModelWithProjection(config) if projects else CLIPTextModel(config)
     return ClipEncoder(name, network.to(device), first.tokenizer, first.tokenizer_path, width, width)
 
 
@@ -420,7 +425,7 @@ def measure_calls(pipe: Pipeline, rows: tuple[int, ...] = (2, 8)) -> Figures:
 
 def measure_graphs(pipe: Pipeline) -> Figures:
     """The same calls, each launched as one CUDA graph: what the launches of single kernels cost."""
-    figures = {}
+    figures: Figures = {}
     for rows in (2, 8):
         call = unet_call(pipe, rows)
         figures |= {f"rows{rows}_s": seconds_a_call(call), f"rows{rows}_graph_s": seconds_a_call(graph_call(call))}
@@ -430,7 +435,7 @@ def measure_graphs(pipe: Pipeline) -> Figures:
 def measure_generation(pipe: Pipeline, steps: int) -> Figures:
     """A picture, and its decoding alone."""
     size = Size(training_side(pipe), steps)
-    settings = {"latents": size.noise, "guidance_scale": GUIDANCE}
+    settings: Figures = {"latents": size.noise, "guidance_scale": GUIDANCE}
     pipe.generate(SOURCE, steps=1, **settings)
     latents = size.noise.to(pipe.device)
     figures: Figures = {"steps": steps}
@@ -515,7 +520,7 @@ def diffusers_of(pipe: Pipeline, pipeline_class: Any = None) -> Any:
         other.load_state_dict(network.state_dict(), strict=True)
         return other.to(pipe.dtype).eval().requires_grad_(False)
 
-    peer = (pipeline_class or StableDiffusionPipeline)(
+    peer: Any = (pipeline_class or StableDiffusionPipeline)(
         unet=copy_of(pipe.unet, UNet2DConditionModel),
         vae=copy_of(pipe.vae, AutoencoderKL),
         text_encoder=pipe.text.encoders["text_encoder"],
@@ -539,9 +544,9 @@ def measure_diffusers(pipe: Pipeline, steps: int) -> Figures:
 
     run(1)
     figures: Figures = {"steps": steps, "with_picture": timed(lambda: run(steps))}
-    ours = pipe.generate(SOURCE, latents=size.noise, steps=2, guidance_scale=GUIDANCE).latents[-1:]
+    latents = pipe.generate(SOURCE, latents=size.noise, steps=2, guidance_scale=GUIDANCE).latents[-1:]
     theirs = run(2, "latent").images.float().cpu()
-    figures["apart_after_2_steps_in_deviations"] = float((ours - theirs).abs().max() / theirs.std())
+    figures["apart_after_2_steps_in_deviations"] = float((latents - theirs).abs().max() / theirs.std())
     peer.unet.to(memory_format=torch.channels_last)
     peer.vae.to(memory_format=torch.channels_last)
     run(1)
