@@ -15,7 +15,7 @@ out=${OUT:?"say where the weights shall go: OUT=folder $0"}
 python=${PYTHON:-python3}
 begin=$(date +%s)
 limit=$(awk -v minutes="${MINUTES:-9.5}" 'BEGIN { printf "%d", 60 * minutes }')
-scale=(--device cuda --batch 512 --scenes 120000)
+scale=(--device cuda --batch 1024 --scenes 120000 --workers 13)
 if [ "${1:-}" = --dry-run ]; then
   shift
   scale=(--device cpu --workers 2 --scenes 640 --batch 4,8)

@@ -20,23 +20,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minip2p.attention.contract import Attend, explicit, fused
+from minip2p.attention.contract import Site
 from minip2p.errors import run_guarded
 from minip2p.io.files import shipped_weights
 from minip2p.pipeline import Pipeline, load
 from minip2p.tiny.batches import UNET_BATCH, Batch, BatchSource, CachedScenes
 from minip2p.tiny.export import export_model, load_tokenizer
-from minip2p.tiny.grounding import MapKeeper, attention_targets, fused_self_attention, grounding_loss
+from minip2p.tiny.grounding import SLOTS, attention_targets, grounding_loss
 from minip2p.tiny.latents import LatentCache
 from minip2p.tiny.loop import Training, cooldown, half_precision, seeded_generator
 from minip2p.tiny.sprites import Sprites, fetch_sprites
-from minip2p.tiny.train_unet import GROUNDING_WEIGHT, SCHEDULER_CONFIG
+from minip2p.tiny.train_unet import GROUNDING_WEIGHT, SCHEDULER_CONFIG, predict_with_maps, stratified_timesteps
 from minip2p.unet import UNet
 
 STEPS, LEARNING_RATE, EMA_DECAY = 12_000, 2e-4, 0.998
 POINTS = 50  # of the teacher's trajectory; the student samples at some of them
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0  # of the boundary condition, see `boundary_scalings`
 HUBER = 1e-3  # c of the pseudo-Huber loss √(d² + c²) − c
+
+Predict = Callable[[UNet, Tensor, Tensor, Tensor], tuple[Tensor, dict[Site, Tensor]]]
 
 
 def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,12 +55,13 @@ def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
 class Distillation:
     """The loss of a student against its teacher.
 
-    model: the teacher's pipeline. guidance_scale: the teacher's w. All tensors are on the model's device.
+    model: the teacher's pipeline. guidance_scale: the teacher's w. predict: `predict_with_maps`, possibly compiled. All
+    tensors are on the model's device.
     """
 
-    def __init__(self, model: Pipeline, guidance_scale: float):
+    def __init__(self, model: Pipeline, guidance_scale: float, predict: Predict = predict_with_maps):
         self.text = model.text.encoders["text_encoder"]
-        self.teacher, self.guidance_scale = model.unet, guidance_scale
+        self.teacher, self.guidance_scale, self.predict = model.unet, guidance_scale, predict
         self.alphas_cumprod = model.scheduler.alphas_cumprod.to(model.device)
         self.spacing = len(self.alphas_cumprod) // POINTS
 
@@ -77,47 +80,42 @@ class Distillation:
     def teacher_step(self, x: Tensor, t: Tensor, context: Tensor, empty: Tensor) -> Tensor:
         """The latents at t − spacing: one DDIM step of the teacher with guidance, from latents x at t."""
         with half_precision(x.device):
-            both = self.teacher(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([empty, context]), fused).float()
-        unconditional, conditional = both.chunk(2)
+            twice = x.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+            both, _ = self.predict(self.teacher, twice, t.repeat(2), torch.cat([empty, context]))
+        unconditional, conditional = both.float().chunk(2)
         eps = unconditional + self.guidance_scale * (conditional - unconditional)
         signal, noise = self.level(t)
         next_signal, next_noise = self.level(t - self.spacing)
         return next_signal * (x - noise * eps) / signal + next_noise * eps
 
-    def endpoint(self, unet: Callable[..., Tensor], x: Tensor, t: Tensor, context: Tensor, attend: Attend) -> Tensor:
-        """f(x, t): the latents at the end of the trajectory, as a student predicts them. See `boundary_scalings`."""
+    def endpoint(self, student: UNet, x: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, dict[Site, Tensor]]:
+        """f(x, t): the latents at the end of the trajectory, as a student predicts them, and its cross-attention maps.
+        See `boundary_scalings`."""
+        x = x.contiguous(memory_format=torch.channels_last)
         with half_precision(x.device):
-            eps = unet(x, t, context, attend).float()
+            eps, maps = self.predict(student, x, t, context)
         (signal, noise), (c_skip, c_out) = self.level(t), boundary_scalings(t)
-        return c_skip * x + c_out * (x - noise * eps) / signal
+        return c_skip * x + c_out * (x - noise * eps.float()) / signal, maps
 
-    def loss(
-        self, student: Callable[..., Tensor], x0: Tensor, batch: Batch, empty_ids: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    def loss(self, student: UNet, x0: Tensor, batch: Batch, empty_ids: Tensor, generator: torch.Generator) -> Tensor:
         """The consistency loss of scaled latents x0 b c h w and their captions, with the grounding of the attention.
 
         The target is the student itself without a gradient, as in Song & Dhariwal 2023 (arXiv 2310.14189, section 3.2).
         """
         n = len(x0)
-        position = torch.rand(n, generator=generator, device=x0.device) + torch.arange(n, device=x0.device)
-        t = ((position * (POINTS / n)).long() + 1) * self.spacing - 1
+        t = (stratified_timesteps(n, POINTS, generator) + 1) * self.spacing - 1
         signal, noise = self.level(t)
         x = signal * x0 + noise * torch.randn(x0.shape, generator=generator, device=x0.device)
-        x = x.contiguous(memory_format=torch.channels_last)
         context = self.context(batch.token_ids)
         empty = self.context(empty_ids[None]).expand_as(context)
         x_next = self.teacher_step(x, t, context, empty)
         with torch.no_grad():
             next_t = t - self.spacing
-            target = self.endpoint(student, x_next, next_t.clamp(min=0), context, fused)
+            target, _ = self.endpoint(student, x_next, next_t.clamp(min=0), context)
             target = torch.where((next_t < 0)[:, None, None, None], x_next, target)
-        keeper = MapKeeper()
-        attend: Attend = explicit(keeper)
-        if x.is_cuda:
-            attend = fused_self_attention(attend)
-        prediction = self.endpoint(student, x, t, context, attend)
+        prediction, maps = self.endpoint(student, x, t, context)
         huber = ((prediction - target).square() + HUBER**2).sqrt() - HUBER
-        grounding = grounding_loss(keeper.maps, attention_targets(batch.slots, batch.regions))
+        grounding = grounding_loss(maps, attention_targets(batch.slots, batch.regions))
         return huber.mean() + GROUNDING_WEIGHT * grounding
 
 
@@ -131,20 +129,21 @@ def distil(
     steps: int = STEPS,
     size: int = UNET_BATCH,
     guidance_scale: float | None = None,
+    predict: Predict = predict_with_maps,
 ) -> tuple[UNet, int]:
     """The student's UNet with its averaged weights, and the number of steps of UNET_BATCH pictures. Resumes from
     `work`/distil.
 
     stop_at: the time (time.time()) after which it stops; over the last 3 tenths of the time, or of the steps, the
     learning rate falls to zero. size: the pictures of a step, a multiple of UNET_BATCH. guidance_scale: None is the
-    model's own.
+    model's own. predict: see `Distillation`.
     """
     begin = time.time()
     torch.manual_seed(seed)
     model.unet.requires_grad_(False)
     student = deepcopy(model.unet).to(memory_format=torch.channels_last).requires_grad_(True)  # type: ignore[call-overload]
     scale = model.default_guidance if guidance_scale is None else guidance_scale
-    distillation, scaling_factor = Distillation(model, scale), model.vae.config.scaling_factor
+    distillation, scaling_factor = Distillation(model, scale, predict), model.vae.config.scaling_factor
     empty_ids = torch.tensor(model.text.prompt("").ids, device=model.device)
 
     def learning_rate(step: int) -> float:
@@ -169,6 +168,23 @@ def distil(
     training.run(loss, stop_at=stop_at)
     training.load_average()
     return student.requires_grad_(False), training.step
+
+
+def compile_ahead(folder: Path, size: int, device: torch.device) -> None:
+    """Compiles a step of a distillation for batches of this size, as `minip2p.tiny.train_unet.compile_ahead` does for
+    the teacher's training. folder: any weights of the teacher."""
+    model = load(folder, device=device)
+    model.unet.requires_grad_(False)
+    student = deepcopy(model.unet).to(memory_format=torch.channels_last).requires_grad_(True)  # type: ignore[call-overload]
+    side, empty = model.unet.config.sample_size, torch.tensor(model.text.prompt("").ids)
+    batch = Batch(
+        torch.zeros(size, model.vae.config.latent_channels, side, side, device=device),
+        torch.zeros(size, SLOTS, side, side, device=device),
+        empty.to(device).repeat(size, 1),
+        torch.zeros(size, len(empty), dtype=torch.long),
+    )
+    distillation = Distillation(model, 1.0, torch.compile(predict_with_maps, dynamic=False))
+    distillation.loss(student, batch.latents, batch, empty.to(device), seeded_generator(0, device=device)).backward()
 
 
 def write_student(folder: Path, model: Pipeline, student: UNet, steps: int) -> None:

@@ -67,23 +67,26 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            directions: dict[Any, list[tuple[nn.Parameter, Tensor]]] = {}
-            for i, p in enumerate(group["params"]):
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                momentum = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                direction = columns_in_memory_order(p.grad.lerp(momentum, group["momentum"]), p).flatten(1)
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            grads, momenta = [p.grad for p in params], [self.state[p]["momentum"] for p in params]
+            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+            directions = torch._foreach_lerp(grads, momenta, group["momentum"])
+            torch._foreach_mul_(params, 1 - group["lr"] * group["decay"])
+            alike: dict[Any, list[int]] = {}
+            matrices = [columns_in_memory_order(d, p).flatten(1) for d, p in zip(directions, params, strict=True)]
+            for i, (p, matrix) in enumerate(zip(params, matrices, strict=True)):
                 # Matrices of one shape go together on a GPU, which is slow to start many small products; a CPU is not.
-                key = direction.shape if p.is_cuda else i
-                directions.setdefault(key, []).append((p, direction))
-            for alike in directions.values():
-                stacked = [direction for _, direction in alike]
+                alike.setdefault(matrix.shape if p.is_cuda else i, []).append(i)
+            for indices in alike.values():
+                stacked = [matrices[i] for i in indices]
                 # A CPU multiplies a matrix by itself faster than a batch of one.
-                updates = [orthogonalize(stacked[0])] if len(alike) == 1 else [*orthogonalize(torch.stack(stacked))]
-                for (p, _), update in zip(alike, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["decay"])
-                    rows = columns_in_memory_order(p, p)
-                    rows.add_(update.view(rows.shape), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
+                updates = [orthogonalize(stacked[0])] if len(stacked) == 1 else [*orthogonalize(torch.stack(stacked))]
+                rows = [columns_in_memory_order(params[i], params[i]) for i in indices]
+                updates = [update.view(row.shape) for update, row in zip(updates, rows, strict=True)]
+                scale = 0.2 * max(stacked[0].shape) ** 0.5
+                torch._foreach_add_(rows, updates, alpha=-group["lr"] * scale)

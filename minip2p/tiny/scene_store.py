@@ -33,7 +33,7 @@ from minip2p.vae import VAE
 
 CAPTIONS = 8  # of each scene
 PICTURES_A_SCENE = 20  # a training goes on to further scenes so slowly that it need not wait for them
-SHARE = 64  # scenes that a worker renders at a time
+SHARE = 256  # scenes that a worker renders at a time
 VALIDATION_START = 10**6  # the number of the first scene of the validation
 
 Arrays = dict[str, np.ndarray]

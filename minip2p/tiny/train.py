@@ -22,15 +22,19 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minip2p.errors import run_guarded
+from minip2p.io.files import shipped_weights
 from minip2p.pipeline import load
 from minip2p.tiny.batches import UNET_BATCH, BatchSource, CachedScenes
-from minip2p.tiny.distill import distil, write_student
+from minip2p.tiny.distill import Predict, distil, write_student
+from minip2p.tiny.distill import compile_ahead as compile_distillation_ahead
 from minip2p.tiny.export import export_model, load_tokenizer
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.judge_train import BATCH as JUDGE_BATCH
@@ -39,16 +43,20 @@ from minip2p.tiny.latents import MAX_SCENES, LatentCache
 from minip2p.tiny.scene_store import SceneStore
 from minip2p.tiny.scenes import caption_words
 from minip2p.tiny.sprites import Sprites, fetch_sprites
+from minip2p.tiny.train_decoder import LEARNING_RATE as DECODER_RATE
 from minip2p.tiny.train_decoder import train_decoder
-from minip2p.tiny.train_unet import SCHEDULER_CONFIG, Denoiser, UNetRun, compile_ahead, preview_sheet, train_unet
+from minip2p.tiny.train_unet import SCHEDULER_CONFIG, Denoiser, UNetRun, predict_with_maps, preview_sheet, train_unet
+from minip2p.tiny.train_unet import compile_ahead as compile_unet_ahead
 from minip2p.tiny.train_vae import CROP_STEPS, FREEZE_STEP, VAE_STEPS, train_vae, vae_batch
 from minip2p.vae import VAE
 
 GPU_BATCHES = 256, 512, 1024, 2048  # of the UNet; the fastest is taken
-STORE_BATCH = 64  # pictures of the VAE in a step, where pictures come from a store
-STORE_VAE_STRIDE = 16  # they are that many times the four pictures of the recipe
-STORE_JUDGE_STRIDE = 4
-DISTIL_BATCH = 256
+STORE_BATCH = 32  # pictures of the VAE in a step, where pictures come from a store
+STORE_VAE_STRIDE = 8  # they are that many times the four pictures of the recipe
+STORE_JUDGE_STRIDE = 8
+STORE_DECODER_BATCH, STORE_DECODER_RATE = 192, 1e-3
+DISTIL_BATCH = 512
+COMPILER_SECONDS = 60  # to wait for a compiler that has run ahead
 
 
 def main() -> int:
@@ -167,10 +175,9 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
     def vae_pictures(step: int) -> Tensor:
         return store.picture_batch(step, vae_size * (step // STORE_VAE_STRIDE), vae_size)
 
-    compiler = None
-    if store.device.type == "cuda" and options.batch and len(options.batch) == 1:
-        compiler = get_context("spawn").Process(target=compile_ahead, args=(largest, store.device))
-        compiler.start()
+    batch, decoder_size = options.batch[-1] if options.batch else 0, min(STORE_DECODER_BATCH, largest)
+    compile_early = store.device.type == "cuda" and len(options.batch or ()) == 1  # else the batch is not known yet
+    compiler = start_process(compile_unet_ahead, batch, store.device) if compile_early else None
     vae, vae_steps = train_vae(
         options.work,
         options.seed,
@@ -182,21 +189,24 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
     )
     if vae_steps < VAE_STEPS:
         return print("the training of the VAE is not complete: run the same command again to resume it")
-    vae = decoder_stage(options, vae, lambda step: store.picture_batch(step, vae_size * step, vae_size), stop_at)
+    vae = decoder_stage(
+        options,
+        vae,
+        lambda step: store.picture_batch(step, decoder_size * step, decoder_size),
+        stop_at,
+        rate=STORE_DECODER_RATE,
+    )
     store.set_vae(vae)
-    if compiler is not None:
-        compiler.join(timeout=60)
-        compiler.kill()
-    ahead = compiler is not None and compiler.exitcode == 0
     later = 60 * (options.distil + options.judge)
-    unet_stage(options, vae, vae_steps, store, stop_at - later, compiled_ahead=ahead)
+    teacher = options.warm or shipped_weights("tiny")  # any of its weights
+    if is_compiled := compiler is not None and ends_well(compiler):
+        compiler = start_process(compile_distillation_ahead, teacher, min(DISTIL_BATCH, batch), store.device)
+    unet_stage(options, vae, vae_steps, store, stop_at - later, compiled_ahead=is_compiled)
     if options.distil:
-        until = stop_at - 60 * options.judge
-        teacher = load(options.out, device=store.device)
-        student, steps = distil(
-            teacher, store, options.work, seed=options.seed, stop_at=until, size=min(DISTIL_BATCH, largest)
-        )
-        write_student(options.distil_out, teacher, student, steps)
+        predict = predict_with_maps
+        if is_compiled and ends_well(compiler):
+            predict = torch.compile(predict_with_maps, dynamic=False)
+        distil_stage(options, store, stop_at - 60 * options.judge, predict)
     if options.judge:
         judge, _ = train_judge(
             options.work / "judge",
@@ -213,7 +223,13 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
     return None
 
 
-def decoder_stage(options: argparse.Namespace, vae: VAE, pictures: Callable[[int], Tensor], stop_at: float) -> VAE:
+def decoder_stage(
+    options: argparse.Namespace,
+    vae: VAE,
+    pictures: Callable[[int], Tensor],
+    stop_at: float,
+    rate: float = DECODER_RATE,
+) -> VAE:
     """The VAE with a decoder that has been trained on, if that is asked for. After an error, the VAE as it is: the
     rest of the time should not be lost to it."""
     if not options.decoder:
@@ -228,12 +244,47 @@ def decoder_stage(options: argparse.Namespace, vae: VAE, pictures: Callable[[int
             stop_at=until,
             adversarial=options.adversarial,
             encoder=options.encoder,
+            rate=rate,
         )
     except (RuntimeError, FloatingPointError):
         traceback.print_exc()
         print("the training of the decoder failed; going on without it", flush=True)
         return vae
     return better
+
+
+def start_process(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """A process of its own that runs a function."""
+    process = get_context("spawn").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def ends_well(process: BaseProcess) -> bool:
+    """Whether a process ends without an error within COMPILER_SECONDS. It is killed otherwise."""
+    process.join(timeout=COMPILER_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+    return process.exitcode == 0
+
+
+def distil_stage(options: argparse.Namespace, store: SceneStore, stop_at: float, predict: Predict) -> None:
+    """Distils the model that has been written. After an error, the other stages go on."""
+    try:
+        teacher = load(options.out, device=store.device)
+        student, steps = distil(
+            teacher,
+            store,
+            options.work,
+            seed=options.seed,
+            stop_at=stop_at,
+            size=min(DISTIL_BATCH, max(options.batch or GPU_BATCHES)),
+            predict=predict,
+        )
+        write_student(options.distil_out, teacher, student, steps)
+    except (RuntimeError, FloatingPointError):
+        traceback.print_exc()
+        print("the distillation failed; going on without it", flush=True)
 
 
 def unet_stage(

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minip2p.tiny.loop import Training, cooldown, half_precision, seeded_generator
-from minip2p.tiny.train_vae import EMA_DECAY, KL_WEIGHT, kl_divergence, reconstruction_loss
+from minip2p.tiny.train_vae import KL_WEIGHT, kl_divergence, reconstruction_loss
 from minip2p.vae import VAE
 
-LEARNING_RATE = 5e-4  # also for large batches: the decoder has been trained with this rate
+LEARNING_RATE, EMA_DECAY = 5e-4, 0.99  # of batches of a few pictures
 STEPS = 100_000  # more than any run reaches
 RAMP = 500  # steps over which the weight of the discriminator rises, which at first knows nothing
 
@@ -96,12 +96,14 @@ def train_decoder(
     adversarial: float,
     encoder: bool = False,
     steps: int = STEPS,
+    rate: float = LEARNING_RATE,
 ) -> int:
     """Trains the decoder of a VAE in place and returns the number of steps. Resumes from `work`/decoder.
 
     pictures(step): the pictures of a step, b 3 H W on the VAE's device. stop_at: the time (time.time()) after which it
     stops; over the last 3 tenths of the time, or of the steps, the learning rate falls to zero. adversarial: the weight
     of the discriminator; 0 trains without it. encoder: the encoder is trained as well, so that its latents change.
+    rate: the learning rate before it falls.
     """
     begin = time.time()
     torch.manual_seed(seed)
@@ -110,7 +112,7 @@ def train_decoder(
     parts.requires_grad_(True)
 
     def learning_rate(step: int) -> float:
-        return LEARNING_RATE * cooldown(time.time() - begin, stop_at - begin) * cooldown(step, steps)
+        return rate * cooldown(time.time() - begin, stop_at - begin) * cooldown(step, steps)
 
     training = Training(
         parts, work / "decoder", learning_rate=learning_rate, steps=steps, ema_decay=EMA_DECAY, seed=seed

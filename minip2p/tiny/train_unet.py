@@ -94,19 +94,24 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, token_ids: Tensor) -> tuple[Tensor, dict[Site, Tensor]]:
         """The predicted noise of latents x b c h w at timesteps t b, and the cross-attention maps, site -> b h i j."""
-        keeper = MapKeeper()
-        attend: Attend = explicit(keeper)
-        if x.is_cuda:  # on a CPU the fused kernel is slower at these sizes
-            attend = fused_self_attention(attend)
-        context = self.text(input_ids=token_ids).last_hidden_state
-        return self.unet(x, t, context, attend), keeper.maps
+        return predict_with_maps(self.unet, x, t, self.text(input_ids=token_ids).last_hidden_state)
+
+
+def predict_with_maps(unet: UNet, x: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, dict[Site, Tensor]]:
+    """The predicted noise of latents x b c h w at timesteps t b, and the cross-attention maps, site -> b h i j."""
+    keeper = MapKeeper()
+    attend: Attend = explicit(keeper)
+    if x.is_cuda:  # on a CPU the fused kernel is slower at these sizes
+        attend = fused_self_attention(attend)
+    return unet(x, t, context, attend), keeper.maps
 
 
 def stratified_timesteps(n: int, total: int, generator: torch.Generator) -> Tensor:
     """n timesteps, one from each n-th of the schedule: as uniform as independent draws, with less variance."""
     device = generator.device
     offsets = torch.rand(n, generator=generator, device=device)
-    return ((torch.arange(n, device=device) + offsets) * (total / n)).long()
+    t = ((torch.arange(n, device=device) + offsets) * (total / n)).long()
+    return t.clamp(max=total - 1)  # rounding may raise the last to the end of its part
 
 
 def denoising_loss(
@@ -222,7 +227,7 @@ def train_unet(run: UNetRun, source: BatchSource, write: Callable[[Path, Denoise
     enough = COMPILED_AHEAD_SECONDS if run.compiled_ahead else COMPILE_SECONDS
     if run.device.type == "cuda" and run.stop_at - time.time() >= enough:
         eager = seconds(size)
-        predict, start = torch.compile(denoiser), time.time()
+        predict, start = torch.compile(denoiser, dynamic=False), time.time()
         try:
             compiled = seconds(size)
         except Exception as error:  # there may be no compiler, for instance
@@ -278,7 +283,9 @@ def compile_ahead(size: int, device: torch.device) -> None:
     ids = torch.zeros(size, load_tokenizer().model_max_length, dtype=torch.long, device=device)
     x0 = torch.zeros(size, UNET_CONFIG.in_channels, UNET_CONFIG.sample_size, UNET_CONFIG.sample_size, device=device)
     alphas_cumprod = DDIMScheduler(SCHEDULER_CONFIG).alphas_cumprod.to(device)
-    loss, maps = denoising_loss(torch.compile(denoiser), alphas_cumprod, x0, ids, seeded_generator(0, device=device))
+    loss, maps = denoising_loss(
+        torch.compile(denoiser, dynamic=False), alphas_cumprod, x0, ids, seeded_generator(0, device=device)
+    )
     sum((probs.float().square().mean() for probs in maps.values()), loss).backward()
 
 
