@@ -1,3 +1,6 @@
+import copy
+from dataclasses import replace
+
 import pytest
 
 import minip2p
@@ -7,6 +10,14 @@ import minip2p
 def model():
     """The embedded model. Tests share it: nobody changes it."""
     return minip2p.load()
+
+
+@pytest.fixture(scope="session")
+def small_model(model):
+    """The embedded model with pictures of 64 x 64 pixels, which take less time."""
+    unet = copy.copy(model.unet)  # which shares the weights
+    unet.config = replace(unet.config, sample_size=8)
+    return replace(model, components=replace(model.components, unet=unet))
 
 
 @pytest.fixture(scope="session")

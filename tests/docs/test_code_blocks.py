@@ -82,7 +82,15 @@ def write_lora(pipe, file):
 
 
 @pytest.fixture
-def desk(model, tmp_path, monkeypatch):
+def pipe(request, model, small_model):
+    """The small model, with small pictures; where objects are moved, with true ones: they must stay in the picture."""
+    (program,) = request.node.callspec.params.values()
+    text = program if isinstance(program, str) else program.read_text(encoding="utf-8")
+    return model if re.search(r"--move\b|\bmove=", text) else small_model
+
+
+@pytest.fixture
+def desk(pipe, tmp_path, monkeypatch):
     """A folder with the files that pages name; runs have few steps; `minip2p.load` gives the small model."""
     for folder in ("tests", "weights"):
         os.symlink(ROOT / folder, tmp_path / folder)
@@ -90,8 +98,8 @@ def desk(model, tmp_path, monkeypatch):
     for name in ("photo.png", "photo.jpg"):
         Image.open(photo).convert("RGB").save(tmp_path / name)
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
-    write_lora(model, tmp_path / "style.safetensors")
-    save_file({"<my-toy>": torch.ones(1, model.text.clip_encoders[0].width)}, tmp_path / "my-toy.safetensors")
+    write_lora(pipe, tmp_path / "style.safetensors")
+    save_file({"<my-toy>": torch.ones(1, pipe.text.clip_encoders[0].width)}, tmp_path / "my-toy.safetensors")
 
     check = RunSettings.__post_init__
 
@@ -101,7 +109,7 @@ def desk(model, tmp_path, monkeypatch):
 
     def load(where=None, **options):
         extra = next((count for word, count in EXTRA_CHANNELS.items() if word in str(where)), 0)
-        return with_extra_channels(model, extra) if extra else model
+        return with_extra_channels(pipe, extra) if extra else pipe
 
     def few_updates(components, latents, pictures, updates):
         return refine_latents(components, latents, pictures, min(updates, 1))
@@ -142,21 +150,21 @@ def test_command_lines_of_a_page_parse(page, line):
 
 
 @pytest.mark.parametrize(
-    "text",
+    "program",
     [
-        COMMAND_PAGE.read_text(encoding="utf-8"),
-        f"```bash\n{EPILOG.partition('order:')[2].partition('with files')[0]}```",
+        "\n".join(command_lines(COMMAND_PAGE)),
+        "\n".join(command_lines_of(f"```bash\n{EPILOG.partition('order:')[2].partition('with files')[0]}```")),
     ],
     ids=["docs/command-line.md", "minip2p --help"],
 )
-def test_the_examples_of_the_command_line_run_as_they_are(text, desk, model, monkeypatch, capsys):
+def test_the_examples_of_the_command_line_run_as_they_are(program, desk, pipe, monkeypatch, capsys):
     """In order, in a folder that has only what the repository has. The benchmarks and the app are tested elsewhere."""
     for file in ("photo.png", "photo.jpg", "mask.png"):
         os.remove(desk / file)
     os.symlink(ROOT / "examples", desk / "examples")
-    monkeypatch.setattr(options, "load", lambda *args, **settings: model)
-    monkeypatch.setattr(demo, "load", lambda: model)
-    lines = [line.strip() for line in command_lines_of(text)]
+    monkeypatch.setattr(options, "load", lambda *args, **settings: pipe)
+    monkeypatch.setattr(demo, "load", lambda: pipe)
+    lines = program.splitlines()
     assert len(lines) > 12
     for line in lines:
         if not line.startswith(("bench-", "app")):

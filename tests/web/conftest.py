@@ -1,6 +1,3 @@
-import copy
-from dataclasses import replace
-
 import pytest
 from starlette.testclient import TestClient
 from web import BASE, CAT, result
@@ -9,11 +6,9 @@ from minip2p.web.app import make_app
 
 
 @pytest.fixture(scope="session")
-def pipe(model):
-    """The embedded model with pictures of 64 x 64 pixels, which take less time."""
-    unet = copy.copy(model.unet)  # which shares the weights
-    unet.config = replace(unet.config, sample_size=8)
-    return replace(model, components=replace(model.components, unet=unet))
+def pipe(small_model):
+    """The model of the server."""
+    return small_model
 
 
 @pytest.fixture(scope="session")
