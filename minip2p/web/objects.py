@@ -2,14 +2,8 @@
 
 from collections.abc import Sequence
 
-FUNCTION_WORDS = frozenset(
-    "a about above across after against all along alongside although amid among an and another any are around as at "
-    "away back be because been before behind being below beneath beside between beyond both but by down during each "
-    "every few for from had has have he her his if in inside into is it its left like many more most my near nearby "
-    "next no not of off on one onto or other our out outside over own per right several she some than that the their "
-    "them then there these they this those three through to together toward towards two under underneath up very was "
-    "we were what when where which while who whose with within without you your".split()
-)
+from minip2p.p2p.places import FUNCTION_WORDS
+
 ADJECTIVES = frozenset(  # colours and sizes: "an orange" may be an object, but not the orange of "an orange car"
     "beige big black blue bright brown dark gold golden gray green grey huge large light little orange pink purple red "
     "silver small tall tiny violet white yellow".split()

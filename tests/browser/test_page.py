@@ -365,6 +365,14 @@ def test_an_object_is_dragged_resized_doubled_removed_and_put_back_with_the_mous
     assert "--duplicate=cat:" in page.locator("#recipe-command").text_content()
 
 
+def test_objects_that_are_chosen_at_once_are_all_chosen(page):
+    generate(page, "a cat and a house on grass", 7)
+    page.click("#objects summary")
+    page.evaluate("['cat', 'house'].forEach((word) => document.querySelector(`.object-words [value=${word}]`).click())")
+    for text in ("cat", "house"):
+        page.wait_for_selector(f".object-words [value={text}][aria-pressed=true]")
+
+
 def test_an_object_is_moved_with_the_keyboard_and_a_screen_reader_hears_it(page):
     generate(page)
     page.focus("#objects summary")
@@ -650,7 +658,7 @@ def test_colours_follow_the_system_and_the_button(server, new_page):
 
 
 @pytest.fixture(scope="module")
-def exported(model, tmp_path_factory):
+def exported(small_model, tmp_path_factory):
     """The address of an exported page, on a server that knows nothing of minip2p."""
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -660,7 +668,7 @@ def exported(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "page"
     recipe = ModelSource(("pipe = minip2p.load()",), ())
     with ThreadPoolExecutor(1) as pool:  # Playwright has an event loop in this thread
-        pool.submit(export_page, model, folder, recipe, steps=2, report=lambda line: None).result()
+        pool.submit(export_page, small_model, folder, recipe, steps=2, report=lambda line: None).result()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -686,4 +694,4 @@ def test_the_exported_page_works_without_python(exported, new_page):
     opened.click("#form-grid button[type=submit]")
     opened.wait_for_function("() => document.querySelectorAll('#sheet img').length === 9")
     image = opened.request.get(opened.locator("#sheet img").first.evaluate("image => image.src")).body()
-    assert Image.open(io.BytesIO(image)).size == (128, 128)
+    assert Image.open(io.BytesIO(image)).size == (64, 64)

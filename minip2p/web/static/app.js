@@ -357,12 +357,13 @@ function listBlendWords({ source, target }) {
   for (const [side, words, where] of [["source", source, "in the first prompt"], ["target", target, "in the new prompt"]]) {
     for (const text of blend[side]) if (!words.some((word) => word.text === text)) blend[side].delete(text);
     for (const { text, object } of words) {
-      if (!object && !blend[side].has(text)) continue;
+      if (!object && ![blend.source, blend.target].some((set) => set.has(text))) continue;
       const isShared = side === "target" && source.some((word) => word.text === text);
       if (isShared || buttons.some((button) => button.value === `${side}:${text}`)) continue;
       const isInBoth = side === "source" && target.some((word) => word.text === text);
       buttons.push(el("button", {
-        type: "button", value: `${side}:${text}`, title: isInBoth ? "in both prompts" : where, "aria-pressed": String(blend[side].has(text)),
+        type: "button", value: `${side}:${text}`, title: isInBoth ? "in both prompts" : where,
+        "aria-pressed": String(blend[side].has(text) || (isInBoth && blend.target.has(text))),
         onclick: (event) => {
           const isOn = event.currentTarget.getAttribute("aria-pressed") === "false";
           event.currentTarget.setAttribute("aria-pressed", String(isOn));
@@ -442,7 +443,7 @@ $("form-grid").addEventListener("submit", async (event) => {
       } },
       el("img", { src: run.picture, alt: `${axes.x.name} ${axes.x.values[x]}, ${axes.y.name} ${axes.y.values[y]}` })));
   };
-  const body = { ...editFields(), ...axes };
+  const body = { ...editFields(), paste: $("paste").checked, ...axes };
   if (api.isStatic) {
     for (const [j, y] of axes.y.values.entries()) {
       for (const [i, x] of axes.x.values.entries()) {

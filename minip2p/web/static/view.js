@@ -7,7 +7,7 @@ import { Maps } from "./maps.js";
 const SPECIAL = ["start", "end", "padding"];
 
 /** A file name for a run: its prompt, as the command line makes them. */
-export function fileName(run, name) {
+function fileName(run, name) {
   const stem = run.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture";
   return `${stem}${run.seed === null ? "" : `-seed${run.seed}`}.${name.split(".").at(-1)}`;
 }
