@@ -14,6 +14,8 @@ from minip2p.attention.contract import Site
 from minip2p.attention.heatmaps import map_size
 from minip2p.validation import is_finite
 
+EDGE_EPSILON = 1e-3  # variance of colours below which they tell no edge, of a range of 1
+
 
 def mask_to_latent(mask: Tensor, latent_size: tuple[int, int]) -> Tensor:
     """A mask H W -> h w, bool: True at the latent pixels of which the mask covers half or more."""
@@ -77,6 +79,38 @@ def otsu_threshold(values: Tensor) -> float:
     upper_sum = x.sum() - lower_sum
     variance = lower_count * upper_count * (lower_sum / lower_count - upper_sum / upper_count) ** 2
     return float(x[variance.argmax()])
+
+
+def follow_edges(mask: Tensor, picture: Tensor) -> Tensor:
+    """A mask H W, bool, whose border follows the edges of a picture, 3 H W in [-1, 1], near to it.
+
+    The guided filter (He, Sun and Tang 2013, Guided Image Filtering, section 3.5): in each window the mask is fitted by
+    a linear function of the colours I in [0, 1],
+
+        q = aᵀ I + b,    a = (Σ + ε U)⁻¹ cov(I, mask),    b = mean(mask) − aᵀ mean(I)
+
+    where Σ is the covariance of the colours; a and b are then averaged over the windows of a pixel. The result is where
+    q > ½. The windows are half as wide as the root of the mask's area; an empty mask stays empty.
+    """
+    radius = max(1, round(float(mask.sum()) ** 0.5 / 4))
+    guide, p = (picture.cpu().double() + 1) / 2, mask.cpu().double()
+    means = window_mean(guide, radius)
+    products = window_mean(guide[:, None] * guide, radius) - means[:, None] * means
+    with_mask = window_mean(guide * p, radius) - means * window_mean(p, radius)
+    covariance = products.permute(2, 3, 0, 1) + EDGE_EPSILON * torch.eye(3, dtype=torch.float64)
+    a = torch.linalg.solve(covariance, with_mask.permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)
+    b = window_mean(p, radius) - (a * means).sum(0)
+    return (window_mean(a, radius) * guide).sum(0) + window_mean(b, radius) > 0.5
+
+
+def window_mean(x: Tensor, radius: int) -> Tensor:
+    """The mean over the window of ± radius around each pixel, … y x; over the part of it that is in the picture."""
+    for axis in (-2, -1):
+        n = torch.arange(x.shape[axis])
+        first, end = (n - radius).clamp(min=0), (n + radius + 1).clamp(max=len(n))
+        sums = F.pad(x.movedim(axis, -1).cumsum(-1), (1, 0))
+        x = ((sums[..., end] - sums[..., first]) / (end - first)).movedim(-1, axis)
+    return x
 
 
 def check_threshold(name: str, threshold: Any) -> None:

@@ -35,12 +35,14 @@ def read_mask(mask: Any) -> Tensor:
             raise ValueError(f"a mask is an array of numbers, not of {mask.dtype}")
         mask = mask.copy()  # torch warns of an array that is not writable
     out = torch.as_tensor(mask).float()
-    if out.ndim == 2 and (out > 1).any():
+    if out.ndim != 2 or not out.numel():
+        raise ValueError(f"a mask must be rows × columns of numbers, not of shape {tuple(out.shape)}")
+    if not out.isfinite().all():
+        raise ValueError(f"a mask lies between 0 and 1, but {int((~out.isfinite()).sum())} values are NaN or infinite")
+    if (out > 1).any():
         raise ValueError(f"a mask lies between 0 and 1, but its maximum is {float(out.max()):g}: divide it by 255?")
-    if out.ndim == 2 and (out < -0.5).any():  # as in [-1, 1]; resampling may undershoot a little
+    if (out < -0.5).any():  # as in [-1, 1]; resampling may undershoot a little
         raise ValueError(f"a mask lies between 0 and 1, but its minimum is {float(out.min()):g}")
-    if out.ndim != 2 or not out.numel() or not torch.isfinite(out).all():
-        raise ValueError(f"a mask must be rows × columns of finite numbers, not of shape {tuple(out.shape)}")
     return out
 
 

@@ -16,7 +16,7 @@ from minip2p.io.tensors import layout_bytes
 from minip2p.p2p.batching import plan_batches
 from minip2p.p2p.controller import OnAttention, controlled_attention
 from minip2p.p2p.options import EditOptions
-from minip2p.p2p.places import heat_sites, latent_size_of, read_policy
+from minip2p.p2p.places import check_words, heat_sites, latent_size_of, read_policy
 from minip2p.p2p.targets import EditTarget, make_targets
 from minip2p.sampling.batches import MAX_BATCH, even_chunks
 from minip2p.sampling.guidance import check_finite, guided_noise
@@ -183,10 +183,11 @@ def record_for_moves(
     The places of words, and the picture whose objects are moved, must be known before the first step. So the source
     goes first, through the steps at which the edit reads it; the edit then reads its record, and no row of the UNet is
     added. A record that it has is used, and a finished run without words to find stays as it is.
-    Raises ValueError where the record would take more than `MOVES_BUDGET`.
+    Raises ValueError for words that `check_words` refuses, and where the record would take more than `MOVES_BUDGET`.
     """
     if not options.objects:
         return origin
+    check_words(components.text.prompt(origin.prompt), options.objects)
     words = [item.word for item in options.objects if item.move.mask is None]
     policy = read_policy(origin, options)
     wanted, steps = heat_sites(components, origin), range(*policy.cross_steps)

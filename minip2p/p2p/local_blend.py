@@ -140,17 +140,17 @@ class LocalBlendState:
             return HeatmapAccumulator(torch.stack(rows), latent_size, read, hops, finest_self_stride(sites))
 
         if blend.mask is not None and not blend.mask.any():
-            message = "the mask of a local blend is black, so nothing can change; white is what may change, and"
+            message = "the mask of a local blend is black, so it lets nothing change; white is what may change, and"
             warnings.warn(f"{message} transparent pixels of an image count as black", Notice, stacklevel=2)
         elif blend.mask is not None and blend.mask.max() < 0.5:
             raise ValueError(
-                "the mask of a local blend is nowhere white, so nothing could change: its maximum is "
+                "the mask of a local blend is nowhere white, so it would let nothing change: its maximum is "
                 f"{float(blend.mask.max()):.2g} (white is 1, and 255 in an image)"
             )
         elif blend.mask is not None and not mask_to_latent(blend.mask, latent_size).any():
             raise ValueError(
                 "the mask of a local blend covers less than half of every latent pixel, which is larger than a pixel "
-                "of the picture: nothing could change"
+                "of the picture: it would let nothing change"
             )
         first, full = blend.start if isinstance(blend.start, tuple) else (blend.start, blend.start)
         return cls(

@@ -1,6 +1,6 @@
 """The options of an edit, with their defaults and their validation. Nothing else in the project repeats them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypedDict
@@ -99,8 +99,7 @@ def read_objects(move: Any, resize: Any, duplicate: Any, remove: Any) -> tuple[O
     """What happens to objects of the source, each named by a word of the source as `Prompt.token_indices` takes it.
 
     move: word -> (x, y), a shift in picture pixels to the right and down, or a `Move`. resize: word -> a factor of its
-    size, or a `Move`; a word that is moved or duplicated as well
-    is resized in its new place. duplicate: as move; the
+    size, or a `Move`; a word that is moved or duplicated as well is resized in its new place. duplicate: as move; the
     object stays and appears a second time. remove: a word, a list of words, or word -> a `Move`, whose mask counts.
     The first object is at the back: those of move, those only of resize and those of duplicate, each in the order in
     which they are written. Raises ValueError.
@@ -113,7 +112,10 @@ def read_objects(move: Any, resize: Any, duplicate: Any, remove: Any) -> tuple[O
     if remove is None or isinstance(remove, Mapping):
         gone = dict(remove or {})
     else:
-        gone = {word: Move() for word in (remove if isinstance(remove, list) else [remove])}
+        names = remove if isinstance(remove, list) else [remove]
+        if wrong := [word for word in names if not isinstance(word, Hashable)]:
+            raise ValueError(f"remove takes a word as text, as (text, n), by index or by a range, not as {wrong[0]!r}")
+        gone = {word: Move() for word in names}
     words = [*moved, *doubled, *gone]
     if twice := [
         word for n, word in enumerate(words) if word in words[:n] or (word in gone and word in (resize or {}))

@@ -90,11 +90,12 @@ class EditTarget:
 
     @property
     def blend_mask(self) -> Tensor | None:
-        """The last mask of the local blend and the places of moved objects, h w; None without either."""
+        """The last mask of the local blend and the places of objects that may change, h w; None without either."""
         mask = None if self.blend_state is None else self.blend_state.last_mask
         if self.warp is None or (mask is None and not self.warp.keeps_rest):
             return mask
-        return self.warp.area if mask is None else torch.maximum(*same_dtype(mask, self.warp.area))
+        places = self.warp.may_change(len(self.plan.self_alpha))
+        return places if mask is None else torch.maximum(*same_dtype(mask, places))
 
 
 def make_targets(

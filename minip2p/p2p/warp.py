@@ -89,11 +89,6 @@ class ObjectEdit:
         """Whether the object has a new place."""
         return self.kind != "remove"
 
-    @property
-    def is_still(self) -> bool:
-        """Whether it stays as it is, in front of what is moved behind it."""
-        return self.kind == "move" and tuple(self.move.by) == (0, 0) and self.move.scale == 1
-
 
 @dataclass(frozen=True, eq=False)
 class PlacedObject:
@@ -496,6 +491,10 @@ class LatentWarp:
         """The cells whose signal and noise stay where they are, y x bool."""
         same_noise = self.noise_cells == torch.arange(len(self.noise_cells))
         return same_noise.reshape(self.area.shape) & (self.x0 == self.moved_x0).all(1)[0].cpu()
+
+    def may_change(self, steps: int) -> Tensor:
+        """The cells of the area whose latents after so many steps may not be the source's, y x bool."""
+        return self.area & ~(self.is_still & (self.until >= steps))
 
     def keep_rest(self, x: Tensor, rest: Tensor) -> Tensor:
         """x in the area, and elsewhere `rest`; b c h w each."""

@@ -5,7 +5,9 @@ import torch
 
 from minip2p.attention.contract import Site
 from minip2p.attention.masks import (
+    EDGE_EPSILON,
     check_threshold,
+    follow_edges,
     heatmap_to_mask,
     mask_per_stride,
     mask_to_latent,
@@ -133,3 +135,38 @@ def test_two_masks_in_one_dtype():
     hard, soft = torch.tensor([True, False]), torch.tensor([0.5, 0.2])
     assert [mask.dtype for mask in same_dtype(hard, hard)] == [torch.bool] * 2
     assert [mask.dtype for mask in same_dtype(hard, soft)] == [torch.float32] * 2
+
+
+# The edges of a picture
+
+
+def test_a_mask_follows_the_edges_of_a_picture():
+    """Of a mask that is off by a pixel on three sides; at a corner, a pixel may be left out."""
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(40), indexing="ij")
+    place = (rows >= 8) & (rows < 24) & (columns >= 10) & (columns < 30)
+    rough = (rows >= 9) & (rows < 25) & (columns >= 11) & (columns < 30)
+    picture = torch.where(place, torch.tensor([0.8, -0.2, 0.1])[:, None, None], torch.tensor(-0.3))
+    assert (rough != place).sum() == 54 and (follow_edges(rough, picture) != place).sum() <= 1
+    assert not follow_edges(torch.zeros_like(rough), picture).any()
+
+
+def test_the_guided_filter_is_that_of_its_definition():
+    """Window by window, as in the paper: equations 19 to 21 for colours."""
+    generator = torch.Generator().manual_seed(0)
+    picture, mask = 2 * torch.rand(3, 9, 12, generator=generator) - 1, torch.zeros(9, 12, dtype=torch.bool)
+    mask[2:8, 3:9] = True  # the root of the area is 6, so windows are two pixels to each side
+    guide, fits = (picture.double() + 1) / 2, {}
+    for y in range(9):
+        for x in range(12):
+            window = slice(max(y - 2, 0), y + 3), slice(max(x - 2, 0), x + 3)
+            colours, p = guide[:, *window].flatten(1), mask[window].flatten().double()
+            sigma = colours.cov(correction=0) + EDGE_EPSILON * torch.eye(3)
+            a = sigma.inverse() @ ((colours * p).mean(1) - colours.mean(1) * p.mean())
+            fits[y, x] = *a, p.mean() - a @ colours.mean(1)
+    q = torch.zeros(9, 12, dtype=torch.float64)
+    for (y, x), colour in zip(fits, guide.flatten(1).T, strict=True):
+        near = [fit for (row, column), fit in fits.items() if abs(row - y) <= 2 and abs(column - x) <= 2]
+        *a, b = torch.tensor(near, dtype=torch.float64).mean(0)
+        q[y, x] = torch.stack(a) @ colour + b
+    expected = q > 0.5
+    assert torch.equal(follow_edges(mask, picture), expected) and 0 < (expected != mask).sum() < 40

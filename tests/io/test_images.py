@@ -361,11 +361,12 @@ def test_a_transparent_pixel_of_a_mask_is_black():
     [
         ("mask.png", "a mask is an image, an array or a tensor, not str"),
         (np.full((4, 4), 255, np.uint8), "a mask lies between 0 and 1, but its maximum is 255: divide it by 255?"),
-        (torch.full((4, 4), torch.nan), "a mask must be rows × columns of finite numbers, not of shape (4, 4)"),
-        (torch.ones(1, 4, 4), "a mask must be rows × columns of finite numbers, not of shape (1, 4, 4)"),
+        (torch.full((4, 4), torch.nan), "a mask lies between 0 and 1, but 16 values are NaN or infinite"),
+        (np.array([[0, np.inf], [-np.inf, 1]]), "a mask lies between 0 and 1, but 2 values are NaN or infinite"),
+        (torch.full((1, 4, 4), 255.0), "a mask must be rows × columns of numbers, not of shape (1, 4, 4)"),
         (np.full((4, 4), -1.0), "a mask lies between 0 and 1, but its minimum is -1"),
         (np.full((4, 4), None), "a mask is an array of numbers, not of object"),
-        (torch.ones(0, 0), "a mask must be rows × columns of finite numbers, not of shape (0, 0)"),
+        (torch.ones(0, 0), "a mask must be rows × columns of numbers, not of shape (0, 0)"),
     ],
 )
 def test_what_is_not_a_mask_is_refused(mask, message):

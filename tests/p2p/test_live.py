@@ -12,7 +12,7 @@ from minip2p import AttentionStore, LocalBlend, SiteFilter, explicit
 from minip2p.p2p.live import REMEMBERED_EDITS
 from minip2p.sampling.conditioning import Conditioning
 
-STEPS, SIZE = 20, (32, 32)  # 4 × 4 latents
+STEPS, SIZE = 10, (32, 32)  # 4 × 4 latents
 HAT = "a hat and a house on grass"
 RIGHT = torch.zeros(8, 8)
 RIGHT[:, 3:] = 1
@@ -58,17 +58,17 @@ def test_a_live_source_is_a_record_of_the_run(model, run):
 
 
 def test_an_edit_runs_the_steps_from_the_first_that_differs(model, run, live, log):
-    """Cross-attention of 20 steps is taken from the source for int(τ · 21) of them: 16 at 0.8, 12 at 0.6."""
+    """Cross-attention of 10 steps is taken from the source for int(τ · 11) of them: 8 at 0.8, 6 at 0.6."""
     assert equals(live.edit(TARGET, cross_replace=0.8), model.edit(run, TARGET, cross_replace=0.8))
     assert log.calls == [2] * STEPS  # of the target; the source does not run
     log.calls.clear()
     assert equals(live.edit(TARGET, cross_replace=0.6), model.edit(run, TARGET, cross_replace=0.6))
-    assert log.calls == [2] * (STEPS - 12)
+    assert log.calls == [2] * (STEPS - 6)
     log.calls.clear()
     assert equals(live.edit(TARGET, cross_replace=0.8), model.edit(run, TARGET, cross_replace=0.8))
     assert not log.calls  # it is remembered
     live.edit(TARGET, cross_replace=0.9)
-    assert log.calls == [2] * (STEPS - 16)
+    assert log.calls == [2] * (STEPS - 8)
     log.calls.clear()
 
 
@@ -101,7 +101,8 @@ BLENDED = [
 
 @pytest.fixture(scope="module")
 def fresh_edits(model, short):
-    return [model.edit(short, TARGET, **options) for options in BLENDED]
+    record = model.record(short, cross_replace=1.0, self_replace=1.0)
+    return [model.edit(record, TARGET, **options) for options in BLENDED]
 
 
 @pytest.mark.parametrize("order", ["forwards", "backwards"])

@@ -79,10 +79,10 @@ def test_a_custom_mask_is_resized_to_the_latent():
 
 
 def test_a_mask_that_is_black_or_nearly_black_is_named():
-    with pytest.warns(Notice, match="the mask of a local blend is black, so nothing can change; white is what may"):
+    with pytest.warns(Notice, match="the mask of a local blend is black, so it lets nothing change; white is"):
         blend_state(LocalBlend(mask=torch.zeros(8, 8)), torch.zeros(4, 4))
     with pytest.raises(
-        ValueError, match=r"is nowhere white, so nothing could change: its maximum is 0.0039 \(white is"
+        ValueError, match=r"is nowhere white, so it would let nothing change: its maximum is 0.0039 \(white is"
     ):
         blend_state(LocalBlend(mask=torch.full((8, 8), 1 / 255)), torch.zeros(4, 4))
 
@@ -218,8 +218,8 @@ def test_a_custom_mask_is_a_tensor_an_array_or_an_image():
         (lambda: LocalBlend("cat", start=(0.5, 1.2)), "a local blend's start must"),
         (lambda: LocalBlend("cat", start="now"), "a local blend's start must"),
         (lambda: LocalBlend("cat", strides=4), "a local blend's strides are a list or tuple"),
-        (lambda: LocalBlend(mask=torch.full((4, 4), torch.nan)), "a mask must be rows × columns of finite numbers"),
-        (lambda: LocalBlend(mask=torch.ones(1, 4, 4)), "rows × columns of finite numbers, not of shape (1, 4, 4)"),
+        (lambda: LocalBlend(mask=torch.full((4, 4), torch.nan)), "values are NaN or infinite"),
+        (lambda: LocalBlend(mask=torch.ones(1, 4, 4)), "rows × columns of numbers, not of shape (1, 4, 4)"),
         (lambda: LocalBlend(mask=torch.ones(0, 0)), "a mask must be rows × columns"),
         (lambda: LocalBlend(mask=np.full((4, 4), 255, np.uint8)), "lies between 0 and 1, but its maximum is 255"),
         (lambda: LocalBlend(mask="mask.png"), "a mask is an image, an array or a tensor, not str"),
