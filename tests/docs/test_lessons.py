@@ -16,13 +16,13 @@ import minip2p
 LESSONS = sorted((ROOT / "examples/lessons").glob("*.py"))
 # The settings of a lesson, and those that the test puts in their place to take seconds. All assertions must hold.
 FASTER = {
-    1: {"steps = 20": "steps = 5"},
-    2: {'"a cat on the beach", 1, 15': '"a cat on the beach", 1, 5'},
+    1: {"steps = 20": "steps = 4"},
+    2: {'"a cat on the beach", 1, 15': '"a cat on the beach", 1, 4'},
     3: {"2, 12": "2, 6"},
     4: {"seed, steps = 1, 15": "seed, steps = 1, 5"},
     5: {},
     6: {"steps = 12": "steps = 6"},
-    7: {"steps = 12": "steps = 4"},
+    7: {"steps = 12": "steps = 3"},
     8: {"steps = (0.0, 0.5, 1.0), 10": "steps = (0.0, 1.0), 4", "range(6)": "range(3)"},
 }
 
