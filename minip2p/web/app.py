@@ -1,4 +1,4 @@
-"""The addresses of the server. What they take and return is described in `docs/app.md`."""
+"""The addresses of the server, and the answer to each."""
 
 import asyncio
 import gzip

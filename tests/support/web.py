@@ -10,6 +10,7 @@ from minip2p.web.server import AppServer, bind
 
 BASE = "http://127.0.0.1:7860"
 CAT, TIGER = "a cat on the beach", "a tiger on the beach"
+PAIR = "a cat and a house on grass"  # of which each has a place
 
 
 def events_of(text):

@@ -12,7 +12,7 @@ from paths import ROOT
 from PIL import Image
 from safetensors.numpy import load as load_tensors
 from starlette.testclient import TestClient
-from web import BASE, CAT, TIGER, error, events_of, result
+from web import BASE, CAT, PAIR, TIGER, error, events_of, result
 
 from minip2p.inversion.methods import METHODS
 from minip2p.p2p.options import EditOptions
@@ -110,18 +110,20 @@ def test_a_source_whose_record_is_too_large_runs_again(pipe, source):
         assert not client.app.state.site.studio.live
 
 
-def test_objects_are_moved_as_by_the_library_and_their_places_are_those_of_the_edit(client, cat, pipe, source):
-    objects = [{"word": "beach", "kind": "remove"}, {"word": "cat", "x": -16, "y": 8, "scale": 0.8}]
-    body = {"run": cat["id"], "target": CAT, "objects": objects, "cross": 0.7}
+def test_objects_are_moved_as_by_the_library_and_their_places_are_those_of_the_edit(client, cat, pipe):
+    pair = result(client, "generate", prompt=PAIR, seed=1, steps=2)["run"]
+    source = pipe.generate(PAIR, seed=1, steps=2)
+    objects = [{"word": "house", "kind": "remove"}, {"word": "cat", "x": -16, "y": 8, "scale": 0.8}]
+    body = {"run": pair["id"], "target": PAIR, "objects": objects, "cross": 0.7}
     places = result(client, "places", **body)["places"]
     last = result(client, "edit", **body)
-    options = EditOptions(cross_replace=0.7, move={"cat": (-16, 8)}, resize={"cat": 0.8}, remove=["beach"])
+    options = EditOptions(cross_replace=0.7, move={"cat": (-16, 8)}, resize={"cat": 0.8}, remove=["house"])
     placed = {each.edit.word: each for each in place_objects(pipe.components, pipe.live(source).source, options)}
     for word, place in places.items():
         assert place["outline"] == [list(map(list, line)) for line in outline(placed[word].mask)]
         assert place["centre"] == list(placed[word].centre[::-1])
-    assert last["places"] == places and list(places) == ["cat", "beach"]
-    expected = pipe.edit(source, CAT, cross_replace=0.7, move={"cat": (-16, 8)}, resize={"cat": 0.8}, remove=["beach"])
+    assert last["places"] == places and list(places) == ["cat", "house"]
+    expected = pipe.edit(source, PAIR, cross_replace=0.7, move={"cat": (-16, 8)}, resize={"cat": 0.8}, remove=["house"])
     assert entry(client, last["run"]).run.latents.equal(expected.latents) and last["run"]["mask"]
     assert result(client, "edit", run=cat["id"], target=CAT)["places"] == {}
 

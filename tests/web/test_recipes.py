@@ -9,7 +9,7 @@ import pytest
 import torch
 from command_line import PHOTO, run
 from PIL import Image
-from web import CAT, TIGER, result
+from web import CAT, PAIR, TIGER, result
 
 import minip2p
 from minip2p.cli import options
@@ -31,6 +31,10 @@ def generated(client):
     return result(client, "generate", prompt=CAT, seed=2, steps=2, guidance=3.5, negative="-fog")["run"]
 
 
+def pair(client):
+    return result(client, "generate", prompt=PAIR, seed=1, steps=2)["run"]
+
+
 def edited(client, cat, **more):
     return result(client, "edit", **{"run": cat["id"], "target": TIGER, **more})["run"]
 
@@ -45,9 +49,9 @@ def photo(client):
 EVERYTHING = {"cross": 0.6, "self": 0.5, "weights": {"tiger": 2, "beach": -0.5}, "blend": BLEND, "region": REGION}
 OBJECTS = [
     {"word": "cat", "kind": "duplicate", "x": -8, "y": 0.5, "scale": 0.7},
-    {"word": "beach", "x": -12, "y": 0, "scale": 1.25},
+    {"word": "house", "x": -12, "y": 0, "scale": 1.25},
 ]
-REMOVED = {"word": "beach", "kind": "remove"}
+REMOVED = {"word": "house", "kind": "remove"}
 RUNS = {
     "generated": lambda client, cat, photo: generated(client),
     "edited": lambda client, cat, photo: edited(client, generated(client), **EVERYTHING, paste=True),
@@ -57,8 +61,10 @@ RUNS = {
     "edited twice": lambda client, cat, photo: edited(
         client, edited(client, photo, region=REGION), region=BELOW, cross=0.1, paste=True
     ),
-    "moved": lambda client, cat, photo: edited(client, cat, target=CAT, objects=OBJECTS),
-    "moved and edited": lambda client, cat, photo: edited(client, cat, objects=OBJECTS[::-1], blend=BLEND, paste=True),
+    "moved": lambda client, cat, photo: edited(client, pair(client), target=PAIR, objects=OBJECTS),
+    "moved and edited": lambda client, cat, photo: edited(
+        client, pair(client), target=PAIR.replace("cat", "tiger"), objects=OBJECTS[::-1], blend=BLEND, paste=True
+    ),
     "moved photo": lambda client, cat, photo: edited(client, photo, objects=OBJECTS[:1], region=REGION),
 }
 
@@ -96,13 +102,13 @@ def test_objects_are_written_as_on_the_command_line():
     )
     words = shlex.split(command_text(told, ModelSource()))
     assert [word for word in words if word.partition("=")[0] in ("--move", "--resize", "--duplicate", "--remove")] == [
-        "--move=beach:0,0",
+        "--move=house:0,0",
         "--resize=cat:0.7",
         "--duplicate=cat:-8,0.5",
         "--remove=on",
     ]
     python = python_text(told, ModelSource())
-    assert "move={'beach': (0, 0)}, resize={'cat': 0.7}, duplicate={'cat': (-8, 0.5)}, remove=['on']" in python
+    assert "move={'house': (0, 0)}, resize={'cat': 0.7}, duplicate={'cat': (-8, 0.5)}, remove=['on']" in python
 
 
 def test_a_blend_of_several_words_has_no_command_line(client, cat):
