@@ -177,7 +177,9 @@ def test_the_object_is_that_of_the_sources_picture_moved_and_encoded(model, run,
     assert away.any()
     torch.testing.assert_close(edit.latents[-1:][away], encoded[away], atol=0.05, rtol=0)
     inside = ~F.max_pool2d((~new_place)[None].float(), 9, 1, 4)[0].bool()
-    assert psnr(edit.picture, moved, inside) > 19  # measured: 19.9 and more; the VAE alone costs most of it
+    vae = model.components.decode(encoded)[0]
+    still, shown, best = (psnr(picture, moved, inside) for picture in (run.picture, edit.picture, vae))
+    assert best - shown < 5 and shown - still > 5  # measured: at most 4.2 dB, which the surroundings cost, and 6.0
 
 
 def test_the_noise_of_an_edit_is_that_of_its_source_in_another_order(model, run):
@@ -214,7 +216,7 @@ def test_a_word_has_the_same_place_in_a_run_its_record_and_its_prompt(model, lar
 
 def test_live_edits_are_those_edits_to_the_bit(model, run, recorded, edit_of):
     """Also after edits with which they share their prompt, their steps or their geometry."""
-    live = model.live(run)
+    live = model.live(recorded)
     blended = {"move": {"cat": Move((40, 0), mask=LEFT, until=0.0)}, "local_blend": LocalBlend("beach")}
     assert same_latents(live.edit(CAT), run)
     for kind, options in KINDS.items():
@@ -227,7 +229,7 @@ def test_live_edits_are_those_edits_to_the_bit(model, run, recorded, edit_of):
 
 def test_live_edits_of_words_are_those_edits_to_the_bit_in_any_order_of_sliders(model, large, large_record):
     """Cross τ decides which steps tell the place of a word; self τ does not."""
-    live = model.live(large)
+    live = model.live(large_record)
     for cross, self_ in ((0.8, 0.4), (0.8, 0.9), (0.3, 0.9), (1.0, 0.9), (0.8, 0.4)):
         options = {"cross_replace": cross, "self_replace": self_, "move": {"cat": (24, 8)}, "resize": {"cat": 0.8}}
         assert same_latents(live.edit(CAT, **options), model.edit(large_record, CAT, **options))
