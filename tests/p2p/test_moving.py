@@ -52,6 +52,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def run(model):
+    """A run whose attention tells where the cat is."""
     return model.generate(CAT, **SETTINGS)
 
 
@@ -64,17 +65,6 @@ def recorded(model, run):
 def edit_of(model, recorded):
     """kind -> that edit of the record, to its own prompt, with the source's self-attention at all steps."""
     return lru_cache(lambda kind: model.edit(recorded, CAT, self_replace=1.0, **KINDS[kind]))
-
-
-@pytest.fixture(scope="module")
-def large(model):
-    """A run in which the attention tells where the cat is."""
-    return model.generate(CAT, seed=2, steps=3)
-
-
-@pytest.fixture(scope="module")
-def large_record(model, large):
-    return model.record(large, cross_replace=1.0, self_replace=1.0)
 
 
 def rows_of(model, edit):
@@ -155,8 +145,8 @@ def test_where_no_cross_attention_is_read_all_steps_tell_the_place(run):
         assert read_policy(run, EditOptions(cross_replace=cross)).cross_steps == steps
 
 
-def test_a_zero_move_of_a_word_is_the_source_to_the_bit(model, large):
-    assert same_latents(model.edit(large, CAT, move={"cat": (0, 0)}), large)
+def test_a_zero_move_of_a_word_is_the_source_to_the_bit(model, run):
+    assert same_latents(model.edit(run, CAT, move={"cat": (0, 0)}), run)
 
 
 @pytest.mark.parametrize("by", [(40, 0), (-8, 16), (27, 5)])
@@ -199,19 +189,19 @@ def test_record_and_replay_give_the_same_bits(model, run, recorded, edit_of, kin
     assert same_latents(model.edit(model.open(tmp_path / "run.safetensors"), CAT, **options), edit)
 
 
-def test_a_word_has_the_same_place_in_a_run_its_record_and_its_prompt(model, large):
+def test_a_word_has_the_same_place_in_a_run_its_record_and_its_prompt(model, run):
     edits = [
         model.edit(source, CAT, move={"cat": (24, 8)}, **settings)
-        for source, settings in ((large, {}), (model.record(large), {}), (CAT, dict(seed=2, steps=3)))
+        for source, settings in ((run, {}), (model.record(run), {}), (CAT, SETTINGS))
     ]
     assert same_latents(edits[0], edits[1]) and same_latents(edits[0], edits[2])
-    live = model.live(large)
+    live = model.live(run)
     assert same_latents(live.edit(CAT, move={"cat": (24, 8)}), edits[0])
-    assert edits[0].source_run.finish() is large and edits[2].source_run.finish().qk_cache is None
-    assert same_latents(edits[2].source_run.finish(), large)
-    (placed,) = place_objects(model.components, large, EditOptions(cross_replace=1.0, move={"cat": (8, 0)}))
-    expected = follow_edges(large.mask("cat"), large.picture)
-    assert (placed.mask != expected).float().mean() <= 0.001 and not torch.equal(placed.mask, large.mask("cat"))
+    assert edits[0].source_run.finish() is run and edits[2].source_run.finish().qk_cache is None
+    assert same_latents(edits[2].source_run.finish(), run)
+    (placed,) = place_objects(model.components, run, EditOptions(cross_replace=1.0, move={"cat": (8, 0)}))
+    expected = follow_edges(run.mask("cat"), run.picture)
+    assert (placed.mask != expected).float().mean() <= 0.001 and not torch.equal(placed.mask, run.mask("cat"))
 
 
 def test_live_edits_are_those_edits_to_the_bit(model, run, recorded, edit_of):
@@ -227,12 +217,12 @@ def test_live_edits_are_those_edits_to_the_bit(model, run, recorded, edit_of):
     assert same_latents(live.edit(CAT, self_replace=1.0, **KINDS["move"]), edit_of("move"))
 
 
-def test_live_edits_of_words_are_those_edits_to_the_bit_in_any_order_of_sliders(model, large, large_record):
+def test_live_edits_of_words_are_those_edits_to_the_bit_in_any_order_of_sliders(model, run, recorded):
     """Cross τ decides which steps tell the place of a word; self τ does not."""
-    live = model.live(large_record)
+    live = model.live(recorded)
     for cross, self_ in ((0.8, 0.4), (0.8, 0.9), (0.3, 0.9), (1.0, 0.9), (0.8, 0.4)):
         options = {"cross_replace": cross, "self_replace": self_, "move": {"cat": (24, 8)}, "resize": {"cat": 0.8}}
-        assert same_latents(live.edit(CAT, **options), model.edit(large_record, CAT, **options))
+        assert same_latents(live.edit(CAT, **options), model.edit(recorded, CAT, **options))
     assert live.find_place.cache_info().misses == 2  # of three steps, 0.8 reads as many as 1.0
 
 
@@ -258,14 +248,12 @@ def test_a_live_edit_goes_on_from_another_one_whose_masks_have_the_same_cells(mo
 
 @pytest.mark.parametrize("source", ["run", "record", "prompt"])
 @pytest.mark.parametrize("cross, self_", [(0.8, 0.4), (0.3, 0.0)])
-def test_moving_a_word_runs_no_more_rows_than_the_same_edit_without_it(
-    model, large, large_record, source, cross, self_
-):
+def test_moving_a_word_runs_no_more_rows_than_the_same_edit_without_it(model, run, recorded, source, cross, self_):
     """From a prompt, than the same edit with a local blend, which goes through the source to its end as well."""
     settings, blend = {}, {}
     if source == "prompt":
-        settings, blend = dict(seed=2, steps=3), {"local_blend": LocalBlend(mask=torch.ones(2, 2))}
-    start = {"run": large, "record": large_record, "prompt": CAT}[source]
+        settings, blend = SETTINGS, {"local_blend": LocalBlend(mask=torch.ones(2, 2))}
+    start = {"run": run, "record": recorded, "prompt": CAT}[source]
     options = dict(cross_replace=cross, self_replace=self_, **settings)
     plain, _ = rows_of(model, lambda counted: counted.edit(start, [CAT, TIGER], **options, **blend))
     moved, _ = rows_of(model, lambda counted: counted.edit(start, [CAT, TIGER], move={"cat": (24, 8)}, **options))
@@ -440,14 +428,14 @@ def test_a_mistake_is_one_line(model, run, options, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_word_without_a_place_is_refused(model, large):
+def test_a_word_without_a_place_is_refused(model, run):
     unseen = model.generate("a photo of a cat", seed=2, steps=1)
     with pytest.raises(ValueError, match="'photo' has no place: no pixel attends to it more than by chance; name an"):
         model.edit(unseen, unseen.prompt, move={"photo": (8, 0)})
     with pytest.raises(
         ValueError, match=r"'beach' has no place of its own: its attention covers \d+% of the picture; n"
     ):
-        model.edit(large, CAT, move={"beach": (8, 0)})
+        model.edit(run, CAT, move={"beach": (8, 0)})
     unread = model.generate(CAT, guidance_scale=0, **SETTINGS)
     with pytest.raises(ValueError, match="at guidance scale 0 no word is read, so 'cat' has no place: make the run at"):
         model.edit(unread, CAT, move={"cat": (8, 0)})
@@ -474,10 +462,10 @@ def test_a_word_of_which_others_have_all_pixels_is_named(model, run):
         place_objects(model.components, run, EditOptions(remove=[*places]), lambda word, steps: places[word])
 
 
-def test_a_source_that_is_too_large_to_be_recorded_is_refused(model, large, monkeypatch):
+def test_a_source_that_is_too_large_to_be_recorded_is_refused(model, run, monkeypatch):
     monkeypatch.setattr("minip2p.p2p.editing.MOVES_BUDGET", 1e5)
     with pytest.raises(ValueError, match=r"to find 'cat', the source would be recorded in \d+\.\d GB of memory"):
-        model.edit(large, CAT, move={"cat": (8, 0)})
-    assert model.edit(large, CAT, move={"cat": Move((8, 0), mask=LEFT)}).steps == 3
+        model.edit(run, CAT, move={"cat": (8, 0)})
+    assert model.edit(run, CAT, move={"cat": Move((8, 0), mask=LEFT)}).steps == STEPS
     with pytest.raises(ValueError, match="to move objects, the source would be recorded in .*: record it in a file"):
         model.edit(CAT, CAT, **SETTINGS, move={"cat": Move((8, 0), mask=LEFT)})
