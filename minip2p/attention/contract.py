@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minip2p.io.tensors import to_device
+
 
 @dataclass(frozen=True, order=True)
 class Site:
@@ -57,6 +59,7 @@ def attention_map(q: Tensor, k: Tensor) -> Tensor:
     return ((q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).mT).softmax(-1).to(q.dtype)
 
 
+@dataclass(frozen=True, eq=False)  # torch.compile of torch 2.11 hashes it before it has its field
 @dataclass(frozen=True)
 class Explicit:
     """The `Attend` that `explicit` returns."""
@@ -143,7 +146,7 @@ def select_heads(heads: HeadSelection, edited: Tensor, unedited: Tensor) -> Tens
     """b h i ·: `edited` in these heads, `unedited` in the others."""
     if heads is None:
         return edited
-    selected = torch.tensor([head in heads for head in range(unedited.shape[1])], device=unedited.device)
+    selected = to_device(torch.tensor([head in heads for head in range(unedited.shape[1])]), unedited.device)
     return torch.where(selected[:, None, None], edited, unedited)
 
 
