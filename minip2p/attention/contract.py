@@ -60,7 +60,6 @@ def attention_map(q: Tensor, k: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)  # torch.compile of torch 2.11 hashes it before it has its field
-@dataclass(frozen=True)
 class Explicit:
     """The `Attend` that `explicit` returns."""
 
