@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from minip2p.p2p.local_blend import LocalBlend
     from minip2p.p2p.warp import Move
     from minip2p.pipeline import Pipeline, load
+    from minip2p.planner.plan import Plan
+    from minip2p.planner.planners import plan
     from minip2p.sampling.trajectory import Trajectory
 
 __version__ = "0.1.0"
@@ -26,6 +28,8 @@ __all__ = [
     "Trajectory",
     "LocalBlend",
     "Move",
+    "Plan",
+    "plan",
     "SiteFilter",
     "Site",
     "Attend",
@@ -41,6 +45,8 @@ def __getattr__(name: str) -> object:
     """Imports a name when it is first asked for, so that `minip2p --help` answers without loading torch."""
     modules = {
         "minip2p.pipeline": ("load", "Pipeline"),
+        "minip2p.planner.plan": ("Plan",),
+        "minip2p.planner.planners": ("plan",),
         "minip2p.sampling.trajectory": ("Trajectory",),
         "minip2p.p2p.local_blend": ("LocalBlend",),
         "minip2p.p2p.warp": ("Move",),

@@ -22,8 +22,10 @@ from minip2p.inversion.methods import get_method
 from minip2p.p2p.editing import record_for_moves, run_edits
 from minip2p.p2p.live import LiveEdits
 from minip2p.p2p.options import EditOptionKeywords, EditOptions
+from minip2p.p2p.places import latent_size_of
 from minip2p.p2p.schedules import step_range
 from minip2p.p2p.targets import make_targets
+from minip2p.planner.plan import Plan
 from minip2p.sampling.conditioning import (
     ImageConditioning,
     inpainting_conditioning,
@@ -215,7 +217,7 @@ class Pipeline:
 
     @overload
     def edit(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first match counts
-        self, source: Trajectory | str, target: str, **options: Unpack[EditKeywords]
+        self, source: Trajectory | str, target: str | Plan, **options: Unpack[EditKeywords]
     ) -> Trajectory: ...
 
     @overload
@@ -227,7 +229,7 @@ class Pipeline:
         self,
         /,
         source: Trajectory | str,
-        target: str | Sequence[str],
+        target: str | Plan | Sequence[str],
         *,
         cross_replace: Any = EditOptions.cross_replace,
         self_replace: Any = EditOptions.self_replace,
@@ -250,7 +252,8 @@ class Pipeline:
         """Edits a picture by editing its prompt (Hertz et al. 2022). Returns a run, or a list of runs for a list.
 
         source: a run; or a prompt, with the settings of `generate`. Then source and targets are sampled together, the
-        source once; `out.source_run.finish()` is its run. target: the prompt to edit to, or a list of prompts.
+        source once; `out.source_run.finish()` is its run. target: the prompt to edit to, or a list of prompts; or a
+        `Plan`, which has its prompt and its options.
 
         The options are those of `EditOptions`. In short: cross_replace and self_replace: for which share of the steps
         the target takes the source's cross- and self-attention. self_max_queries: only self-attention of at most so
@@ -286,6 +289,10 @@ class Pipeline:
         if attend is not None and isinstance(source, str):
             settings = {"attend": attend, **settings}
         origin = self.resolve_source(source, settings)
+        if isinstance(target, Plan):
+            rows, columns = (self.vae.stride * side for side in latent_size_of(origin))
+            options = target.check(origin.prompt).apply_to(options, (rows, columns))
+            target = target.target
         is_list = isinstance(target, list | tuple)
         prompts: list[Any] = list(target) if is_list else [target]
         if not prompts:

@@ -26,6 +26,7 @@ FLOORS = (
     ("checkpoints",),
     ("sampling",),
     ("p2p", "inversion"),
+    ("planner",),
     ("pipeline",),
     ("baselines",),
     ("sweeps", "tiny"),
@@ -69,7 +70,7 @@ ORDER = {
     ),
 }
 CORE = ("validation", "errors", "config", "layers", "io", "attention", "text", "unet", "vae", "sched", "checkpoints",
-        "sampling", "p2p", "inversion", "pipeline", "baselines")  # fmt: skip
+        "sampling", "p2p", "inversion", "planner", "pipeline", "baselines")  # fmt: skip
 CORE_LIBRARIES = {"torch", "numpy", "einops", "PIL", "safetensors", "transformers", "tqdm", "huggingface_hub"}
 OPTIONAL_LIBRARIES = {"pillow_heif", "yaml"}  # imported for a file of its format, and named where it is missing
 EXTRA_LIBRARIES = {"matplotlib", "pyarrow", "skimage", "starlette", "uvicorn"}  # only outside of the core
