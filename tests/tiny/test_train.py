@@ -35,12 +35,14 @@ def test_all_stages_in_one_run(ball_arrays, model, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(Sprites, "load", partial(Sprites, ball_arrays))
     monkeypatch.setattr(train, "partial", lambda load, path: load)
     monkeypatch.setattr(train, "train_decoder", partial(train.train_decoder, steps=2))
+    monkeypatch.setattr(train, "distil", partial(train.distil, steps=1))
     monkeypatch.setattr(train, "train_judge", partial(train.train_judge, steps=1))
     monkeypatch.setattr(train_unet, "PREVIEW_PROMPTS", ("a cat",))
     out, judge_out, steps = tmp_path / "out", tmp_path / "judge-out", train_unet.trained_steps(shipped_weights("tiny"))
     options = ["--work", tmp_path, "--out", out, "--judge-out", judge_out, "--warm", shipped_weights("tiny")]
     options += ["--workers", 1, "--scenes", 8, "--batch", 2, "--steps", steps["unet"] + 1, "--directions"]
     options += ["--minutes", 5, "--decoder", 5, "--adversarial", 0.1, "--judge", 0.05]
+    options += ["--distil", 0.5, "--distil-out", tmp_path / "fast"]
     status, error = run(monkeypatch, capsys, *options)
     assert status == 0, error
     trained = minip2p.load(out)
@@ -49,12 +51,16 @@ def test_all_stages_in_one_run(ball_arrays, model, tmp_path, monkeypatch, capsys
     changed = changed_parameters(model.vae, trained.vae)
     assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
     assert changed_parameters(model.unet, trained.unet)
+    student = minip2p.load(tmp_path / "fast")
+    assert student.default_guidance == 1 and changed_parameters(trained.unet, student.unet)
+    assert not changed_parameters(trained.vae, student.vae)
     assert changed_parameters(Judge.load().network, Judge.load(judge_out).network)
     assert Image.open(tmp_path / "unet/samples-last.png").width > 128
     assert {path.parent.name for path in tmp_path.glob("*/checkpoint.safetensors")} == {
         "vae",
         "decoder",
         "unet",
+        "distil",
         "judge",
     }
 
