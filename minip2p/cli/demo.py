@@ -42,21 +42,21 @@ EDITS = (
         "1-swap",
         "a pig on the grass",
         "a sheep on the grass",
-        1,
+        0,
         "a word swap: a sheep in the pig's place and outline; without P2P, the outline and the clouds differ",
     ),
     Example(
         "2-phrase",
         "a red car on the street",
         "a red car on the street in the fog",
-        5,
+        1,
         "an added phrase: fog appears; the same car stays in its place",
     ),
     Example(
         "3-style",
         "a photo of a tiger in the meadow",
         "a watercolor of a tiger in the meadow",
-        3,
+        2,
         "a style edit: painted now; the same tiger in the same place",
     ),
 )
@@ -64,14 +64,14 @@ REWEIGHT = Example(
     "4-reweight",
     "a red car on the street in the fog",
     "fog",
-    5,
+    3,
     "a re-weighting: the same picture with hardly any fog, with the fog as it was, and with more of it",
 )
 MAPS = Example(
     "5-maps",
     "a tiger in the meadow",
     "tiger meadow",
-    3,
+    4,
     "the heat map of each word: 'tiger' is bright on the tiger, 'meadow' around it",
 )
 
