@@ -19,11 +19,11 @@ FASTER = {
     1: {"steps = 20": "steps = 4"},
     2: {'"a cat on the beach", 1, 15': '"a cat on the beach", 1, 4'},
     3: {"2, 12": "2, 6"},
-    4: {"seed, steps = 1, 15": "seed, steps = 1, 5"},
+    4: {"seed, steps = 3, 15": "seed, steps = 3, 5"},
     5: {},
-    6: {"steps = 12": "steps = 6"},
+    6: {"steps = 12": "steps = 8"},
     7: {"steps = 12": "steps = 3"},
-    8: {"steps = (0.0, 0.5, 1.0), 10": "steps = (0.0, 1.0), 4", "range(6)": "range(3)"},
+    8: {"steps = (0.0, 0.5, 1.0), 10": "steps = (0.0, 1.0), 5", "range(6)": "range(3)"},
 }
 
 
