@@ -1,4 +1,7 @@
-"""Tensors in safetensors files: reading, writing, and one preallocated file or block of memory to fill in place."""
+"""Tensors in safetensors files: reading, writing, and one preallocated file or block of memory to fill in place.
+
+Also how tensors get from memory to a device.
+"""
 
 import hashlib
 import json
@@ -26,6 +29,16 @@ DTYPE_NAMES = MappingProxyType(
 )
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # the tensors of a file: name -> dtype and shape
+
+
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None, *, copy: bool = False) -> Tensor:
+    """A tensor on a device, which the CPU does not wait for where it only sends: for what a step reads.
+
+    dtype: None is the tensor's own. copy: never the tensor itself. Such a copy is asynchronous also from memory that is
+    not pinned: CUDA has read it when the call returns. Apple's GPU would read it later, when it may be freed.
+    """
+    is_sent = tensor.device.type == "cpu" and device.type != "mps"
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=is_sent, copy=copy)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
