@@ -106,6 +106,7 @@ class UNetConfig(Config):
     block_out_channels: the channels of each level; the number of levels is its length.
     attention_head_dim: the *number* of heads of each level. The name is a misnomer of diffusers that the files keep.
     transformer_layers_per_block: of each level.
+    time_cond_proj_dim: the width of the embedding of the guidance scale, in models that read it (Luo et al. 2023, LCM).
     addition_embed_type, addition_time_embed_dim, projection_class_embeddings_input_dim: SDXL's extra condition.
     upcast_attention: accepted and not used. It concerns 16-bit runs, and torch's kernels sum in float32 anyway.
     """
@@ -125,6 +126,7 @@ class UNetConfig(Config):
     norm_eps: float = 1e-5
     flip_sin_to_cos: bool = True
     freq_shift: float = 0
+    time_cond_proj_dim: int | None = None
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
@@ -169,6 +171,8 @@ class UNetConfig(Config):
                 )
         if self.addition_embed_type not in (None, "text_time"):
             raise ValueError(f"addition_embed_type {self.addition_embed_type!r} is not supported")
+        if (width := self.time_cond_proj_dim) is not None and (width < 4 or width % 2):
+            raise ValueError(f"time_cond_proj_dim must be even and at least 4, not {width}")
 
     def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         """A field with one number for all levels, or one for each level -> one for each level."""
@@ -215,8 +219,8 @@ class VAEConfig(Config):
 class SchedulerConfig(Config):
     """scheduler/scheduler_config.json: the noise schedule that the model was trained with.
 
-    The sampler is always DDIM. If the file names another scheduler, its betas, offset, spacing and prediction type are
-    used with DDIM.
+    The sampler is DDIM. If the file names another scheduler, its betas, offset, spacing and prediction type are used
+    with DDIM; for an LCMScheduler see `LCMSchedulerConfig`.
     rescale_betas_zero_snr: the betas are rescaled so that the last timestep has no signal (Lin et al. 2023, algorithm
     1). The model must predict v: where there is no signal, the noise says nothing about the picture.
     """
@@ -287,6 +291,31 @@ class SchedulerConfig(Config):
                 "a schedule that ends without any signal (zero terminal SNR) needs a model that predicts v, but "
                 f"prediction_type is {self.prediction_type!r}"
             )
+
+
+@dataclass(frozen=True)
+class LCMSchedulerConfig(SchedulerConfig):
+    """scheduler/scheduler_config.json of a latent consistency model (Luo et al. 2023).
+
+    original_inference_steps: at how many timesteps, evenly spaced, the model was distilled. timestep_scaling: of the
+    boundary condition. timestep_spacing, steps_offset and set_alpha_to_one are not used.
+    """
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
+
+    class_name: ClassVar[str | None] = "LCMScheduler"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # At timestep 0 the boundary condition leaves nothing of the prediction.
+        if not 1 <= self.original_inference_steps <= self.num_train_timesteps // 2:
+            raise ValueError(f"original_inference_steps must lie between 1 and {self.num_train_timesteps // 2}")
+        if self.timestep_scaling <= 0:
+            raise ValueError(f"timestep_scaling must be more than 0, not {self.timestep_scaling}")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from minip2p.checkpoints.lora import Lora, merge
 from minip2p.checkpoints.origin import CheckpointOrigin
 from minip2p.checkpoints.save import save_model
 from minip2p.inversion.encode import encode_photo
-from minip2p.inversion.methods import get_method
+from minip2p.inversion.methods import check_unconditional, get_method
 from minip2p.p2p.editing import record_for_moves, run_edits
 from minip2p.p2p.live import LiveEdits
 from minip2p.p2p.options import EditOptionKeywords, EditOptions
@@ -27,6 +27,7 @@ from minip2p.p2p.schedules import step_range
 from minip2p.p2p.targets import make_targets
 from minip2p.planner.plan import Plan
 from minip2p.sampling.conditioning import (
+    Conditioning,
     ImageConditioning,
     inpainting_conditioning,
     instruct_pix2pix_conditioning,
@@ -80,16 +81,21 @@ def load(
     device: str | torch.device | None = None,
     vae: str | Path | None = None,
     config: str | Path | None = None,
+    scheduler: str | None = None,
 ) -> "Pipeline":
     """Loads a model.
 
     where: a folder in diffusers' layout; a single .safetensors file in the names of the original codes; a name on the
     Hugging Face hub (org/name); or None for the small model that ships with minip2p. dtype: float32 by default.
     device: the CPU by default. vae: a folder, file or name with another VAE. config: for a single file, which has
-    neither configurations nor tokenizers, a folder or a name on the hub of the same family.
+    neither configurations nor tokenizers, a folder or a name on the hub of the same family. scheduler: "ddim", or "lcm"
+    for consistency models, such as one with an LCM-LoRA merged into it; None is LCM where the model's configuration
+    names LCMScheduler, and else DDIM.
     Raises FileNotFoundError or ValueError with one line that names the file and what is wrong with it.
     """
-    components, default_guidance = load_components(where, dtype=dtype, device=device, vae=vae, config=config)
+    components, default_guidance = load_components(
+        where, dtype=dtype, device=device, vae=vae, config=config, scheduler=scheduler
+    )
     return Pipeline(components, default_guidance)
 
 
@@ -179,11 +185,11 @@ class Pipeline:
         on_step: OnStep | None = None,
         **unknown: Any,
     ) -> Trajectory | list[Trajectory]:
-        """Generates a picture from a prompt by DDIM. Returns a run, or a list of runs for a list of prompts or seeds.
+        """Generates a picture from a prompt. Returns a run, or a list of runs for a list of prompts or seeds.
 
         prompt: a prompt, or a list. seed: of the noise; the same seed gives the same picture. A list of seeds makes a
         picture for each; two lists are of equal length and are gone through together. Several pictures run as one
-        batch, and differ from single ones by rounding. steps: of DDIM. guidance_scale: w of classifier-free
+        batch, and differ from single ones by rounding. steps: of the scheduler. guidance_scale: w of classifier-free
         guidance; None is the model's own. size: rows and columns of the picture in pixels; None is the model's own.
         negative_prompt: what the picture should not show. clip_skip: n reads the text encoder n − 1 layers before the
         model's own layer, as A1111's web UI counts (diffusers' `clip_skip` is n − 1). latents: the initial noise
@@ -383,6 +389,7 @@ class Pipeline:
         Raises ValueError for what the model cannot take.
         """
         invert = get_method(method, options)
+        check_unconditional(self.unet, method)
         photo = load_photo(self.components, picture, size, fit)
         latents = encode_photo(self.components, photo[None], vae_refine_steps)
         settings = RunSettings(
@@ -392,7 +399,7 @@ class Pipeline:
             clip_skip=clip_skip,
             latents=latents,
         )
-        start = replace(self.prepare(prompt, settings), inversion=method)
+        start = replace(self.prepare(prompt, settings), inversion=method, conditioning=Conditioning())
         return invert(self.components, start, self.progress, **options)
 
     def instruct(

@@ -133,7 +133,8 @@ class FeatureGuidance:
         run, components = self.run, self.run.components
         t, words = components.scheduler.steps(run.steps)[i].t, components.text(run.prompt, run.clip_skip)
         count = len(components.unet.up_blocks) - 1
-        levels = unet_features(components, x, t, words, at_step(run.attend, i), count=count)[-2:]
+        attend, w = at_step(run.attend, i), run.guidance_scale
+        levels = unet_features(components, x, t, words, attend, guidance_scale=w, count=count)[-2:]
         size = FINER * run.latent_size[0], FINER * run.latent_size[1]
         return [F.interpolate(level, size)[0].flatten(1).mT for level in levels]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minip2p.attention.contract import Attend, Site, SiteFilter, at_step, fused, select_heads, unconditional_of
 from minip2p.p2p.schedules import step_weights
-from minip2p.sampling.guidance import guided_noise
+from minip2p.sampling.guidance import conditional_scale, guided_noise
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.text.encoder import TextEmbedding
 
@@ -121,7 +121,7 @@ class SourceGuided:
             components.scheduler.steps(run.steps)[step].t,
             words,
             words,
-            guidance_scale=1.0,
+            guidance_scale=conditional_scale(components, run.guidance_scale),
             attend=record,
             image=run.conditioning.without_image_guidance,
         )

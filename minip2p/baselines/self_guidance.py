@@ -143,7 +143,8 @@ class SelfGuidance:
             return attend(q, k, v, site)
 
         t, words = components.scheduler.steps(run.steps)[i].t, components.text(run.prompt, run.clip_skip)
-        levels = unet_features(components, x, t, words, record, count=len(components.unet.up_blocks))
+        count, w = len(components.unet.up_blocks), run.guidance_scale
+        levels = unet_features(components, x, t, words, record, guidance_scale=w, count=count)
         return Reading(maps, levels[-1][0])
 
     def read_source(self, i: int) -> Reading:

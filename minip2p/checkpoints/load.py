@@ -1,6 +1,6 @@
 """From a folder, a file or a name on the hub to the components of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from minip2p.checkpoints.pipeline_rules import correct_outdated, default_guidanc
 from minip2p.checkpoints.single_file import SingleFile
 from minip2p.checkpoints.strict import build_on_meta, load_state
 from minip2p.checkpoints.text_encoders import load_text
-from minip2p.config import SamplingDefaults, SchedulerConfig, UNetConfig, VAEConfig
+from minip2p.config import LCMSchedulerConfig, SamplingDefaults, SchedulerConfig, UNetConfig, VAEConfig
 from minip2p.io.files import shipped_weights
-from minip2p.sched import DDIMScheduler
+from minip2p.sched import DDIMScheduler, LCMScheduler
 from minip2p.text.encoder import TextEncoder
 from minip2p.unet import UNet
 from minip2p.vae import VAE
@@ -36,6 +36,7 @@ def load_components(
     device: str | torch.device | None = None,
     vae: str | Path | None = None,
     config: str | Path | None = None,
+    scheduler: str | None = None,
 ) -> tuple[Components, float]:
     """Loads a model. The arguments are those of `minip2p.load`, which see.
 
@@ -53,7 +54,7 @@ def load_components(
         files.config("unet"), files.config("scheduler"), unet_file, scheduler_file
     )
     unet_config = UNetConfig.from_dict(unet_fields, unet_file)
-    scheduler = DDIMScheduler(SchedulerConfig.from_dict(scheduler_fields, scheduler_file))
+    noise_schedule = make_scheduler(scheduler, scheduler_fields, scheduler_file)
     text, weights = load_text(files, dtype=dtype, device=device)
     text = replace(text, known_words=frozenset(sampling_defaults(files.root).words))
     check_text_width(files, text, unet_config)
@@ -74,12 +75,27 @@ def load_components(
     check_channels(files, unet_config, vae_config)
 
     labels = {"Model": display_name(where)} | ({} if vae is None else {"VAE": display_name(vae)})
-    components = Components(unet, network, text, scheduler, CheckpointOrigin(weights, labels))
-    if (files.root / "minip2p.json").exists():
+    components = Components(unet, network, text, noise_schedule, CheckpointOrigin(weights, labels))
+    if (files.root / "minip2p.json").exists() and scheduler != "lcm":
         return components, sampling_defaults(files.root).guidance
     names = [*location_names(where), *location_names(config), *files.names()]
     scheduler_class = str(scheduler_fields.get("_class_name", ""))
-    return components, default_guidance(scheduler.config, scheduler_class, names, display_name(where), is_xl=is_xl)
+    return components, default_guidance(
+        noise_schedule.config, scheduler_class, names, display_name(where), unet=unet_config
+    )
+
+
+def make_scheduler(name: str | None, fields: Mapping[str, Any], file: str) -> DDIMScheduler:
+    """The scheduler of a name, "ddim" or "lcm", or None for the one that its configuration names, with these fields.
+
+    file: the configuration's. Raises ValueError for another name, and for fields that are not supported.
+    """
+    if name not in (None, "ddim", "lcm"):
+        raise ValueError(f"the scheduler is ddim or lcm, not {name!r}")
+    if name == "lcm" or (name is None and fields.get("_class_name") == LCMSchedulerConfig.class_name):
+        own_fields = {field: value for field, value in fields.items() if field != "_class_name"}
+        return LCMScheduler(LCMSchedulerConfig.from_dict(own_fields, file))
+    return DDIMScheduler(SchedulerConfig.from_dict(fields, file))
 
 
 def check_text_width(files: CheckpointFiles, text: TextEncoder, unet: UNetConfig) -> None:

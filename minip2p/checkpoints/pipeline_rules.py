@@ -5,13 +5,14 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from minip2p.config import SamplingDefaults, SchedulerConfig
+from minip2p.config import LCMSchedulerConfig, SamplingDefaults, SchedulerConfig, UNetConfig
 from minip2p.errors import Notice
 
 # Names of models that are distilled for few steps: SDXL Turbo, SDXL Lightning, Hyper-SD, LCM, DMD2.
 DISTILLED_NAME = re.compile(r"turbo|lightning|hyper-?sd|(?<![a-z])(lcm|dmd2?)(?![a-z])", re.IGNORECASE)
 # The schedulers of consistency models, and that of SDXL Turbo, whose time steps are trailing as well.
 CONSISTENCY_SCHEDULERS, TURBO_SCHEDULER = ("LCMScheduler", "TCDScheduler"), "EulerAncestralDiscreteScheduler"
+LCM_GUIDANCE = 8.5  # the default of LatentConsistencyModelPipeline, whose UNet reads the guidance scale
 
 
 def correct_outdated(
@@ -34,7 +35,8 @@ def correct_outdated(
         notify(f"{unet_file}: sample_size {size} of an early file is taken as 64, as diffusers' pipeline takes it")
     if scheduler.get("steps_offset", 0) == 0:
         scheduler["steps_offset"] = 1
-        if scheduler.get("timestep_spacing", "leading") == "leading":  # others have no offset
+        has_offset = scheduler.get("timestep_spacing", "leading") == "leading"
+        if has_offset and scheduler.get("_class_name") != LCMSchedulerConfig.class_name:
             notify(f"{scheduler_file}: steps_offset 0 is taken as 1, as diffusers' pipeline takes it")
     if scheduler.get("clip_sample") is True:
         scheduler["clip_sample"] = False
@@ -43,19 +45,24 @@ def correct_outdated(
 
 
 def default_guidance(
-    scheduler: SchedulerConfig, scheduler_class: str, names: Iterable[str], model: str, *, is_xl: bool
+    scheduler: SchedulerConfig, scheduler_class: str, names: Iterable[str], model: str, *, unet: UNetConfig
 ) -> float:
     """The guidance scale to use where neither the user nor the model's minip2p.json states one.
 
-    It is the default of diffusers' text-to-image pipelines: 7.5, and 5 for Stable Diffusion XL. Models that are
-    distilled for few steps get 1, which runs the conditional rows alone. No field of the configurations says that a
-    model is distilled: it is taken for one if its time steps are trailing, and a name says so or its scheduler is the
-    one that SDXL Turbo has. Both decisions, where signs contradict each other, raise a Notice.
+    It is the default of diffusers' text-to-image pipelines: 7.5, 5 for Stable Diffusion XL, and 8.5 for a UNet that
+    reads the guidance scale. Models that are distilled for few steps get 1, by which the conditional rows run alone.
+    Those that LCM samples are distilled. Of others no field of the configurations says so: they are taken for distilled
+    if their time steps are trailing, and a name says so or their scheduler is that of SDXL Turbo. Both decisions,
+    where signs contradict each other, raise a Notice.
 
     scheduler_class: the class that the scheduler's file names. names: of the model, where its files state any.
     model: named in a Notice.
     """
-    usual = 5.0 if is_xl else SamplingDefaults().guidance
+    if unet.time_cond_proj_dim is not None:
+        return LCM_GUIDANCE
+    if isinstance(scheduler, LCMSchedulerConfig):
+        return 1.0
+    usual = 5.0 if unet.addition_embed_type is not None else SamplingDefaults().guidance
     is_trailing = scheduler.timestep_spacing == "trailing"
     name = next((name for name in names if DISTILLED_NAME.search(name)), None)
     is_turbo_scheduler = is_trailing and scheduler_class == TURBO_SCHEDULER and scheduler.prediction_type == "epsilon"

@@ -43,7 +43,9 @@ class DiffusersWriter:
         (folder / "minip2p.json").unlink(missing_ok=True)
         self.write_network(folder / "unet", self.unet, "UNet2DConditionModel")
         self.write_network(folder / "vae", self.vae, "AutoencoderKL")
-        write_config(folder / "scheduler/scheduler_config.json", self.scheduler, "DDIMScheduler", clip_sample=False)
+        write_config(
+            folder / "scheduler/scheduler_config.json", self.scheduler, self.scheduler_class, clip_sample=False
+        )
         for name, encoder in self.encoders.items():
             write_text_encoder(folder / name, encoder)
         for name, source in self.tokenizers.items():
@@ -51,6 +53,11 @@ class DiffusersWriter:
                 shutil.copytree(source, folder / name, dirs_exist_ok=True)
         write_json(folder / "model_index.json", self.model_index())
         write_json(folder / "minip2p.json", self.sampling_defaults)
+
+    @property
+    def scheduler_class(self) -> str:
+        """The name of diffusers' scheduler."""
+        return self.scheduler.class_name or "DDIMScheduler"
 
     def write_network(self, folder: Path, network: UNet | VAE, class_name: str) -> None:
         write_config(folder / "config.json", network.config, class_name)
@@ -66,7 +73,7 @@ class DiffusersWriter:
         else:
             index |= {"requires_safety_checker": False, "safety_checker": absent}
         return index | {
-            "scheduler": ["diffusers", "DDIMScheduler"],
+            "scheduler": ["diffusers", self.scheduler_class],
             **{name: ["transformers", type(encoder).__name__] for name, encoder in self.encoders.items()},
             **{name: ["transformers", "CLIPTokenizer"] for name in self.tokenizers},
             "unet": ["diffusers", "UNet2DConditionModel"],

@@ -78,6 +78,7 @@ def model_source(args: Namespace) -> ModelSource:
         ("--model", args.model, None),
         ("--config", args.config, None),
         ("--vae", args.vae, None),
+        ("--scheduler", args.scheduler, None),
         ("--dtype", args.dtype, "float32"),
         ("--device", args.device, "cpu"),
     ):
@@ -85,7 +86,8 @@ def model_source(args: Namespace) -> ModelSource:
     options += [f"--lora={text}" for text in args.lora] + [f"--embedding={file}" for file in args.embedding]
     arguments = [repr(args.model)] if args.model is not None else []
     arguments += [] if args.dtype == "float32" else [f"dtype=torch.{args.dtype}"]
-    arguments += [f"{name}={value!r}" for name in ("vae", "config") if (value := getattr(args, name)) is not None]
+    names = "vae", "config", "scheduler"
+    arguments += [f"{name}={value!r}" for name in names if (value := getattr(args, name)) is not None]
     arguments += [] if args.device == "cpu" else [f"device={args.device!r}"]
     python = [f"pipe = minip2p.load({', '.join(arguments)})"]
     python += [f"pipe = pipe.merged({file!r}, {scale!r})" for file, scale in map(parse_lora, args.lora)]

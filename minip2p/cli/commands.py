@@ -65,7 +65,7 @@ def generate(args: Namespace) -> Iterator[None]:
     jobs = plan_pictures(args, args.prompt, weight_paths(args))
     pipe = load_model_for(args, jobs)
     announce_prompts([args.prompt])
-    announce_guidance(args, pipe.prepare(args.prompt, RunSettings(**run_options(args))))
+    announce_guidance(pipe, args, pipe.prepare(args.prompt, RunSettings(**run_options(args))))
     yield
     announce_command(pipe, args)
     for seed, path, records in jobs:
@@ -231,7 +231,7 @@ def prepare_source(pipe: Pipeline, args: Namespace) -> RunStart:
     if args.prompt is not None:
         return prepare_photo(pipe, args, args.source)
     announce_prompts([args.source])
-    return announce_guidance(args, pipe.prepare(args.source, RunSettings(**run_options(args))))
+    return announce_guidance(pipe, args, pipe.prepare(args.source, RunSettings(**run_options(args))))
 
 
 def prepare_photo(
@@ -244,7 +244,8 @@ def prepare_photo(
     options = run_options(args)
     photo = load_photo(pipe.components, picture, options.get("size"), args.fit or "crop")
     settings = RunSettings(**options | {"size": tuple(photo.shape[1:])})
-    return announce_guidance(args, pipe.prepare(args.prompt, settings, None if condition is None else condition(photo)))
+    image = None if condition is None else condition(photo)
+    return announce_guidance(pipe, args, pipe.prepare(args.prompt, settings, image))
 
 
 def write_picture(
@@ -353,12 +354,15 @@ def announce_prompts(prompts: Sequence[str]) -> None:
         warnings.warn("a prompt is empty, so nothing says what its picture shows", Notice, stacklevel=2)
 
 
-def announce_guidance(args: Namespace, start: RunStart) -> RunStart:
+def announce_guidance(pipe: Pipeline, args: Namespace, start: RunStart) -> RunStart:
     """The start of a run, after a Notice where its guidance leaves the prompt or the negative prompt out."""
     scale = start.guidance_scale
-    rows = {branch.kind for branch in guidance_branches(1, scale, image=start.conditioning.image)}
+    is_read, image = pipe.unet.reads_guidance, start.conditioning.image
+    rows = {branch.kind for branch in guidance_branches(1, scale, image=image, is_read=is_read)}
     if args.negative_prompt and rows == {"conditional"}:
         message = f"--negative has no effect at guidance {scale:g}, which is without guidance: give another --guidance"
+        if is_read:
+            message = "--negative has no effect on this model, which reads the guidance scale"
         warnings.warn(message, Notice, stacklevel=2)
     if start.prompt and "conditional" not in rows:
         message = f"the prompt has no effect at guidance {scale:g}: 1 is without guidance, and more follows the prompt"

@@ -42,7 +42,7 @@ def announce_command(pipe: Pipeline, args: Namespace) -> None:
     else:
         steps, latent_size = args.steps or RunSettings.steps, pipe.components.latent_size(run_options(args).get("size"))
     guidance = pipe.default_guidance if args.guidance_scale is None else args.guidance_scale
-    row = unet_rows(1, guidance)
+    row = unet_rows(1, guidance, is_read=pipe.unet.reads_guidance)
     rows, pictures, batch = steps * row, 1, row
     if args.command == "edit":
         targets = len(args.targets)

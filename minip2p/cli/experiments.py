@@ -66,7 +66,7 @@ def sweep(args: Namespace) -> Iterator[None]:
             total,
             (latent_size[-2], latent_size[-1]),
             pictures=len(pictures),
-            batch=unet_rows(MAX_BATCH, guidance),
+            batch=unet_rows(MAX_BATCH, guidance, is_read=pipe.unet.reads_guidance),
             advice="a grid of fewer values, steps or pixels takes less",
         )
         return rows_progress(total, counter)
@@ -146,7 +146,7 @@ def bench_moves(args: Namespace) -> Iterator[None]:
     count = sum(not files.is_done(case, name) for case, names in jobs for name in names)
     make_pool = partial(WorkerPool, None, steps) if is_as_shipped(args) else None
     yield
-    row = unet_rows(1, pipe.default_guidance)
+    row = unet_rows(1, pipe.default_guidance, is_read=pipe.unet.reads_guidance)
     advice = "a smaller --count, fewer --methods or --steps take less; an interrupted benchmark continues"
     size = pipe.components.latent_size(None)
     estimate.announce(pipe.components, 2 * row * steps * count, size, pictures=count, batch=2 * row, advice=advice)
@@ -171,7 +171,7 @@ def write_sheet(
 
 def is_as_shipped(args: Namespace) -> bool:
     """Whether the options name the model that ships as it is, in float32 on the CPU: the one that a pool loads."""
-    is_changed = args.model is not None or args.vae is not None or args.lora or args.embedding
+    is_changed = any((args.model, args.vae, args.lora, args.embedding, args.scheduler))
     return not is_changed and args.dtype == "float32" and args.device == "cpu"
 
 
@@ -184,7 +184,7 @@ def check_count(count: int | None, cases: int) -> None:
 def announce_benchmark(pipe: Pipeline, cases: Sequence[Case], methods: Sequence[str], folder: Path, steps: int) -> None:
     """Warns, by a Notice, where the cases that are left take minutes."""
     rows = pictures = 0
-    row = unet_rows(1, pipe.default_guidance)
+    row = unet_rows(1, pipe.default_guidance, is_read=pipe.unet.reads_guidance)
     for case in cases:
         for name in methods:
             method = edit_benchmark.methods_for(case)[name]

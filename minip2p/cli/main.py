@@ -421,7 +421,9 @@ def add_run_options(sub: Parser, seed: bool = True) -> Group:
             "--seed", help="seed of the noise (default: 0); several as 1,2,3; random draws one and prints it"
         )
         group.add_argument("--count", type=whole_number, metavar="N", help="run N seeds, counted on from --seed")
-    group.add_argument("--steps", type=whole_number, help="number of DDIM steps, 1 to 1000 (default: 50)")
+    group.add_argument(
+        "--steps", type=whole_number, help="number of steps (default: 50): 1 to 1000; 1 to 50 for most LCM models"
+    )
     group.add_argument(
         "--guidance",
         dest="guidance_scale",
@@ -572,6 +574,12 @@ def add_model_options(sub: Parser) -> None:
         help="for a single file: a folder or org/name with the configurations and tokenizers of its family",
     )
     group.add_argument("--vae", metavar="PATH", help="another VAE: a folder, a file, or org/name")
+    group.add_argument(
+        "--scheduler",
+        choices=("ddim", "lcm"),
+        help="how runs are sampled: ddim, or lcm for consistency models, such as a model with an LCM-LoRA, with 4 to 8 "
+        "--steps (default: lcm where the model's configuration names LCMScheduler, else ddim)",
+    )
     group.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:SCALE]", help="merge a LoRA. May be repeated"
     )

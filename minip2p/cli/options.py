@@ -34,7 +34,14 @@ INVERSION_OPTIONS = ("method", "skip", "fit", "vae_refine_steps")  # which need 
 
 def load_model(args: Namespace) -> Pipeline:
     """Loads the model that the options name, with its LoRAs merged and its embeddings added."""
-    pipe = load(args.model, dtype=getattr(torch, args.dtype), device=args.device, vae=args.vae, config=args.config)
+    pipe = load(
+        args.model,
+        dtype=getattr(torch, args.dtype),
+        device=args.device,
+        vae=args.vae,
+        config=args.config,
+        scheduler=args.scheduler,
+    )
     for text in args.lora:
         file, scale = parse_lora(text)
         pipe = pipe.merged(file, scale)

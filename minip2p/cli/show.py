@@ -87,7 +87,9 @@ def sampler(metadata: Mapping[str, str]) -> str:
     """The name of the steps of a run, as `Conditioning.sampler`."""
     if "variance_noise" not in metadata.get("conditioning", ""):
         return "DDIM"
-    return "DDCM" if metadata.get("eta") else "DDPM"
+    if not metadata.get("eta"):
+        return "DDPM"
+    return "DDCM" if metadata.get("source_guidance_scale") else "LCM"
 
 
 def without(value: str | None, default: str) -> str | None:

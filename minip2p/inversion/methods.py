@@ -9,7 +9,9 @@ from minip2p.inversion.edit_friendly import edit_friendly
 from minip2p.inversion.null_text import null_text
 from minip2p.inversion.virtual import virtual
 from minip2p.sampling.trajectory import Trajectory
+from minip2p.unet import UNet
 
+UNCONDITIONAL_METHODS = ("negative-prompt", "proximal", "null-text")  # which change the unconditional rows
 InversionMethod = Callable[..., Trajectory]
 
 METHODS: Mapping[str, InversionMethod] = MappingProxyType(
@@ -35,3 +37,12 @@ def get_method(name: str, options: Mapping[str, object]) -> InversionMethod:
         has = f"only {', '.join(available)}" if available else "nor any other option"
         raise ValueError(f"{name} inversion has no {unknown[0]}, {has}")
     return METHODS[name]
+
+
+def check_unconditional(unet: UNet, name: str) -> None:
+    """Raises ValueError for a method that changes unconditional rows, with a UNet that has none."""
+    if unet.reads_guidance and name in UNCONDITIONAL_METHODS:
+        raise ValueError(
+            f"{name} inversion changes the unconditional rows, and this model, which reads the guidance scale, has "
+            "none: use direct, edit-friendly or virtual"
+        )

@@ -27,7 +27,7 @@ class BatchPlan:
     wanted_sites: which sites of the source are read at each step; None for none. source_steps: how many steps of the
     source are gone through. rows: for each step the groups of targets (indices into their list) that are one row.
     batch: how many rows run at once. same_start: whether all targets start from the same noise, which one unconditional
-    row serves.
+    row serves. reads_guidance: of the UNet.
     """
 
     wanted_sites: list[SitePredicate | None]
@@ -35,6 +35,7 @@ class BatchPlan:
     rows: list[list[list[int]]]
     batch: int
     same_start: bool = True
+    reads_guidance: bool = False
 
     def predicted_rows(self, origin: Trajectory | RunStart) -> int:
         """How many rows the UNet will run."""
@@ -47,6 +48,7 @@ class BatchPlan:
                 same_latents=same_latents,
                 proximal_quantile=conditioning.proximal_quantile,
                 image=conditioning.image,
+                is_read=self.reads_guidance,
             )
 
         for i, groups in enumerate(self.rows):
@@ -90,7 +92,7 @@ def plan_batches(
         rows = [[] if i < first else [[n] for n in range(len(targets))] for i in range(origin.steps)]
         batch = len(targets)
     same_start = len({target.start_key for target in targets}) <= 1
-    return BatchPlan(wanted, source_steps, rows, batch, same_start)
+    return BatchPlan(wanted, source_steps, rows, batch, same_start, components.unet.reads_guidance)
 
 
 def share_prefixes(targets: Sequence[EditTarget], steps: int, skip_steps: int = 0) -> Iterator[list[list[int]]]:

@@ -63,10 +63,12 @@ class Conditioning:
 
     @property
     def sampler(self) -> str:
-        """The name of the steps: DDIM, DDPM or, where noise is replaced, DDCM (Xu et al. 2023)."""
+        """The name of the steps: DDIM, DDPM, LCM, or for virtual inversion DDCM (Xu et al. 2023)."""
         if self.variance_noise is None:
             return "DDIM"
-        return "DDPM" if self.eta is None else "DDCM"
+        if self.eta is None:
+            return "DDPM"
+        return "LCM" if self.source_guidance_scale is None else "DDCM"
 
     def steps(self, scheduler: DDIMScheduler, count: int) -> list[Step]:
         """The steps of the run, noisiest first."""

@@ -40,17 +40,21 @@ def guidance_branches(
 ) -> list[Branch]:
     """The rows that a step runs for `count` latents. Rows that would not change the prediction are left out.
 
+    is_read: bool = False,
     Classifier-free guidance with scale w (Ho & Salimans 2022, eq. 6, where w is theirs plus 1) is
     (1 − w) ε(∅) + w ε(c). With an image (Brooks et al. 2022, eq. 3; c_I the image, c_T the words) it is
 
         (1 − w_I) ε(∅, ∅) + (w_I − w_T) ε(c_I, ∅) + w_T ε(c_I, c_T)
 
     same_latents: all latents are equal, as at the first step of several edits; then one unconditional row serves all.
-    proximal_quantile: proximal guidance needs ε(∅) even where w = 1.
+    proximal_quantile: proximal guidance needs ε(∅) even where w = 1. is_read: the UNet reads w (`UNet.reads_guidance`),
+    and its conditional rows are all there is.
     """
     w = guidance_scale
     shared = 1 if same_latents else count
     if image is not None and image.image_guidance_scale is not None:
+    if is_read:
+        return [Branch("conditional", count, 1.0)]
         w_image = image.image_guidance_scale
         branches = [
             Branch("unconditional", shared, 1 - w_image),
@@ -73,9 +77,15 @@ def unet_rows(
     proximal_quantile: float = 0.0,
     image: ImageConditioning | None = None,
 ) -> int:
-    """How many rows `guided_noise` runs for `count` latents."""
+    """How many rows `guided_noise` runs for `count` latents. The arguments: `guidance_branches`."""
     branches = guidance_branches(
-        count, guidance_scale, same_latents=same_latents, proximal_quantile=proximal_quantile, image=image
+    is_read: bool = False,
+        count,
+        guidance_scale,
+        same_latents=same_latents,
+        proximal_quantile=proximal_quantile,
+        image=image,
+        is_read=is_read,
     )
     return sum(branch.rows for branch in branches)
 
@@ -83,6 +93,11 @@ def unet_rows(
 def guided_noise(
     components: Components,
     x: Tensor,
+def conditional_scale(components: Components, guidance_scale: float) -> float:
+    """The guidance scale at which a run's conditional rows run alone: 1, or the run's own where the UNet reads it."""
+    return guidance_scale if components.unet.reads_guidance else 1.0
+
+
     t: int,
     uncond: TextEmbedding,
     cond: TextEmbedding,
@@ -102,7 +117,12 @@ def guided_noise(
     """
     x, count = x.to(components.dtype), len(x)
     branches = guidance_branches(
-        count, guidance_scale, same_latents=same_latents, proximal_quantile=proximal_quantile, image=image
+        count,
+        guidance_scale,
+        same_latents=same_latents,
+        proximal_quantile=proximal_quantile,
+        image=image,
+        is_read=components.unet.reads_guidance,
     )
     latents = torch.cat([x[: branch.rows] for branch in branches])
     embedding = TextEmbedding.cat(
@@ -115,7 +135,9 @@ def guided_noise(
         attend = split_attend(other_rows, unconditional_attend, attend)
     is_guided_by_image = image is not None and image.image_guidance_scale is not None
     empty = sum(branch.rows for branch in branches if branch.kind == "unconditional") if is_guided_by_image else 0
-    predictions = unet_noise(components, latents, t, embedding, attend, image=image, empty_rows=empty)
+    predictions = unet_noise(
+        components, latents, t, embedding, attend, guidance_scale=guidance_scale, image=image, empty_rows=empty
+    )
     split = predictions.split([branch.rows for branch in branches])
     if is_guided_by_image:
         terms = [branch.weight * eps for branch, eps in zip(branches, split, strict=True)]
@@ -137,24 +159,37 @@ def unet_noise(
     image: ImageConditioning | None = None,
     empty_rows: int = 0,
     gradient_checkpointing: bool = False,
+    guidance_scale: float | None = None,
 ) -> Tensor:
     """One call of the UNet, b c h w -> b c h w in float32. Its rows are counted by `components.counter`.
 
-    empty_rows: the first so many rows get zeros for the channels of the image.
+    guidance_scale: w, for a UNet that reads it. empty_rows: the first so many rows get zeros for the channels of the
+    image.
     """
     x, added_cond = unet_inputs(components, x, embedding, image, empty_rows)
-    return components.unet(x, t, embedding.tokens, attend, added_cond, gradient_checkpointing).float()
+    return components.unet(
+        x, t, embedding.tokens, attend, added_cond, gradient_checkpointing, guidance_scale=guidance_scale
+    ).float()
 
 
 def unet_features(
-    components: Components, x: Tensor, t: int, embedding: TextEmbedding, attend: Attend = fused, *, count: int
+    components: Components,
+    x: Tensor,
+    t: int,
+    embedding: TextEmbedding,
+    attend: Attend = fused,
+    *,
+    guidance_scale: float,
+    count: int,
 ) -> list[Tensor]:
     """The outputs of the first `count` levels of the decoder (`UNet.decoder_levels`), b c y x each, in float32.
 
     Its rows are counted as those of `unet_noise` are.
     """
     x, added_cond = unet_inputs(components, x.to(components.dtype), embedding)
-    levels = components.unet.decoder_levels(x, t, embedding.tokens, attend, added_cond, count=count)
+    levels = components.unet.decoder_levels(
+        x, t, embedding.tokens, attend, added_cond, guidance_scale=guidance_scale, count=count
+    )
     return [level.float() for level in levels]
 
 

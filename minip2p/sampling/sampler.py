@@ -40,14 +40,14 @@ def sample_all(
     on_step: OnStep | None = None,
     correct: Correction | None = None,
 ) -> list[Trajectory]:
-    """Samples pictures by DDIM (Song et al. 2020, eq. 12 with σ = 0), each from the noise of its start.
+    """Samples pictures, each from the noise of its start: by DDIM (Song et al. 2020, eq. 12 with σ = 0).
 
     Where the conditioning of the starts has noise for each step, it says which steps these are (`Conditioning.steps`).
 
-    starts: at least one. They share everything but prompt, noise and seed. Up to `MAX_BATCH` rows run at once; but a
-    custom attention may store what it sees, so it sees all pictures at once, one row each. on_step: is called at
-    each step with what it predicts. correct: changes each prediction, as guidance by a gradient does (see
-    `minip2p.baselines`).
+    starts: at least one. They share everything but prompt, seed and noise, also the noise of each step. Up to
+    `MAX_BATCH` rows run at once; but a custom attention may store what it sees, so it sees all pictures at once, one
+    row each. on_step: is called at each step with what it predicts. correct: changes each prediction, as guidance by a
+    gradient does (see `minip2p.baselines`).
     Raises ValueError where the latents do not stay finite.
     """
     start, count = starts[0], len(starts)
@@ -80,7 +80,8 @@ def sample_all(
             eps = correct(i, x, eps)
         if on_step is not None:
             on_step(StepPreview(components, i, start.steps, components.scheduler.predicted_x0(x, eps, step)))
-        x = components.scheduler.step(x, eps, step, noise=conditioning.noise_at(i))
+        noise = [z for each in starts if (z := each.conditioning.noise_at(i)) is not None]
+        x = components.scheduler.step(x, eps, step, noise=torch.cat(noise) if noise else None)
         latents.append(check_finite(components, x, i))
     return [
         Trajectory.from_start(components, each, torch.cat([x[n : n + 1] for x in latents]).cpu())

@@ -19,11 +19,11 @@ from minip2p.validation import is_finite, is_integer
 class RunSettings:
     """The settings of a run and their defaults, the only place where these stand.
 
-    seed: of the initial noise. steps: of DDIM. guidance_scale: w of classifier-free guidance; None is the model's own.
+    seed: of the noise. steps: of the scheduler. guidance_scale: w of classifier-free guidance; None is the model's own.
     size: rows and columns of the picture in pixels; None is the model's own. negative_prompt: what the picture should
     not show. clip_skip: the layer of the text encoder whose hidden states are read; 1 is the model's own, see
-    `TextEncoder`. latents: the initial noise itself, 1 c h w, instead of seed and size. attend: the attention of the
-    conditional rows.
+    `TextEncoder`. latents: the initial noise itself, 1 c h w, instead of size and seed; the seed still draws the fresh
+    noise of a consistency model's steps. attend: the attention of the conditional rows.
     Raises ValueError for values that are wrong whatever the model is.
     """
 
@@ -75,12 +75,19 @@ def prepare_run(
 ) -> RunStart:
     """Checks a run's settings against a model and draws its noise.
 
+    The noise is followed by that of each step, where the scheduler has `fresh_noise`.
+
     default_guidance: the model's own guidance scale. image: what InstructPix2Pix and inpainting models read besides.
     Raises ValueError with one line for what the model cannot take.
     """
     guidance_scale = settings.guidance_scale
     if guidance_scale is None or (guidance_scale == 0 and default_guidance == 1):
         guidance_scale = default_guidance  # the cards of distilled models say 0 and mean: no guidance
+    if components.unet.reads_guidance and guidance_scale < 1:
+        raise ValueError(
+            f"guidance_scale must be at least 1 for this model, which reads it and has learned no other, not "
+            f"{guidance_scale:g}"
+        )
     components.scheduler.timesteps(settings.steps)
     if settings.clip_skip > components.text.max_clip_skip:
         raise ValueError(
@@ -96,14 +103,16 @@ def prepare_run(
             else "this model reads no picture besides its latents"
         )
     image_size = None if image is None else (image.channels.shape[-2], image.channels.shape[-1])
-    channels = components.vae.config.latent_channels
+    channels, generator = components.vae.config.latent_channels, torch.Generator().manual_seed(int(settings.seed))
     if settings.latents is None:
         shape = image_size or components.latent_size(settings.size)
-        generator = torch.Generator().manual_seed(int(settings.seed))
         noise = torch.randn(1, channels, *shape, generator=generator)
     else:
         check_latents(settings.latents, channels, image_size)
         noise = settings.latents.float()
+    eta, fresh_noise = components.scheduler.fresh_noise, None
+    if eta is not None:  # drawn step by step, as diffusers draws it
+        fresh_noise = torch.cat([torch.randn(noise.shape, generator=generator) for _ in range(settings.steps)])
     return RunStart(
         prompt,
         noise,
@@ -113,7 +122,7 @@ def prepare_run(
         clip_skip=int(settings.clip_skip),
         seed=settings.seed if settings.latents is None else None,
         attend=settings.attend,
-        conditioning=Conditioning(image=image),
+        conditioning=Conditioning(image=image, variance_noise=fresh_noise, eta=eta),
     )
 
 

@@ -31,7 +31,7 @@ from minip2p.io.animation import check_animation_path, write_animation
 from minip2p.io.files import atomic_write
 from minip2p.io.images import to_pil
 from minip2p.sampling.conditioning import Conditioning
-from minip2p.sampling.guidance import check_finite, guided_noise
+from minip2p.sampling.guidance import check_finite, conditional_scale, guided_noise
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.qk_cache import QKCache
 from minip2p.sampling.run_file import RunRecord, read_run, write_run
@@ -247,7 +247,7 @@ class Trajectory:
                 step.t,
                 cond,
                 cond,
-                guidance_scale=1.0,
+                guidance_scale=conditional_scale(components, self.guidance_scale),
                 attend=observe(at_step(self.attend, i)),
                 image=self.conditioning.without_image_guidance,
             )

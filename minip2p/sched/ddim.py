@@ -17,7 +17,7 @@ Axes: b batch. Latents are b c h w; the functions of this module hold for tensor
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -139,9 +139,14 @@ def fresh_noise_steps(steps: Sequence[Step], eta: float) -> list[Step]:
 
 @dataclass(frozen=True)
 class DDIMScheduler:
-    """The noise schedule that the model was trained with, and the steps that a run takes through it."""
+    """The noise schedule that the model was trained with, and the steps that a run takes through it.
+
+    fresh_noise: η of the runs that begin from noise, see `fresh_noise_steps`; None where they are DDIM.
+    """
 
     config: SchedulerConfig
+
+    fresh_noise: ClassVar[float | None] = None
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -221,7 +226,10 @@ class DDIMScheduler:
 
     def prediction_between(self, x: Tensor, x_prev: Tensor, step: Step, noise: Tensor | None = None) -> Tensor:
         """The prediction, of the config's type, by which a step leads from x to x_prev. noise: as for `step`."""
-        x0 = self.x0_between(x, x_prev, step, noise)
+        return self.prediction_of(x, self.x0_between(x, x_prev, step, noise), step)
+
+    def prediction_of(self, x: Tensor, x0: Tensor, step: Step) -> Tensor:
+        """The prediction, of the config's type, at a step from x whose `predicted_x0` is x0."""
         signal, std = step.alpha_cumprod**0.5, (1 - step.alpha_cumprod) ** 0.5
         eps = (x - signal * x0) / std
         return signal * eps - std * x0 if self.config.prediction_type == "v_prediction" else eps

@@ -51,7 +51,8 @@ class SeedJob:
     def rows(self) -> int:
         """The UNet rows of the job, with those that only the source's picture needs."""
         remaining = self.start.steps - self.plan.source_steps
-        return self.plan.predicted_rows(self.start) + remaining * unet_rows(1, self.start.guidance_scale)
+        row = unet_rows(1, self.start.guidance_scale, is_read=self.plan.reads_guidance)
+        return self.plan.predicted_rows(self.start) + remaining * row
 
 
 def plan_jobs(pipe: Pipeline, grid: Grid) -> list[SeedJob]:
@@ -118,7 +119,7 @@ def job_results(
     pictures, rows = [(source_name(job.seed), to_pil(before), metadata.parameters(source))], []
     for number, (cell, target, run) in enumerate(zip(job.cells, job.targets, runs, strict=True), job.first_cell):
         after = run.picture
-        mask = None if target.blend_state is None else upsample_mask(target.blend_state.mask(), after)
+        mask = None if target.blend_state is None else upsample_mask(target.blend_state.mask().cpu(), after)
         figures = preservation(before, after, mask)
         if score is not None:
             figures |= score(before, after, source.prompt, run.prompt, mask)

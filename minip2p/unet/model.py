@@ -32,14 +32,21 @@ def timestep_embedding(t: Tensor, channels: int, flip_sin_to_cos: bool = True, s
 
 
 class TimestepEmbedding(nn.Module):
-    """The two-layer MLP after the sinusoidal embedding: linear, silu, linear. b in -> b e."""
+    """The two-layer MLP after the sinusoidal embedding: linear, silu, linear. b in -> b e.
 
-    def __init__(self, in_channels: int, out_channels: int):
+    cond_channels: the width of a second embedding, which is projected onto the first and added to it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, cond_channels: int | None = None):
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, out_channels)
         self.linear_2 = nn.Linear(out_channels, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+        if cond_channels is not None:
+            self.cond_proj = nn.Linear(cond_channels, in_channels, bias=False)
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        if cond is not None:
+            x = x + self.cond_proj(cond)
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
@@ -61,7 +68,7 @@ class UNet(nn.Module):
         widths, layers, levels = c.block_out_channels, c.layers_per_block, len(c.block_out_channels)
         build = BlockBuilder(c)
         self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], c.time_cond_proj_dim)
         if c.addition_embed_type == "text_time":  # SDXL
             if c.projection_class_embeddings_input_dim is None or c.addition_time_embed_dim is None:
                 raise ValueError(
@@ -114,18 +121,38 @@ class UNet(nn.Module):
         """The side of a pixel of the lowest level, in latent pixels."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def time_text_embedding(self, t: Tensor, added_cond: tuple[Tensor, Tensor] | None) -> Tensor:
+    @property
+    def reads_guidance(self) -> bool:
+        """Whether the guidance scale is an input, as in models that are distilled for any scale."""
+        return self.config.time_cond_proj_dim is not None
+
+    def guidance_embedding(self, t: Tensor, guidance_scale: float | None) -> Tensor | None:
+        """The embedding of the guidance scale w, b d, for timesteps b; None if the UNet does not read it.
+
+        It has the sinusoids of 1000 (w − 1), as diffusers has them. Raises ValueError where the UNet lacks w.
+        """
+        if self.config.time_cond_proj_dim is None:
+            return None
+        if guidance_scale is None:
+            raise ValueError("this UNet needs `guidance_scale`, which it reads")
+        w = torch.full_like(t, 1000 * (guidance_scale - 1), dtype=torch.float32)
+        return timestep_embedding(w, self.config.time_cond_proj_dim, False, 1).to(self.conv_in.weight.dtype)
+
+    def time_text_embedding(
+        self, t: Tensor, added_cond: tuple[Tensor, Tensor] | None, guidance_scale: float | None = None
+    ) -> Tensor:
         """The embedding that every residual block receives: t b -> b e.
 
         added_cond: SDXL's pooled text embedding, b d, and sizes, b 6 (Podell et al. 2023, sections 2.1 and 2.2).
-        Raises ValueError if the UNet needs it and it is None.
+        guidance_scale: for a UNet that reads it. Raises ValueError if the UNet needs one of them and it is None.
         """
         c, dtype = self.config, self.conv_in.weight.dtype
 
         def sinusoids(t: Tensor, channels: int) -> Tensor:
             return timestep_embedding(t, channels, c.flip_sin_to_cos, c.freq_shift).to(dtype)
 
-        emb = self.time_embedding(sinusoids(t, c.block_out_channels[0]))
+        cond = self.guidance_embedding(t, guidance_scale)
+        emb = self.time_embedding(sinusoids(t, c.block_out_channels[0]), cond)
         if c.addition_embed_type is None:
             return emb
         if added_cond is None or c.addition_time_embed_dim is None:
@@ -144,13 +171,14 @@ class UNet(nn.Module):
         gradient_checkpointing: bool = False,
         *,
         count: int | None = None,
+        guidance_scale: float | None = None,
     ) -> list[Tensor]:
         """The output of each level of the up path, b c y x, the lowest level first, upsampled for the next level.
 
         The prediction is read from the last. count: run only the first so many levels. The other arguments: `forward`.
         """
         t = torch.as_tensor(t, device=x.device).expand(len(x))
-        emb = self.time_text_embedding(t, added_cond)
+        emb = self.time_text_embedding(t, added_cond, guidance_scale)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
@@ -176,11 +204,16 @@ class UNet(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> Tensor:
         """The prediction, b c h w.
+        *,
+        guidance_scale: float | None = None,
 
         x: latents, b c h w. t: the timestep of the training schedule, one for all rows or one per row (b).
         context: the text encoder's output, b n d. attend: the attention function, called once at each site.
         added_cond: see `time_text_embedding`. gradient_checkpointing: store only the activations between layers for
-        the backward pass, which recomputes the others (Chen et al. 2016).
+        the backward pass, which recomputes the others (Chen et al. 2016). guidance_scale: w, for a UNet that reads it.
         """
-        x = self.decoder_levels(x, t, context, attend, added_cond, gradient_checkpointing)[-1]
+        levels = self.decoder_levels(
+            x, t, context, attend, added_cond, gradient_checkpointing, guidance_scale=guidance_scale
+        )
+        x = levels[-1]
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -11,7 +11,7 @@ from parity import check
 
 import minip2p
 from minip2p.checkpoints.pipeline_rules import DISTILLED_NAME, correct_outdated, default_guidance
-from minip2p.config import SchedulerConfig
+from minip2p.config import SchedulerConfig, UNetConfig
 from minip2p.errors import Notice
 
 PROMPT = "a cat on the beach"
@@ -153,10 +153,10 @@ V_ZERO_SNR = TRAILING | {"prediction_type": "v_prediction", "rescale_betas_zero_
 def test_the_default_guidance_is_the_pipelines_unless_two_signs_tell_a_distilled_model(
     fields, scheduler_class, names, is_xl, expected, message
 ):
-    config = SchedulerConfig.from_dict(fields)
+    config, unet = SchedulerConfig.from_dict(fields), UNetConfig(addition_embed_type="text_time" if is_xl else None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert default_guidance(config, scheduler_class, names, "model", is_xl=is_xl) == expected
+        assert default_guidance(config, scheduler_class, names, "model", unet=unet) == expected
     assert [str(w.message) for w in caught if message is None or message not in str(w.message)] == []
     assert len(caught) == (message is not None)
 

@@ -98,7 +98,8 @@ def desk(pipe, tmp_path, monkeypatch):
     for name in ("photo.png", "photo.jpg"):
         Image.open(photo).convert("RGB").save(tmp_path / name)
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
-    write_lora(pipe, tmp_path / "style.safetensors")
+    for name in ("style", "lcm-lora"):
+        write_lora(pipe, tmp_path / f"{name}.safetensors")
     save_file({"<my-toy>": torch.ones(1, pipe.text.clip_encoders[0].width)}, tmp_path / "my-toy.safetensors")
 
     check = RunSettings.__post_init__
