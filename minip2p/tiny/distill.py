@@ -3,7 +3,11 @@
 Consistency distillation in latent space (Luo et al. 2023, LCM, arXiv 2310.04378, algorithm 1). The student is asked for
 the same picture from two neighbouring points of the trajectory of the teacher, which takes a DDIM step with guidance
 between them. So the student's picture from any point is the one where the trajectory ends, and guidance is part of it.
-The teacher's guidance scale is one number, that of the model, and no input of the student. The text encoder stays.
+The text encoder stays. The student's folder names `LCMScheduler`, by which minip2p and diffusers sample it.
+
+Deviations from the paper: the teacher's guidance scale is one number, that of the model, and no input of the student.
+The target is not a moving average of the student but the student itself, without a gradient (Song & Dhariwal 2023,
+arXiv 2310.14189, section 3.2), and the distance is their pseudo-Huber loss. A moving average is what is written.
 
 Axes: b batch, c latent channels, h w height and width of a latent.
 """
@@ -15,41 +19,38 @@ import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minip2p.attention.contract import Site
+from minip2p.config import LCMSchedulerConfig
 from minip2p.errors import run_guarded
 from minip2p.io.files import shipped_weights
 from minip2p.pipeline import Pipeline, load
+from minip2p.sched import LCMScheduler
 from minip2p.tiny.batches import UNET_BATCH, Batch, BatchSource, CachedScenes
-from minip2p.tiny.export import export_model, load_tokenizer
+from minip2p.tiny.export import export_model, load_tokenizer, trained_steps
 from minip2p.tiny.grounding import SLOTS, attention_targets, grounding_loss
 from minip2p.tiny.latents import LatentCache
 from minip2p.tiny.loop import Training, cooldown, half_precision, seeded_generator
 from minip2p.tiny.sprites import Sprites, fetch_sprites
-from minip2p.tiny.train_unet import GROUNDING_WEIGHT, SCHEDULER_CONFIG, predict_with_maps, stratified_timesteps
+from minip2p.tiny.train_unet import GROUNDING_WEIGHT, predict_with_maps, stratified_timesteps
 from minip2p.unet import UNet
 
 STEPS, LEARNING_RATE, EMA_DECAY = 12_000, 2e-4, 0.998
 POINTS = 50  # of the teacher's trajectory; the student samples at some of them
-SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0  # of the boundary condition, see `boundary_scalings`
 HUBER = 1e-3  # c of the pseudo-Huber loss √(d² + c²) − c
 
 Predict = Callable[[UNet, Tensor, Tensor, Tensor], tuple[Tensor, dict[Site, Tensor]]]
 
 
-def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
-    """c_skip and c_out of f(x, t) = c_skip x + c_out x̂_0, as diffusers' LCMScheduler has them. t: b -> b 1 1 1.
-
-    They make f(x, 0) = x (Song et al. 2023, eq. 5). From timestep 20 on c_skip is below 0.001.
-    """
-    scaled = TIMESTEP_SCALING * t.double()
-    c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
-    c_out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
-    return c_skip.float()[:, None, None, None], c_out.float()[:, None, None, None]
+def student_scheduler(model: Pipeline) -> LCMScheduler:
+    """The scheduler of a student: LCM on the noise schedule of its teacher, with the points of the distillation."""
+    fields = asdict(model.scheduler.config) | {"original_inference_steps": POINTS}
+    return LCMScheduler(LCMSchedulerConfig(**fields))
 
 
 class Distillation:
@@ -64,6 +65,8 @@ class Distillation:
         self.teacher, self.guidance_scale, self.predict = model.unet, guidance_scale, predict
         self.alphas_cumprod = model.scheduler.alphas_cumprod.to(model.device)
         self.spacing = len(self.alphas_cumprod) // POINTS
+        boundary = map(student_scheduler(model).boundary_scalings, range(len(self.alphas_cumprod)))
+        self.boundary = torch.tensor([*boundary], device=model.device)  # c_skip and c_out of each timestep
 
     @torch.no_grad()
     def context(self, token_ids: Tensor) -> Tensor:
@@ -89,19 +92,17 @@ class Distillation:
         return next_signal * (x - noise * eps) / signal + next_noise * eps
 
     def endpoint(self, student: UNet, x: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, dict[Site, Tensor]]:
-        """f(x, t): the latents at the end of the trajectory, as a student predicts them, and its cross-attention maps.
-        See `boundary_scalings`."""
+        """f(x, t) = c_skip x + c_out x̂_0 (eq. 9): the latents at the end of the trajectory, as a student predicts them,
+        and its cross-attention maps."""
         x = x.contiguous(memory_format=torch.channels_last)
         with half_precision(x.device):
             eps, maps = self.predict(student, x, t, context)
-        (signal, noise), (c_skip, c_out) = self.level(t), boundary_scalings(t)
+        signal, noise = self.level(t)
+        c_skip, c_out = self.boundary[t][:, :, None, None, None].unbind(1)
         return c_skip * x + c_out * (x - noise * eps.float()) / signal, maps
 
     def loss(self, student: UNet, x0: Tensor, batch: Batch, empty_ids: Tensor, generator: torch.Generator) -> Tensor:
-        """The consistency loss of scaled latents x0 b c h w and their captions, with the grounding of the attention.
-
-        The target is the student itself without a gradient, as in Song & Dhariwal 2023 (arXiv 2310.14189, section 3.2).
-        """
+        """The consistency loss of scaled latents x0 b c h w and their captions, with the grounding of the attention."""
         n = len(x0)
         t = (stratified_timesteps(n, POINTS, generator) + 1) * self.spacing - 1
         signal, noise = self.level(t)
@@ -128,22 +129,26 @@ def distil(
     stop_at: float,
     steps: int = STEPS,
     size: int = UNET_BATCH,
-    guidance_scale: float | None = None,
     predict: Predict = predict_with_maps,
+    warm_start: Path | None = None,
 ) -> tuple[UNet, int]:
-    """The student's UNet with its averaged weights, and the number of steps of UNET_BATCH pictures. Resumes from
-    `work`/distil.
+    """The student's UNet with its averaged weights, and the number of steps of UNET_BATCH pictures.
+
+    Resumes from a folder in `work` that is named after the teacher's weights.
 
     stop_at: the time (time.time()) after which it stops; over the last 3 tenths of the time, or of the steps, the
-    learning rate falls to zero. size: the pictures of a step, a multiple of UNET_BATCH. guidance_scale: None is the
-    model's own. predict: see `Distillation`.
+    learning rate falls to zero. size: the pictures of a step, a multiple of UNET_BATCH. predict: see `Distillation`.
+    warm_start: the folder of a student to start from, whose steps are counted on; else the student starts as its
+    teacher. Raises ValueError for a teacher that does not predict noise, and for a folder that does not say its steps.
     """
+    if model.scheduler.config.prediction_type != "epsilon":
+        raise ValueError("the teacher must predict noise, as the small model does")
     begin = time.time()
     torch.manual_seed(seed)
     model.unet.requires_grad_(False)
     student = deepcopy(model.unet).to(memory_format=torch.channels_last).requires_grad_(True)  # type: ignore[call-overload]
-    scale = model.default_guidance if guidance_scale is None else guidance_scale
-    distillation, scaling_factor = Distillation(model, scale, predict), model.vae.config.scaling_factor
+    distillation = Distillation(model, model.default_guidance, predict)
+    scaling_factor = model.vae.config.scaling_factor
     empty_ids = torch.tensor(model.text.prompt("").ids, device=model.device)
 
     def learning_rate(step: int) -> float:
@@ -152,7 +157,7 @@ def distil(
 
     training = Training(
         student,
-        work / "distil",
+        work / f"distil-{model.components.fingerprint[:8]}",
         learning_rate=learning_rate,
         steps=steps,
         ema_decay=EMA_DECAY,
@@ -160,8 +165,11 @@ def distil(
         stride=max(1, size // UNET_BATCH),
     )
 
+    if warm_start is not None:
+        training.warm_start(load(warm_start).unet.state_dict(), trained_steps(warm_start)["unet"])
+
     def loss(step: int) -> Tensor:
-        batch = source.batch(step, UNET_BATCH * step, size)
+        batch = source.batch(step, UNET_BATCH * (step - training.start), size)
         generator = seeded_generator(seed, step, 8, device=model.device)
         return distillation.loss(student, scaling_factor * batch.latents, batch, empty_ids, generator)
 
@@ -194,7 +202,7 @@ def write_student(folder: Path, model: Pipeline, student: UNet, steps: int) -> N
         model.vae,
         student,
         model.text.encoders["text_encoder"],
-        SCHEDULER_CONFIG,
+        student_scheduler(model).config,
         scaling_factor=model.vae.config.scaling_factor,
         trained={"vae": 0, "unet": steps},
         words=sorted(model.text.known_words),
@@ -207,6 +215,12 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints and caches (default .train)")
     parser.add_argument("--model", type=Path, default=shipped_weights("tiny"), help="the folder of the teacher")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    parser.add_argument(
+        "--warm",
+        type=Path,
+        metavar="FOLDER",
+        help="start from this student, unless --work has a checkpoint; --steps counts its steps as well",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of {UNET_BATCH} pictures each (default {STEPS})")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time and write the weights")
@@ -218,7 +232,15 @@ def main() -> int:
         digest = hashlib.sha256((options.model / "vae/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
         latents = LatentCache(options.work / f"latents-{options.seed}-{digest[:8]}", model.vae, options.seed, sprites)
         source = CachedScenes(latents, load_tokenizer(), directions=False)
-        student, steps = distil(model, source, options.work, seed=options.seed, stop_at=stop_at, steps=options.steps)
+        student, steps = distil(
+            model,
+            source,
+            options.work,
+            seed=options.seed,
+            stop_at=stop_at,
+            steps=options.steps,
+            warm_start=options.warm,
+        )
         write_student(options.out, model, student, steps)
 
     return run_guarded(work)
