@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minip2p.attention.contract import Attend, HeadSelection, Site, SiteFilter
+from minip2p.io.tensors import to_device
 from minip2p.validation import is_integer
 
 ApplyAttention = Callable[[Tensor], Tensor]  # v 1 h j d -> A v, 1 h i d: an attention whose q and k are fixed
@@ -37,7 +38,7 @@ def word_heatmaps(
     for chunk in indicators.split(width):
         v = F.pad(chunk, (0, 0, 0, width - len(chunk))).mT.expand(1, heads, -1, -1)  # words j -> 1 h j d
         heat = apply(v)[0, :, :, : len(chunk)]
-        maps.append((heat if selected is None else heat[list(selected)]).mean(0).mT)
+        maps.append((heat if selected is None else torch.stack([heat[head] for head in selected])).mean(0).mT)
     return torch.cat(maps)
 
 
@@ -142,7 +143,8 @@ class HeatmapAccumulator:
 
     def site_heatmap(self, site: Site, apply: ApplyAttention, q: Tensor) -> Tensor:
         """The words' heat maps at one site, words y x. q: the site's queries, for their heads, width, dtype, device."""
-        heat = word_heatmaps(apply, self.indicators.to(q), q.shape[1], q.shape[-1], self.sites.heads).float()
+        indicators = to_device(self.indicators, q.device, q.dtype)
+        heat = word_heatmaps(apply, indicators, q.shape[1], q.shape[-1], self.sites.heads).float()
         return rearrange(heat, "words (y x) -> words y x", y=map_size(self.latent_size, site.stride)[0])
 
     def add(self, site: Site, heat: Tensor) -> None:

@@ -61,7 +61,7 @@ def threshold_mask(heat: Tensor, threshold: Any) -> Tensor:
     if threshold == "otsu":
         threshold = otsu_threshold(heat)
     elif isinstance(threshold, str):
-        threshold = float(heat.float().quantile(float(threshold[:-1]) / 100))
+        threshold = heat.float().quantile(float(threshold[:-1]) / 100)
     return heat > threshold
 
 

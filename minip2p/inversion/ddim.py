@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minip2p.checkpoints.components import Components
 from minip2p.sampling.conditioning import Conditioning
-from minip2p.sampling.guidance import check_finite, conditional_scale, guided_noise
+from minip2p.sampling.guidance import FiniteCheck, conditional_scale, guided_noise
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.sampler import sample
 from minip2p.sampling.settings import RunStart
@@ -29,11 +29,12 @@ def ddim_inversion(components: Components, start: RunStart, progress: Progress =
     evaluates it at the same time steps.
     """
     words, w = components.text(start.prompt, start.clip_skip), conditional_scale(components, start.guidance_scale)
-    latents = [start.noise.to(components.device)]
+    latents, check = [start.noise.to(components.device)], FiniteCheck(components)
     for i, step in enumerate(progress(list(reversed(components.scheduler.steps(start.steps))))):
         eps = guided_noise(components, latents[-1], step.t, words, words, guidance_scale=w)
         x = components.scheduler.step(latents[-1], eps, step, "invert")
-        latents.append(check_finite(components, x, start.steps - 1 - i))
+        latents.append(check(x, start.steps - 1 - i))
+    check.finish()
     return torch.cat(latents[::-1])
 
 

@@ -9,7 +9,7 @@ import torch
 
 from minip2p.checkpoints.components import Components
 from minip2p.sampling.conditioning import Conditioning
-from minip2p.sampling.guidance import check_finite, guided_noise
+from minip2p.sampling.guidance import FiniteCheck, guided_noise
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
@@ -51,11 +51,13 @@ def edit_friendly(
     latents, noise = torch.cat([noised, x0]), torch.zeros_like(eps)
     words = components.text(start.prompt, start.clip_skip)
     negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
+    check = FiniteCheck(components)
     for i, step in enumerate(progress(steps[:-1])):
         x = latents[i : i + 1]
         prediction = guided_noise(components, x, step.t, negative, words, guidance_scale=w)
         mean, std = scheduler.step(x, prediction, step, noise=torch.zeros_like(x)), scheduler.ddpm_std(step)
         if std > 0:  # in a run of 1000 steps the first two have the same time step
-            noise[i] = check_finite(components, (latents[i + 1] - mean[0]) / std, i)
+            noise[i] = check((latents[i + 1] - mean[0]) / std, i)
+    check.finish()
     conditioning = Conditioning(variance_noise=noise.cpu(), skip_steps=int(skip * start.steps))
     return Trajectory.from_start(components, replace(start, conditioning=conditioning), latents.cpu())

@@ -14,7 +14,7 @@ from minip2p.checkpoints.components import Components
 from minip2p.errors import Notice
 from minip2p.inversion.ddim import ddim_inversion
 from minip2p.sampling.conditioning import Conditioning
-from minip2p.sampling.guidance import check_finite, guided_noise, unet_noise
+from minip2p.sampling.guidance import FiniteCheck, guided_noise, unet_noise
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
@@ -66,7 +66,7 @@ def null_text(
     start = replace(start, noise=start.noise.clone())  # a tensor made in inference mode takes no part in autograd
     pivots, words = ddim_inversion(components, start, progress), components.text(start.prompt, start.clip_skip)
     embedding = components.text.encode_negative(start.negative_prompt, start.clip_skip).to(torch.float32)
-    x = pivots[:1]
+    x, check = pivots[:1], FiniteCheck(components)
     latents, embeddings, diverged = [x], [], []
     for i, step in enumerate(progress(components.scheduler.steps(start.steps))):
         optimisation = NullTextStep(
@@ -82,8 +82,9 @@ def null_text(
         stop = early_stop_epsilon + early_stop_epsilon_step * i
         embedding, x, is_worse = optimisation.run(embedding, num_inner_steps, rate, stop)
         diverged += [i + 1] if is_worse else []
-        latents.append(check_finite(components, x, i))
+        latents.append(check(x, i))
         embeddings.append(embedding)
+    check.finish()
     if diverged:
         warnings.warn(
             f"null-text inversion diverged at step {', '.join(map(str, diverged))}; "

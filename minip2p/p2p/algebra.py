@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minip2p.attention.contract import QK, Attend, Site, fused
+from minip2p.io.tensors import to_device
 
 Matrix = Tensor | float  # words × words, or a number c for c times the identity
 
@@ -46,12 +47,12 @@ def cache_key(matrix: Matrix) -> Hashable:
 
 def matmul_right(a: Tensor, b: Matrix) -> Tensor:
     """a b, where b may be a number."""
-    return a @ b.to(a) if isinstance(b, Tensor) else a * b
+    return a @ to_device(b, a.device, a.dtype) if isinstance(b, Tensor) else a * b
 
 
 def matmul_left(a: Matrix, b: Tensor) -> Tensor:
     """a b, where a may be a number."""
-    return a.to(b) @ b if isinstance(a, Tensor) else a * b
+    return to_device(a, b.device, b.dtype) @ b if isinstance(a, Tensor) else a * b
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,7 @@ class MaskedEdit:
 
     def combine(self, inside: Tensor, outside: Tensor) -> Tensor:
         """m ⊙ inside + (1 − m) ⊙ outside."""
-        m = self.mask.to(inside)
+        m = to_device(self.mask, inside.device, inside.dtype)
         return m * inside + (1 - m) * outside
 
 

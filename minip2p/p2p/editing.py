@@ -19,7 +19,7 @@ from minip2p.p2p.options import EditOptions
 from minip2p.p2p.places import check_words, heat_sites, latent_size_of, read_policy
 from minip2p.p2p.targets import EditTarget, make_targets
 from minip2p.sampling.batches import MAX_BATCH, even_chunks
-from minip2p.sampling.guidance import check_finite, guided_noise
+from minip2p.sampling.guidance import guided_noise
 from minip2p.sampling.preview import OnStep, StepPreview
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.qk_cache import cache_layout
@@ -146,7 +146,7 @@ def run_edits(
                 predicted_x0 |= {n: row for group, row in zip(groups, predictions, strict=True) for n in group}
             noise = None if source_noise is None else torch.cat([targets[n].start(source_noise) for n in first])
             x = components.scheduler.step(x, eps, step, noise=noise)
-            for group, state in zip(groups, check_finite(components, x, i).split(1), strict=True):
+            for group, state in zip(groups, source.check_finite(x, i).split(1), strict=True):
                 for n in group:
                     target, blended = targets[n], state
                     if i < target.latent_steps(origin.steps):
@@ -156,6 +156,7 @@ def run_edits(
         if on_step is not None:
             rows = torch.cat([predicted_x0[n] for n in range(len(targets))])
             on_step(StepPreview(components, i, origin.steps, rows))
+    source.check_finite.finish()
     return [
         Trajectory(
             components,

@@ -6,6 +6,7 @@ Axes: b batch, c h w latents; y x: rows and columns of a map.
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from minip2p.attention.heatmaps import HeatmapAccumulator, check_hops, finest_se
 from minip2p.attention.masks import check_threshold, heatmap_to_mask, mask_to_latent, same_dtype
 from minip2p.errors import Notice
 from minip2p.io.images import read_mask
+from minip2p.io.tensors import to_device
 from minip2p.text.prompt import Prompt, WordSelector, token_indicator
 from minip2p.validation import is_finite, is_integer
 
@@ -195,20 +197,20 @@ class LocalBlendState:
     def mask(self) -> Tensor:
         """Where the target may differ from the source, h w: the places of all words minus those of the excluded words.
 
-        bool; with a soft threshold the shares in [0, 1]: the greater of two in a union, the product in a difference.
+        bool; with a soft threshold the shares in [0, 1]: the greater of two in a union, the product in a difference. It
+        stays on the device of the heat maps.
         """
         blend, size = self.blend, self.source.latent_size
-        mask = torch.zeros(size, dtype=torch.bool)
         if blend.mask is not None:
             mask = mask_to_latent(blend.mask, size)
-        for heat, words in ((self.source, blend.source), (self.target, blend.target)):
-            if words and blend.mask is None:
-                places = heatmap_to_mask(heat.total[0], size, blend.threshold, blend.pool).cpu()
-                mask = torch.maximum(*same_dtype(mask, places))
+        else:
+            named = ((self.source, blend.source), (self.target, blend.target))
+            places = [heatmap_to_mask(h.total[0], size, blend.threshold, blend.pool) for h, words in named if words]
+            mask = reduce(torch.maximum, places)
         for heat, words in ((self.source, blend.without_source), (self.target, blend.without_target)):
             if words:
-                places = heatmap_to_mask(heat.total[1], size, blend.without_threshold, pool=False).cpu()
-                mask, places = same_dtype(mask, places)
+                places = heatmap_to_mask(heat.total[1], size, blend.without_threshold, pool=False)
+                mask, places = same_dtype(to_device(mask, places.device), places)
                 mask = mask & ~places if mask.dtype == torch.bool else mask * (1 - places)
         return mask
 
@@ -222,7 +224,7 @@ class LocalBlendState:
         if step < self.first_step:
             return target
         self.last_mask = self.mask()
-        m = self.last_mask.to(target)
+        m = to_device(self.last_mask, target.device, target.dtype)
         if step < self.full_step:
             m = 1 - (1 - m) * (step - self.first_step + 1) / (self.full_step - self.first_step + 1)
         return torch.where(m == 1, target, torch.where(m == 0, source, source + m * (target - source)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minip2p.attention.contract import Site
+from minip2p.io.tensors import to_device
 from minip2p.text.prompt import Prompt, token_indicator
 from minip2p.validation import is_finite
 
@@ -50,7 +51,7 @@ class SeparateWords:
         """b h i j -> b h i j; self-attention is not changed."""
         if not site.cross:
             return probs
-        words = self.indicators.to(probs)
+        words = to_device(self.indicators, probs.device, probs.dtype)
         p = probs @ words.mT  # b h i w
         mean = p.mean(1, keepdim=True)
         share = mean / mean.amax(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)

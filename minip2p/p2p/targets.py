@@ -93,9 +93,9 @@ class EditTarget:
         """The last mask of the local blend and the places of objects that may change, h w; None without either."""
         mask = None if self.blend_state is None else self.blend_state.last_mask
         if self.warp is None or (mask is None and not self.warp.keeps_rest):
-            return mask
+            return None if mask is None else mask.cpu()
         places = self.warp.may_change(len(self.plan.self_alpha))
-        return places if mask is None else torch.maximum(*same_dtype(mask, places))
+        return places if mask is None else torch.maximum(*same_dtype(mask.cpu(), places))
 
 
 def make_targets(

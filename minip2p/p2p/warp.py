@@ -33,6 +33,7 @@ from minip2p.attention.contract import QK, Attend, Site, fused
 from minip2p.attention.heatmaps import map_size
 from minip2p.attention.masks import mask_to_latent
 from minip2p.io.images import read_mask
+from minip2p.io.tensors import to_device
 from minip2p.p2p.algebra import AttentionEdit, MaskedEdit, cache_key
 from minip2p.sched.ddim import Step
 from minip2p.text.prompt import WordSelector
@@ -147,7 +148,7 @@ class Resampling:
 
     def rows(self, x: Tensor) -> Tensor:
         """The product with x, … columns d -> … rows d; of a zero row, anything. A unit vector copies, to the bit."""
-        indices, weights = self.indices.to(x.device), self.weights.to(x)
+        indices, weights = to_device(self.indices, x.device), to_device(self.weights, x.device, x.dtype)
         out = x[..., indices[:, 0], :]
         if self.is_selection:
             return out
@@ -359,7 +360,7 @@ class StrideWarp:
 
         def attend_moved(q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
             if not site.cross:
-                k, v = k[..., self.remaining.to(k.device), :], self.W.rows(v)
+                k, v = k[..., to_device(self.remaining, k.device), :], self.W.rows(v)
             return self.T.rows(attend(q, k, v, site))
 
         return attend_moved
@@ -367,8 +368,9 @@ class StrideWarp:
     def moved_map(self, probs: Tensor, cross: bool) -> Tensor:
         """The source's map, moved: T A_s or T A_s W; b h p j -> b h i j."""
         if not cross:
-            remaining = probs[..., self.remaining.to(probs.device)]
-            probs = remaining / remaining.sum(-1, keepdim=True) @ self.W.dense().to(probs)
+            remaining = probs[..., to_device(self.remaining, probs.device)]
+            W = to_device(self.W.dense(), probs.device, probs.dtype)
+            probs = remaining / remaining.sum(-1, keepdim=True) @ W
         return self.T.rows(probs)
 
 
@@ -398,8 +400,8 @@ class WarpedEdit:
         """Â from A_s and A_e, b h i j each."""
         moved = self.warp.moved_map(source, self.cross) if self.edit.reads else source
         maps = self.edit.in_map_space(moved, target)
-        hole = self.warp.hole.to(target.device)
-        remaining = target[..., hole, :] * self.indicator(target)
+        hole, left_in = to_device(self.warp.hole, target.device), self.left_in(target.shape[-1])
+        remaining = target[..., hole, :] * to_device(left_in, target.device, target.dtype)
         in_hole = self.in_hole.in_map_space(remaining, remaining / remaining.sum(-1, keepdim=True))
         return maps.index_copy(-2, hole, in_hole)
 
@@ -409,15 +411,15 @@ class WarpedEdit:
         if not len(self.warp.hole):
             return out
         q, k = target
-        hole, remaining = self.warp.hole.to(q.device), self.indicator(k[..., 0]).nonzero().flatten()
+        hole, remaining = self.warp.hole, self.left_in(k.shape[-2]).nonzero().flatten()
+        hole, remaining = to_device(hole, q.device), to_device(remaining, q.device)
         values = self.in_hole.in_value_space(v)[1]
         in_hole = attend(q[..., hole, :], k[..., remaining, :], values[..., remaining, :], site)
         return out.index_copy(-2, hole, in_hole)
 
-    def indicator(self, like: Tensor) -> Tensor:
-        """1 at the words or pixels that K leaves in, else 0: j. like: … j."""
-        indicator = torch.ones(like.shape[-1]).to(like)
-        return indicator.index_fill(0, torch.tensor(self.dropped, dtype=torch.int64).to(like.device), 0)
+    def left_in(self, count: int) -> Tensor:
+        """The words or pixels that K leaves in, of so many: j, bool."""
+        return torch.ones(count, dtype=torch.bool).index_fill(0, torch.tensor(self.dropped, dtype=torch.int64), False)
 
 
 def attention_warps(
@@ -471,7 +473,7 @@ class LatentWarp:
 
     def move_noise(self, noise: Tensor) -> Tensor:
         """Noise, … h w, moved with the objects."""
-        return noise.flatten(-2)[..., self.noise_cells.to(noise.device)].reshape(noise.shape)
+        return noise.flatten(-2)[..., to_device(self.noise_cells, noise.device)].reshape(noise.shape)
 
     def share(self, i: int, x: Tensor, after: Tensor, step: Step) -> Tensor:
         """The target's latents x after step i, where an object is in its new place replaced by the source's, moved.
@@ -483,8 +485,8 @@ class LatentWarp:
         """
         signal = step.alpha_cumprod_prev**0.5
         moved = signal * self.moved_x0 + self.move_noise(after - signal * self.x0)
-        moved = torch.where(self.is_still.to(x.device), after, moved)
-        return torch.where((i < self.until).to(x.device), moved, x)
+        moved = torch.where(to_device(self.is_still, x.device), after, moved)
+        return torch.where(to_device(i < self.until, x.device), moved, x)
 
     @cached_property
     def is_still(self) -> Tensor:
@@ -498,4 +500,4 @@ class LatentWarp:
 
     def keep_rest(self, x: Tensor, rest: Tensor) -> Tensor:
         """x in the area, and elsewhere `rest`; b c h w each."""
-        return torch.where(self.area.to(x.device), x, rest)
+        return torch.where(to_device(self.area, x.device), x, rest)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minip2p.checkpoints.components import Components
 from minip2p.io.images import check_image_tensor, fit_image, read_image, read_mask, read_mask_image
+from minip2p.io.tensors import to_device
 from minip2p.sched import DDIMScheduler, Step, fresh_noise_steps
 from minip2p.text.encoder import TextEmbedding
 
@@ -92,7 +93,9 @@ class Conditioning:
         """The unconditional embedding of a step, one row: the step's own, or the negative prompt's."""
         if self.uncond_embeddings is None:
             return negative
-        return self.uncond_embeddings[step : step + 1].to(negative.tokens)
+        row, device, dtype = self.uncond_embeddings[step : step + 1], negative.tokens.device, negative.tokens.dtype
+        pooled = None if row.pooled is None else to_device(row.pooled, device, dtype)
+        return TextEmbedding(to_device(row.tokens, device, dtype), pooled)
 
     def noise_at(self, step: int) -> Tensor | None:
         """z of a step, 1 c h w, or None where the steps are DDIM's."""

@@ -14,8 +14,11 @@ from torch import Tensor
 from minip2p.attention.contract import Attend, Site, fused
 from minip2p.checkpoints.components import Components
 from minip2p.checkpoints.diagnosis import non_finite_error
+from minip2p.io.tensors import to_device
 from minip2p.sampling.conditioning import ImageConditioning
 from minip2p.text.encoder import TextEmbedding
+
+READ_EVERY = 10  # steps, see `FiniteCheck`
 
 
 class Branch(NamedTuple):
@@ -37,10 +40,10 @@ def guidance_branches(
     same_latents: bool = False,
     proximal_quantile: float = 0.0,
     image: ImageConditioning | None = None,
+    is_read: bool = False,
 ) -> list[Branch]:
     """The rows that a step runs for `count` latents. Rows that would not change the prediction are left out.
 
-    is_read: bool = False,
     Classifier-free guidance with scale w (Ho & Salimans 2022, eq. 6, where w is theirs plus 1) is
     (1 − w) ε(∅) + w ε(c). With an image (Brooks et al. 2022, eq. 3; c_I the image, c_T the words) it is
 
@@ -50,11 +53,11 @@ def guidance_branches(
     proximal_quantile: proximal guidance needs ε(∅) even where w = 1. is_read: the UNet reads w (`UNet.reads_guidance`),
     and its conditional rows are all there is.
     """
+    if is_read:
+        return [Branch("conditional", count, 1.0)]
     w = guidance_scale
     shared = 1 if same_latents else count
     if image is not None and image.image_guidance_scale is not None:
-    if is_read:
-        return [Branch("conditional", count, 1.0)]
         w_image = image.image_guidance_scale
         branches = [
             Branch("unconditional", shared, 1 - w_image),
@@ -76,10 +79,10 @@ def unet_rows(
     same_latents: bool = False,
     proximal_quantile: float = 0.0,
     image: ImageConditioning | None = None,
+    is_read: bool = False,
 ) -> int:
     """How many rows `guided_noise` runs for `count` latents. The arguments: `guidance_branches`."""
     branches = guidance_branches(
-    is_read: bool = False,
         count,
         guidance_scale,
         same_latents=same_latents,
@@ -90,14 +93,14 @@ def unet_rows(
     return sum(branch.rows for branch in branches)
 
 
-def guided_noise(
-    components: Components,
-    x: Tensor,
 def conditional_scale(components: Components, guidance_scale: float) -> float:
     """The guidance scale at which a run's conditional rows run alone: 1, or the run's own where the UNet reads it."""
     return guidance_scale if components.unet.reads_guidance else 1.0
 
 
+def guided_noise(
+    components: Components,
+    x: Tensor,
     t: int,
     uncond: TextEmbedding,
     cond: TextEmbedding,
@@ -156,10 +159,10 @@ def unet_noise(
     embedding: TextEmbedding,
     attend: Attend = fused,
     *,
+    guidance_scale: float | None = None,
     image: ImageConditioning | None = None,
     empty_rows: int = 0,
     gradient_checkpointing: bool = False,
-    guidance_scale: float | None = None,
 ) -> Tensor:
     """One call of the UNet, b c h w -> b c h w in float32. Its rows are counted by `components.counter`.
 
@@ -210,10 +213,10 @@ def unet_inputs(
     added_cond = None
     if embedding.pooled is not None:
         size = [side * components.vae.stride for side in x.shape[-2:]]
-        sizes = torch.tensor([[*size, 0, 0, *size]], device=x.device).expand(len(x), -1)
+        sizes = to_device(torch.tensor([[*size, 0, 0, *size]]), x.device).expand(len(x), -1)
         added_cond = embedding.pooled, sizes
     if image is not None:
-        x = torch.cat([x, image.rows(len(x), empty_rows).to(x)], dim=1)
+        x = torch.cat([x, to_device(image.rows(len(x), empty_rows), x.device, x.dtype)], dim=1)
     return x, added_cond
 
 
@@ -245,9 +248,30 @@ def split_attend(first_rows: int, first: Attend, attend: Attend) -> Attend:
     return split
 
 
-def check_finite(components: Components, x: Tensor, step: int) -> Tensor:
-    """x itself, or ValueError where it is not finite: one clear line is better than a black picture."""
-    if not torch.isfinite(x).all():
-        what = f"the latents are not finite after step {step + 1}"
-        raise non_finite_error(components.networks, components.origin, what)
-    return x
+class FiniteCheck:
+    """Raises ValueError where latents of a run are not finite: one clear line is better than a black picture.
+
+    The line names the first step after which they are not. On a CPU it comes at that step. A GPU computes behind the
+    CPU, which would wait for it to read a result; so there the results of `READ_EVERY` steps are read at once, and the
+    line comes up to so many steps later, at the end of the run at the latest.
+    """
+
+    def __init__(self, components: Components):
+        self.components = components
+        self.unread: list[tuple[int, Tensor]] = []  # step, whether the latents after it are finite
+
+    def __call__(self, x: Tensor, step: int) -> Tensor:
+        """x itself, the latents after a step."""
+        self.unread.append((step, torch.isfinite(x).all()))
+        if x.device.type == "cpu" or abs(step - self.unread[0][0]) >= READ_EVERY:
+            self.finish()
+        return x
+
+    def finish(self) -> None:
+        """Reads what is unread. Each run ends with it."""
+        unread, self.unread = self.unread, []
+        results = torch.stack([is_finite for _, is_finite in unread]).cpu().tolist() if unread else []
+        if not all(results):
+            components, step = self.components, unread[results.index(False)][0]
+            what = f"the latents are not finite after step {step + 1}"
+            raise non_finite_error(components.networks, components.origin, what)

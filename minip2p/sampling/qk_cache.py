@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minip2p.attention.contract import ALL_SITES, QK, Site, SiteFilter, SitePredicate
 from minip2p.attention.heatmaps import map_size
-from minip2p.io.tensors import Layout
+from minip2p.io.tensors import Layout, to_device
 from minip2p.unet import UNet
 from minip2p.validation import check_max_queries
 
@@ -108,7 +108,7 @@ class QKCache:
         """
 
         def read(site: Site, which: str) -> Tensor:
-            return self.tensors[tensor_name(site, which, step)].to(like, copy=True)
+            return to_device(self.tensors[tensor_name(site, which, step)], like.device, like.dtype, copy=True)
 
         sites = [site for site, count in self.queries.items() if wanted(site, count)]
         return {site: (read(site, "q"), read(site, "k")) for site in sites}

@@ -11,7 +11,7 @@ from torch import Tensor
 from minip2p.attention.contract import at_step, fused, unconditional_of
 from minip2p.checkpoints.components import Components
 from minip2p.sampling.batches import MAX_BATCH, even_chunks
-from minip2p.sampling.guidance import check_finite, guided_noise
+from minip2p.sampling.guidance import FiniteCheck, guided_noise
 from minip2p.sampling.preview import OnStep, StepPreview
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunStart
@@ -57,7 +57,7 @@ def sample_all(
     negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
     conditioning = start.conditioning
     x = torch.cat([each.noise for each in starts]).to(components.device)  # b c h w
-    latents = [x]
+    latents, check = [x], FiniteCheck(components)
     for i, step in enumerate(progress(conditioning.steps(components.scheduler, start.steps))):
         attend = at_step(start.attend, i)
         predictions = [
@@ -82,7 +82,8 @@ def sample_all(
             on_step(StepPreview(components, i, start.steps, components.scheduler.predicted_x0(x, eps, step)))
         noise = [z for each in starts if (z := each.conditioning.noise_at(i)) is not None]
         x = components.scheduler.step(x, eps, step, noise=torch.cat(noise) if noise else None)
-        latents.append(check_finite(components, x, i))
+        latents.append(check(x, i))
+    check.finish()
     return [
         Trajectory.from_start(components, each, torch.cat([x[n : n + 1] for x in latents]).cpu())
         for n, each in enumerate(starts)

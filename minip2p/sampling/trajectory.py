@@ -30,8 +30,9 @@ from minip2p.checkpoints.components import Components
 from minip2p.io.animation import check_animation_path, write_animation
 from minip2p.io.files import atomic_write
 from minip2p.io.images import to_pil
+from minip2p.io.tensors import to_device
 from minip2p.sampling.conditioning import Conditioning
-from minip2p.sampling.guidance import check_finite, conditional_scale, guided_noise
+from minip2p.sampling.guidance import FiniteCheck, conditional_scale, guided_noise
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.qk_cache import QKCache
 from minip2p.sampling.run_file import RunRecord, read_run, write_run
@@ -243,7 +244,7 @@ class Trajectory:
                 continue
             guided_noise(
                 components,
-                self.latents[i : i + 1].to(components.device),
+                to_device(self.latents[i : i + 1], components.device),
                 step.t,
                 cond,
                 cond,
@@ -341,6 +342,7 @@ class SourceRun:
         self.latents = [x.clone() for x in known.to(components.device).split(1)]
         self.steps = origin.conditioning.steps(components.scheduler, origin.steps)
         self.corrections: dict[int, Tensor] = {}
+        self.check_finite = FiniteCheck(components)  # of this run and of its targets
         self.finished: Trajectory | None = None
 
     @property
@@ -365,7 +367,8 @@ class SourceRun:
         if isinstance(origin, Trajectory) and origin.qk_cache and origin.is_recorded(i, wanted):
             correction = origin.qk_cache.correction(i)
             if correction is not None:
-                self.corrections[i] = correction.to(self.latents[i], copy=True)
+                like = self.latents[i]
+                self.corrections[i] = to_device(correction, like.device, like.dtype, copy=True)
             return {} if wanted is None else origin.qk_cache.get(i, wanted, self.cond.tokens)
         pairs: dict[Site, QK] = {}
         attend = at_step(origin.attend, i)
@@ -385,7 +388,7 @@ class SourceRun:
         scheduler, noise = self.components.scheduler, conditioning.noise_at(i)
         if not is_known:
             x = scheduler.step(self.latents[i], eps, step, noise=noise)
-            self.latents.append(check_finite(self.components, x, i))
+            self.latents.append(self.check_finite(x, i))
         if conditioning.corrects(i):
             self.corrections[i] = scheduler.prediction_between(self.latents[i], self.latents[i + 1], step, noise) - eps
         return pairs
@@ -398,5 +401,6 @@ class SourceRun:
             return self.finished
         for i in progress(range(len(self.latents) - 1, self.origin.steps)):
             self.advance(i)
+        self.check_finite.finish()
         self.finished = Trajectory.from_start(self.components, self.origin, torch.cat(self.latents).cpu())
         return self.finished

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from minip2p.config import SchedulerConfig
+from minip2p.io.tensors import to_device
 from minip2p.validation import is_integer
 
 
@@ -141,12 +142,14 @@ def fresh_noise_steps(steps: Sequence[Step], eta: float) -> list[Step]:
 class DDIMScheduler:
     """The noise schedule that the model was trained with, and the steps that a run takes through it.
 
-    fresh_noise: η of the runs that begin from noise, see `fresh_noise_steps`; None where they are DDIM.
+    fresh_noise: η of the runs that begin from noise, see `fresh_noise_steps`; None where they are DDIM. few_steps: how
+    many are enough for an edit of a photograph that is to be quick.
     """
 
     config: SchedulerConfig
 
     fresh_noise: ClassVar[float | None] = None
+    few_steps: ClassVar[int] = 15
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -212,7 +215,7 @@ class DDIMScheduler:
             return ddim_inverse_step(x, prediction, start, end, self.config.prediction_type)
         sigma = 0.0 if noise is None else self.noise_std(step)
         x = ddim_step(x, prediction, start, end, self.config.prediction_type, sigma)
-        return x if noise is None else x + sigma * noise.to(x)
+        return x if noise is None else x + sigma * to_device(noise, x.device, x.dtype)
 
     def predicted_x0(self, x: Tensor, prediction: Tensor, step: Step) -> Tensor:
         """The x_0 that a model of the config's prediction type predicts at a step from x."""
@@ -221,7 +224,7 @@ class DDIMScheduler:
     def x0_between(self, x: Tensor, x_prev: Tensor, step: Step, noise: Tensor | None = None) -> Tensor:
         """The x_0 that was predicted where a step led from x to x_prev: what `step` came from. noise: as for `step`."""
         sigma = 0.0 if noise is None else self.noise_std(step)
-        end = x_prev if noise is None else x_prev - sigma * noise.to(x_prev)
+        end = x_prev if noise is None else x_prev - sigma * to_device(noise, x_prev.device, x_prev.dtype)
         return x0_between(x, end, step.alpha_cumprod, step.alpha_cumprod_prev, sigma)
 
     def prediction_between(self, x: Tensor, x_prev: Tensor, step: Step, noise: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from minip2p.attention.contract import Attend, Site, fused
 from minip2p.config import UNetConfig
+from minip2p.io.tensors import to_device
 from minip2p.unet.attention import Attention
 from minip2p.unet.blocks import BlockBuilder, MidBlock, UNetBlock
 
@@ -41,9 +42,9 @@ class TimestepEmbedding(nn.Module):
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, out_channels)
         self.linear_2 = nn.Linear(out_channels, out_channels)
-
         if cond_channels is not None:
             self.cond_proj = nn.Linear(cond_channels, in_channels, bias=False)
+
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         if cond is not None:
             x = x + self.cond_proj(cond)
@@ -170,14 +171,15 @@ class UNet(nn.Module):
         added_cond: tuple[Tensor, Tensor] | None = None,
         gradient_checkpointing: bool = False,
         *,
-        count: int | None = None,
         guidance_scale: float | None = None,
+        count: int | None = None,
     ) -> list[Tensor]:
         """The output of each level of the up path, b c y x, the lowest level first, upsampled for the next level.
 
         The prediction is read from the last. count: run only the first so many levels. The other arguments: `forward`.
         """
-        t = torch.as_tensor(t, device=x.device).expand(len(x))
+        t = to_device(t, x.device) if isinstance(t, Tensor) else torch.full((), t, device=x.device)
+        t = t.expand(len(x))
         emb = self.time_text_embedding(t, added_cond, guidance_scale)
         x = self.conv_in(x)
         skips = [x]
@@ -202,10 +204,10 @@ class UNet(nn.Module):
         attend: Attend = fused,
         added_cond: tuple[Tensor, Tensor] | None = None,
         gradient_checkpointing: bool = False,
-    ) -> Tensor:
-        """The prediction, b c h w.
         *,
         guidance_scale: float | None = None,
+    ) -> Tensor:
+        """The prediction, b c h w.
 
         x: latents, b c h w. t: the timestep of the training schedule, one for all rows or one per row (b).
         context: the text encoder's output, b n d. attend: the attention function, called once at each site.

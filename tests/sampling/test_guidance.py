@@ -14,7 +14,7 @@ from minip2p.checkpoints.origin import CheckpointOrigin
 from minip2p.sampling.conditioning import ImageConditioning
 from minip2p.sampling.guidance import (
     Branch,
-    check_finite,
+    FiniteCheck,
     guidance_branches,
     guided_noise,
     soft_threshold,
@@ -170,7 +170,7 @@ def test_a_call_of_the_unet_is_counted_only_where_there_is_a_counter():
 def test_xl_models_are_told_the_size_of_the_picture_and_that_it_is_not_cropped():
     calls = []
 
-    def unet(x, t, tokens, attend, added_cond, gradient_checkpointing):
+    def unet(x, t, tokens, attend, added_cond, gradient_checkpointing, *, guidance_scale):
         calls.append(added_cond)
         return x
 
@@ -217,12 +217,11 @@ def test_the_unconditional_attention_sees_all_rows_that_are_not_conditional(w, i
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_latents_that_are_not_finite_are_one_clear_line(bad):
-    components = SimpleNamespace(networks={}, origin=CheckpointOrigin())
-    x = torch.zeros(1, 4, 2, 2)
-    assert check_finite(components, x, 2) is x
+    check, x = FiniteCheck(SimpleNamespace(networks={}, origin=CheckpointOrigin())), torch.zeros(1, 4, 2, 2)
+    assert check(x, 1) is x
     x[0, 0, 0, 0] = bad
     with pytest.raises(ValueError, match="the latents are not finite after step 3") as error:
-        check_finite(components, x, 2)
+        check(x, 2)
     assert "\n" not in str(error.value)
 
 
