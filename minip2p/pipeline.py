@@ -323,7 +323,8 @@ class Pipeline:
     def live(
         self,
         /,
-        source: Trajectory | str,
+        source: Trajectory | Photo,
+        prompt: str | None = None,
         *,
         self_max_queries: int = EditOptions.self_max_queries,
         budget: float = 4e9,
@@ -333,7 +334,19 @@ class Pipeline:
 
         The source is recorded, for all steps of cross- and self-attention. source, self_max_queries, budget, settings:
         as for `record`. What edits read beyond that, such as a blend's self-attention at larger maps, runs the source.
+
+        prompt: what the source shows, which is then a photograph. It is inverted first, and settings are those of
+        `invert`; by default by virtual inversion in the scheduler's `few_steps`.
+        Raises ValueError as `record` and `invert` do, for a run with a prompt, and for a photograph without one.
         """
+        if prompt is not None:
+            if isinstance(source, Trajectory):
+                raise ValueError("a run has its own prompt: give a photograph with a prompt, or the run alone")
+            options: dict[str, Any] = {"method": "virtual", "steps": self.scheduler.few_steps, **settings}
+            source = self.invert(source, prompt, **options)
+            settings = {}
+        if not isinstance(source, Trajectory | str):
+            raise ValueError("a photograph needs the prompt that says what it shows: live(photo, prompt)")
         run = self.record(
             source, cross_replace=1.0, self_replace=1.0, self_max_queries=self_max_queries, budget=budget, **settings
         )

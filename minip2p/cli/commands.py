@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minip2p.cli.estimate import announce_command
 from minip2p.cli.options import (
+    FAST_METHOD,
     INVERSION_OPTIONS,
     OBJECT_OPTIONS,
     RUN_OPTIONS,
@@ -325,9 +326,9 @@ def check_source_options(args: Namespace) -> None:
 
     if args.prompt is None:
         fits_masks = getattr(args, "mask", None) or getattr(args, "region", None)
-        names = [name for name in INVERSION_OPTIONS if name != "fit" or not fits_masks]
+        names = ["fast", *(name for name in INVERSION_OPTIONS if name != "fit" or not fits_masks)]
         refuse(names, "the source is not a photograph, or --prompt, which describes it, is missing")
-    elif "seed" not in signature(METHODS[args.method or DEFAULT_METHOD]).parameters:
+    elif "seed" not in signature(METHODS[method_of(args)]).parameters:
         refuse(("seed", "count"), "this inversion of a photograph draws no noise; edit-friendly and virtual do")
     check_inversion(args)
     if is_run_file(args):
@@ -342,11 +343,13 @@ def check_inversion(args: Namespace) -> None:
             f"--negative: --method {args.method} makes the photograph's prompt the negative prompt, and takes no other"
         )
     if args.skip is not None:
-        method = args.method or DEFAULT_METHOD
+        method = method_of(args)
         if "skip" not in signature(METHODS[method]).parameters:
             raise ValueError(f"--skip: edits of {method} inversion take every step; --method virtual can skip some")
         check_number("skip", args.skip, 1)
 
+    if args.fast and args.method not in (None, FAST_METHOD):
+        raise ValueError(f"--fast is --method {FAST_METHOD} in few steps: leave out --fast or --method {args.method}")
 
 def announce_prompts(prompts: Sequence[str]) -> None:
     """Warns, by a Notice, of an empty prompt, as of a shell's variable that is not set."""
@@ -358,6 +361,11 @@ def announce_guidance(pipe: Pipeline, args: Namespace, start: RunStart) -> RunSt
     """The start of a run, after a Notice where its guidance leaves the prompt or the negative prompt out."""
     scale = start.guidance_scale
     is_read, image = pipe.unet.reads_guidance, start.conditioning.image
+def method_of(args: Namespace) -> str:
+    """The method of inversion that the options name."""
+    return FAST_METHOD if args.fast else args.method or DEFAULT_METHOD
+
+
     rows = {branch.kind for branch in guidance_branches(1, scale, image=image, is_read=is_read)}
     if args.negative_prompt and rows == {"conditional"}:
         message = f"--negative has no effect at guidance {scale:g}, which is without guidance: give another --guidance"

@@ -26,14 +26,18 @@ MAX_COUNT = 1000  # of --count
 RANDOM_SEEDS = 2**32  # --seed random draws from so many, as other tools do
 RUN_OPTIONS = ("steps", "guidance_scale", "negative_prompt", "clip_skip", "size")  # and the seed
 OBJECT_OPTIONS = ("move", "resize", "duplicate", "remove")  # of an edit
-INVERSION_OPTIONS = ("method", "skip", "fit", "vae_refine_steps")  # which need a photograph
+INVERSION_OPTIONS = ("method", "skip", "fit", "vae_refine_steps")  # which need a photograph, as --fast does
+FAST_METHOD = "virtual"  # of inversion, for --fast
 
 
 # --- the model
 
 
 def load_model(args: Namespace) -> Pipeline:
-    """Loads the model that the options name, with its LoRAs merged and its embeddings added."""
+    """Loads the model that the options name, with its LoRAs merged and its embeddings added.
+
+    Replaces --fast by --method and --steps.
+    """
     pipe = load(
         args.model,
         dtype=getattr(torch, args.dtype),
@@ -47,6 +51,8 @@ def load_model(args: Namespace) -> Pipeline:
         pipe = pipe.merged(file, scale)
     for file in args.embedding:
         pipe = pipe.with_embedding(file)
+    if getattr(args, "fast", None):  # how many steps are few depends on the model
+        args.method, args.steps = FAST_METHOD, pipe.scheduler.few_steps if args.steps is None else args.steps
     return pipe
 
 

@@ -25,6 +25,7 @@ class LCMScheduler(DDIMScheduler):
     config: LCMSchedulerConfig
 
     fresh_noise: ClassVar[float | None] = 1.0
+    few_steps: ClassVar[int] = 4
 
     def timesteps(self, num_steps: int) -> list[int]:
         """The timesteps of a run, noisiest first: some of those k, 2k, … of the distillation, less 1; evenly spaced.

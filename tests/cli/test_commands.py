@@ -37,7 +37,8 @@ def loaded(model, monkeypatch):
     load = options.load
 
     def load_once(path=None, **settings):
-        is_default = path is None and settings == {"dtype": torch.float32, "device": "cpu", "vae": None, "config": None}
+        chosen = {name: value for name, value in settings.items() if value is not None}
+        is_default = path is None and chosen == {"dtype": torch.float32, "device": "cpu"}
         return model if is_default else load(path, **settings)
 
     monkeypatch.setattr(options, "load", load_once)
@@ -175,6 +176,20 @@ def test_a_photograph_is_inverted_and_edited_in_one_command_or_two(tmp_path, cap
     assert run("edit", photo, TIGER, "--prompt", CAT, *steps, "-o", tmp_path / "direct.png") == 0
     assert png_settings(tmp_path / "direct.png")[2]["Method"] == "direct"
     assert pixels(tmp_path / "direct-source.png") == model.invert(photo, CAT, steps=1).image.tobytes()
+
+
+def test_fast_is_virtual_inversion_in_few_steps(tmp_path, loaded, model):
+    """In as many as the model's scheduler needs, or as are asked for."""
+    photo, out = (PHOTO, "--prompt", CAT, "--fast", "--size", "64x64", "--seed", 3), tmp_path / "fast.png"
+    assert run("edit", *photo[:1], TIGER, *photo[1:], "--steps", 2, "-o", out) == 0
+    expected = model.edit(model.invert(PHOTO, CAT, method="virtual", steps=2, size=(64, 64), seed=3), TIGER)
+    assert pixels(out) == expected.image.tobytes()
+    settings = png_settings(out)[2]
+    assert (settings["Method"], settings["Steps"], settings["Sampler"]) == ("virtual", "2", "DDCM")
+    for scheduler, steps in (("ddim", "15"), ("lcm", "4")):
+        file = tmp_path / f"{scheduler}.safetensors"
+        assert run("invert", PHOTO, CAT, "--fast", "--size", "64x64", "--scheduler", scheduler, "-o", file) == 0
+        assert png_settings(file.with_suffix(".png"))[2]["Steps"] == steps
 
 
 def test_polish_refines_the_latents_of_the_photograph(tmp_path, loaded, model):
@@ -558,6 +573,9 @@ MISTAKES = (
     (("edit", CAT, TIGER, "--skip", ".2"), "--skip: the source is not a photograph"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--skip", ".2"), "--skip: edits of direct inversion take every step"),
     (("maps", RENDER, "--prompt", CAT, "--method", "virtual", "--skip", "1"), "--skip must be a number from"),
+    (("edit", CAT, TIGER, "--fast"), "--fast: the source is not a photograph"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "ddim", "--fast"), "leave out --fast or --method ddim"),
+    (("maps", RENDER, "--prompt", CAT, "--fast", "--skip", "1"), "--skip must be a number from"),
 )
 
 
@@ -572,7 +590,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, 
 WRONG = {"--seed": "x", "--count": 0, "--steps": 0, "--guidance": "nan", "--size": "100x100", "--clip-skip": 0}
 WRONG |= {"--kind": "x", "--cross": "2", "--self": "2", "--reweight": "tiger=x", "--blend": "cow", "--threshold": "2"}
 WRONG |= {"--method": "x", "--skip": "x", "--fit": "x", "--polish": -1, "--picture-guidance": "x", "--methods": "x"}
-WRONG |= {"--dtype": "x", "--device": "abacus"}
+WRONG |= {"--dtype": "x", "--device": "abacus", "--scheduler": "x"}
 WRONG |= {"--move": "cat", "--resize": "cat:x", "--duplicate": "cat:1", "--remove": "cow"}
 WRONG |= dict.fromkeys(["--out", "--record", "--mask", "--within", "--model", "--config", "--vae", "--lora"], "")
 WRONG |= dict.fromkeys(["--embedding", "--clip", "--cases", "--lpips", "--dino"], "")
@@ -586,7 +604,8 @@ def test_the_error_of_a_wrong_value_names_its_option(command, capsys, monkeypatc
     before = {path.name for path in ROOT.iterdir()}
     for flag in subparsers(parser())[command].flags.values():
         is_model_first = command in ("instruct", "inpaint") and flag == "--steps"  # it needs the schedule of a model
-        if not flag.startswith("--") or flag in ("--help", "--overwrite", "--paste", "--no-compare", "--explicit"):
+        without_value = "--help", "--overwrite", "--paste", "--no-compare", "--explicit", "--fast"
+        if not flag.startswith("--") or flag in without_value:
             continue
         if is_model_first or flag in ("--negative", "--prompt"):
             continue

@@ -102,6 +102,7 @@ def test_times_are_minutes_or_hours():
         (("edit", "x.png", "a dog", "--prompt", "a cat", "--steps", 10, "--no-compare"), 60, (16, 16), 3, 2),
         (("invert", "x.png", "a cat", "--steps", 10, "--method", "null-text"), 320, (16, 16), 2, 2),
         (("invert", "x.png", "a cat", "--steps", 10, "--method", "virtual"), 20, (16, 16), 2, 2),
+        (("invert", "x.png", "a cat", "--fast", "--size", "64x64"), 30, (8, 8), 2, 2),
         (("maps", "a cat", "--steps", 10), 30, (16, 16), 1, 2),
     ],
 )

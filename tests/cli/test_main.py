@@ -237,6 +237,7 @@ def test_options_are_named_after_the_keywords_that_they_set():
         "mask",
         "lora",
         "embedding",
+        "fast",
     }
     not_keywords |= {"host", "port", "token", "no_browser", "export", "lpips", "dino"}
     not_keywords |= {"model", "methods", "cases", "clip", "grid", "file", "targets"}

@@ -9,8 +9,10 @@ from runs import CallLog, same_latents
 from word_heat import SOURCE, TARGET
 
 from minip2p import AttentionStore, LocalBlend, SiteFilter, explicit
+from minip2p.checkpoints.components import RowCounter
 from minip2p.p2p.live import REMEMBERED_EDITS
 from minip2p.sampling.conditioning import Conditioning
+from minip2p.sched import DDIMScheduler
 
 STEPS, SIZE = 10, (32, 32)  # 4 × 4 latents
 HAT = "a hat and a house on grass"
@@ -215,6 +217,48 @@ def test_live_edits_at_guidance_0_and_1(model, guidance_scale):
     live = model.live(run)
     for options in (dict(), dict(local_blend=LocalBlend(mask=RIGHT)), dict(cross_replace=0.3)):
         assert equals(live.edit(TARGET, **options), model.edit(run, TARGET, **options))
+
+
+def test_a_photograph_is_live_and_its_source_never_runs_again(model):
+    """Virtual inversion: one row a step for the record, and then two a step for each edit, or one without guidance."""
+    counter = RowCounter()
+    for w, rows in ((4.0, 2), (1.0, 1)):
+        counter.rows = 0
+        live = model.counting(counter).live(PHOTO, SOURCE, steps=4, guidance_scale=w)
+        assert counter.rows == 4 and live.source.inversion == "virtual"
+        for target, options in ((TARGET, {}), (HAT, {}), (TARGET, {"local_blend": ("cat", "dog")})):
+            counter.rows = 0
+            edit = live.edit(target, **options)
+            assert counter.rows == rows * 4
+            assert equals(edit, model.edit(live.source, target, **options))
+        unrecorded = model.invert(PHOTO, SOURCE, method="virtual", steps=4, guidance_scale=w)
+        torch.testing.assert_close(live.edit(HAT).latents, model.edit(unrecorded, HAT).latents, atol=1e-4, rtol=1e-4)
+    counter.rows = 0
+    live.edit(TARGET, local_blend=("cat", "dog"))
+    assert counter.rows == 0  # it is remembered
+
+
+def test_a_live_photograph_has_few_steps_unless_it_is_told(model):
+    """Those of its scheduler, and the options of `invert`."""
+    few = replace(model, components=replace(model.components, scheduler=FewSteps(model.scheduler.config)))
+    assert few.live(PHOTO, SOURCE).source.steps == 2 < model.scheduler.few_steps == 15
+    live = model.live(PHOTO, SOURCE, method="direct", steps=3)
+    assert (live.source.steps, live.source.inversion) == (3, "direct")
+
+
+class FewSteps(DDIMScheduler):
+    few_steps = 2
+
+
+def test_a_live_source_that_is_neither_a_run_nor_a_described_photograph(model, run):
+    with pytest.raises(
+        ValueError, match="^a run has its own prompt: give a photograph with a prompt, or the run alone"
+    ):
+        model.live(run, SOURCE)
+    with pytest.raises(ValueError, match="^a photograph needs the prompt that says what it shows"):
+        model.live(PHOTO)
+    with pytest.raises(ValueError, match="virtual inversion has no quantile"):
+        model.live(PHOTO, SOURCE, quantile=0.5)
 
 
 def test_mistakes_are_named_as_by_edit(model, live, log):
