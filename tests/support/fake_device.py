@@ -1,10 +1,14 @@
 """A device without hardware, on which a tensor that is on the wrong device is an error, as on a GPU.
 
 `FakeTensor` states the device "meta" and holds its values in a tensor on the CPU. An operation on such tensors computes
-with these values. Operations that mix devices fail where CUDA's would.
+with these values. Operations that mix devices fail where CUDA's would, and those for which the CPU would wait for CUDA
+are counted.
 """
 
+import traceback
+from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -20,6 +24,14 @@ INDEXES = {
     torch.ops.aten.index_put_.default,
     torch.ops.aten._index_put_impl_.default,
     torch.ops.aten._unsafe_index.Tensor,
+}
+# The size of their result, or what they return, depends on values.
+READS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.repeat_interleave.Tensor,
 }
 
 
@@ -85,6 +97,27 @@ def execute(function, args, kwargs):
     return tree_map(lambda item: FakeTensor(item) if isinstance(item, torch.Tensor) else item, out) if stays else out
 
 
+def waits(function, args, kwargs):
+    """Whether the CPU would wait for CUDA here, as `torch.cuda.set_sync_debug_mode` tells of it."""
+    on_device = [isinstance(tensor, FakeTensor) for tensor in tensors_in((args, kwargs))]
+    if function in INDEXES:  # an index from the CPU is copied; a mask becomes as many indices as it has ones
+        return on_device[0] and any(not isinstance(i, FakeTensor) or i.dtype == torch.bool for i in tensors_in(args[1]))
+    if function not in MIXES:
+        return function in READS and any(on_device)
+    device = kwargs.get("device")
+    is_target = on_device[0] if device is None else torch.device(device) == DEVICE
+    is_sent, is_read = is_target and not on_device[-1], on_device[-1] and not is_target
+    is_asynchronous = args[2:3] == (True,) or kwargs.get("non_blocking", False)
+    assert not (is_read and is_asynchronous), "the CPU would read memory before CUDA has written it"
+    return is_read or (is_sent and not is_asynchronous)
+
+
+def place():
+    """The line of minip2p that runs now."""
+    frames = [frame for frame in traceback.extract_stack() if "/minip2p/" in frame.filename]
+    return f"{Path(frames[-1].filename).name}: {frames[-1].line}" if frames else "elsewhere"
+
+
 class Factories(TorchFunctionMode):
     """`torch.tensor` and `torch.as_tensor` do not reach a dispatch mode with their numbers."""
 
@@ -99,14 +132,20 @@ class Factories(TorchFunctionMode):
 
 
 class Operations(TorchDispatchMode):
-    """Makes and moves tensors of the device."""
+    """Makes and moves tensors of the device. waits: line of minip2p -> how often the CPU would wait for it there."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if waits(function, args, kwargs or {}):
+            self.waits[place()] += 1
         return execute(function, args, kwargs or {})
 
 
 @contextmanager
 def fake_device():
-    """Within it, `device="meta"` is the fake device."""
-    with Operations(), Factories():
-        yield
+    """Within it, `device="meta"` is the fake device. Yields the `Operations`."""
+    with Operations() as operations, Factories():
+        yield operations
