@@ -81,7 +81,11 @@ def place_masks(
     check_words(components.text.prompt(origin.prompt), options.objects)
     size = tuple(components.vae.stride * side for side in latent_size_of(origin))
     steps = read_policy(origin, options).cross_steps
-    of_words = iter(separate([find(item.word, steps) for item in options.objects if item.move.mask is None]))
+    words = [item.word for item in options.objects if item.move.mask is None]
+    masks = separate([find(word, steps) for word in words])
+    if taken := [word for word, mask in zip(words, masks, strict=True) if not mask.any()]:
+        raise ValueError(f"{taken[0]!r} has no place of its own: other words that are named have all of it")
+    of_words = iter(masks)
     return [
         next(of_words)
         if item.move.mask is None
@@ -122,8 +126,6 @@ def check_place(placed: PlacedObject, latent_size: tuple[int, int]) -> None:
     """Raises ValueError where an object's mask has no pixels, and where its new place has none."""
     word, (height, width) = placed.edit.word, placed.mask.shape
     if not placed.mask.any():
-        if placed.edit.move.mask is None:
-            raise ValueError(f"{word!r} has no place of its own: other words that are named have all of it")
         raise ValueError(
             f"the mask of {word!r} has no pixels: there is nothing to move; give a mask that is white there"
         )

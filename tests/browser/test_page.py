@@ -1,5 +1,6 @@
 """The page of `minip2p app`, used as a person uses it: with the mouse, the keyboard, a phone."""
 
+import base64
 import io
 import json
 import re
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from browser import (
     CAPTION,
@@ -26,6 +28,7 @@ from browser import (
 )
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from web import unpack
 
 from minip2p.web.export import export_page
 from minip2p.web.recipes import ModelSource
@@ -158,6 +161,51 @@ def test_a_click_shows_what_a_place_looks_at(page):
     assert page.locator("#source-view .ranks .name").count() > 3  # the words at the marked place
 
 
+def test_maps_and_rankings_are_those_that_the_server_has_sent(page):
+    """Of a step and a head, of all layers, what a place looks at, and the words under the pointer."""
+    generate(page)
+    u, v = 0.2, 0.7
+    run = picture(page).split("/")[-2]
+    drawn = page.evaluate(
+        """async ([run, u, v]) => {
+            const { Maps } = await import('/static/maps.js');
+            const maps = new Maps(await (await fetch(`/api/run/${run}/maps`)).arrayBuffer());
+            const [one, all] = [{ layer: 'size:2', step: 2, head: 1 }, { layer: 'all', step: null, head: null }]
+                .map((choice) => maps.select(choice));
+            const look = maps.lookFrom(u, v, 'site:0').values;
+            return { one: [...maps.token(one, 2)], all: [...maps.token(all, 2)], look: [...look] };
+        }""",
+        [run, u, v],
+    )
+    header, blocks = unpack(page.request.get(f"{page.url}api/run/{run}/maps").body())
+
+    def at_site(site, cross=True):
+        return blocks[site["place"], site["index"], cross]
+
+    def square(site, shares):
+        return shares.reshape(site["rows"], site["columns"], -1)
+
+    middle = [site for site in header["cross"] if site["stride"] == 2]
+    one = sum(at_site(site)[2, 1, :, 2] for site in middle) / len(middle)
+    np.testing.assert_allclose(drawn["one"], one, atol=1e-6)
+    finest = max(site["rows"] for site in header["cross"])
+    means = [square(site, at_site(site).mean((0, 1))) for site in header["cross"]]
+    enlarged = [mean.repeat(finest // len(mean), 0).repeat(finest // len(mean), 1) for mean in means]
+    np.testing.assert_allclose(drawn["all"], np.mean(enlarged, 0)[..., 2].flatten(), atol=1e-6)
+    first = header["cross"][0]
+    query = int(v * first["rows"]) * first["columns"] + int(u * first["columns"])
+    np.testing.assert_allclose(drawn["look"], at_site(first, cross=False)[query], atol=1e-6)
+
+    page.select_option("#source-view-layer", "all")
+    page.locator("#source-view .inspector input[type=checkbox]").check()
+    place = page.locator("#source-view .picture")
+    box = place.bounding_box()
+    place.hover(position={"x": u * box["width"], "y": v * box["height"]})
+    shares = np.mean(enlarged, 0)[int(v * finest), int(u * finest)]
+    expected = [header["tokens"][n]["text"] for n in np.argsort(-shares, kind="stable")]
+    assert page.locator("#source-view .ranks .name").all_text_contents() == expected
+
+
 def test_words_that_the_model_does_not_know_are_marked(page):
     generate(page, "a platypus on the beach")
     assert word(page, "platypus").get_attribute("title")
@@ -193,6 +241,17 @@ def test_an_edit_follows_the_slider_and_the_source_never_runs_again(page):
     assert 0 < rows < 8  # the target's 4 steps with guidance take 8, and the source's as many
 
 
+def test_the_last_position_of_a_slider_wins_also_before_the_first_edit_is_there(page):
+    generate(page)
+    write_target(page, "a tiger on the beach")
+    page.route("**/api/edit", lambda route: None, times=1)  # the first edit takes long
+    page.click("#form-edit button[type=submit]")
+    page.wait_for_selector("#edit-progress .cancel")
+    with page.expect_request(lambda sent: sent.url.endswith("/api/edit") and sent.post_data_json["cross"] == 0.25):
+        set_value(page, "#cross", 0.25)
+    wait_for_edit(page)
+
+
 def test_weights_blend_comparison_and_difference(page):
     generate(page)
     write_target(page, "a tiger on the beach")
@@ -202,7 +261,11 @@ def test_weights_blend_comparison_and_difference(page):
     for text in ("cat", "tiger"):
         page.locator("#blend-words button").get_by_text(text, exact=True).click()
     page.check("#compare")
-    page.click("#form-edit button[type=submit]")
+    with page.expect_request("**/api/edit") as sent:
+        page.click("#form-edit button[type=submit]")
+    body = sent.value.post_data_json
+    assert body["weights"] == {"tiger": 2} and body["blend"] == {"source": ["cat"], "target": ["tiger"]}
+    assert body["compare"] and not body["paste"]
     wait_for_edit(page)
     stage = page.locator(".comparison .picture img:not(.before)")
     sources = set()
@@ -230,11 +293,15 @@ def test_a_region_is_drawn_with_the_brush(page):
     box = page.locator("#source-view .picture").bounding_box()
     page.mouse.move(box["x"] + 60, box["y"] + 80)
     page.mouse.down()
-    page.mouse.move(box["x"] + 160, box["y"] + 160, steps=5)
+    page.mouse.move(box["x"] + 160, box["y"] + 100, steps=5)
     page.mouse.up()
     with page.expect_request("**/api/edit") as sent:
         page.click("#form-edit button[type=submit]")
-    assert sent.value.post_data_json["region"]["rows"] == 64
+    region = sent.value.post_data_json["region"]
+    cells = np.frombuffer(base64.b64decode(region["cells"]), np.uint8).reshape(region["rows"], region["columns"])
+    rows, columns = cells.nonzero()
+    assert rows.mean() == pytest.approx(64 * 90 / box["height"], abs=2)
+    assert columns.mean() == pytest.approx(64 * 110 / box["width"], abs=2) and np.ptp(columns) > 1.5 * np.ptp(rows)
     wait_for_edit(page)
     page.click("#brush-clear")
     assert page.locator("#brush-clear").is_hidden()
@@ -324,6 +391,13 @@ def test_an_object_is_dragged_resized_doubled_removed_and_put_back_with_the_mous
     zoom = page.locator("#source-view .picture").bounding_box()["width"] / 128
     border = page.locator(".objects .border")
     before = border.bounding_box()
+    page.mouse.move(before["x"] + before["width"] / 2, before["y"] + before["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(before["x"], before["y"], steps=2)
+    assert border.bounding_box() != before
+    page.keyboard.press("Escape")
+    page.mouse.up()
+    assert border.bounding_box() == before
     sent = objects_sent(page, lambda: drag(page, before, -20 * zoom, 4 * zoom))
     assert sent == [{"word": "cat", "kind": "move", "x": -20, "y": 4, "scale": 1}]
     after = border.bounding_box()
@@ -505,6 +579,15 @@ def test_settings_that_the_page_does_not_have_are_told(page, tmp_path):
         "Not all of its settings are here: guidance is 4 instead of 4.1; its negative prompt is missing."
     ).wait_for()
     wait_for_maps(page, "source")
+    edit_info = 'Steps: 4, CFG scale: 4.0, Seed: 1, Source: a cat on the beach, Cross: "0.8, cat=0.4", Self: 0.4'
+    info = PngInfo()
+    info.add_text("parameters", f"a tiger on the beach\n{edit_info}, Reweight: the beach=2, Blend: lion")
+    Image.new("RGB", (8, 8)).save(tmp_path / "tiger.png", pnginfo=info)
+    drop(page, tmp_path / "tiger.png")
+    page.get_by_text(
+        "Not all of its settings are here: cross is the default; the weight of “the beach” is missing; "
+        "“lion” of the blend is missing."
+    ).wait_for()
 
 
 def test_the_picture_of_an_edit_brings_its_source_and_the_edit_back(page, server, new_page, tmp_path):
@@ -526,6 +609,10 @@ def test_the_picture_of_an_edit_brings_its_source_and_the_edit_back(page, server
     assert (other.input_value("#target"), other.input_value("#cross")) == ("a tiger on the beach", "0.4")
     assert field(other, "right").input_value() == "-8"
     assert pixels(other, "edit") == pixels(page, "edit")
+    other.locator("#weight-4").evaluate("slider => { slider.value = 2; }")  # which the picture does not have
+    with other.expect_request("**/api/edit") as sent:
+        drop(other, tmp_path / "edit.png")
+    assert sent.value.post_data_json["weights"] == {}
 
 
 def test_back_and_forward_bring_the_run_and_its_edit_back(page):
@@ -688,6 +775,15 @@ def test_the_exported_page_works_without_python(exported, new_page):
     )
     word(opened, "sheep", "edit").hover()
     assert heat(opened, "edit")
+    opened.locator("#edit-view .home button").get_by_text("Code").click()
+    assert "cross_replace=0.0, self_replace=0.4" in opened.locator("#recipe-python").text_content()
+    opened.locator("#recipe button.primary").click()
+    set_value(opened, "#cross", 0.35)  # which was not computed
+    assert opened.input_value("#cross") == "0.4" and opened.locator("#x-name option").count() == 2
+    opened.fill("#x-values", "0, 0.5")
+    opened.click("#form-grid button[type=submit]")
+    opened.get_by_text("These examples have cross τ 0, 0.2, 0.4, 0.6, 0.8, 1: choose among them.").wait_for()
+    opened.fill("#x-values", "0, 0.4, 0.8")
     opened.select_option("#prompt", "1")
     opened.wait_for_function("() => document.querySelector('#source-view .words').textContent.includes('car')")
     opened.wait_for_function("() => document.querySelectorAll('.comparison button').length >= 2")  # it has a mask

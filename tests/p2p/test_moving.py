@@ -18,7 +18,7 @@ from minip2p.metrics.image import psnr
 from minip2p.p2p.batching import plan_batches
 from minip2p.p2p.editing import edit_reference, run_edits
 from minip2p.p2p.options import EditOptions
-from minip2p.p2p.places import WordPlace, check_words, place_objects, read_policy, separate
+from minip2p.p2p.places import WordPlace, check_words, place_masks, place_objects, read_policy, separate
 from minip2p.p2p.targets import make_targets, share_until
 from minip2p.p2p.warp import ObjectEdit, PlacedObject
 from minip2p.sampling.sampler import sample
@@ -103,6 +103,8 @@ def test_a_zero_move_is_the_source_to_the_bit(model, run, recorded):
     ):
         assert same_latents(model.edit(source, CAT, **options), run)
     assert not model.edit(recorded, CAT, move=still).blend_mask.any()
+    until_half = model.edit(recorded, CAT, move={"cat": Move(mask=LEFT, until=0.5)})
+    assert until_half.blend_mask.sum() == until_half.blend_mask[2:6, 1:4].sum() == 12
 
 
 def test_an_object_that_stays_where_it_is_may_become_another(model, recorded):
@@ -458,8 +460,16 @@ def test_a_word_that_stands_for_no_object_is_refused_before_anything_runs(model,
 
 def test_a_word_of_which_others_have_all_pixels_is_named(model, run):
     places = {"cat": WordPlace(LEFT > 0, LEFT), "beach": WordPlace(LEFT > 0, LEFT / 2)}
-    with pytest.raises(ValueError, match="'beach' has no place of its own: other words that are named have all of it"):
-        place_objects(model.components, run, EditOptions(remove=[*places]), lambda word, steps: places[word])
+    for find_masks in (place_objects, place_masks):
+        with pytest.raises(ValueError, match="'beach' has no place of its own: other words that are named have all of"):
+            find_masks(model.components, run, EditOptions(remove=[*places]), lambda word, steps: places[word])
+
+
+def test_a_place_of_which_no_pixel_follows_an_edge_stays_as_it_is(model, run, monkeypatch):
+    """As a thin line in an even area."""
+    monkeypatch.setattr("minip2p.p2p.places.follow_edges", lambda mask, picture: torch.zeros_like(mask))
+    (placed,) = place_objects(model.components, run, EditOptions(cross_replace=1.0, remove="cat"))
+    assert placed.mask.any() and (placed.mask != run.mask("cat")).float().mean() <= 0.001
 
 
 def test_a_source_that_is_too_large_to_be_recorded_is_refused(model, run, monkeypatch):

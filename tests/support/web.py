@@ -2,9 +2,13 @@
 
 import http.client
 import json
+import struct
 import threading
 import time
 from contextlib import contextmanager
+from math import prod
+
+import numpy as np
 
 from minip2p.web.server import AppServer, bind
 
@@ -33,6 +37,24 @@ def error(response, status):
     message = response.json()["error"]
     assert message and "\n" not in message and "Traceback" not in message and "/tmp" not in message
     return message
+
+
+def unpack(packed):
+    """The packed maps of a run: the header, and each block in float64: cross-attention t h i n, self-attention i i."""
+    (length,) = struct.unpack("<I", packed[:4])
+    header = json.loads(packed[4 : 4 + length])
+    data = (np.frombuffer(packed, np.uint8, offset=4 + length) / 255.0) ** 2
+    blocks = {}
+    for kind in ("cross", "self"):
+        for site in header[kind]:
+            queries = site["rows"] * site["columns"]
+            shape = (
+                (site["steps"], site["heads"], queries, len(header["tokens"])) if kind == "cross" else (queries,) * 2
+            )
+            start = site["offset"]
+            block = data[start : start + prod(shape)].reshape(shape)
+            blocks[site["place"], site["index"], kind == "cross"] = block
+    return header, blocks
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """The attention maps of a run as bytes: shares that sum to 1, and those of `Trajectory.maps`."""
 
-import json
 import struct
-from math import prod
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from web import unpack
 
 from minip2p.attention.contract import explicit
 from minip2p.attention.heatmaps import default_strides
@@ -16,24 +15,6 @@ from minip2p.web.maps import collect_maps, pack_maps, plan_blocks
 
 WORDS = ["cat", "watercolor", "beach"]
 ERROR = 1 / 255  # of a share p that is stored as round(255 √p): at most √p / 255 + 1 / 510²
-
-
-def unpack(packed):
-    """The header, and each block in float64: cross-attention t h i n, self-attention i i."""
-    (length,) = struct.unpack("<I", packed[:4])
-    header = json.loads(packed[4 : 4 + length])
-    data = (np.frombuffer(packed, np.uint8, offset=4 + length) / 255.0) ** 2
-    blocks = {}
-    for kind in ("cross", "self"):
-        for site in header[kind]:
-            queries = site["rows"] * site["columns"]
-            shape = (
-                (site["steps"], site["heads"], queries, len(header["tokens"])) if kind == "cross" else (queries,) * 2
-            )
-            start = site["offset"]
-            block = data[start : start + prod(shape)].reshape(shape)
-            blocks[site["place"], site["index"], kind == "cross"] = block
-    return header, blocks
 
 
 @pytest.fixture(scope="module")

@@ -193,7 +193,8 @@ async function useSettings(settings) {
 
 /** Says which settings of a picture the page has not taken. */
 function tellLost(lost) {
-  if (lost.some(Boolean)) alert(`Not all of its settings are here: ${lost.filter(Boolean).join("; ")}.`);
+  const lines = new Set(lost.filter(Boolean));
+  if (lines.size) alert(`Not all of its settings are here: ${[...lines].join("; ")}.`);
 }
 
 /** Gives a field a value. -> where it takes another one, which. */
@@ -207,10 +208,9 @@ async function useEditSettings(settings) {
   const source = views.source.run;
   $("target").value = settings.prompt;
   await describeTargetNow();
-  const lost = ["cross", "self"].map((id) => useValue(id, settings[id] ?? model.defaults[id]));
-  for (const [word, weight] of Object.entries(settings.weights ?? {})) {
-    if (weights.has(word)) lost.push(useValue(weights.get(word).id, weight, `the weight of “${word}”`));
-  }
+  const lost = ["cross", "self"].map((id) => useValue(id, settings[id] ?? model.defaults[id]) || (settings[id] === null && `${id} is the default`));
+  for (const [word, { id }] of weights) lost.push(useValue(id, settings.weights?.[word] ?? 1, `the weight of “${word}”`));
+  for (const word of Object.keys(settings.weights ?? {})) if (!weights.has(word)) lost.push(`the weight of “${word}” is missing`);
   if (settings.threshold !== null) lost.push("the threshold of the blend is the default");
   if (settings.region) lost.push("the region is not in the file: draw it again");
   for (const side of ["source", "target"]) {
@@ -219,6 +219,10 @@ async function useEditSettings(settings) {
   }
   $("paste").checked = settings.paste;
   await describeTargetNow();
+  for (const side of ["source", "target"]) {
+    for (const word of settings.blend?.[side] ?? []) if (!blend[side].has(word)) lost.push(`“${word}” of the blend is missing`);
+  }
+  if (!settings.objects) lost.push("its objects are missing");
   $("objects").open = Boolean(settings.objects?.length);
   const isPlaced = !settings.objects?.length || await objects.add(settings.objects);
   return isPlaced && views.source.run === source ? lost : null;
@@ -314,8 +318,8 @@ async function showEdit({ run, plain }) {
   $("edit-view").prepend(comparison(api, { run, source, plain }));
 }
 
-/** isWanted: also where no edit is shown yet. */
-const scheduleEdit = debounce((isWanted) => (isWanted === true || !views.edit.isEmpty) && edit(false), 120);
+/** isWanted: also where no edit is shown or on its way yet. */
+const scheduleEdit = debounce((isWanted) => (isWanted === true || running.edit || !views.edit.isEmpty) && edit(false), 120);
 
 async function describeTargetNow() {
   const [source, target] = [views.source.run, $("target").value];
@@ -399,7 +403,8 @@ $("brush-clear").addEventListener("click", () => brush.clear());
 // The grid.
 
 function listAxes(words) {
-  const options = [["cross", "layout: cross τ"], ["self", "shapes: self τ"], ...named(words).map((text) => [`weight:${text}`, `weight of “${text}”`])];
+  const ofWords = api.isStatic ? [] : named(words).map((text) => [`weight:${text}`, `weight of “${text}”`]);
+  const options = [["cross", "layout: cross τ"], ["self", "shapes: self τ"], ...ofWords];
   for (const [id, fallback] of [["x-name", "cross"], ["y-name", "self"]]) {
     const former = $(id).value;
     $(id).replaceChildren(...options.map(([value, text]) => el("option", { value }, text)));
@@ -423,6 +428,10 @@ $("form-grid").addEventListener("submit", async (event) => {
     alert("The grid shows two different settings: choose another one for across or down.");
     return;
   }
+  const computed = api.isStatic ? api.example.edits : {};
+  const missing = Object.values(axes).find(({ name, values }) => computed[name] && !values.every((value) => computed[name].includes(value)));
+  alert(missing ? `These examples have ${missing.name} τ ${computed[missing.name].join(", ")}: choose among them.` : "");
+  if (missing) return;
   const cells = new Map();
   const label = (id) => $(id).selectedOptions[0].textContent;
   const table = el("table", {}, el("caption", {}, `${label("x-name")} across, ${label("y-name")} down`),
@@ -556,6 +565,10 @@ async function start() {
       ...api.data.examples.map((example, n) => el("option", { value: n }, `${example.source.prompt} → ${example.target}`)));
     $("prompt").replaceWith(prompts);
     document.body.classList.add("static");
+    for (const id of ["cross", "self"]) { // which stop at the values that were computed, as far from each other
+      const values = api.data.examples[0].edits[id];
+      Object.assign($(id), { max: values.at(-1), step: values[1] - values[0] });
+    }
     $("target").readOnly = true;
     document.querySelector('label[for="prompt"]').textContent = "Example";
     $("form-generate").requestSubmit();

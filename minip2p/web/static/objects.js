@@ -201,9 +201,11 @@ export class Objects {
 
   /** Begins anew for a picture. words: as the library names them. */
   begin(words) {
+    const { run } = this.view;
     this.list = [];
     this.words.replaceChildren(...words.map((word) => el("button", {
-      type: "button", value: word, "aria-pressed": "false", onclick: () => { this.choosing = this.choosing.then(() => this.choose(word)); },
+      type: "button", value: word, "aria-pressed": "false",
+      onclick: () => { this.choosing = this.choosing.then(() => run === this.view.run && this.choose(word)); },
     }, word)));
     this.arrange();
   }
