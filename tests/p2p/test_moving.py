@@ -18,7 +18,7 @@ from minip2p.metrics.image import psnr
 from minip2p.p2p.batching import plan_batches
 from minip2p.p2p.editing import edit_reference, run_edits
 from minip2p.p2p.options import EditOptions
-from minip2p.p2p.places import WordPlace, check_words, place_masks, place_objects, read_policy, separate
+from minip2p.p2p.places import WordPlace, check_words, find_place, place_masks, place_objects, read_policy, separate
 from minip2p.p2p.targets import make_targets, share_until
 from minip2p.p2p.warp import ObjectEdit, PlacedObject
 from minip2p.sampling.sampler import sample
@@ -204,6 +204,8 @@ def test_a_word_has_the_same_place_in_a_run_its_record_and_its_prompt(model, run
     (placed,) = place_objects(model.components, run, EditOptions(cross_replace=1.0, move={"cat": (8, 0)}))
     expected = follow_edges(run.mask("cat"), run.picture)
     assert (placed.mask != expected).float().mean() <= 0.001 and not torch.equal(placed.mask, run.mask("cat"))
+    share, heat = find_place(model.components, run, "cat", (0, STEPS)).share, run.heatmaps(["cat"]).total
+    assert share.mean() * heat.numel() == pytest.approx(1, abs=0.05)  # whatever attends to it in all
 
 
 def test_live_edits_are_those_edits_to_the_bit(model, run, recorded, edit_of):

@@ -15,10 +15,11 @@ from starlette.testclient import TestClient
 from web import BASE, CAT, PAIR, TIGER, error, events_of, result
 
 from minip2p.inversion.methods import METHODS
+from minip2p.io.viz import heat_colours
 from minip2p.p2p.options import EditOptions
 from minip2p.p2p.places import place_objects
 from minip2p.web import studio
-from minip2p.web.app import EXAMPLES, METHOD_LABELS, make_app
+from minip2p.web.app import EXAMPLES, METHOD_LABELS, difference_png, make_app
 from minip2p.web.limits import Limits
 from minip2p.web.maps import SELF_QUERIES
 from minip2p.web.places import outline
@@ -291,6 +292,15 @@ def test_files_are_taken_home(client, cat, pipe, tmp_path):
     assert "no such run" in error(client.get(f"{base}/difference.png?to=x"), 404)
     error(client.get(f"{base}/mask.png"), 404)
     error(client.get(f"{base}/original.png"), 404)
+
+
+def test_a_difference_of_half_of_the_range_is_as_bright_as_can_be():
+    """The mean over the colours: of (0, 0, 51) it is 17 of 255."""
+    before, after = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)
+    after[0, 0], after[0, 1], before[1, 0] = (0, 0, 51), 64, 255
+    shown = Image.open(io.BytesIO(difference_png(*(studio.png_bytes(Image.fromarray(x)) for x in (before, after)))))
+    expected = heat_colours(np.array([[2 * 17 / 255, 2 * 64 / 255], [1, 0]]))
+    np.testing.assert_array_equal(np.asarray(shown), expected)
 
 
 def test_an_edit_can_be_edited_but_not_without_end(pipe, source):
