@@ -34,6 +34,7 @@ from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunSettings
 from minip2p.sweeps import sweep as sweeps
 from minip2p.sweeps.grid import Grid
+from minip2p.sweeps.shards import ALL_UNITS, Shard
 from minip2p.tiny.judge import Judge
 
 SHEET_CASES = 7  # cases on a benchmark's contact sheet; of those that ship, this is one of each kind
@@ -46,17 +47,20 @@ def sweep(args: Namespace) -> Iterator[None]:
     from minip2p.sweeps import charts
     from minip2p.sweeps.tradeoff import Tradeoff
 
+    shard, join = read_shard(args)
     grid, pipe, folder = Grid.read(Path(args.grid)), load_model(args), Path(args.out)
     try:
         jobs = sweeps.plan_jobs(pipe, grid)
     except ValueError as error:
         raise ValueError(f"{args.grid}: {error}") from None
-    pictures = [folder / name for job in jobs for name in sweeps.picture_names(job)]
+    to_run = [] if join is not None else shard.of(jobs)
+    pictures = [folder / name for job in to_run for name in sweeps.picture_names(job)]
     rows_files = [sweeps.rows_file(folder, job) for job in jobs]
     png.check_writable([folder / "grid.json", *charts.result_paths(folder, grid), *rows_files, *pictures])
     score, scored_by = make_scorer(args)
     yield
-    print(sweeps.describe(jobs), flush=True)
+    if join is None:
+        print(sweeps.describe(to_run), flush=True)
 
     def announced_progress(total: int, counter: RowCounter) -> Progress:
         """A progress bar, after a warning where the rows that are left take minutes."""
@@ -73,9 +77,20 @@ def sweep(args: Namespace) -> Iterator[None]:
 
     counter = RowCounter()
     rows = sweeps.sweep(
-        pipe, grid, folder, score=score, scored_by=scored_by, counter=counter, progress=announced_progress
+        pipe,
+        grid,
+        folder,
+        score=score,
+        scored_by=scored_by,
+        shard=shard,
+        join=join,
+        counter=counter,
+        progress=announced_progress,
     )
     print(f"{counter.rows:,} rows of the UNet were run")
+    if args.shard is not None:
+        print(describe_shard(shard, len(to_run), len(jobs), "seeds"))
+        return
     print(*charts.write_results(folder, grid, rows, sweeps.sweep_parameters(pipe, grid)), sep="\n")
     print(Tradeoff.of(grid, rows).recommendation())
 
@@ -90,6 +105,7 @@ def bench_edits(args: Namespace) -> Iterator[None]:
     refuse_file_name(Path(args.out))
     from minip2p.io.tables import to_csv
 
+    shard, join = read_shard(args)
     methods = parse_methods(args.methods, edit_benchmark.METHODS)
     cases = read_cases(None if args.cases is None else Path(args.cases))
     check_count(args.count, len(cases))
@@ -108,7 +124,8 @@ def bench_edits(args: Namespace) -> Iterator[None]:
     )
     can_share = judge is not None and networks == edit_benchmark.Networks(judge) and is_as_shipped(args)
     yield
-    announce_benchmark(pipe, cases, methods, folder, steps)
+    jobs = edit_benchmark.jobs_of(cases, methods)
+    announce_benchmark(pipe, [] if join is not None else shard.of(jobs), folder, steps)
     rows = edit_benchmark.run_benchmark(
         pipe,
         cases,
@@ -116,8 +133,13 @@ def bench_edits(args: Namespace) -> Iterator[None]:
         folder,
         steps=steps,
         networks=networks,
+        shard=shard,
+        join=join,
         make_pool=partial(WorkerPool, None, steps) if can_share else None,
     )
+    if args.shard is not None:
+        print(describe_shard(shard, len(shard.of(jobs)), len(jobs), "cases by methods"))
+        return
     summaries = tables.summarize(rows, methods)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_text(results[0], to_csv([{key: row.get(key) for key in columns} for row in rows]))
@@ -133,6 +155,7 @@ def bench_moves(args: Namespace) -> Iterator[None]:
     refuse_file_name(Path(args.out))
     from minip2p.io.tables import to_csv
 
+    shard, join = read_shard(args)
     methods = parse_methods(args.methods, move_benchmark.METHODS)
     cases = read_move_cases(None if args.cases is None else Path(args.cases))
     check_count(args.count, len(cases))
@@ -143,14 +166,20 @@ def bench_moves(args: Namespace) -> Iterator[None]:
     results = [folder / "table.csv", folder / "table.md", folder / "sheet.png"]
     png.check_writable([folder / "bench.json", *results, *(files.row_file(cases[0], name) for name in methods)])
     jobs = move_benchmark.jobs_of(cases, methods)
-    count = sum(not files.is_done(case, name) for case, names in jobs for name in names)
+    to_run = [] if join is not None else shard.of(jobs)
+    count = sum(not files.is_done(case, name) for case, names in to_run for name in names)
     make_pool = partial(WorkerPool, None, steps) if is_as_shipped(args) else None
     yield
     row = unet_rows(1, pipe.default_guidance, is_read=pipe.unet.reads_guidance)
     advice = "a smaller --count, fewer --methods or --steps take less; an interrupted benchmark continues"
     size = pipe.components.latent_size(None)
     estimate.announce(pipe.components, 2 * row * steps * count, size, pictures=count, batch=2 * row, advice=advice)
-    rows = move_benchmark.run_benchmark(pipe, cases, methods, folder, steps=steps, make_pool=make_pool)
+    rows = move_benchmark.run_benchmark(
+        pipe, cases, methods, folder, steps=steps, shard=shard, join=join, make_pool=make_pool
+    )
+    if args.shard is not None:
+        print(describe_shard(shard, len(to_run), len(jobs), "cases"))
+        return
     summaries = move_tables.summarize_moves(rows, methods)
     write_text(results[0], to_csv(rows))
     write_text(results[1], move_tables.markdown_tables(summaries))
@@ -158,6 +187,17 @@ def bench_moves(args: Namespace) -> Iterator[None]:
     sheet = move_tables.contact_sheet(folder, shown, methods)
     write_sheet(results[2], sheet, f"{len(shown)} pictures, edited", pipe, steps, methods, len(cases))
     print(move_tables.markdown_tables(summaries), *results, move_tables.json_line(summaries), sep="\n")
+
+
+def read_shard(args: Namespace) -> tuple[Shard, list[Path] | None]:
+    """--shard, by default the only one, and the folders of --join; None without it. Raises ValueError."""
+    shard = ALL_UNITS if args.shard is None else Shard.parse(args.shard)
+    return shard, None if args.join is None else [Path(folder) for folder in args.join]
+
+
+def describe_shard(shard: Shard, count: int, total: int, units: str) -> str:
+    """What was run, and what to do when all shards are."""
+    return f"shard {shard.number}/{shard.count}: {count} of {total} {units}; --join writes the tables of all shards"
 
 
 def write_sheet(
@@ -181,19 +221,18 @@ def check_count(count: int | None, cases: int) -> None:
         raise ValueError(f"--count must lie between 1 and {cases}, and is {count}")
 
 
-def announce_benchmark(pipe: Pipeline, cases: Sequence[Case], methods: Sequence[str], folder: Path, steps: int) -> None:
-    """Warns, by a Notice, where the cases that are left take minutes."""
+def announce_benchmark(pipe: Pipeline, jobs: Sequence[tuple[Case, str]], folder: Path, steps: int) -> None:
+    """Warns, by a Notice, where the jobs that are left, each a case by a method, take minutes."""
     rows = pictures = 0
     row = unet_rows(1, pipe.default_guidance, is_read=pipe.unet.reads_guidance)
-    for case in cases:
-        for name in methods:
-            method = edit_benchmark.methods_for(case)[name]
-            if edit_benchmark.result_files(folder).is_done(case, name):
-                continue
-            pictures += 1  # an encoded picture takes about half of the time of a decoded one
-            if method is not None:
-                rows += steps * (estimate.inversion_rows(method.inversion, row) + 2 * row)
-                pictures += 1 + estimate.REFINE_PICTURES * method.vae_refine_steps
+    for case, name in jobs:
+        method = edit_benchmark.methods_for(case)[name]
+        if edit_benchmark.result_files(folder).is_done(case, name):
+            continue
+        pictures += 1  # an encoded picture takes about half of the time of a decoded one
+        if method is not None:
+            rows += steps * (estimate.inversion_rows(method.inversion, row) + 2 * row)
+            pictures += 1 + estimate.REFINE_PICTURES * method.vae_refine_steps
     size = pipe.components.latent_size(edit_benchmark.training_size(pipe))
     advice = "a smaller --count, fewer --methods or --steps take less; an interrupted benchmark continues"
     estimate.announce(pipe.components, rows, size, pictures=pictures, batch=2 * row, advice=advice)

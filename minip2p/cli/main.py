@@ -346,6 +346,7 @@ def add_sweep(commands: Commands) -> None:
         metavar="FOLDER",
         help="a CLIP that scores the edits (default: the judge for the model that ships, else no score)",
     )
+    add_shard_options(sub, "seeds")
     add_model_options(sub)
 
 
@@ -393,6 +394,22 @@ def add_benchmark_options(sub: Parser, methods: str, *, steps: int, out: str) ->
         default=out,
         metavar="FOLDER",
         help=f"the folder of the results; an interrupted benchmark continues there (default: {out})",
+    )
+    add_shard_options(sub, "cases")
+
+
+def add_shard_options(sub: Parser, units: str) -> None:
+    group = sub.add_mutually_exclusive_group()
+    group.add_argument(
+        "--shard",
+        metavar="I/N",
+        help=f"run only the I-th of N parts of the {units}, as 3/8, and write no table; -o may be the folder of all",
+    )
+    group.add_argument(
+        "--join",
+        nargs="*",
+        metavar="FOLDER",
+        help="run nothing: write the tables of all shards, with the results of those that ran in other FOLDERs",
     )
 
 

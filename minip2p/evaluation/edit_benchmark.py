@@ -31,6 +31,7 @@ from minip2p.pipeline import Pipeline
 from minip2p.sampling.progress import progress_bar
 from minip2p.sampling.settings import RunSettings
 from minip2p.sampling.trajectory import Trajectory
+from minip2p.sweeps.shards import ALL_UNITS, Shard
 from minip2p.text.prompt import Prompt
 from minip2p.tiny.judge import Judge
 
@@ -287,6 +288,11 @@ def result_files(folder: Path) -> ResultFiles:
     return ResultFiles(folder, METRICS, REQUIRED_METRICS)
 
 
+def jobs_of(cases: Sequence[Case], methods: Sequence[str]) -> list[tuple[Case, str]]:
+    """Each case by each method. Each is inverted and edited on its own."""
+    return [(case, name) for name in methods for case in cases]
+
+
 def run_benchmark(
     pipe: Pipeline,
     cases: Sequence[Case],
@@ -295,11 +301,15 @@ def run_benchmark(
     *,
     steps: int = RunSettings.steps,
     networks: Networks = Networks(),
+    shard: Shard = ALL_UNITS,
+    join: Sequence[Path] | None = None,
     make_pool: Callable[[], WorkerPool] | None = None,
 ) -> list[Row]:
-    """Runs the unfinished cases and returns all rows, one for each method and case.
+    """Runs the unfinished cases and returns the rows that are finished, one for each method and case.
 
-    make_pool: makes the pool of processes that share the cases; these have the judge and no other network. Raises
+    shard: runs only these of the jobs (`jobs_of`); each process that works in a folder has another. join: runs nothing
+    and copies what is finished in these folders; then all must be. make_pool: makes the pool of processes that share
+    the cases; these have the judge and no other network. Raises
     ValueError for a model that cannot invert photographs, for a folder that holds another benchmark, and for a damaged
     picture or row; all of it is checked before anything runs.
     """
@@ -316,8 +326,10 @@ def run_benchmark(
     files = result_files(folder)
     files.claim(settings)
     files.read(cases, methods)
-    jobs = [(case, name, folder) for name in methods for case in cases if not files.is_done(case, name)]
-    if make_pool is not None and jobs:
+    jobs = [(case, name, folder) for case, name in shard.of(jobs_of(cases, methods)) if not files.is_done(case, name)]
+    if join is not None:
+        files.join(join, settings, jobs_of(cases, methods))
+    elif make_pool is not None and jobs:
         with make_pool() as pool:
             pool.run_all(run_case_in_worker, jobs)
     else:

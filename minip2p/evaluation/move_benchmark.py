@@ -32,6 +32,7 @@ from minip2p.p2p.warp import grid_warp, noise_cells
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.progress import progress_bar
 from minip2p.sampling.trajectory import Trajectory
+from minip2p.sweeps.shards import ALL_UNITS, Shard
 from minip2p.tiny.judge import Judge, Verdict
 
 STEPS = 20
@@ -286,22 +287,28 @@ def run_benchmark(
     folder: Path,
     *,
     steps: int = STEPS,
+    shard: Shard = ALL_UNITS,
+    join: Sequence[Path] | None = None,
     make_pool: Callable[[], WorkerPool] | None = None,
 ) -> list[Row]:
-    """Runs the unfinished cases and returns all rows, one for each method and case that it can edit.
+    """Runs the unfinished cases and returns the rows that are finished, one for each method and case that it can edit.
 
-    make_pool: makes the pool of processes that share the cases. Raises ValueError for a folder that holds another
-    benchmark, and for a damaged row, before anything runs.
+    shard: runs only these of the cases; each process that works in a folder has another. join: runs nothing and copies
+    what is finished in these folders; then all must be. make_pool: makes the pool of processes that share the cases.
+    Raises ValueError for a folder that holds another benchmark, and for a damaged row, before anything runs.
     """
     files = result_files(folder)
-    files.claim({"model": pipe.components.fingerprint, "steps": steps, "cases": [case.description for case in cases]})
+    settings = {"model": pipe.components.fingerprint, "steps": steps, "cases": [case.description for case in cases]}
+    files.claim(settings)
     files.read(cases, methods)
     jobs = [
         (case, left, folder)
-        for case, names in jobs_of(cases, methods)
+        for case, names in shard.of(jobs_of(cases, methods))
         if (left := [name for name in names if not files.is_done(case, name)])
     ]
-    if make_pool is not None and jobs:
+    if join is not None:
+        files.join(join, settings, [(case, name) for case, names in jobs_of(cases, methods) for name in names])
+    elif make_pool is not None and jobs:
         with make_pool() as pool:
             pool.run_all(run_case_in_worker, jobs)
     elif jobs:

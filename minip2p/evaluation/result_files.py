@@ -6,7 +6,7 @@ Each has a file of its own, so that a benchmark that was killed continues, and f
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,10 @@ from torch import Tensor
 from minip2p.io import png
 from minip2p.io.files import claim_results_folder, read_json_value, write_text
 from minip2p.io.images import to_pil
+from minip2p.sweeps.shards import check_shard_folder, copy_files, refuse_unfinished
 from minip2p.validation import is_finite
+
+DESCRIPTION = "the benchmark of other cases or another model"
 
 Row = Mapping[str, Any]
 
@@ -51,8 +54,24 @@ class ResultFiles:
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Claims the folder for these settings. Raises ValueError if it holds other results."""
-        description = "the benchmark of other cases or another model"
-        claim_results_folder(self.folder / "bench.json", self.folder / "rows", settings, description)
+        claim_results_folder(self.folder / "bench.json", self.folder / "rows", settings, DESCRIPTION)
+
+    def join(
+        self, folders: Sequence[Path], settings: Mapping[str, Any], results: Sequence[tuple[AnyCase, str]]
+    ) -> None:
+        """Copies results, each a case by a method, from other folders of the same settings where they are finished.
+
+        Raises ValueError for a folder of other settings, and if a result is finished nowhere.
+        """
+        for folder in folders:
+            check_shard_folder(folder / "bench.json", settings, DESCRIPTION)
+        for case, method in results:
+            names = [file(case, method).relative_to(self.folder) for file in (self.picture_file, self.row_file)]
+            for folder in folders:
+                if not self.is_done(case, method) and replace(self, folder=folder).is_done(case, method):
+                    copy_files(folder, self.folder, names)
+        unfinished = [f"case {case.name} by {method}" for case, method in results if not self.is_done(case, method)]
+        refuse_unfinished(self.folder, unfinished, len(results))
 
     def write(self, case: AnyCase, method: str, figures: Mapping[str, float], picture: Tensor, text: str) -> None:
         """Writes the figures and the picture, 3 H W, of a case. text: what the picture says of itself."""

@@ -3,15 +3,21 @@ the new one, never half of one."""
 
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
+import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from minip2p.io.contents import READ, describe_stand_in
+
+STALE = 3600.0  # seconds after which a temporary file is one that a killed process left
 
 # The text files of a tokenizer, which transformers reads.
 TOKENIZER_FILES = (
@@ -161,8 +167,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """The path that this process writes to before it renames the result to `path`."""
-    return path.with_name(f".{path.name}-{os.getpid()}.partial")
+    """A new path to write to before the result is renamed to `path`. No other process of any machine writes to it."""
+    host = re.sub(r"[^A-Za-z0-9-]", "", platform.node())[:32]
+    return path.with_name(f".{path.name}-{host}-{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -179,24 +186,35 @@ def write_json(path: Path, fields: Mapping[str, Any]) -> None:
 def claim_results_folder(file: Path, results: Path, settings: Mapping[str, Any], description: str) -> None:
     """Claims a folder for one experiment, so that results of different settings are never mixed.
 
-    The first call writes the settings to `file`. A later call with the same settings succeeds (the experiment is
-    resumed) and removes temporary files that a killed process left behind.
+    The first call writes the settings to `file`. A later call with the same settings succeeds: the experiment is
+    resumed, or another process of it works in the folder. Temporary files that a killed process left behind are removed
+    when they are an hour old.
 
     file: the settings file; its folder is the one to claim. results: the folder of the results.
     settings: all that the results depend on, as JSON values. description: what the error calls the folder's contents.
     Raises ValueError if the folder belongs to other settings, or has results but no settings file.
     """
-    text = settings_text(settings)
     if not file.exists() and not results.exists():
-        for stale in file.parent.glob(f".{file.name}-*.partial"):
-            stale.unlink()
-        return write_text(file, text)
-    if not has_settings(file, text):
+        remove_stale(file.parent.glob(f".{file.name}-*.partial"))
+        return write_text(file, settings_text(settings))
+    check_results_folder(file, settings, description)
+    remove_stale(file.parent.rglob(".*.partial"))
+
+
+def check_results_folder(file: Path, settings: Mapping[str, Any], description: str) -> None:
+    """Raises ValueError if a folder of results belongs to other settings; the arguments: `claim_results_folder`."""
+    if not has_settings(file, settings_text(settings)):
         raise ValueError(
             f"{file.parent}: holds {description}{differing_fields(file, settings)}: choose another folder, or remove it"
         )
-    for stale in file.parent.rglob(".*.partial"):
-        stale.unlink()
+
+
+def remove_stale(files: Iterable[Path]) -> None:
+    """Removes those of the files that were last written more than an hour ago. A neighbour may remove them as well."""
+    for file in files:
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > STALE:
+                file.unlink()
 
 
 def settings_text(settings: Any) -> str:

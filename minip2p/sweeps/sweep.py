@@ -31,6 +31,7 @@ from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunSettings, RunStart
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.sweeps.grid import AXES, Grid, label, make_target
+from minip2p.sweeps.shards import ALL_UNITS, Shard, check_shard_folder, copy_files, refuse_unfinished
 
 # Source and edited picture (3 H W in [-1, 1]), their prompts, a mask H W -> further figures, always of the same names.
 Score = Callable[[Tensor, Tensor, str, str, Tensor | None], Mapping[str, float]]
@@ -81,23 +82,33 @@ def sweep(
     *,
     score: Score | None = None,
     scored_by: str | None = None,
+    shard: Shard = ALL_UNITS,
+    join: Sequence[Path] | None = None,
     counter: RowCounter | None = None,
     progress: Callable[[int, RowCounter], Progress] = lambda total, counter: iter,
 ) -> list[dict[str, Any]]:
-    """Runs the unfinished seeds of a grid and returns the whole table, a row for each cell.
+    """Runs the unfinished seeds of a grid and returns the table, a row for each cell that is finished.
 
     score: further figures of each cell. scored_by: the name of what scores; a folder is continued with the same only.
+    shard: runs only these of the seeds; each process that works in a folder has another. join: runs nothing and copies
+    seeds that are finished in these folders; then all must be.
     counter: counts the UNet rows that are run. progress(rows to run, counter) -> the progress bar of the edits.
-    Only one process at a time may work in a folder. Raises ValueError for a folder that holds another grid's results.
+    Raises ValueError for a folder that holds another grid's results.
     """
     jobs = plan_jobs(pipe, grid)
-    claim = {
+    settings = {
         "grid": grid.as_dict(),
         "model": pipe.components.fingerprint,
         "scored": scored_by or getattr(score, "__qualname__", None),
     }
-    claim_results_folder(folder / "grid.json", folder / "parts", claim, "the sweep of another grid or model")
-    unfinished = [job for job in jobs if load_finished(folder, job) is None]  # reads, and so checks, all of them
+    description = "the sweep of another grid or model"
+    for other in join or ():
+        check_shard_folder(other / "grid.json", settings, description)
+    claim_results_folder(folder / "grid.json", folder / "parts", settings, description)
+    if join is not None:
+        return join_jobs(folder, join, jobs)
+    finished = {job.seed: load_finished(folder, job) for job in jobs}  # reads, and so checks, all of them
+    unfinished = [job for job in shard.of(jobs) if finished[job.seed] is None]
     counter = counter or RowCounter()
     components = pipe.counting(counter).components
     bar = progress(sum(job.rows for job in unfinished), counter)
@@ -107,6 +118,21 @@ def sweep(
         png.write_pngs([(folder / name, picture, text) for name, picture, text in pictures])
         write_text(rows_file(folder, job), json.dumps([without_nan(row) for row in rows], indent=1) + "\n")
     return [row for job in jobs for row in load_finished(folder, job) or []]
+
+
+def join_jobs(folder: Path, others: Sequence[Path], jobs: Sequence[SeedJob]) -> list[dict[str, Any]]:
+    """Copies the jobs that are finished in other folders, and returns the whole table.
+
+    Raises ValueError if a job is finished in none.
+    """
+    for job in jobs:
+        for other in others:
+            if load_finished(folder, job) is None and load_finished(other, job) is not None:
+                names = [*map(Path, picture_names(job)), rows_file(Path(), job)]  # the rows last, see `rows_file`
+                copy_files(other, folder, names)
+    rows = {job.seed: load_finished(folder, job) for job in jobs}
+    refuse_unfinished(folder, [f"seed {seed}" for seed, cells in rows.items() if cells is None], len(jobs))
+    return [row for cells in rows.values() for row in cells or []]
 
 
 def job_results(

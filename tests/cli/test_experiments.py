@@ -25,6 +25,8 @@ def test_methods_are_named_or_all():
         (("--count", "0"), "--count must lie between 1 and 301, and is 0"),
         (("--count", "302"), "--count must lie between 1 and 301, and is 302"),
         (("--steps", "0"), "steps must lie between 1 and 1000"),
+        (("--shard", "9/8"), "--shard is I/N, from 1/N to N/N, as 3/8, and not '9/8'"),
+        (("--shard", "1/2", "--join"), "--join: not allowed with argument --shard"),
         (("--cases", "nothere"), "nothere/mapping_file.json: no such file"),
         (("--clip", "nothere"), "nothere"),
         (("--lpips", "nothere"), "nothere: no such file; LPIPS needs a safetensors file"),

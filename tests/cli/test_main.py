@@ -73,6 +73,7 @@ WITHOUT_DEFAULT = {
     "--vae",
 }
 WITHOUT_DEFAULT |= {"--cases", "--count", "--export", "--within", "--move", "--resize", "--duplicate", "--remove"}
+WITHOUT_DEFAULT |= {"--shard", "--join"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -240,7 +241,7 @@ def test_options_are_named_after_the_keywords_that_they_set():
         "fast",
     }
     not_keywords |= {"host", "port", "token", "no_browser", "export", "lpips", "dino"}
-    not_keywords |= {"model", "methods", "cases", "clip", "grid", "file", "targets"}
+    not_keywords |= {"model", "methods", "cases", "clip", "grid", "file", "targets", "shard", "join"}
     for command, sub in subparsers().items():
         assert set(sub.flags) - keywords <= not_keywords, command
     assert subparsers()["edit"].flags["guidance_scale"] == "--guidance"

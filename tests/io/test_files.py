@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -138,7 +140,7 @@ def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path):
     path.write_text("before")
     with pytest.raises(KeyboardInterrupt), atomic_write(path) as partial:
         partial.write_text("half")
-        assert partial == temporary_name(path)
+        assert partial.parent == path.parent and partial.match(".a.txt-*.partial")
         raise KeyboardInterrupt
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"] and path.read_text() == "before"
     with pytest.raises(IsADirectoryError, match="is a folder, and a file of that name was to be written"):
@@ -158,22 +160,34 @@ def claim(folder, **settings):
 def test_a_folder_of_results_is_continued_whatever_wrote_its_settings_anew(tmp_path, change):
     claim(tmp_path)
     (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / ".a.png-1.partial").touch()
     (tmp_path / "grid.json").write_bytes(change((tmp_path / "grid.json").read_bytes()))
     claim(tmp_path)
-    assert not list((tmp_path / "parts").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"grid.json", "parts"}
 
 
-def test_a_claim_that_was_killed_leaves_nothing_behind(tmp_path):
-    (tmp_path / ".grid.json-1.partial").touch()
+def left_behind(path, minutes):
+    """A temporary file that was written so many minutes ago."""
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.utime(path, (0, time.time() - 60 * minutes))
+
+
+@pytest.mark.parametrize("name", [".grid.json-1.partial", "parts/.a.png-1.partial"])
+def test_a_claim_removes_what_a_killed_process_left_and_not_what_a_neighbour_writes(tmp_path, name):
+    if "/" in name:
+        claim(tmp_path)
+    left_behind(tmp_path / name, 59)
     claim(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
+    assert (tmp_path / name).exists()
+    left_behind(tmp_path / name, 61)
+    claim(tmp_path)
+    assert not (tmp_path / name).exists() and (tmp_path / "grid.json").exists()
 
 
-def test_two_processes_write_to_different_temporary_files(tmp_path, monkeypatch):
-    first = temporary_name(tmp_path / "a.png")
-    monkeypatch.setattr("os.getpid", lambda: 1)
-    assert temporary_name(tmp_path / "a.png") != first
+def test_two_processes_of_any_machines_write_to_different_temporary_files(tmp_path, monkeypatch):
+    names = {temporary_name(tmp_path / "a.png").name for _ in range(3)}
+    monkeypatch.setattr("platform.node", lambda: "node/7.cluster " + 99 * "x")
+    assert len(names) == 3 and temporary_name(tmp_path / "b.png").match(".b.png-node7clusterx*-*-*.partial")
 
 
 def test_a_folder_of_results_belongs_to_its_settings(tmp_path):

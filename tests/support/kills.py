@@ -12,7 +12,7 @@ class Killed(BaseException):
 def kill_at_replacement(monkeypatch, moment):
     """Until the patches are undone: the file replacement with this number (from 0) and all later ones raise `Killed`,
     and nothing is cleaned up. The files are then as a SIGKILL at that moment leaves them, temporary files included."""
-    replace, numbers, pid = os.replace, itertools.count(), os.getpid()
+    replace, numbers = os.replace, itertools.count()
 
     def stop(source, target):
         if next(numbers) >= moment:
@@ -20,5 +20,4 @@ def kill_at_replacement(monkeypatch, moment):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", stop)
-    monkeypatch.setattr(os, "getpid", lambda: pid + 1)  # the next process gives its temporary files other names
     monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)

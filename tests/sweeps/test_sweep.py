@@ -40,8 +40,9 @@ def pixels(path):
 
 
 def contents(folder):
-    """The bytes of every file, by its path inside of the folder."""
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The bytes of every file, by its path inside of the folder. What a killed process left half-written is no file."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".partial"]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def test_every_cell_is_the_edit_that_it_names(model, tmp_path):
