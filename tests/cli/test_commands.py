@@ -194,10 +194,10 @@ def test_fast_is_virtual_inversion_in_few_steps(tmp_path, loaded, model):
 
 def test_polish_refines_the_latents_of_the_photograph(tmp_path, loaded, model):
     out = tmp_path / "p.png"
-    assert run("edit", PHOTO, TIGER, "--prompt", CAT, "--polish", 2, "--steps", 2, "-o", out) == 0
-    refined, plain = (model.edit(model.invert(PHOTO, CAT, steps=2, vae_refine_steps=n), TIGER) for n in (2, 0))
+    assert run("edit", PHOTO, TIGER, "--prompt", CAT, "--polish", 6, "--steps", 2, "-o", out) == 0
+    refined, plain = (model.edit(model.invert(PHOTO, CAT, steps=2, vae_refine_steps=n), TIGER) for n in (6, 0))
     assert pixels(out) == refined.image.tobytes() != plain.image.tobytes()
-    assert png_settings(out)[2]["Polish"] == "2"
+    assert png_settings(out)[2]["Polish"] == "6"
 
 
 def test_paste_keeps_the_photographs_pixels_outside_of_the_mask(tmp_path, loaded, model):
