@@ -171,8 +171,8 @@ class UNetConfig(Config):
                 )
         if self.addition_embed_type not in (None, "text_time"):
             raise ValueError(f"addition_embed_type {self.addition_embed_type!r} is not supported")
-        if (width := self.time_cond_proj_dim) is not None and (width < 4 or width % 2):
-            raise ValueError(f"time_cond_proj_dim must be even and at least 4, not {width}")
+        if (guidance_width := self.time_cond_proj_dim) is not None and (guidance_width < 4 or guidance_width % 2):
+            raise ValueError(f"time_cond_proj_dim must be even and at least 4, not {guidance_width}")
 
     def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         """A field with one number for all levels, or one for each level -> one for each level."""

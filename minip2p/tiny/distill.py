@@ -184,10 +184,10 @@ def compile_ahead(folder: Path, size: int, device: torch.device) -> None:
     model = load(folder, device=device)
     model.unet.requires_grad_(False)
     student = deepcopy(model.unet).to(memory_format=torch.channels_last).requires_grad_(True)  # type: ignore[call-overload]
-    side, empty = model.unet.config.sample_size, torch.tensor(model.text.prompt("").ids)
+    side, empty = model.components.latent_size(None), torch.tensor(model.text.prompt("").ids)
     batch = Batch(
-        torch.zeros(size, model.vae.config.latent_channels, side, side, device=device),
-        torch.zeros(size, SLOTS, side, side, device=device),
+        torch.zeros(size, model.vae.config.latent_channels, *side, device=device),
+        torch.zeros(size, SLOTS, *side, device=device),
         empty.to(device).repeat(size, 1),
         torch.zeros(size, len(empty), dtype=torch.long),
     )

@@ -144,9 +144,9 @@ def test_the_names_and_shapes_of_the_official_unet():
     fields = SD15_UNET | {"time_cond_proj_dim": 256}
     theirs = on_meta(diffusers.UNet2DConditionModel, **fields).state_dict()
     with torch.device("meta"):
-        ours = UNet(UNetConfig.from_dict(fields)).state_dict()
-    assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}
-    assert ours["time_embedding.cond_proj.weight"].shape == (320, 256)
+        actual = UNet(UNetConfig.from_dict(fields)).state_dict()
+    assert {name: t.shape for name, t in actual.items()} == {name: t.shape for name, t in theirs.items()}
+    assert actual["time_embedding.cond_proj.weight"].shape == (320, 256)
 
 
 # --- loading and saving
@@ -226,9 +226,9 @@ def test_a_replay_sees_the_attention_of_the_run(model):
         return attend
 
     run = model.generate(PROMPT, seed=1, steps=2, guidance_scale=3.0, attend=observing(seen))
-    again = []
-    replace(run, attend=fused).replay(lambda attend: observing(again))
-    assert len(seen) == len(again) and all(torch.equal(a, b) for a, b in zip(seen, again, strict=True))
+    replayed = []
+    replace(run, attend=fused).replay(lambda attend: observing(replayed))
+    assert len(seen) == len(replayed) and all(torch.equal(a, b) for a, b in zip(seen, replayed, strict=True))
 
 
 @pytest.mark.parametrize("method", ["direct", "edit-friendly", "virtual"])

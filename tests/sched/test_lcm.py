@@ -29,24 +29,24 @@ def test_the_defaults_are_those_of_diffusers():
 
 @pytest.mark.parametrize("fields", CONFIGS)
 def test_the_timesteps_and_the_boundary_condition_are_those_of_diffusers(fields):
-    ours, theirs = schedulers(fields)
-    for n in (1, 2, 3, 4, 7, 8, 16, ours.config.original_inference_steps):
+    scheduler, theirs = schedulers(fields)
+    for n in (1, 2, 3, 4, 7, 8, 16, scheduler.config.original_inference_steps):
         theirs.set_timesteps(n)
-        assert ours.timesteps(n) == theirs.timesteps.tolist()
-        for t in ours.timesteps(n):
-            assert ours.boundary_scalings(t) == theirs.get_scalings_for_boundary_condition_discrete(t)
+        assert scheduler.timesteps(n) == theirs.timesteps.tolist()
+        for t in scheduler.timesteps(n):
+            assert scheduler.boundary_scalings(t) == theirs.get_scalings_for_boundary_condition_discrete(t)
 
 
 @pytest.mark.parametrize("fields", CONFIGS)
 def test_a_run_is_that_of_diffusers(fields):
     """Four steps with the same predictions and the same noise, float32, 1e-4 of the latents' deviation."""
-    ours, theirs = schedulers(fields)
+    scheduler, theirs = schedulers(fields)
     theirs.set_timesteps(4)
     g = torch.Generator().manual_seed(0)
     predictions, noise = torch.randn(4, 1, 4, 8, 8, generator=g), torch.randn(4, 1, 4, 8, 8, generator=g)
     x = y = torch.randn(1, 4, 8, 8, generator=g)
-    for i, (step, t) in enumerate(zip(fresh_noise_steps(ours.steps(4), 1.0), theirs.timesteps, strict=True)):
-        x0, x = ours.predicted_x0(x, predictions[i], step), ours.step(x, predictions[i], step, noise=noise[i])
+    for i, (step, t) in enumerate(zip(fresh_noise_steps(scheduler.steps(4), 1.0), theirs.timesteps, strict=True)):
+        x0, x = scheduler.predicted_x0(x, predictions[i], step), scheduler.step(x, predictions[i], step, noise=noise[i])
         g = Fixed(noise[i])
         result = theirs.step(predictions[i], int(t), y, generator=g)
         torch.testing.assert_close(x0, result.denoised, atol=1e-4 * float(result.denoised.std()), rtol=1e-4)
@@ -70,27 +70,27 @@ class Fixed:
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_the_prediction_between_two_latents_leads_from_one_to_the_other(fields, eta):
     """And x_0 between them is the one that was predicted, boundary condition included. Float64, 1e-6."""
-    ours = schedulers(fields)[0]
+    scheduler = schedulers(fields)[0]
     x, prediction, noise = torch.randn(3, 1, 4, 8, 8, dtype=torch.float64)
-    for step in fresh_noise_steps(ours.steps(4), eta):
-        end = ours.step(x, prediction, step, noise=noise)
+    for step in fresh_noise_steps(scheduler.steps(4), eta):
+        end = scheduler.step(x, prediction, step, noise=noise)
         torch.testing.assert_close(
-            ours.x0_between(x, end, step, noise), ours.predicted_x0(x, prediction, step), atol=1e-6, rtol=1e-6
+            scheduler.x0_between(x, end, step, noise), scheduler.predicted_x0(x, prediction, step), atol=1e-6, rtol=1e-6
         )
-        between = ours.prediction_between(x, end, step, noise)
-        torch.testing.assert_close(ours.step(x, between, step, noise=noise), end, atol=1e-6, rtol=1e-6)
+        between = scheduler.prediction_between(x, end, step, noise)
+        torch.testing.assert_close(scheduler.step(x, between, step, noise=noise), end, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(between, prediction, atol=1e-5, rtol=1e-5)
 
 
 def test_inversion_by_ddim_takes_the_same_timesteps_to_the_picture_itself():
-    ours = schedulers({})[0]
-    steps = ours.steps(4)
+    scheduler = schedulers({})[0]
+    steps = scheduler.steps(4)
     assert [step.t for step in steps] == [999, 759, 499, 259] and steps[-1].alpha_cumprod_prev == 1
     assert [step.alpha_cumprod for step in steps[1:]] == [step.alpha_cumprod_prev for step in steps[:-1]]
     assert all(step.sigma is None for step in steps)
     ddim = DDIMScheduler(SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"))
     x, prediction = torch.randn(2, 1, 4, 8, 8)
-    assert torch.equal(ours.step(x, prediction, steps[1], "invert"), ddim.step(x, prediction, steps[1], "invert"))
+    assert torch.equal(scheduler.step(x, prediction, steps[1], "invert"), ddim.step(x, prediction, steps[1], "invert"))
 
 
 @pytest.mark.parametrize("steps", [0, 51, 2.5])

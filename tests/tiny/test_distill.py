@@ -152,13 +152,13 @@ def test_a_killed_distillation_resumes_exactly(teacher, tmp_path, monkeypatch):
     uninterrupted, killed = Scenes(), Scenes()
     expected, done = train(teacher, tmp_path / "a", 3, uninterrupted)
     train(teacher, tmp_path / "b", 1, killed)
-    resumed, again = train(teacher, tmp_path / "b", 3, killed)
-    assert done == again == 3 and killed.requests == uninterrupted.requests == [(0, 0), (1, 64), (2, 128)]
+    resumed, resumed_steps = train(teacher, tmp_path / "b", 3, killed)
+    assert done == resumed_steps == 3 and killed.requests == uninterrupted.requests == [(0, 0), (1, 64), (2, 128)]
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
     (a,), (b,) = (list((tmp_path / name).glob("*/checkpoint.safetensors")) for name in "ab")
     assert a.parent.name == b.parent.name == f"distil-{teacher.components.fingerprint[:8]}"
-    ours, theirs = load_file(a), load_file(b)
-    assert ours.keys() == theirs.keys() and all(torch.equal(t, theirs[name]) for name, t in ours.items())
+    first, second = load_file(a), load_file(b)
+    assert first.keys() == second.keys() and all(torch.equal(t, second[name]) for name, t in first.items())
     assert any(not torch.equal(tensor, teacher.unet.state_dict()[name]) for name, tensor in expected.items())
 
 
