@@ -338,6 +338,8 @@ def check_source_options(args: Namespace) -> None:
 def check_inversion(args: Namespace) -> None:
     """Raises ValueError for a negative prompt, or first steps to skip, that the inversion of a photograph does not
     take."""
+    if args.fast and args.method not in (None, FAST_METHOD):
+        raise ValueError(f"--fast is --method {FAST_METHOD} in few steps: leave out --fast or --method {args.method}")
     if args.method in PROMPT_AS_NEGATIVE and args.negative_prompt not in (None, "", args.prompt):
         raise ValueError(
             f"--negative: --method {args.method} makes the photograph's prompt the negative prompt, and takes no other"
@@ -348,8 +350,11 @@ def check_inversion(args: Namespace) -> None:
             raise ValueError(f"--skip: edits of {method} inversion take every step; --method virtual can skip some")
         check_number("skip", args.skip, 1)
 
-    if args.fast and args.method not in (None, FAST_METHOD):
-        raise ValueError(f"--fast is --method {FAST_METHOD} in few steps: leave out --fast or --method {args.method}")
+
+def method_of(args: Namespace) -> str:
+    """The method of inversion that the options name."""
+    return FAST_METHOD if args.fast else args.method or DEFAULT_METHOD
+
 
 def announce_prompts(prompts: Sequence[str]) -> None:
     """Warns, by a Notice, of an empty prompt, as of a shell's variable that is not set."""
@@ -361,11 +366,6 @@ def announce_guidance(pipe: Pipeline, args: Namespace, start: RunStart) -> RunSt
     """The start of a run, after a Notice where its guidance leaves the prompt or the negative prompt out."""
     scale = start.guidance_scale
     is_read, image = pipe.unet.reads_guidance, start.conditioning.image
-def method_of(args: Namespace) -> str:
-    """The method of inversion that the options name."""
-    return FAST_METHOD if args.fast else args.method or DEFAULT_METHOD
-
-
     rows = {branch.kind for branch in guidance_branches(1, scale, image=image, is_read=is_read)}
     if args.negative_prompt and rows == {"conditional"}:
         message = f"--negative has no effect at guidance {scale:g}, which is without guidance: give another --guidance"

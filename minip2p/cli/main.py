@@ -555,6 +555,13 @@ def add_inversion_options(group: Group) -> None:
         "(default: direct, which reconstructs the VAE's version of the photograph exactly)",
     )
     group.add_argument(
+        "--fast",
+        action="store_const",
+        const=True,
+        help="few rows of the UNet: --method virtual, which inverts nothing, in 15 steps, or 4 with the scheduler lcm; "
+        "--steps changes that",
+    )
+    group.add_argument(
         "--skip",
         type=number,
         metavar="SHARE",
@@ -593,13 +600,6 @@ def add_model_options(sub: Parser) -> None:
     group.add_argument("--vae", metavar="PATH", help="another VAE: a folder, a file, or org/name")
     group.add_argument(
         "--scheduler",
-    group.add_argument(
-        "--fast",
-        action="store_const",
-        const=True,
-        help="few rows of the UNet: --method virtual, which inverts nothing, in 15 steps, or 4 with the scheduler lcm; "
-        "--steps changes that",
-    )
         choices=("ddim", "lcm"),
         help="how runs are sampled: ddim, or lcm for consistency models, such as a model with an LCM-LoRA, with 4 to 8 "
         "--steps (default: lcm where the model's configuration names LCMScheduler, else ddim)",
