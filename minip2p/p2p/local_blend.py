@@ -204,9 +204,9 @@ class LocalBlendState:
         if blend.mask is not None:
             mask = mask_to_latent(blend.mask, size)
         else:
-            named = ((self.source, blend.source), (self.target, blend.target))
-            places = [heatmap_to_mask(h.total[0], size, blend.threshold, blend.pool) for h, words in named if words]
-            mask = reduce(torch.maximum, places)
+            heats = [heat for heat, words in ((self.source, blend.source), (self.target, blend.target)) if words]
+            masks = [heatmap_to_mask(heat.total[0], size, blend.threshold, blend.pool) for heat in heats]
+            mask = reduce(torch.maximum, masks)
         for heat, words in ((self.source, blend.without_source), (self.target, blend.without_target)):
             if words:
                 places = heatmap_to_mask(heat.total[1], size, blend.without_threshold, pool=False)
