@@ -200,10 +200,16 @@ def test_maps_and_rankings_are_those_that_the_server_has_sent(page):
     page.locator("#source-view .inspector input[type=checkbox]").check()
     place = page.locator("#source-view .picture")
     box = place.bounding_box()
-    place.hover(position={"x": u * box["width"], "y": v * box["height"]})
-    shares = np.mean(enlarged, 0)[int(v * finest), int(u * finest)]
-    expected = [header["tokens"][n]["text"] for n in np.argsort(-shares, kind="stable")]
-    assert page.locator("#source-view .ranks .name").all_text_contents() == expected
+    cat = np.mean(enlarged, 0)[..., 2]
+    y, x = np.unravel_index(np.abs(cat - cat.T).argmax(), cat.shape)  # rows are not columns
+    place.hover(position={"x": (x + 0.5) / finest * box["width"], "y": (y + 0.5) / finest * box["height"]})
+    assert np.abs(cat - cat.T).max() > 0.05
+    names, shown = (page.locator(f"#source-view .ranks .{part}").all_text_contents() for part in ("name", "share"))
+    shares = {
+        name: float(text.removesuffix(" %").removeprefix("< ")) / 100 for name, text in zip(names, shown, strict=True)
+    }
+    expected = {token["text"]: np.mean(enlarged, 0)[y, x, n] for n, token in enumerate(header["tokens"])}
+    assert shares == pytest.approx(expected, abs=0.006) and names == sorted(expected, key=expected.get, reverse=True)
 
 
 def test_words_that_the_model_does_not_know_are_marked(page):
