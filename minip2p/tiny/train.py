@@ -53,7 +53,7 @@ from minip2p.vae import VAE
 GPU_BATCHES = 256, 512, 1024, 2048  # of the UNet; the fastest is taken
 STORE_BATCH = 32  # pictures of the VAE in a step, where pictures come from a store
 STORE_VAE_STRIDE = 8  # they are that many times the four pictures of the recipe
-STORE_JUDGE_STRIDE = 8
+STORE_JUDGE_STRIDE = 4
 STORE_DECODER_BATCH, STORE_DECODER_RATE = 192, 1e-3
 DISTIL_BATCH = 512
 COMPILER_SECONDS = 60  # to wait for a compiler that has run ahead
@@ -204,7 +204,7 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
     unet_stage(options, vae, vae_steps, store, stop_at - later, compiled_ahead=is_compiled)
     if options.distil:
         predict = predict_with_maps
-        if is_compiled and ends_well(compiler):
+        if is_compiled and compiler is not None and ends_well(compiler):
             predict = torch.compile(predict_with_maps, dynamic=False)
         distil_stage(options, store, stop_at - 60 * options.judge, predict)
     if options.judge:

@@ -281,7 +281,9 @@ def compile_ahead(size: int, device: torch.device) -> None:
     denoiser.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     denoiser.to(device)
     ids = torch.zeros(size, load_tokenizer().model_max_length, dtype=torch.long, device=device)
-    x0 = torch.zeros(size, UNET_CONFIG.in_channels, UNET_CONFIG.sample_size, UNET_CONFIG.sample_size, device=device)
+    side = UNET_CONFIG.sample_size
+    assert isinstance(side, int)
+    x0 = torch.zeros(size, UNET_CONFIG.in_channels, side, side, device=device)
     alphas_cumprod = DDIMScheduler(SCHEDULER_CONFIG).alphas_cumprod.to(device)
     loss, maps = denoising_loss(
         torch.compile(denoiser, dynamic=False), alphas_cumprod, x0, ids, seeded_generator(0, device=device)
