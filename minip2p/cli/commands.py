@@ -33,6 +33,7 @@ from minip2p.cli.options import (
     seeds_to_run,
 )
 from minip2p.cli.paths import PICTURE_SUFFIX, RUN_SUFFIX, check_source
+from minip2p.cli.planning import check_instruction, follow_instruction, write_arguments
 from minip2p.errors import Notice
 from minip2p.inversion.methods import METHODS
 from minip2p.io import png, viz
@@ -78,22 +79,31 @@ def generate(args: Namespace) -> Iterator[None]:
 def edit(args: Namespace) -> Iterator[None]:
     """Edits a picture. Writes a picture for each target, the source, and a strip with a row for each target."""
     check_source_options(args)
+    check_instruction(args)
     check_paste(args)
     changes, seeds = edit_options(args), seeds_to_run(args)
     EditOptions(**changes)
     pipe = load_model(args)
     source = open_source(pipe, args)
+    caption = source.prompt if isinstance(source, Trajectory) else args.prompt or source
+    plan = None if args.tell is None else follow_instruction(args, caption)
     jobs = [(seed, edit_paths(args, seed_in_name(args, source, seed), len(seeds) > 1)) for seed in seeds]
     paths = [path for _, job_paths in jobs for path in job_paths]
     photo = [] if args.prompt is None else [args.source]
     check_outputs(args, paths, [args.mask, args.region, *photo, *weight_paths(args), *pipe_files(pipe)])
     start = source if isinstance(source, Trajectory) else prepare_source(pipe, args)
     announce_prompts(args.targets)
+    if plan is not None:
+        rows, columns = (pipe.vae.stride * side for side in latent_size_of(start))
+        write_arguments(args, plan, (rows, columns))
+        changes = edit_options(args) | {"local_blend": plan.blend}
     changes |= read_masks(args, pipe, start)
     check_words(pipe, changes, start.prompt, args.targets)
     without_objects = {name: value for name, value in changes.items() if name not in OBJECT_OPTIONS}
     make_targets(pipe.components, start, args.targets, EditOptions(**without_objects))
     yield
+    if plan is not None:
+        print(plan.to_json(), flush=True)
     announce_command(pipe, args)
     for seed, job_paths in jobs:
         edit_once(pipe, args, source, seeded_options(args, seed), job_paths, changes)

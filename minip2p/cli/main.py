@@ -42,6 +42,7 @@ examples, which run in this order:
   minip2p edit "a cat on the beach" "a tiger on the beach" --seed 1
   minip2p edit "a red car on the street" "a blue car on the street" \\
     --cross .6 --cross blue=0 --blend car
+  minip2p plan "make the cat a tiger" --caption "a cat on the beach"
   minip2p edit "a house in the fog" "a house in the fog" \\
     --reweight fog=2 --reweight house=.5
   minip2p generate "a cat on the beach" --seed 2 --record cat.safetensors
@@ -62,7 +63,7 @@ with files of your own:
 """
 
 
-TEXT_OPTIONS = ("--negative", "--prompt")  # whose value may begin with a hyphen
+TEXT_OPTIONS = ("--negative", "--prompt", "--tell", "--caption")  # whose value may begin with a hyphen
 
 # Words in the options of other tools, and ours: --num_inference_steps and --cfg-scale are --steps and --guidance.
 OTHER_NAMES: Mapping[str, str] = MappingProxyType(
@@ -184,6 +185,7 @@ def parser() -> Parser:
     add_demo(commands)
     add_generate(commands)
     add_edit(commands)
+    add_plan(commands)
     add_invert(commands)
     add_instruct(commands)
     add_inpaint(commands)
@@ -225,7 +227,10 @@ def add_edit(commands: Commands) -> None:
         metavar="SOURCE",
         help="the prompt of the picture to edit; the file of a run (.safetensors); or, with --prompt, a photograph",
     )
-    sub.add_argument("targets", metavar="TARGET", nargs="+", help="the prompt of the edited picture")
+    sub.add_argument("targets", metavar="TARGET", nargs="*", help="the prompt of the edited picture")
+    instruction = sub.add_argument_group("instruction instead of TARGET")
+    instruction.add_argument("--tell", metavar="TEXT", help='what to change: "make the cat a tiger"; prints the plan')
+    add_planner_options(instruction)
     group = add_output_options(sub)
     group.add_argument(
         "--paste",
@@ -240,6 +245,13 @@ def add_edit(commands: Commands) -> None:
     add_photo_options(sub)
     add_run_options(sub)
     add_model_options(sub)
+
+
+def add_plan(commands: Commands) -> None:
+    sub = add_command(commands, "plan", "print what an instruction asks for, as the plan of an edit (JSON)", "planning")
+    sub.add_argument("instruction", metavar="INSTRUCTION", help='what to change, as "make the cat a tiger"')
+    sub.add_argument("--caption", required=True, metavar="TEXT", help="what the picture shows: its prompt")
+    add_planner_options(sub)
 
 
 def add_invert(commands: Commands) -> None:
@@ -465,6 +477,16 @@ def add_run_options(sub: Parser, seed: bool = True) -> Group:
     return group
 
 
+def add_planner_options(group: Parser | Group) -> None:
+    group.add_argument(
+        "--by",
+        metavar="URL",
+        help="plan by a language model of an OpenAI-compatible server, as http://localhost:11434/v1; a key is read "
+        "from OPENAI_API_KEY (default: the planner that ships)",
+    )
+    group.add_argument("--by-model", metavar="NAME", help="the model of --by (default: the only one that it has)")
+
+
 def add_edit_options(sub: Parser) -> None:
     group = sub.add_argument_group("edit")
     group.add_argument(
@@ -638,7 +660,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stages = command(args)
             with held_notices():
                 next(stages)
-            if argv is None and args.module != "show":
+            if argv is None and args.module not in ("show", "planning"):
                 choose_threads()
             for _ in stages:
                 pass

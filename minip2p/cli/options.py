@@ -212,6 +212,7 @@ def edit_settings(args: Namespace) -> dict[str, str]:
         return ", ".join(f"{word}={value}" if word else value for word, value in split_by_word(texts).items())
 
     values = {
+        "Instruction": args.tell,
         "Cross": join([f"{EditOptions.cross_replace}", *(args.cross_replace or ())]),
         "Self": args.self_replace or f"{EditOptions.self_replace}",
         "Kind": args.kind or EditOptions.kind,

@@ -127,6 +127,12 @@ class Plan:
             raise ValueError(f"the plan changes nothing: its target is the caption {caption!r}")
         return self
 
+    @property
+    def blend(self) -> LocalBlend | None:
+        """The local blend of `local_blend`, with the settings that docs/results.md measures as `direct+mask`."""
+        words = self.local_blend
+        return None if words is None else LocalBlend(words[:1], words[1:], threshold="otsu", pool=False)
+
     def apply_to(self, options: EditOptions, size: tuple[int, int]) -> EditOptions:
         """The options of an edit with those of the plan. size: rows and columns of the picture, in pixels.
 
@@ -137,12 +143,11 @@ class Plan:
             name: {word: (x * columns, y * rows) for word, (x, y) in getattr(self, name).items()} or None
             for name in ("move", "duplicate")
         }
-        blend = self.local_blend
         values: dict[str, Any] = {
             "cross_replace": self.cross_replace,
             "self_replace": self.self_replace,
             "reweight": dict(self.reweight) or None,
-            "local_blend": blend and LocalBlend(blend[:1], blend[1:], threshold="otsu", pool=False),
+            "local_blend": self.blend,
             "resize": dict(self.resize) or None,
             "remove": list(self.remove) or None,
             **shifts,
@@ -155,7 +160,7 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON, which `read_plan` reads."""
         blend = self.local_blend
-        values = {
+        values: dict[str, Any] = {
             "target": self.target,
             "kind": self.kind,
             "cross_replace": self.cross_replace,

@@ -221,7 +221,7 @@ def test_options_are_named_after_the_keywords_that_they_set():
     """So an error of the library names the option. What no keyword has is of the command line alone."""
     keywords = {
         name
-        for function in (Pipeline.edit, Pipeline.instruct, Pipeline.invert, minip2p.load)
+        for function in (Pipeline.edit, Pipeline.instruct, Pipeline.invert, minip2p.load, minip2p.plan)
         for name in inspect.signature(function).parameters
     }
     keywords |= {name for method in METHODS.values() for name in inspect.signature(method).parameters}
@@ -239,6 +239,7 @@ def test_options_are_named_after_the_keywords_that_they_set():
         "lora",
         "embedding",
         "fast",
+        "tell",
     }
     not_keywords |= {"host", "port", "token", "no_browser", "export", "lpips", "dino"}
     not_keywords |= {"model", "methods", "cases", "clip", "grid", "file", "targets", "shard", "join"}

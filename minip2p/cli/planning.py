@@ -1,0 +1,60 @@
+"""Instructions on the command line: `minip2p plan` prints a plan, and `minip2p edit --tell` follows one."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+
+from minip2p.cli.options import OBJECT_OPTIONS
+from minip2p.planner.plan import Plan
+from minip2p.planner.planners import plan as make_plan
+
+PLANNED = ("cross_replace", "self_replace", "kind", "reweight", "local_blend", "threshold", "mask", *OBJECT_OPTIONS)
+
+
+def plan(args: Namespace) -> Iterator[None]:
+    """Prints the plan of an instruction as JSON."""
+    made_plan = make_plan(args.instruction, args.caption, by=args.by, by_model=args.by_model)
+    yield
+    print(made_plan.to_json())
+
+
+def check_instruction(args: Namespace) -> None:
+    """Ends the program without targets and without --tell. Raises ValueError for options that do not go with --tell."""
+    flags = args.parser.flags
+    if args.tell is None:
+        if not args.targets:
+            args.parser.error("the following arguments are required: TARGET, or an instruction with --tell")
+        if unused := [flags[name] for name in ("by", "by_model") if getattr(args, name) is not None]:
+            raise ValueError(f"{unused[0]} is a planner for --tell, which is missing")
+        return
+    if args.targets:
+        raise ValueError("--tell makes the target from the instruction: leave TARGET out, or --tell")
+    if unused := [flags[name] for name in PLANNED if getattr(args, name)]:
+        raise ValueError(f"{unused[0]} is what the plan of --tell says: leave it out, or give a TARGET")
+
+
+def follow_instruction(args: Namespace, caption: str) -> Plan:
+    """The plan of --tell for a picture of this caption. Its target becomes the command's."""
+    made_plan = make_plan(args.tell, caption, by=args.by, by_model=args.by_model)
+    args.targets = [made_plan.target]
+    return made_plan
+
+
+def write_arguments(args: Namespace, made_plan: Plan, size: tuple[int, int]) -> None:
+    """Sets the options of `edit` as the plan says, so that they are checked and stored as if they were typed.
+
+    size: rows and columns of the picture, in pixels.
+    """
+    rows, columns = size
+    args.cross_replace, args.self_replace = [share_text(made_plan.cross_replace)], share_text(made_plan.self_replace)
+    args.reweight = [f"{word}={weight:g}" for word, weight in made_plan.reweight.items()]
+    args.resize = [f"{word}:{factor:g}" for word, factor in made_plan.resize.items()]
+    args.remove = list(made_plan.remove)
+    for name, shifts in (("move", made_plan.move), ("duplicate", made_plan.duplicate)):
+        vars(args)[name] = [f"{word}:{x * columns:g},{y * rows:g}" for word, (x, y) in shifts.items()]
+    if made_plan.local_blend is not None:
+        args.local_blend, args.threshold = ":".join(made_plan.local_blend), "otsu"
+
+
+def share_text(share: object) -> str:
+    """A step share as it is typed: "0.8", "0.2:0.8"."""
+    return ":".join(map(str, share)) if isinstance(share, tuple) else str(share)

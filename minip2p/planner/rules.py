@@ -1,0 +1,442 @@
+"""From the words that the tagger has marked to a plan: the rules that find words in the caption and write the target.
+
+They only copy: each word of a target is the caption's or the instruction's, but for articles, for the prepositions of
+`minip2p.planner.lexicon` and for "and", "with" and "of".
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from minip2p.planner.lexicon import (
+    ARTICLES,
+    COLOURS,
+    DETERMINERS,
+    DOWNWARDS,
+    EXCLUSIVE,
+    LEFTWARDS,
+    LESS,
+    MANNERS,
+    MORE,
+    NONE,
+    NUMBERS,
+    ON_PLACES,
+    PLACE_PREPOSITIONS,
+    PREPOSITIONS,
+    PRONOUNS,
+    RIGHTWARDS,
+    SLIGHTLY,
+    STOPS,
+    STRONGLY,
+    STUFF_OF,
+    STYLES,
+    TIMES,
+    TURNS,
+    UPWARDS,
+    WEATHER,
+    article_for,
+    stem,
+)
+from minip2p.planner.plan import Plan
+from minip2p.planner.tagger import Reading
+from minip2p.text.prompt import normalize_text, word_spans
+
+SHIFTS = (0.125, 0.25, 0.4)  # shares of the picture: slightly, without an amount, strongly
+GROWTHS = (1.2, 1.5, 2.0)  # factors of the size; smaller is 1 / factor
+WEIGHTS = (1.5, 2.0, 3.0)  # of a word; less is 1 / weight
+DUPLICATE_SHIFT = 0.3  # to the right, or in the direction that is named
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption with its words. low: as they are compared. spans: where they are in the text."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    low: tuple[str, ...]
+
+    @classmethod
+    def read(cls, text: str) -> "Caption":
+        spans = tuple(word_spans(text))
+        return cls(text, spans, tuple(normalize_text(text[a:b]) for a, b in spans))
+
+    def replaced(self, start: int, stop: int, new: Sequence[str]) -> str:
+        """The text with words start … stop − 1 replaced. Words are inserted before a word if start is stop."""
+        if start == stop:
+            a = b = self.spans[start][0] if start < len(self.spans) else len(self.text)
+        else:
+            a, b = self.spans[start][0], self.spans[stop - 1][1]
+        before, after = self.text[:a], self.text[b:]
+        middle = " ".join(new)
+        before += " " if before and not before[-1].isspace() else ""
+        middle += " " if middle and after[:1].isalnum() else ""
+        return correct_articles(tidy(before + middle + after), start)
+
+    def find(self, words: Sequence[str]) -> tuple[int, int]:
+        """[start, stop) of the words, or of words of the same stems. Raises ValueError."""
+        low = [normalize_text(word) for word in words]
+        for form in (lambda word: word, stem):
+            wanted, text = [form(word) for word in low], [form(word) for word in self.low]
+            for n in range(len(text) - len(wanted) + 1):
+                if text[n : n + len(wanted)] == wanted:
+                    return n, n + len(wanted)
+        raise ValueError(f"{' '.join(words)!r} is not in the caption {self.text!r}: use its words")
+
+    def subject(self) -> tuple[int, int]:
+        """[start, stop) of the first noun that is neither a style's nor a place's. Raises ValueError."""
+        start = self.after_style()
+        if start == len(self.low):
+            raise ValueError(f"the caption {self.text!r} names no object")
+        if self.low[start] in PLACE_PREPOSITIONS and "," in self.text:
+            start = next((n for n, (a, _) in enumerate(self.spans) if a > self.text.index(",")), start)
+        start += start + 1 < len(self.low) and self.low[start] in DETERMINERS
+        stop = start + 1
+        while stop < len(self.low) and not self.ends_before(stop):
+            stop += 1
+        return stop - 1, stop
+
+    def ends_before(self, n: int) -> bool:
+        """Whether a noun phrase ends before word n: at a preposition, a verb, an article or punctuation."""
+        between = self.text[self.spans[n - 1][1] : self.spans[n][0]]
+        is_verb = self.low[n].endswith("ing") and len(self.low[n]) > 5
+        return self.low[n] in STOPS | DETERMINERS or is_verb or not between.isspace()
+
+    def phrase_start(self, noun: int) -> int:
+        """Where the noun phrase of a noun begins, at its article if it has one."""
+        start = noun
+        while start and not self.ends_before(start) and noun - start < 4:
+            start -= 1
+        if start and self.low[start] not in DETERMINERS and self.low[start - 1] in DETERMINERS:
+            start -= 1
+        return start
+
+    def after_style(self) -> int:
+        """The word after "a watercolor of"; 0 where the caption does not begin so."""
+        if "of" in self.low[:6]:
+            n = self.low.index("of")
+            if n and self.low[n - 1] in STYLES:
+                return n + 1
+        return 0
+
+    def end(self) -> int:
+        """The word at which a style at the end begins, as ", watercolor"; else the number of words."""
+        comma = self.text.rfind(",")
+        tail = [n for n, (a, _) in enumerate(self.spans) if a > comma >= 0]
+        begins_with_place = self.low[:1] and self.low[0] in PLACE_PREPOSITIONS and self.text.count(",") == 1
+        if not tail or begins_with_place:
+            return len(self.low)
+        is_style = self.low[-1] in STYLES | MANNERS or self.low[tail[0] : tail[0] + 3] == ("in", "the", "style")
+        return tail[0] if is_style else len(self.low)
+
+    def places(self) -> list[tuple[int, int]]:
+        """[start, stop) of each phrase of place, time and weather, with its preposition."""
+        phrases = []
+        for n, word in enumerate(self.low[: self.end()]):
+            if word in PLACE_PREPOSITIONS - {"next", "beside"} and n + 1 < len(self.low):
+                stop = n + 1
+                while (
+                    stop < self.end()
+                    and (stop == n + 1 or self.low[stop] not in STOPS)
+                    and (stop == n + 1 or self.text[self.spans[stop - 1][1] : self.spans[stop][0]].isspace())
+                ):
+                    stop += 1
+                phrases.append((n, stop))
+        return phrases
+
+    def insert_at_end(self, words: Sequence[str]) -> str:
+        """The text with words at its end, before a style."""
+        end = self.end()
+        if end == len(self.low):
+            return tidy(f"{self.text.rstrip(' .')} {' '.join(words)}")
+        comma = self.text.rfind(",")
+        return tidy(f"{self.text[:comma]} {' '.join(words)}{self.text[comma:]}")
+
+
+def write_plan(reading: Reading, caption: str) -> Plan:
+    """The plan of a reading for a caption. Raises ValueError, one line, for words that are missing."""
+    if reading.intent == "several":
+        raise ValueError("the instruction asks for several changes: say one, edit, and say the next")
+    if reading.intent == "other":
+        raise ValueError("this is not understood as an edit: say it as 'make the cat a tiger' or 'more fog'")
+    text = Caption.read(caption)
+    plan = RULES[reading.intent](reading, text)
+    return plan.check(caption)
+
+
+# --- an intent each
+
+
+def plan_swap(reading: Reading, caption: Caption) -> Plan:
+    start, stop = old_place(reading, caption)
+    new = needed(reading, "new", "what comes instead")
+    first = caption.phrase_start(start)
+    if normalize_text(new[0]) in ARTICLES | {"the", "this", "that"}:
+        there = caption.low[first] if caption.low[first] in DETERMINERS else ""
+        if there and there not in ARTICLES | {"the", "my", "your", "his", "her", "its", "our", "their"}:
+            start = first  # "two cats" become "a tiger"
+        elif there:
+            new = new[1:]
+    elif normalize_text(new[0]) in DETERMINERS or (caption.low[first] in ARTICLES and is_plural(new[-1])):
+        start = first
+    if not new:
+        raise ValueError("it is not said what comes instead: say it as 'make the cat a tiger'")
+    if len(new) > 1 and start > first and caption.low[first] in DETERMINERS and normalize_text(new[0]) not in ARTICLES:
+        start = first + 1  # "a red car" becomes "a blue truck", not "a red blue truck"
+    return Plan(target=caption.replaced(start, stop, new), kind="swap")
+
+
+def plan_attribute(reading: Reading, caption: Caption) -> Plan:
+    _, stop = old_place(reading, caption)
+    new = [word for word in needed(reading, "new", "the new look") if normalize_text(word) not in DETERMINERS | {"in"}]
+    if not new:
+        raise ValueError("the new look is not named: say it as 'make the car blue'")
+    noun, low = stop - 1, normalize_text(new[-1])
+    group = next((group for group in EXCLUSIVE if low in group), frozenset())
+    modifiers = range(caption.phrase_start(noun), noun + 1)
+    old = next((n for n in modifiers if caption.low[n] in group), None)
+    blend = None if caption.low[noun] in group else (caption.low[noun], caption.low[noun])
+    if old is not None:
+        return Plan(target=caption.replaced(old, old + 1, new), kind="attribute", local_blend=blend)
+    position = next((n for n in modifiers if caption.low[n] in COLOURS and n < noun), noun)
+    return Plan(target=caption.replaced(position, position, new), kind="attribute", local_blend=blend)
+
+
+def plan_add(reading: Reading, caption: Caption) -> Plan:
+    new = list(needed(reading, "new", "what is added"))
+    stuff = stuff_phrase(new)
+    if stuff:
+        return Plan(target=caption.insert_at_end(stuff), kind="add")
+    if normalize_text(new[0]) not in DETERMINERS and not is_plural(new[-1]):
+        new = [article_for(new[0]), *new]
+    neighbour = reading.marked("beside")
+    if neighbour and normalize_text(neighbour[0]) not in PRONOUNS:
+        stop = caption.find(neighbour)[1]
+        return Plan(target=caption.replaced(stop, stop, [relation(reading), *new]), kind="add")
+    stop, end = caption.subject()[1], caption.end()
+    place = next((start for start, _ in caption.places() if start >= max(stop, 1)), end)
+    words = ["and", *new]
+    target = caption.insert_at_end(words) if place == end else caption.replaced(place, place, words)
+    return Plan(target=target, kind="add")
+
+
+def plan_remove(reading: Reading, caption: Caption) -> Plan:
+    start, stop = old_place(reading, caption)
+    words = " ".join(caption.low[start:stop])
+    if stem(caption.low[stop - 1]) in {stem(word) for word in WEATHER}:
+        return Plan(target=caption.text, kind="strength", reweight={words: 0.0})
+    return Plan(target=caption.text, kind="remove", remove=(words,))
+
+
+def plan_restyle(reading: Reading, caption: Caption) -> Plan:
+    new = list(needed(reading, "new", "the style"))
+    start, end = caption.after_style(), caption.end()
+    bare = caption.text[caption.spans[start][0] :] if start else caption.text
+    if end < len(caption.low):
+        bare = bare[: bare.rfind(",")]
+    low = [normalize_text(word) for word in new]
+    while low and low[0] in ("as", "into", "to"):
+        new, low = new[1:], low[1:]
+    if low and low[-1] in STYLES:
+        words = new[1:] if low[0] in ARTICLES | {"the"} else new
+        return Plan(target=f"{article_for(words[0])} {' '.join(words)} of {bare}", kind="restyle")
+    if low[:1] == ["like"]:
+        new = ["in", "the", "style", "of", *new[1:]]
+    elif low and low[0] in ARTICLES | {"the"}:
+        new = new[1:]
+    if not new:
+        raise ValueError("the style is not named: say it as 'make it a watercolor'")
+    return Plan(target=f"{bare.rstrip(' .')}, {' '.join(new)}", kind="restyle")
+
+
+def plan_place(reading: Reading, caption: Caption) -> Plan:
+    phrase = place_words(needed(reading, "new", "the new place"))
+    is_time = normalize_text(phrase[-1]) in TIMES
+    places = [(a, b) for a, b in caption.places() if not is_weather(caption.low[a:b])]
+    times = [(a, b) for a, b in places if caption.low[b - 1] in TIMES]
+    settings = [span for span in places if span not in times]
+    old = times if is_time else settings
+    if old:
+        return Plan(target=caption.replaced(*old[-1 if is_time else 0], phrase), kind="place")
+    weather = [a for a, b in caption.places() if is_weather(caption.low[a:b]) or (a, b) in times]
+    if not is_time and weather and weather[0]:
+        return Plan(target=caption.replaced(weather[0], weather[0], phrase), kind="place")
+    return Plan(target=caption.insert_at_end(phrase), kind="place")
+
+
+def plan_strength(reading: Reading, caption: Caption) -> Plan:
+    old = needed(reading, "old", "of what there is more or less")
+    direction, amount = lower(reading, "direction"), lower(reading, "amount")
+    sign = sign_of(direction or (["less"] if "half" in amount else ["more"]))
+    try:
+        start, stop = caption.find(old)
+    except ValueError:
+        if sign <= 0:
+            raise
+        return Plan(target=caption.insert_at_end(stuff_phrase(old) or ["with", *old]), kind="add")
+    weight = 0.0 if set(direction) & NONE and not set(direction) & (MORE | LESS) else scaled(WEIGHTS, sign, amount)
+    return Plan(target=caption.text, kind="strength", reweight={" ".join(caption.low[start:stop]): weight})
+
+
+def plan_move(reading: Reading, caption: Caption) -> Plan:
+    start, stop = old_place(reading, caption)
+    x, y = shift_of(reading)
+    if not (x or y):
+        raise ValueError("the direction is not named: say it as 'move the cat to the left'")
+    return Plan(target=caption.text, kind="move", move={" ".join(caption.low[start:stop]): (x, y)})
+
+
+def plan_resize(reading: Reading, caption: Caption) -> Plan:
+    start, stop = old_place(reading, caption)
+    direction, amount = lower(reading, "direction"), lower(reading, "amount")
+    words = [*direction, *amount]
+    sign = sign_of(direction or (["smaller"] if "half" in amount else ["bigger"]))
+    percent = next((int(word) for word in words if word.isdecimal()), None)
+    factor = scaled(GROWTHS, sign, amount)
+    number = next((NUMBERS[word] for word in words if word in NUMBERS), None)
+    if percent is not None and "percent" in words:
+        factor = 1 + sign * min(percent, 90) / 100
+    elif "halve" in words:
+        factor = 0.5
+    elif number is not None:
+        factor = (number if number < 1 else 1 / number) if sign < 0 else (1 + number if number < 1 else number)
+    return Plan(target=caption.text, kind="resize", resize={" ".join(caption.low[start:stop]): round(factor, 3)})
+
+
+def plan_duplicate(reading: Reading, caption: Caption) -> Plan:
+    start, stop = old_place(reading, caption)
+    x, y = shift_of(reading, DUPLICATE_SHIFT)
+    shift = (x, y) if x or y else (DUPLICATE_SHIFT, 0.0)
+    return Plan(target=caption.text, kind="duplicate", duplicate={" ".join(caption.low[start:stop]): shift})
+
+
+# --- parts of them
+
+
+def needed(reading: Reading, tag: str, what: str) -> tuple[str, ...]:
+    """The words with a tag. Raises ValueError where there are none."""
+    words = reading.marked(tag)
+    if tag == "new" and reading.tags[0] == "new" and words[0].istitle():  # only because the sentence begins with it
+        words = (words[0].lower(), *words[1:])
+    if not words:
+        raise ValueError(f"it is not said {what}: say it as 'make the cat a tiger' or 'more fog'")
+    return words
+
+
+def lower(reading: Reading, tag: str) -> list[str]:
+    return [normalize_text(word) for word in reading.marked(tag)]
+
+
+def old_place(reading: Reading, caption: Caption) -> tuple[int, int]:
+    """Where the thing is that is changed: the marked words, or the caption's subject where a pronoun stands for it."""
+    words = [word for word in reading.marked("old") if normalize_text(word) not in PRONOUNS | DETERMINERS]
+    return caption.find(words) if words else caption.subject()
+
+
+def stuff_phrase(new: Sequence[str]) -> list[str]:
+    """How a caption says that there is fog: "in the fog". Empty for what is no weather."""
+    low = [normalize_text(word) for word in new]
+    words = [word for word in low if word not in DETERMINERS | STRONGLY | SLIGHTLY]
+    noun = STUFF_OF.get(words[0], words[0]) if len(words) == 1 else ""
+    return WEATHER[noun].split() if noun in WEATHER else []
+
+
+def relation(reading: Reading) -> str:
+    """ "with" for what something has or wears, "and" for what is elsewhere."""
+    first = reading.tags.index("beside")
+    before = [normalize_text(word) for word in reading.words[:first]]
+    while before and before[-1] in DETERMINERS:
+        before.pop()
+    apart = before[-2:] == ["next", "to"] or (before and before[-1] in PREPOSITIONS - {"on", "onto", "to", "for"})
+    return "and" if apart else "with"
+
+
+def place_words(new: Sequence[str]) -> list[str]:
+    """A phrase of place or time, with its preposition and its article."""
+    words, low = list(new), [normalize_text(word) for word in new]
+    preposition = ""
+    if low[0] in PREPOSITIONS | {"to", "into", "onto"} and len(low) > 1:
+        preposition, words, low = low[0], words[1:], low[1:]
+    if len(low) == 1 and low[0] in TIMES and preposition in ("", "to", "into"):
+        return TIMES[low[0]].split()
+    if preposition in ("", "to", "into", "onto", "with", "for", "from", "as", "of"):
+        preposition = "on" if low[-1] in ON_PLACES or preposition == "onto" else "in"
+    is_bare = preposition in ("under", "at") or low[0] in DETERMINERS or words[-1][:1].isupper() or is_plural(low[-1])
+    return [preposition, *([] if is_bare else ["the"]), *words]
+
+
+def is_weather(low: Sequence[str]) -> bool:
+    """Whether a phrase is of weather: "in the fog", "in falling snow", but not "in the snow", which is a place."""
+    noun = low[-1]
+    return noun in WEATHER and not (noun == "snow" and len(low) < 4 and "falling" not in low)
+
+
+def is_plural(word: str) -> bool:
+    low = normalize_text(word)
+    return (low.endswith("s") and not low.endswith(("ss", "us"))) or low in ("people", "children", "sheep", "mice")
+
+
+def sign_of(direction: Sequence[str]) -> int:
+    """1 for more and bigger, −1 for less and smaller: of the last word that says it, turned by "too" and "not"."""
+    sign = next((1 if word in MORE else -1 for word in reversed(direction) if word in MORE | LESS), 0)
+    if not sign:
+        return -1 if set(direction) & NONE else 1
+    return -sign if set(direction) & TURNS else sign
+
+
+def scaled(values: tuple[float, float, float], sign: int, amount: Sequence[str]) -> float:
+    """The factor of an amount: values for slightly, without an amount, strongly; their inverse for less."""
+    value = values[degree(amount)]
+    return value if sign > 0 else round(1 / value, 3)
+
+
+def degree(amount: Sequence[str]) -> int:
+    """0 for slightly, 2 for strongly, else 1."""
+    return 0 if set(amount) & SLIGHTLY else 2 if set(amount) & STRONGLY else 1
+
+
+def shift_of(reading: Reading, usual: float = SHIFTS[1]) -> tuple[float, float]:
+    """The shift that the direction and the amount say, in shares of the picture. Raises ValueError for pixels.
+
+    usual: the shift where no amount is named.
+    """
+    amount = lower(reading, "amount")
+    if {"pixel", "pixels", "px"} & {normalize_text(word) for word in reading.words}:
+        raise ValueError("a planner does not know the picture's size: say an amount as 'a quarter of the picture'")
+    size = next((NUMBERS[word] for word in amount if NUMBERS.get(word, 1) < 1), None)
+    size = size or (SHIFTS[0], usual, SHIFTS[2])[degree(amount)]
+    words = set(lower(reading, "direction"))
+    x, y = (bool(words & more) - bool(words & less) for more, less in ((RIGHTWARDS, LEFTWARDS), (DOWNWARDS, UPWARDS)))
+    return x * size, y * size
+
+
+def tidy(text: str) -> str:
+    """The text without double spaces and without spaces before commas."""
+    return re.sub(r"\s+([,.;])", r"\1", re.sub(r"\s+", " ", text)).strip()
+
+
+def correct_articles(text: str, place: int) -> str:
+    """The text with "a" or "an" as the next word wants it, where word `place` or the word before is an article."""
+    for n in (place - 1, place):
+        spans = word_spans(text)
+        if 0 <= n < len(spans) - 1 and (old := text[slice(*spans[n])]).casefold() in ARTICLES:
+            article = article_for(text[slice(*spans[n + 1])])
+            article = article.capitalize() if old[0].isupper() else article
+            text = text[: spans[n][0]] + article + text[spans[n][1] :]
+    return text
+
+
+RULES: Mapping[str, Callable[[Reading, Caption], Plan]] = MappingProxyType(
+    {
+        "swap": plan_swap,
+        "attribute": plan_attribute,
+        "add": plan_add,
+        "remove": plan_remove,
+        "restyle": plan_restyle,
+        "place": plan_place,
+        "strength": plan_strength,
+        "move": plan_move,
+        "resize": plan_resize,
+        "duplicate": plan_duplicate,
+    }
+)

@@ -1,0 +1,139 @@
+"""The rules: from marked words to the target, worked by hand."""
+
+import pytest
+
+from minip2p.planner.lexicon import article_for, stem
+from minip2p.planner.plan import Plan
+from minip2p.planner.rules import Caption, write_plan
+from minip2p.planner.tagger import TAGS, Reading
+
+MARKS = {tag[0]: tag for tag in TAGS if tag != "none"}  # o: old, n: new, b: beside, d: direction, a: amount
+
+
+def read(intent, marked):
+    """A reading from words with marks: "make the cat/o a/n tiger/n"."""
+    pairs = [word.partition("/") for word in marked.split()]
+    tags = tuple(MARKS.get(mark, "none") for _, _, mark in pairs)
+    return Reading(tuple(word for word, _, _ in pairs), intent, tags)
+
+
+@pytest.mark.parametrize(
+    ("intent", "marked", "caption", "target"),
+    [
+        ("swap", "make the cat/o a/n tiger/n", "a cat on the beach", "a tiger on the beach"),
+        ("swap", "make the cat/o an/n owl/n", "A cat, on the beach", "An owl, on the beach"),
+        ("swap", "swap cats/o for dogs/n", "a cat on the beach", "dogs on the beach"),
+        ("swap", "turn the cat/o into two/n dogs/n", "a cat on the beach", "two dogs on the beach"),
+        ("swap", "replace the cats/o with a/n dog/n", "two cats on the beach", "a dog on the beach"),
+        ("swap", "make the car/o a/n truck/n", "an old car on the street", "an old truck on the street"),
+        ("swap", "make the car/o a/n blue/n truck/n", "an old car on the street", "a blue truck on the street"),
+        ("swap", "replace my dog/o with a/n cat/n", "a man and my dog in Rome", "a man and my cat in Rome"),
+        ("swap", "make it a/n lion/n", "on the beach, a cat and a dog", "on the beach, a lion and a dog"),
+        ("swap", "make it a/n lion/n", "a pencil sketch of a cat at night", "a pencil sketch of a lion at night"),
+        ("swap", "Lion/n instead", "a cat sleeping on a sofa", "a lion sleeping on a sofa"),
+        ("swap", "make the cat/o dogs/n", "a big cat on the beach", "dogs on the beach"),
+        ("swap", "make it a/n lion/n", "a sleeping cat", "a sleeping lion"),
+        ("swap", "make it a/n lamp/n", "in the garden, a statue", "in the garden, a lamp"),
+        ("attribute", "make the car/o blue/n", "a red car on the street", "a blue car on the street"),
+        ("attribute", "make the car/o orange/n", "a car on the street", "an orange car on the street"),
+        ("attribute", "make the red/o car/o old/n", "a red car on the street", "an old red car on the street"),
+        ("attribute", "a/n green/n hat/o", "a man with a hat", "a man with a green hat"),
+        ("attribute", "change red/o to blue/n", "a red car", "a blue car"),
+        ("add", "add a/n hat/n", "a dog on the grass", "a dog and a hat on the grass"),
+        ("add", "add hat/n", "a dog on the grass", "a dog and a hat on the grass"),
+        ("add", "put a/n hat/n on the dog/b", "a dog on the grass", "a dog with a hat on the grass"),
+        ("add", "put a/n cow/n near the dog/b", "a dog on the grass", "a dog and a cow on the grass"),
+        ("add", "a/n cow/n next to the dog/b", "a dog on the grass", "a dog and a cow on the grass"),
+        ("add", "add a/n cow/n", "on the grass, a dog, watercolor", "on the grass, a dog and a cow, watercolor"),
+        ("add", "add fog/n", "a dog on the grass", "a dog on the grass in the fog"),
+        ("add", "make it snowy/n", "a dog, watercolor", "a dog in falling snow, watercolor"),
+        ("restyle", "make it a/n watercolor/n", "a cat", "a watercolor of a cat"),
+        ("restyle", "as pencil/n sketch/n", "a photo of a cat", "a pencil sketch of a cat"),
+        ("restyle", "a/n photo/n", "a cat at night, watercolor", "a photo of a cat at night"),
+        ("restyle", "like/n Monet/n", "a cat", "a cat, in the style of Monet"),
+        ("restyle", "in anime/n style/n", "a cat.", "a cat, anime style"),
+        ("place", "put it in/n a/n forest/n", "a cat on the beach in the fog", "a cat in a forest in the fog"),
+        ("place", "the background a/n street/n", "a cat on the beach", "a cat on a street"),
+        ("place", "go to/n the/n moon/n", "a cat on the beach", "a cat on the moon"),
+        ("place", "in/n Tokyo/n", "a cat", "a cat in Tokyo"),
+        ("place", "make it night/n", "a cat on the beach", "a cat on the beach at night"),
+        ("place", "in/n a/n meadow/n", "a cat at night", "a cat in a meadow at night"),
+        ("place", "on/n grass/n", "in the snow, a cat", "on the grass, a cat"),
+        ("strength", "more/d fog/o", "a cat", "a cat in the fog"),
+    ],
+)
+def test_targets(intent, marked, caption, target):
+    plan = write_plan(read(intent, marked), caption)
+    assert plan.target == target and plan.kind == ("add" if intent == "strength" else intent)
+
+
+@pytest.mark.parametrize(
+    ("intent", "marked", "field", "values"),
+    [
+        ("strength", "more/d fog/o", "reweight", {"fog": 2}),
+        ("strength", "a/a bit/a more/d fog/o", "reweight", {"fog": 1.5}),
+        ("strength", "much/a less/d fog/o", "reweight", {"fog": 0.333}),
+        ("strength", "too/d much/d fog/o", "reweight", {"fog": 0.5}),
+        ("strength", "not/d enough/d fog/o", "reweight", {"fog": 2}),
+        ("strength", "half/a as much fog/o", "reweight", {"fog": 0.5}),
+        ("strength", "no/d fog/o", "reweight", {"fog": 0}),
+        ("remove", "remove the fog/o", "reweight", {"fog": 0}),
+        ("remove", "remove the cat/o", "remove", ("cat",)),
+        ("remove", "remove it", "remove", ("cat",)),
+        ("move", "move the cat/o left/d", "move", {"cat": (-0.25, 0)}),
+        ("move", "the cat/o a/a bit/a higher/d", "move", {"cat": (0, -0.125)}),
+        ("move", "cat/o by/a half/a down/d and/d right/d", "move", {"cat": (0.5, 0.5)}),
+        ("resize", "make the cat/o bigger/d", "resize", {"cat": 1.5}),
+        ("resize", "the cat/o is too/d small/d", "resize", {"cat": 1.5}),
+        ("resize", "shrink/d cats/o by/a half/a", "resize", {"cat": 0.5}),
+        ("resize", "double/d the size of the cat/o", "resize", {"cat": 2}),
+        ("resize", "enlarge/d the cat/o by/a 20/a percent/a", "resize", {"cat": 1.2}),
+        ("duplicate", "another cat/o", "duplicate", {"cat": (0.3, 0)}),
+        ("duplicate", "another cat/o on the left/d", "duplicate", {"cat": (-0.3, 0)}),
+    ],
+)
+def test_what_happens_to_objects(intent, marked, field, values):
+    caption = "a cat on the beach in the fog"
+    plan = write_plan(read(intent, marked), caption)
+    assert plan == Plan(target=caption, kind="strength" if field == "reweight" else intent, **{field: values})
+
+
+@pytest.mark.parametrize(
+    ("intent", "marked", "message"),
+    [
+        ("remove", "remove the dragon/o", "'dragon' is not in the caption 'a cat on the beach': use its words"),
+        ("strength", "less/d fog/o", "'fog' is not in the caption"),
+        ("swap", "make the cat/o", "it is not said what comes instead"),
+        ("swap", "make the cat/o the/n", "it is not said what comes instead"),
+        ("swap", "make the cat/o a/n cat/n", "the plan changes nothing"),
+        ("move", "move the cat/o", "the direction is not named"),
+        ("move", "move the cat/o 20/a pixels/a left/d", "does not know the picture's size"),
+        ("attribute", "make the cat/o in/n", "the new look is not named"),
+        ("restyle", "make it as/n", "the style is not named"),
+        ("several", "make the cat a tiger and add fog", "asks for several changes: say one"),
+        ("other", "hello", "not understood as an edit"),
+    ],
+)
+def test_what_is_missing_is_one_line(intent, marked, message):
+    with pytest.raises(ValueError, match=message) as error:
+        write_plan(read(intent, marked), "a cat on the beach")
+    assert "\n" not in str(error.value)
+
+
+def test_a_caption_without_an_object():
+    with pytest.raises(ValueError, match="the caption 'a photo of' names no object"):
+        write_plan(read("swap", "make it a/n cat/n"), "a photo of")
+
+
+def test_parts_of_captions():
+    caption = Caption.read("a watercolor of a big cat sleeping near a dog in Rome at night, oil painting")
+    words = [" ".join(caption.low[a:b]) for a, b in caption.places()]
+    assert words == ["near a dog", "in rome", "at night"]
+    assert " ".join(caption.low[slice(*caption.subject())]) == "cat"
+    assert caption.low[caption.after_style()] == "a" and caption.low[caption.end()] == "oil"
+
+
+def test_articles_and_stems():
+    assert [article_for(word) for word in ("owl", "unicorn", "hour", "Cat", "umbrella")] == ["an", "a", "an", "a", "an"]
+    assert stem("cats") == stem("cat") and stem("foxes") == stem("fox") and stem("foggier") == "fog"
+    assert stem("glass") == "glass"
