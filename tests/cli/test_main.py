@@ -73,7 +73,7 @@ WITHOUT_DEFAULT = {
     "--vae",
 }
 WITHOUT_DEFAULT |= {"--cases", "--count", "--export", "--within", "--move", "--resize", "--duplicate", "--remove"}
-WITHOUT_DEFAULT |= {"--shard", "--join"}
+WITHOUT_DEFAULT |= {"--shard", "--join", "--tell", "--caption"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
