@@ -82,12 +82,13 @@ def measure(tagger: Tagger, cases: Sequence[Mapping[str, Any]], count: int = COU
     begin = time.process_time()
     for case in cases:
         plan_or_none(tagger, case["instruction"], case["caption"])
+    seconds = time.process_time() - begin
     return {
         "templates seen, %": 100 * share_exact(tagger, count, held_out=False),
         "templates held out, %": 100 * share_exact(tagger, count, held_out=True),
         f"instructions of the file, % of {len(cases)}": 100 * sum(right) / len(cases),
         f"… of the {len(answered)} that it answers, %": 100 * sum(answered) / max(len(answered), 1),
-        "ms a plan": 1000 * (time.process_time() - begin) / len(cases),
+        "ms a plan": 1000 * seconds / len(cases),
     }
 
 
