@@ -93,11 +93,13 @@ def test_settings_of_an_edit_for_its_png(arguments, expected):
     assert options.edit_settings(parse("edit", CAT, TIGER, *arguments)) == expected
 
 
-def test_model_dtype_and_device_reach_load(tmp_path, monkeypatch):
+def test_model_dtype_device_and_scheduler_reach_load(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(options, "load", lambda *args, **kwargs: calls.append((args, kwargs)) or run_stops())
-    assert run("generate", CAT, "--dtype", "bfloat16", "--device", "cpu:0", "--model", "m", "-o", tmp_path) == 7
-    assert calls == [(("m",), {"dtype": torch.bfloat16, "device": "cpu:0", "vae": None, "config": None})]
+    model = "--dtype", "bfloat16", "--device", "cpu:0", "--model", "m", "--scheduler", "lcm"
+    assert run("generate", CAT, *model, "-o", tmp_path) == 7
+    expected = {"dtype": torch.bfloat16, "device": "cpu:0", "vae": None, "config": None, "scheduler": "lcm"}
+    assert calls == [(("m",), expected)]
 
 
 def run_stops():
