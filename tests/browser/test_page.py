@@ -186,8 +186,8 @@ def test_maps_and_rankings_are_those_that_the_server_has_sent(page):
         return shares.reshape(site["rows"], site["columns"], -1)
 
     middle = [site for site in header["cross"] if site["stride"] == 2]
-    one = sum(at_site(site)[2, 1, :, 2] for site in middle) / len(middle)
-    np.testing.assert_allclose(drawn["one"], one, atol=1e-6)
+    expected = sum(at_site(site)[2, 1, :, 2] for site in middle) / len(middle)
+    np.testing.assert_allclose(drawn["one"], expected, atol=1e-6)
     finest = max(site["rows"] for site in header["cross"])
     means = [square(site, at_site(site).mean((0, 1))) for site in header["cross"]]
     enlarged = [mean.repeat(finest // len(mean), 0).repeat(finest // len(mean), 1) for mean in means]

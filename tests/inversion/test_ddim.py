@@ -169,7 +169,7 @@ def test_latents_that_are_not_finite_are_an_error_of_the_step(model, start):
 def with_broken_unet(components):
     """The same components, whose UNet predicts NaN. Its weights are sound."""
     unet = torch.nn.Module()
-    unet.conv_in, unet.config = components.unet.conv_in, components.unet.config
+    unet.conv_in, unet.config, unet.reads_guidance = components.unet.conv_in, components.unet.config, False
     unet.forward = lambda x, *rest: torch.full_like(x, torch.nan)
     return replace(components, unet=unet)
 
