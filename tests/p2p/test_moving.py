@@ -328,6 +328,15 @@ def test_latents_are_shared_and_the_rest_is_kept_where_the_edit_changes_nothing_
     assert two.plan.shown_objects == two.plan.movement.dropped == (2, 5)
 
 
+def test_holes_attend_neither_to_objects_nor_to_the_end_of_the_prompt(model, run):
+    """ "a cat on the beach": the end token is at 6, and the padding follows. A site of self-attention has no words."""
+    plan = make_targets(model.components, run, [CAT], EditOptions(move=MOVE))[0].plan
+    cross, self_ = (next(site for site in model.unet.sites if site.cross == is_cross) for is_cross in (True, False))
+    assert plan.at(0).at_site(cross, 64).dropped == (2, *range(6, 77))
+    assert max(plan.at(0).at_site(self_, 64).dropped) < 256
+    assert replace(plan.movement, dropped=()).left_out == ()
+
+
 def test_until_counts_from_the_first_step_that_is_edited():
     def steps(until, is_same=True):
         return share_until(PlacedObject(ObjectEdit("cat", "move", Move((8, 0), until=until)), LEFT > 0), is_same, 10, 3)
