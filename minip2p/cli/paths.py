@@ -22,6 +22,7 @@ PATH_ARGUMENTS = (
     "lpips",
     "dino",
     "cases",
+    "join",
     "grid",
     "picture",
     "file",

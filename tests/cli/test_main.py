@@ -24,7 +24,7 @@ from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.settings import RunSettings
 
-COMMANDS = ["demo", "generate", "edit", "invert", "instruct", "inpaint", "maps"]
+COMMANDS = ["demo", "generate", "edit", "plan", "invert", "instruct", "inpaint", "maps"]
 COMMANDS += ["show", "words", "app", "sweep", "bench-edits", "bench-moves"]
 
 

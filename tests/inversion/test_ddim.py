@@ -170,7 +170,7 @@ def with_broken_unet(components):
     """The same components, whose UNet predicts NaN. Its weights are sound."""
     unet = torch.nn.Module()
     unet.conv_in, unet.config, unet.reads_guidance = components.unet.conv_in, components.unet.config, False
-    unet.forward = lambda x, *rest: torch.full_like(x, torch.nan)
+    unet.forward = lambda x, *rest, **_: torch.full_like(x, torch.nan)
     return replace(components, unet=unet)
 
 

@@ -159,7 +159,7 @@ def test_an_edit_of_an_edit_follows_the_same_conditioning(model, run, tmp_path):
 
 def test_noise_that_is_not_finite_is_an_error_of_the_step(model, start):
     unet = torch.nn.Module()
-    unet.conv_in, unet.config = model.unet.conv_in, model.unet.config
-    unet.forward = lambda x, *rest: torch.full_like(x, torch.nan)
+    unet.conv_in, unet.config, unet.reads_guidance = model.unet.conv_in, model.unet.config, False
+    unet.forward = lambda x, *rest, **_: torch.full_like(x, torch.nan)
     with pytest.raises(ValueError, match="the latents are not finite after step 1"):
         edit_friendly(replace(model.components, unet=unet), start)
