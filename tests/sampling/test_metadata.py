@@ -49,7 +49,8 @@ def test_steps_with_noise_are_ddpms_and_ddcms_where_it_replaces_the_old_noise(ru
     noisy, fresh = (replace(run, conditioning=Conditioning(variance_noise=noise, eta=eta)) for eta in (None, 1.0))
     assert "Sampler: DDPM" in parameters(noisy) and "Sampler: DDIM" in parameters(run)
     assert "Sampler: LCM" in parameters(fresh)
-    assert "Sampler: DDCM" in parameters(replace(fresh, inversion="virtual"))
+    virtual = replace(fresh, conditioning=replace(fresh.conditioning, source_guidance_scale=1.0))
+    assert "Sampler: DDCM" in parameters(virtual)
 
 
 def test_another_dtype_and_the_files_of_the_model_are_named(run):
