@@ -195,7 +195,8 @@ def print_table(rows: list[dict[str, dict[str, float | None]]], names: list[str]
         cells = []
         for key, (_, factor, digits) in FIGURES.items():
             mean, half = interval(row[name][key] for row in rows)
-            cells.append(f"{mean * factor:.{digits}f} ± {half * factor:.{digits}f}")
+            half_text = "" if math.isnan(half) else f" ± {half * factor:.{digits}f}"  # none of a single case
+            cells.append(f"{mean * factor:.{digits}f}{half_text}")
             means[f"{name}, {key}"] = None if math.isnan(mean) else mean
         print(f"| {name} | {' | '.join(cells)} |")
     return means

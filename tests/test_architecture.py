@@ -69,14 +69,31 @@ ORDER = {
         "separate",
     ),
 }
-CORE = ("validation", "errors", "config", "layers", "io", "attention", "text", "unet", "vae", "sched", "checkpoints",
-        "sampling", "p2p", "inversion", "planner", "pipeline", "baselines")  # fmt: skip
+CORE = (
+    "validation",
+    "errors",
+    "config",
+    "layers",
+    "io",
+    "attention",
+    "text",
+    "unet",
+    "vae",
+    "sched",
+    "checkpoints",
+    "sampling",
+    "p2p",
+    "inversion",
+    "planner",
+    "pipeline",
+    "baselines",
+)
 CORE_LIBRARIES = {"torch", "numpy", "einops", "PIL", "safetensors", "transformers", "tqdm", "huggingface_hub"}
 OPTIONAL_LIBRARIES = {"pillow_heif", "yaml"}  # imported for a file of its format, and named where it is missing
 EXTRA_LIBRARIES = {"matplotlib", "pyarrow", "skimage", "starlette", "uvicorn"}  # only outside of the core
 BANNED_NAMES = {
-    "said", "made", "found", "kept", "given", "whole", "own", "one", "some", "ours", "beside", "along", "again",
-}  # fmt: skip
+    *("said", "made", "found", "kept", "given", "whole", "own", "one", "some", "ours", "beside", "along", "again")
+}
 CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 MUTABLE_CALLS = {"list", "dict", "set", "bytearray", "defaultdict", "deque", "Counter", "OrderedDict", "count", "cycle"}
 

@@ -156,7 +156,7 @@ class Caption:
 def write_plan(reading: Reading, caption: str) -> Plan:
     """The plan of a reading for a caption. Raises ValueError, one line, for words that are missing."""
     if reading.intent == "several":
-        raise ValueError("the instruction asks for several changes: say one, edit, and say the next")
+        raise ValueError("the instruction asks for several changes: make them one after the other")
     if reading.intent == "other":
         raise ValueError("this is not understood as an edit: say it as 'make the cat a tiger' or 'more fog'")
     text = Caption.read(caption)

@@ -51,10 +51,10 @@ from minip2p.tiny.train_vae import CROP_STEPS, FREEZE_STEP, VAE_STEPS, train_vae
 from minip2p.vae import VAE
 
 GPU_BATCHES = 256, 512, 1024, 2048  # of the UNet; the fastest is taken
-STORE_BATCH = 32  # pictures of the VAE in a step, where pictures come from a store
-STORE_VAE_STRIDE = 8  # they are that many times the four pictures of the recipe
-STORE_JUDGE_STRIDE = 4
-STORE_DECODER_BATCH, STORE_DECODER_RATE = 192, 1e-3
+# Pictures in a step where they come from a store, and how many times as many they are as in the recipe (`Training`).
+STORE_BATCH, STORE_VAE_STRIDE = 32, 8  # of the VAE
+STORE_JUDGE_STRIDE = 4  # of the judge
+STORE_DECODER_BATCH, STORE_DECODER_RATE = 192, 1e-3  # of the VAE that is trained on, and its learning rate
 DISTIL_BATCH = 512
 COMPILER_SECONDS = 60  # to wait for a compiler that has run ahead
 
@@ -175,9 +175,9 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
     def vae_pictures(step: int) -> Tensor:
         return store.picture_batch(step, vae_size * (step // STORE_VAE_STRIDE), vae_size)
 
-    batch, decoder_size = options.batch[-1] if options.batch else 0, min(STORE_DECODER_BATCH, largest)
+    decoder_size, distil_size = min(STORE_DECODER_BATCH, largest), min(DISTIL_BATCH, largest)
     compile_early = store.device.type == "cuda" and len(options.batch or ()) == 1  # else the batch is not known yet
-    compiler = start_process(compile_unet_ahead, batch, store.device) if compile_early else None
+    compiler = start_process(compile_unet_ahead, largest, store.device) if compile_early else None
     vae, vae_steps = train_vae(
         options.work,
         options.seed,
@@ -200,13 +200,13 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
     later = 60 * (options.distil + options.judge)
     teacher = options.warm or shipped_weights("tiny")  # any of its weights
     if is_compiled := compiler is not None and ends_well(compiler):
-        compiler = start_process(compile_distillation_ahead, teacher, min(DISTIL_BATCH, batch), store.device)
+        compiler = start_process(compile_distillation_ahead, teacher, distil_size, store.device)
     unet_stage(options, vae, vae_steps, store, stop_at - later, compiled_ahead=is_compiled)
     if options.distil:
         predict = predict_with_maps
         if is_compiled and compiler is not None and ends_well(compiler):
             predict = torch.compile(predict_with_maps, dynamic=False)
-        distil_stage(options, store, stop_at - 60 * options.judge, predict)
+        distil_stage(options, store, stop_at - 60 * options.judge, predict, distil_size)
     if options.judge:
         judge, _ = train_judge(
             options.work / "judge",
@@ -268,8 +268,8 @@ def ends_well(process: BaseProcess) -> bool:
     return process.exitcode == 0
 
 
-def distil_stage(options: argparse.Namespace, store: SceneStore, stop_at: float, predict: Predict) -> None:
-    """Distils the model that has been written. After an error, the other stages go on."""
+def distil_stage(options: argparse.Namespace, store: SceneStore, stop_at: float, predict: Predict, size: int) -> None:
+    """Distils the model that has been written, in batches of `size`. After an error, the other stages go on."""
     try:
         teacher = load(options.out, device=store.device)
         student, steps = distil(
@@ -278,7 +278,7 @@ def distil_stage(options: argparse.Namespace, store: SceneStore, stop_at: float,
             options.work,
             seed=options.seed,
             stop_at=stop_at,
-            size=min(DISTIL_BATCH, max(options.batch or GPU_BATCHES)),
+            size=size,
             predict=predict,
         )
         write_student(options.distil_out, teacher, student, steps)

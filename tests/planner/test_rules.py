@@ -110,7 +110,7 @@ def test_what_happens_to_objects(intent, marked, field, values):
         ("move", "move the cat/o 20/a pixels/a left/d", "does not know the picture's size"),
         ("attribute", "make the cat/o in/n", "the new look is not named"),
         ("restyle", "make it as/n", "the style is not named"),
-        ("several", "make the cat a tiger and add fog", "asks for several changes: say one"),
+        ("several", "make the cat a tiger and add fog", "asks for several changes: make them one after the other"),
         ("other", "hello", "not understood as an edit"),
     ],
 )

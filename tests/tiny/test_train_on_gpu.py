@@ -10,7 +10,8 @@ from paths import ROOT
 
 # In place of `python -m minip2p.tiny.train`: weights early, then an end, or work without one.
 TRAINING = """#!/usr/bin/env bash
-while [ $# -gt 0 ]; do case $1 in --work) work=$2 ;; --out) out=$2 ;; --judge-out) judge=$2 ;; esac; shift; done
+while [ $# -gt 0 ]; do case $1 in --work) work=$2 ;; --out) out=$2 ;; --judge-out) judge=$2 ;;
+  --distil-out) fast=$2 ;; esac; shift; done
 mkdir -p $work/preview/unet $work/unet
 head -c 20000000 /dev/urandom > $work/preview/unet/weights; echo first > $work/preview/minip2p.json
 echo picture > $work/unet/samples-000500.png; echo training
@@ -19,7 +20,8 @@ END
 ENDS = {
     "killed": "sleep 1000",
     "complete": "mkdir -p $out/unet $judge; cp $work/preview/unet/weights $out/unet; echo last > $out/minip2p.json; "
-    "echo judge > $judge/config.json",
+    "echo judge > $judge/config.json; mkdir -p $fast/unet $fast/vae; echo fast > $fast/unet/weights; "
+    "echo fast > $fast/minip2p.json",
     "failed": "exit 3",
 }
 
@@ -61,7 +63,8 @@ def test_the_time_is_obeyed_and_the_newest_weights_are_there(end, status, newest
     subprocess.run([repository / "tools/join_weights.sh", repository / "out", joined], check=True)
     assert (joined / "tiny/minip2p.json").read_text() == f"{newest}\n"
     assert (joined / "tiny/unet/weights").stat().st_size == 20_000_000
-    assert (joined / "judge").exists() == (end == "complete")
+    assert (joined / "judge").exists() == (joined / "tiny-fast/unet/weights").exists() == (end == "complete")
+    assert not (joined / "tiny-fast/vae").exists()  # it is that of tiny
 
 
 def test_parts_that_do_not_fit_are_refused(repository):
