@@ -4,8 +4,8 @@
 #   OUT=folder [MINUTES=9.5] [PYTHON=python3] tools/train_on_gpu.sh [--dry-run] [options of minip2p.tiny.train]
 #
 # It needs the sprites' package in .train/sprites, where `python -m minip2p.tiny.train` fetches it. It goes on from
-# weights/tiny: the VAE takes a fifth of the time, the distillation of a model for few steps and the judge each less than
-# a tenth, the UNet and the text encoder the rest.
+# weights/tiny: the VAE takes a quarter of the time, the distillation of a model for few steps a fifth, the judge less
+# than a tenth, the UNet and the text encoder the rest.
 # From the first minute on, the newest weights are in OUT, in files of at most 15 MB, with sample pictures and the log:
 # tools/join_weights.sh puts them together. --dry-run does all of it on a CPU, at about a hundredth of the size.
 set -euo pipefail
@@ -61,7 +61,7 @@ status=0
 timeout -k 5 $((limit > 60 ? limit - 15 : limit)) \
   "$python" -u -m minip2p.tiny.train --work "$work" --out "$work/out/tiny" --judge-out "$work/out/judge" --distil-out "$work/out/tiny-fast" \
   --warm weights/tiny --until $((begin + limit - (limit > 60 ? 35 : 0))) --steps 1000000 --decay \
-  --decoder "$(share 0.2)" --encoder --adversarial 0.1 --distil "$(share 0.09)" --judge "$(share 0.07)" \
+  --decoder "$(share 0.23)" --encoder --adversarial 0.1 --distil "$(share 0.22)" --judge "$(share 0.07)" \
   "${scale[@]}" "$@" 2>&1 | tee "$work/log.txt" || status=$?
 touch "$work/end"
 wait "$packer" || true  # it may be packing

@@ -81,12 +81,14 @@ def train(
     device: torch.device = torch.device("cpu"),  # noqa: B008, it is immutable
     stride: int = 1,
     stop_ends: bool = False,
+    rate: float = LEARNING_RATE,
 ) -> tuple[Judge, bool]:
     """The judge with its averaged weights, and whether its training is complete. Resumes from checkpoints in `work`.
 
     batches(step): the batch of a step, on the device; see `judge_batch`. stop_at: the time (time.time()) after which it
     stops. warm_start: a judge to start from. stride: see `Training`. stop_ends: the training is complete at that time
-    as well, so that its learning rate falls to zero before it.
+    as well, so that its learning rate falls to zero before it. rate: the learning rate before it falls, for batches of
+    BATCH pictures.
     """
     begin = time.time()
     torch.manual_seed(seed)
@@ -95,7 +97,7 @@ def train(
 
     def learning_rate(step: int) -> float:
         by_time = cooldown(time.time() - begin, stop_at - begin) if stop_ends else 1.0
-        return LEARNING_RATE * cooldown(step, steps) * by_time
+        return rate * cooldown(step, steps) * by_time
 
     training = Training(
         network, work, learning_rate=learning_rate, steps=steps, ema_decay=0.998, seed=seed, stride=stride

@@ -53,7 +53,7 @@ from minip2p.vae import VAE
 GPU_BATCHES = 256, 512, 1024, 2048  # of the UNet; the fastest is taken
 # Pictures in a step where they come from a store, and how many times as many they are as in the recipe (`Training`).
 STORE_BATCH, STORE_VAE_STRIDE = 32, 8  # of the VAE
-STORE_JUDGE_STRIDE = 4  # of the judge
+STORE_JUDGE_STRIDE, STORE_JUDGE_RATE = 8, 2.5e-4  # of the judge, which is trained on, and its learning rate
 STORE_DECODER_BATCH, STORE_DECODER_RATE = 192, 1e-3  # of the VAE that is trained on, and its learning rate
 DISTIL_BATCH = 512
 COMPILER_SECONDS = 60  # to wait for a compiler that has run ahead
@@ -217,6 +217,7 @@ def train_from_store(options: argparse.Namespace, store: SceneStore, stop_at: fl
             device=store.device,
             stride=STORE_JUDGE_STRIDE,
             stop_ends=True,
+            rate=STORE_JUDGE_RATE,
         )
         judge.save(options.judge_out)
     preview_sheet(load(options.out, device=store.device)).save(options.work / "unet/samples-last.png")
