@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,8 +35,9 @@ from minip2p.sched import LCMScheduler
 from minip2p.tiny.batches import UNET_BATCH, Batch, BatchSource, CachedScenes
 from minip2p.tiny.export import export_model, load_tokenizer, trained_steps
 from minip2p.tiny.grounding import SLOTS, attention_targets, grounding_loss
-from minip2p.tiny.latents import LatentCache
+from minip2p.tiny.latents import MAX_SCENES, LatentCache
 from minip2p.tiny.loop import Training, cooldown, half_precision, seeded_generator
+from minip2p.tiny.scene_store import SceneStore
 from minip2p.tiny.sprites import Sprites, fetch_sprites
 from minip2p.tiny.train_unet import GROUNDING_WEIGHT, predict_with_maps, stratified_timesteps
 from minip2p.unet import UNet
@@ -224,14 +226,46 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of {UNET_BATCH} pictures each (default {STEPS})")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time and write the weights")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--batch", type=int, default=UNET_BATCH, help=f"pictures in a step, a multiple of {UNET_BATCH} (the default)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes that render all scenes ahead, for a GPU (default: none; latents are cached on disk)",
+    )
+    parser.add_argument("--scenes", type=int, default=MAX_SCENES, help=f"to render ahead (default {MAX_SCENES})")
     options = parser.parse_args()
 
     def work() -> None:
         stop_at = time.time() + 60 * options.minutes
-        model, sprites = load(options.model), Sprites.load(fetch_sprites(options.work / "sprites"))
-        digest = hashlib.sha256((options.model / "vae/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
-        latents = LatentCache(options.work / f"latents-{options.seed}-{digest[:8]}", model.vae, options.seed, sprites)
-        source = CachedScenes(latents, load_tokenizer(), directions=False)
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch finds no NVIDIA GPU; use --device cpu")
+        if options.batch < 1 or options.batch % UNET_BATCH:
+            raise ValueError(f"--batch must be a multiple of {UNET_BATCH}, not {options.batch}")
+        model, folder = load(options.model, device=options.device), fetch_sprites(options.work / "sprites")
+        if not options.workers:
+            digest = hashlib.sha256(
+                (options.model / "vae/diffusion_pytorch_model.safetensors").read_bytes()
+            ).hexdigest()
+            cache = options.work / f"latents-{options.seed}-{digest[:8]}"
+            latents = LatentCache(cache, model.vae, options.seed, Sprites.load(folder))
+            return train(model, CachedScenes(latents, load_tokenizer(), directions=False), predict_with_maps, stop_at)
+        with SceneStore(
+            options.scenes,
+            options.seed,
+            partial(Sprites.load, folder),
+            workers=options.workers,
+            device=torch.device(options.device),
+        ) as store:
+            store.set_vae(model.vae)
+            on_gpu = options.device == "cuda"
+            predict = torch.compile(predict_with_maps, dynamic=False) if on_gpu else predict_with_maps
+            return train(model, store, predict, stop_at)
+
+    def train(model: Pipeline, source: BatchSource, predict: Predict, stop_at: float) -> None:
         student, steps = distil(
             model,
             source,
@@ -239,6 +273,8 @@ def main() -> int:
             seed=options.seed,
             stop_at=stop_at,
             steps=options.steps,
+            size=options.batch,
+            predict=predict,
             warm_start=options.warm,
         )
         write_student(options.out, model, student, steps)
