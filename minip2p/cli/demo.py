@@ -43,14 +43,14 @@ EDITS = (
         "a pig on the grass",
         "a sheep on the grass",
         0,
-        "a word swap: a sheep in the pig's place, facing as it does; without P2P, it faces the other way",
+        "a word swap: a sheep of the pig's size in its place; without P2P, it is larger and stands higher",
     ),
     Example(
         "2-phrase",
         "a red car on the street",
         "a red car on the street in the fog",
         1,
-        "an added phrase: fog appears (and, at this seed, a watercolor's edge); the same car stays in its place",
+        "an added phrase: fog appears; the same car stays in its place",
     ),
     Example(
         "3-style",
