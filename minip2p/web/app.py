@@ -360,6 +360,7 @@ def model_facts(pipe: Pipeline, limits: Limits) -> dict[str, Any]:
         "methods": [{"name": name, "label": dict(METHOD_LABELS)[name]} for name in METHODS],
         "defaults": {
             "steps": RunSettings.steps,
+            "few_steps": pipe.scheduler.few_steps,
             "cross": EditOptions.cross_replace,
             "self": EditOptions.self_replace,
         },

@@ -49,6 +49,12 @@ def browser():
         chromium.close()
 
 
+def is_answer(message):
+    """Whether Chromium reports an answer that the page tells: a request that is refused, or a run that is forgotten."""
+    is_forgotten = "status of 404" in message.text and "/api/" in message.location["url"]
+    return is_forgotten or "status of 400" in message.text
+
+
 @pytest.fixture
 def new_page(browser):
     """Opens an address in a page of its own. At the end nothing may have gone wrong in it, or left its server."""
@@ -61,7 +67,7 @@ def new_page(browser):
         page.set_default_timeout(60_000)
         origin = re.match(r"https?://[^/]+", address)[0]
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda m: m.type == "error" and "status of 400" not in m.text and problems.append(m.text))
+        page.on("console", lambda m: m.type == "error" and not is_answer(m) and problems.append(m.text))
         page.on("request", lambda r: r.url.startswith(("data:", "blob:", origin)) or problems.append(r.url))
         page.goto(address)
         page.wait_for_selector("#about:not(:empty)")

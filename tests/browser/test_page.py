@@ -28,9 +28,11 @@ from browser import (
 )
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from web import unpack
+from web import served, unpack
 
+from minip2p.web.app import make_app
 from minip2p.web.export import export_page
+from minip2p.web.limits import Limits
 from minip2p.web.recipes import ModelSource
 
 pytestmark = pytest.mark.browser
@@ -291,6 +293,11 @@ def test_before_and_after_under_the_pointer(page):
     assert 70 <= float(clip.split()[1].removesuffix("%")) <= 80
 
 
+def region_of(request):
+    region = request.post_data_json["region"]
+    return np.frombuffer(base64.b64decode(region["cells"]), np.uint8).reshape(region["rows"], region["columns"])
+
+
 def test_a_region_is_drawn_with_the_brush(page):
     generate(page)
     write_target(page, "a tiger on the beach")
@@ -303,14 +310,100 @@ def test_a_region_is_drawn_with_the_brush(page):
     page.mouse.up()
     with page.expect_request("**/api/edit") as sent:
         page.click("#form-edit button[type=submit]")
-    region = sent.value.post_data_json["region"]
-    cells = np.frombuffer(base64.b64decode(region["cells"]), np.uint8).reshape(region["rows"], region["columns"])
-    rows, columns = cells.nonzero()
+    rows, columns = region_of(sent.value).nonzero()
     assert rows.mean() == pytest.approx(64 * 90 / box["height"], abs=2)
     assert columns.mean() == pytest.approx(64 * 110 / box["width"], abs=2) and np.ptp(columns) > 1.5 * np.ptp(rows)
     wait_for_edit(page)
     page.click("#brush-clear")
     assert page.locator("#brush-clear").is_hidden()
+
+
+def test_a_region_is_drawn_with_the_keyboard_and_a_screen_reader_hears_it(page):
+    generate(page)
+    write_target(page, "a tiger on the beach")
+    page.focus("#limits summary")
+    page.keyboard.press("Enter")
+    page.focus("#brush")
+    page.keyboard.press("Enter")
+    canvas = page.get_by_role("application", name="The region")
+    assert canvas.evaluate("canvas => canvas === document.activeElement")
+    cursor = page.locator(".brush-cursor")
+    before = cursor.bounding_box()
+    for key in ("+", "+", "-", "+", "Shift+ArrowLeft", "ArrowUp"):
+        page.keyboard.press(key)
+    status = page.locator("#status")
+    assert status.text_content() == "brush 10 wide, 38 % from the left, 48 % from the top: the region is empty"
+    after = cursor.bounding_box()
+    assert after["width"] == pytest.approx(before["width"] * 10 / 8, abs=1) and after["x"] < before["x"] - 20
+    page.keyboard.down(" ")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.up(" ")
+    assert status.text_content().endswith("44 % from the left, 48 % from the top: in the region")
+    page.keyboard.press("Shift+ArrowDown")  # Space is up
+    assert status.text_content().endswith("outside of the region")
+    with page.expect_request("**/api/edit") as sent:
+        page.click("#form-edit button[type=submit]")
+    rows, columns = region_of(sent.value).nonzero()
+    assert abs(rows.min() - 26) <= 1 and abs(rows.max() - 35) <= 1
+    assert abs(columns.min() - 19) <= 1 and abs(columns.max() - 32) <= 1
+    wait_for_edit(page)
+    canvas.focus()
+    with page.expect_request("**/api/edit") as sent:
+        page.keyboard.press("Escape")
+    assert sent.value.post_data_json["region"] is None and page.locator("#brush-clear").is_hidden()
+    page.click("#limits summary")  # the brush of a closed panel does not draw
+    assert page.locator("#brush").get_attribute("aria-pressed") == "false"
+    page.locator("#source-view .picture").hover(position={"x": 40, "y": 40})
+    assert page.locator("#source-view .ranks .name").count() > 3
+
+
+def test_a_closed_panel_says_what_is_set_in_it_and_resets_it(page):
+    generate(page)
+    write_target(page, "a tiger on the beach")
+    resets = page.locator(".panel .reset")
+    assert not any(resets.nth(n).is_visible() for n in range(3))
+    for panel in ("weights", "limits"):
+        page.click(f"#{panel} summary")
+    set_value(page, "#weight-1", 2)
+    set_value(page, "#weight-4", -1)
+    for text in ("cat", "tiger"):
+        page.locator("#blend-words button").get_by_text(text, exact=True).click()
+    page.check("#paste")
+    choose_object(page, "cat")
+    titles = page.locator(".panel summary .set")
+    for panel in ("weights", "limits", "objects"):
+        page.click(f"#{panel} summary")
+    assert titles.all_text_contents() == ["2 weights", "1 object", "2 words, original pixels"]
+    for name in ("Reset the weights", "Reset the part that changes", "Reset the objects"):
+        page.get_by_role("button", name=name).click()
+    assert titles.all_text_contents() == ["", "", ""]
+    with page.expect_request("**/api/edit") as sent:
+        page.click("#form-edit button[type=submit]")
+    body = sent.value.post_data_json
+    assert (body["weights"], body["blend"], body["objects"], body["paste"]) == ({}, None, [], False)
+    assert page.locator(".objects .object").count() == 0
+    wait_for_edit(page)
+
+
+def test_an_edit_has_the_words_of_the_prompt_as_it_is(page):
+    """Also where it begins before the words of the new prompt are listed."""
+    generate(page)
+    write_target(page, "a tiger on the beach")
+    set_value(page, "#weight-1", 2)
+    page.click("#limits summary")
+    page.locator("#blend-words button").get_by_text("tiger", exact=True).click()
+    with page.expect_request("**/api/edit") as sent:
+        page.evaluate("""() => {
+            const target = document.getElementById('target');
+            target.value = 'a lion on the beach';
+            target.dispatchEvent(new Event('input', { bubbles: true }));
+            document.getElementById('form-edit').requestSubmit();
+        }""")
+    body = sent.value.post_data_json
+    assert (body["target"], body["weights"], body["blend"]) == ("a lion on the beach", {}, None)
+    wait_for_edit(page)
+    assert page.locator("#alert").is_hidden()
 
 
 def test_an_edit_can_be_edited_again(page):
@@ -525,6 +618,36 @@ def test_what_is_no_photograph_is_refused_in_one_line(page, tmp_path):
     assert page.locator("#alert b").count() == 0
 
 
+def test_edits_in_few_steps_follow_a_slider_that_is_dragged(page):
+    page.click("#tab-photo")
+    page.select_option("#method", "virtual")
+    assert page.input_value("#photo-steps") == "15"
+    page.select_option("#method", "ddim")
+    assert page.input_value("#photo-steps") == "4"  # as before
+    page.select_option("#method", "virtual")
+    invert(page)
+    edit(page, CAPTION.replace("blue", "green"))
+    sent = []
+    page.on(
+        "request", lambda request: request.url.endswith("/api/edit") and sent.append(request.post_data_json["cross"])
+    )
+    page.evaluate("""() => {
+        window.shown = [];
+        new MutationObserver(() => {
+            const { src } = document.querySelector('.compare img:not(.before)') ?? {};
+            if (src?.endsWith('picture.png') && src !== shown.at(-1)) shown.push(src);
+        }).observe(document.getElementById('edit-view'), { subtree: true, childList: true, attributes: true });
+    }""")
+    for value in (0.2, 0.4, 0.6):
+        set_value(page, "#cross", value)
+    page.wait_for_function("() => shown.length === 2")
+    wait_for_maps(page, "edit")
+    runs = [url.split("/")[-2] for url in page.evaluate("shown")]
+    assert sent == [0.2, 0.6]
+    assert [page.request.get(f"{page.url}api/run/{run}").json()["settings"]["cross"] for run in runs] == [0.2, 0.6]
+    assert picture(page, "edit").split("/")[-2] == runs[1]
+
+
 # --- 5 Grid
 
 
@@ -635,6 +758,98 @@ def test_back_and_forward_bring_the_run_and_its_edit_back(page):
     page.reload()
     wait_for_maps(page, "edit")
     assert (picture(page), picture(page, "edit")) == shown
+
+
+@pytest.fixture
+def forgetful(small_model, new_page):
+    """A page, and a function that makes its server forget all pictures."""
+    app = make_app(small_model)
+    with served(app, Limits()) as port:
+        opened = new_page(f"http://127.0.0.1:{port}/")
+        for steps in ("#steps", "#photo-steps"):
+            set_value(opened, steps, 2)
+        studio = app.state.site.studio
+
+        def forget():
+            for shelf in (studio.runs, studio.photos, studio.maps, studio.live):
+                shelf.values.clear()
+
+        yield opened, forget
+        opened.close()
+
+
+def make_again(page):
+    """What the page offers where the server has forgotten a picture. Waits for the edit."""
+    alert = page.locator("#alert")
+    alert.get_by_text("no longer has this one").wait_for()
+    assert "\n" not in alert.text_content()
+    shown = "() => document.querySelector('#source-view .left .picture img')?.src"
+    before = page.evaluate(shown)
+    alert.get_by_role("button", name="Make it again").click()
+    page.wait_for_function(f"before => ![undefined, before].includes(({shown})())", arg=before)
+    wait_for_maps(page, "source")
+    wait_for_edit(page)
+
+
+def test_a_picture_that_the_server_has_forgotten_is_made_again_as_it_was(forgetful):
+    page, forget = forgetful
+    generate(page)
+    write_target(page, "a tiger on the beach")
+    set_value(page, "#weight-1", 2)
+    set_value(page, "#cross", 0.5)
+    page.click("#form-edit button[type=submit]")
+    wait_for_edit(page)
+    before = pixels(page, "source"), pixels(page, "edit")
+    forget()
+    page.click("#form-edit button[type=submit]")
+    make_again(page)
+    assert (pixels(page, "source"), pixels(page, "edit")) == before
+    # A file of it, the code, a comparison, and a page that is opened again.
+    for act in (
+        lambda: page.locator("#edit-view .home a").get_by_text("PNG").click(),
+        lambda: page.locator("#source-view .home a").get_by_text("Animation").click(),
+        lambda: page.locator("#edit-view .home button").get_by_text("Code").click(),
+        lambda: page.locator(".comparison button").get_by_text("Difference").click(),
+        page.reload,
+    ):
+        forget()
+        act()
+        make_again(page)
+        assert (pixels(page, "source"), pixels(page, "edit")) == before
+        assert (page.input_value("#target"), page.input_value("#cross")) == ("a tiger on the beach", "0.5")
+    # An edit of the edit.
+    page.locator("#edit-view .home button").get_by_text("Edit this picture").click()
+    wait_for_maps(page, "source")
+    edit(page, "a lion on the beach")
+    before = pixels(page, "source"), pixels(page, "edit")
+    forget()
+    set_value(page, "#self", 0.4)
+    make_again(page)
+    assert (pixels(page, "source"), pixels(page, "edit")) == before
+
+
+def test_a_photograph_that_the_server_has_forgotten_is_uploaded_again(forgetful):
+    page, forget = forgetful
+    invert(page)
+    before = pixels(page, "source")
+    forget()
+    page.click("#form-invert button[type=submit]")
+    page.locator("#alert").get_by_text("no longer has this photograph").wait_for()
+    page.get_by_role("button", name="Upload it again").click()
+    page.wait_for_selector("#alert", state="hidden")
+    wait_for_maps(page, "source")
+    page.wait_for_load_state("networkidle")
+    assert pixels(page, "source") == before
+    forget()
+    edit_prompt = CAPTION.replace("blue", "green")
+    write_target(page, edit_prompt)
+    page.click("#form-edit button[type=submit]")
+    make_again(page)
+    assert pixels(page, "source") == before and page.input_value("#target") == edit_prompt
+    forget()
+    page.reload()  # after which the page does not have the file
+    page.locator("#alert").get_by_text("no longer has this one: choose the photograph again.").wait_for()
+    assert page.locator("#alert button").count() == 0
 
 
 def pixels(page, name):

@@ -25,7 +25,7 @@ async function checked(answer) {
   } catch {
     // not JSON: the status is all there is to say
   }
-  throw new Error(message);
+  throw Object.assign(new Error(message), { status: response.status });
 }
 
 class ServerApi {
@@ -42,6 +42,7 @@ class ServerApi {
   align(source, target) { return this.json("api/align", { source, target }); }
   recipe(run) { return this.json(`api/run/${run.id}/recipe`); }
   run(id) { return this.json(`api/run/${encodeURIComponent(id)}`); }
+  check(url) { return checked(fetch(url)); }
 
   async upload(path, file) {
     const form = new FormData();

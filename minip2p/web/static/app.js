@@ -12,22 +12,32 @@ const $ = (id) => document.getElementById(id);
 const api = await connect();
 let model;
 
-function alert(message) {
-  $("alert").textContent = message;
+/** action: the text of a button beside the message, and what it does. */
+function alert(message, action = null) {
+  $("alert").replaceChildren(message, ...(action ? [el("button", { type: "button", onclick: () => { alert(""); action[1](); } }, action[0])] : []));
   $("alert").hidden = !message;
+}
+
+/** Tells what went wrong. isEdit: with an edit that was asked for. */
+function fail(error, isEdit = !views.edit.isEmpty) {
+  if (error.status === 404 && views.source.run) tellForgotten({ origin: views.source.run.origin, form: { ...editFields(), paste: $("paste").checked }, isEdit });
+  else alert(error.message);
 }
 
 const isKnown = (word) => !model.words || model.words.includes(word.toLowerCase());
 
-const brush = new Brush($("brush-size"), { ondraw: () => scheduleEdit(), onchange: (isEmpty) => { $("brush-clear").hidden = isEmpty; } });
+const brush = new Brush($("brush-size"), { ondraw: () => scheduleEdit(), onchange: (isEmpty) => {
+  $("brush-clear").hidden = isEmpty;
+  summarize();
+} });
 const objects = new Objects($("objects"), {
-  onchange: () => scheduleEdit(true),
+  onchange: () => scheduleEdit(true), onlist: () => summarize(),
   onsee: () => reveal($("edit-progress"), "start"),
-  find: async (list) => (await runJob("places", "places", { ...editFields(), objects: list }))?.places,
+  find: async (list) => (await runJob("places", "places", { ...await currentEdit(), objects: list }))?.places,
 });
 const views = Object.fromEntries([["source", "Picture"], ["edit", "Edited picture"]].map(([name, label]) => [
   name, new RunView($(`${name}-view`), {
-    api, label, alert, isKnown, recipe: showRecipe, actions: name === "edit" && !api.isStatic ? { "Edit this picture": useAsSource } : {},
+    api, label, fail, isKnown, recipe: showRecipe, actions: name === "edit" && !api.isStatic ? { "Edit this picture": useAsSource } : {},
     onbuild: (view) => name === "source" && [brush, objects].forEach((layer) => layer.attach(view)),
   })]));
 
@@ -67,7 +77,10 @@ async function runJob(name, kind, body, { onEvent = () => {}, isAsked = true } =
     }
     return control.signal.aborted ? null : result;
   } catch (error) {
-    if (error.name !== "AbortError" && !control.signal.aborted) alert(error.message);
+    if (error.name !== "AbortError" && !control.signal.aborted) {
+      if (kind === "invert" && error.status === 404) tellPhotoForgotten();
+      else fail(error, kind === "edit" || !views.edit.isEmpty);
+    }
     return null;
   } finally {
     if (running[name] === control) {
@@ -100,7 +113,9 @@ async function generate() {
     prompt: $("prompt").value, seed: Number($("seed").value), steps: Number($("steps").value), guidance: Number($("guidance").value), preview: true,
   };
   const result = await runJob("source", "generate", body, { onEvent: withPreview(views.source) });
-  if (result) useAsSource(result.run);
+  if (!result) return null;
+  result.run.origin = { kind: "generate", body };
+  useAsSource(result.run);
   return result;
 }
 
@@ -119,7 +134,7 @@ let photo = null;
 async function takePhoto(file) {
   alert("");
   try {
-    photo = await api.photo(file);
+    photo = { ...await api.photo(file), file };
   } catch (error) {
     alert(error.message);
     return;
@@ -140,17 +155,87 @@ $("file").addEventListener("change", async () => {
 });
 addEventListener("pageshow", () => { $("file").value = ""; });
 
+let usualSteps = null; // while a method is chosen that takes few
+
+$("method").addEventListener("change", () => {
+  const isVirtual = $("method").value === "virtual";
+  const steps = isVirtual ? model.defaults.few_steps : usualSteps;
+  usualSteps = isVirtual ? $("photo-steps").value : null;
+  if (steps !== null) setValue($("photo-steps"), steps);
+});
+
 $("form-invert").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (!photo) {
     alert("Choose a photograph first.");
     return;
   }
-  const result = await runJob("source", "invert", {
-    photo: photo.photo, prompt: $("photo-prompt").value, method: $("method").value, steps: Number($("photo-steps").value), preview: false,
-  });
-  if (result) useAsSource(result.run);
+  const body = { photo: photo.photo, prompt: $("photo-prompt").value, method: $("method").value, steps: Number($("photo-steps").value), preview: false };
+  const { file } = photo;
+  const result = await runJob("source", "invert", body);
+  if (!result) return;
+  result.run.origin = { kind: "invert", body, file };
+  useAsSource(result.run);
 });
+
+// What the server has forgotten: pictures can be made again from what the page knows of them.
+
+const FORGOTTEN = "The server was started again, or has made many pictures since";
+
+function tellPhotoForgotten() {
+  alert(`${FORGOTTEN}, and no longer has this photograph.`, ["Upload it again", async () => {
+    await takePhoto(photo.file);
+    $("form-invert").requestSubmit();
+  }]);
+}
+
+/**
+ * origin: how the picture was made: the kind and the body of its request, the file of a photograph, and `of`, the origin of
+ * the picture that it is an edit of. form: the edit as it stands, or null. isEdit: whether it was made or asked for.
+ */
+function tellForgotten({ origin, form, isEdit }) {
+  const needs = (made) => (made?.kind === "edit" ? needs(made.of) : !made ? "generate a picture again" : made.kind === "invert" && !made.file ? "choose the photograph again" : "");
+  if (needs(origin)) alert(`${FORGOTTEN}, and no longer has this one: ${needs(origin)}.`);
+  else alert(`${FORGOTTEN}, and no longer has this one.`, ["Make it again", () => makeAgain({ origin, form, isEdit })]);
+}
+
+async function makeAgain({ origin, form, isEdit }) {
+  const isThere = views.source.run && await api.run(views.source.run.id).then(() => true, () => false);
+  if (!isThere) {
+    const run = await makeRun(origin);
+    if (!run) return;
+    useAsSource(run);
+    if (!form) return;
+    brush.restore(form.region);
+    if (!await useEditSettings({ ...form, prompt: form.target, threshold: null, region: false })) return;
+  }
+  if (isEdit) edit();
+}
+
+/** The run of an origin, as a new one; null if it cannot be made. */
+async function makeRun({ kind, body, file, of }) {
+  const now = { ...body };
+  if (file) {
+    try {
+      now.photo = (await api.photo(file)).photo;
+    } catch (error) {
+      alert(error.message);
+      return null;
+    }
+  }
+  if (of) {
+    const source = await makeRun(of);
+    if (!source) return null;
+    now.run = source.id;
+  }
+  const result = await runJob("source", kind, now, { onEvent: withPreview(views.source) });
+  return result && Object.assign(result.run, { origin: { kind, body: now, file, of } });
+}
+
+addEventListener("error", async ({ target }) => { // pictures that do not come
+  if (api.isStatic || !(target instanceof HTMLImageElement) || !new URL(target.src).pathname.startsWith("/api/")) return;
+  await api.check(target.src).catch((error) => fail(error));
+}, true);
 
 // Drop a picture anywhere: one made by minip2p gives its settings back, any other is a photograph.
 
@@ -246,6 +331,13 @@ for (const [name, other] of [["prompt", "photo"], ["photo", "prompt"]]) {
   });
 }
 
+/** What a page that is left and opened again finds: the runs, and how they were made. The file of a photograph stays behind. */
+function remember(edited = null) {
+  const { id, origin } = views.source.run;
+  const state = { source: id, origin, edit: edited?.id, form: edited && { ...editFields(), paste: $("paste").checked } };
+  history.replaceState(JSON.parse(JSON.stringify(state, (name, value) => (name === "file" ? undefined : value))), "");
+}
+
 function useAsSource(run) {
   const isNew = views.source.run?.id !== run.id;
   for (const name of ["edit", "grid", "places"]) running[name]?.abort(); // they are about the picture before
@@ -255,7 +347,7 @@ function useAsSource(run) {
   $("sheet").replaceChildren();
   $("edit-fields").disabled = $("grid-fields").disabled = false;
   if (isNew) {
-    history.replaceState({ source: run.id }, "");
+    remember();
     brush.clear(false);
     objects.begin(api.isStatic ? [] : named(run.words).filter((_, n) => run.words[n].object));
     $("target").value = api.isStatic ? api.example.target : run.prompt;
@@ -279,6 +371,12 @@ function editFields() {
   };
 }
 
+/** The fields of an edit of the prompt as it is now: its words may be too new to be listed yet. */
+async function currentEdit() {
+  if (described !== `${views.source.run.prompt}\n${$("target").value}`) await describeTargetNow();
+  return editFields();
+}
+
 /** -> whether the edit was made. */
 async function edit(isAsked = true) {
   if (!views.source.run) return false;
@@ -286,14 +384,19 @@ async function edit(isAsked = true) {
     alert("Write the new prompt first.");
     return false;
   }
-  const body = { ...editFields(), paste: $("paste").checked, compare: $("compare").checked, preview: true };
+  const source = views.source.run;
+  const body = { ...await currentEdit(), paste: $("paste").checked, compare: $("compare").checked, preview: true };
+  if (source !== views.source.run) return false;
+  isBehind = false;
   const result = await runJob("edit", "edit", body, { onEvent: views.edit.isEmpty ? withPreview(views.edit) : previewInPlace, isAsked });
   if (!result) {
     if (!running.edit) document.querySelector("#edit-view .comparison")?.restore();
     return false;
   }
   objects.locate(result.places ?? {});
-  await showEdit(result);
+  result.run.origin = { kind: "edit", body: { ...body, compare: false }, of: source.origin };
+  if (isBehind && !views.edit.isEmpty) previewInPlace({ preview: result.run.picture });
+  else await showEdit(result);
   return true;
 }
 
@@ -313,13 +416,40 @@ async function showEdit({ run, plain }) {
     return image.decode().catch(() => {});
   }));
   if (shown !== run) return;
-  history.replaceState({ source: source.id, edit: run.id }, "");
+  remember(run);
   views.edit.show(run);
   $("edit-view").prepend(comparison(api, { run, source, plain }));
 }
 
+/** Is called when a setting of the edit has changed. */
+function changed() {
+  summarize();
+  scheduleEdit();
+}
+
+const isExpected = (isWanted) => isWanted === true || running.edit || !views.edit.isEmpty;
+const editSoon = debounce((isWanted) => isExpected(isWanted) && edit(false), 120);
+
 /** isWanted: also where no edit is shown or on its way yet. */
-const scheduleEdit = debounce((isWanted) => (isWanted === true || running.edit || !views.edit.isEmpty) && edit(false), 120);
+function scheduleEdit(isWanted) {
+  const { method, steps } = views.source.run ?? {};
+  if (method !== "virtual" || steps > model.defaults.few_steps) editSoon(isWanted);
+  else if (isExpected(isWanted)) followEdit();
+}
+
+let isBehind = false; // whether a setting has changed since the last edit began
+let isFollowing = false;
+
+/** Edits in few steps follow a slider while it is dragged: each is done, and the next begins with the last position. */
+async function followEdit() {
+  isBehind = true;
+  if (isFollowing) return;
+  isFollowing = true;
+  while (isBehind && await edit(false));
+  isFollowing = false;
+}
+
+let described = ""; // the prompts whose words are listed
 
 async function describeTargetNow() {
   const [source, target] = [views.source.run, $("target").value];
@@ -335,10 +465,12 @@ async function describeTargetNow() {
     $("alignment").replaceChildren(el("p", { className: "note", role: "status" }, problem));
     return;
   }
+  described = `${source.prompt}\n${target}`;
   drawAlignment($("alignment"), alignment);
   listWeights(alignment.target);
   listBlendWords(alignment);
   listAxes(alignment.target);
+  summarize();
 }
 
 const describeTarget = debounce(describeTargetNow, 150);
@@ -350,7 +482,7 @@ function listWeights(words) {
   $("weight-fields").replaceChildren(...words.map(({ index }, n) => {
     const text = names[n];
     const id = `weight-${index}`;
-    const slider = el("input", { id, type: "range", min: -4, max: 8, step: 0.25, value: former.get(text)?.value ?? 1, oninput: scheduleEdit });
+    const slider = el("input", { id, type: "range", min: -4, max: 8, step: 0.25, value: former.get(text)?.value ?? 1, oninput: changed });
     weights.set(text, slider);
     return el("div", {}, el("label", { htmlFor: id }, `${text} `, el("output", { htmlFor: id }, slider.value)), slider);
   }));
@@ -375,7 +507,7 @@ function listBlendWords({ source, target }) {
             if (isOn) set.add(text);
             else set.delete(text);
           }
-          scheduleEdit();
+          changed();
         },
       }, text));
     }
@@ -389,16 +521,65 @@ $("form-edit").addEventListener("submit", (event) => {
 });
 $("target").addEventListener("input", describeTarget);
 for (const id of ["cross", "self"]) $(id).addEventListener("input", scheduleEdit);
-for (const id of ["paste", "compare"]) $(id).addEventListener("change", scheduleEdit);
-$("brush").addEventListener("click", () => {
-  const isOn = $("brush").getAttribute("aria-pressed") === "false";
+for (const id of ["paste", "compare"]) $(id).addEventListener("change", changed);
+
+function turnBrush(isOn) {
   $("brush").setAttribute("aria-pressed", String(isOn));
-  brush.isOn = views.source.isBrushing = isOn;
+  views.source.isBrushing = isOn;
   $("source-view").classList.toggle("brushing", isOn);
   if (isOn) views.source.quiet();
   if (isOn) reveal($("source-view"));
+  brush.turn(isOn);
+}
+
+$("brush").addEventListener("click", () => turnBrush(!brush.isOn));
+$("limits").addEventListener("toggle", () => $("limits").open || turnBrush(false));
+$("brush-clear").addEventListener("click", () => {
+  brush.clear();
+  $("brush").focus();
 });
-$("brush-clear").addEventListener("click", () => brush.clear());
+
+// Panels: what is set in them is in force also while they are closed, so their titles say what it is.
+
+const count = (number, noun) => (number ? [`${number} ${noun}${number === 1 ? "" : "s"}`] : []);
+
+const PANELS = {
+  weights: {
+    set: () => count([...weights.values()].filter((slider) => Number(slider.value) !== 1).length, "weight"),
+    reset: () => weights.forEach((slider) => setValue(slider, 1)),
+  },
+  objects: {
+    set: () => count(objects.list.length, "object"),
+    reset: () => objects.clear(),
+  },
+  limits: {
+    set: () => [...count(new Set([...blend.source, ...blend.target]).size, "word"), ...(brush.isEmpty ? [] : ["a region"]), ...($("paste").checked ? ["original pixels"] : [])],
+    reset: () => {
+      for (const side of ["source", "target"]) blend[side].clear();
+      for (const button of $("blend-words").children) button.setAttribute("aria-pressed", "false");
+      $("paste").checked = false;
+      brush.clear(false);
+    },
+  },
+};
+
+/** Writes into the titles of the panels what is set in them. */
+function summarize() {
+  for (const [id, { set }] of Object.entries(PANELS)) {
+    const panel = $(id).closest(".panel");
+    panel.querySelector(".set").textContent = set().join(", ");
+    panel.querySelector(".reset").hidden = !set().length;
+  }
+}
+
+for (const [id, { reset }] of Object.entries(PANELS)) {
+  $(id).closest(".panel").querySelector(".reset").addEventListener("click", () => {
+    reset();
+    changed();
+    $(id).querySelector("summary").focus();
+    announce("reset");
+  });
+}
 
 // The grid.
 
@@ -421,8 +602,16 @@ for (const id of ["x-values", "y-values"]) {
   });
 }
 
+/** The fields of an edit with another value on an axis of the grid. */
+function withValue(fields, name, value) {
+  return name.startsWith("weight:") ? { ...fields, weights: { ...fields.weights, [name.slice(7)]: value } } : { ...fields, [name]: value };
+}
+
 $("form-grid").addEventListener("submit", async (event) => {
   event.preventDefault();
+  const source = views.source.run;
+  const fields = { ...await currentEdit(), paste: $("paste").checked };
+  if (source !== views.source.run) return;
   const axes = { x: { name: $("x-name").value, values: numbers("x-values") }, y: { name: $("y-name").value, values: numbers("y-values") } };
   if (axes.x.name === axes.y.name) {
     alert("The grid shows two different settings: choose another one for across or down.");
@@ -446,22 +635,22 @@ $("form-grid").addEventListener("submit", async (event) => {
     if (!table.isConnected) $("sheet").replaceChildren(table); // the server has accepted the values
     if (cellEvent.type !== "cell") return;
     const { x, y, run } = cellEvent;
+    run.origin = { kind: "edit", body: withValue(withValue(fields, axes.x.name, axes.x.values[x]), axes.y.name, axes.y.values[y]), of: source.origin };
     cells.get(`${x},${y}`).replaceChildren(el("button", { type: "button", "aria-pressed": "false", onclick: (click) => {
         table.querySelectorAll("button").forEach((button) => button.setAttribute("aria-pressed", String(button === click.currentTarget)));
         openCell(axes, x, y, run);
       } },
       el("img", { src: run.picture, alt: `${axes.x.name} ${axes.x.values[x]}, ${axes.y.name} ${axes.y.values[y]}` })));
   };
-  const body = { ...editFields(), paste: $("paste").checked, ...axes };
   if (api.isStatic) {
     for (const [j, y] of axes.y.values.entries()) {
       for (const [i, x] of axes.x.values.entries()) {
-        for await (const { run } of api.job("edit", { ...body, [axes.x.name]: x, [axes.y.name]: y })) onEvent({ type: "cell", x: i, y: j, run });
+        for await (const { run } of api.job("edit", { ...fields, [axes.x.name]: x, [axes.y.name]: y })) onEvent({ type: "cell", x: i, y: j, run });
       }
     }
     return;
   }
-  await runJob("grid", "grid", body, { onEvent });
+  await runJob("grid", "grid", { ...fields, ...axes }, { onEvent });
 });
 
 function openCell(axes, x, y, run) {
@@ -485,10 +674,16 @@ addEventListener("pagehide", () => {
 async function recall() {
   const values = JSON.parse(stored("sessionStorage", "minip2p-form") ?? "{}");
   for (const id of REMEMBERED) if (values[id] !== undefined) setValue($(id), values[id]);
-  const { source, edit: edited } = history.state ?? {};
+  const { source, origin, edit: edited, form } = history.state ?? {};
   const [first, last] = await Promise.all([source, edited].map((id) => id && api.run(id).catch(() => null)));
-  if (!first || views.source.run || running.source) return;
+  if (views.source.run || running.source || !source) return;
+  if (!first) {
+    tellForgotten({ origin, form, isEdit: Boolean(edited) });
+    return;
+  }
+  first.run.origin = origin;
   useAsSource(first.run);
+  if (edited && !last) tellForgotten({ origin, form, isEdit: true });
   if (!last) return;
   const lost = await useEditSettings(last.settings);
   if (views.source.run !== first.run || !views.edit.isEmpty || running.edit) return;
@@ -507,9 +702,27 @@ async function showRecipe(run) {
     $("recipe-command").textContent = command ?? "No single command line makes this picture.";
     $("recipe").showModal();
   } catch (error) {
-    alert(error.message);
+    fail(error);
   }
 }
+
+addEventListener("click", async (event) => { // files, of which a link alone would not say why there is none
+  const link = event.target.closest?.("a[download]");
+  if (!link || api.isStatic || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  event.preventDefault();
+  if (link.ariaBusy === "true") return;
+  link.ariaBusy = "true"; // an animation takes a while
+  try {
+    const href = URL.createObjectURL(await (await api.check(link.href)).blob());
+    el("a", { href, download: link.download }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+  } catch (error) {
+    $("recipe").close();
+    fail(error);
+  } finally {
+    link.ariaBusy = null;
+  }
+});
 
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {

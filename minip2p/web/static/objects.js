@@ -179,10 +179,10 @@ class PictureObject {
 export class Objects {
   /**
    * panel: where the words and the rows are. find: the places of objects by their words, or null. onchange: is called when
-   * the edit has changed. onsee: to see the edit, where it is not beside the picture.
+   * the edit has changed, onlist when the list may have. onsee: to see the edit, where it is not beside the picture.
    */
-  constructor(panel, { find, onchange, onsee }) {
-    Object.assign(this, { find, onchange, list: [], choosing: Promise.resolve() });
+  constructor(panel, { find, onchange, onlist, onsee }) {
+    Object.assign(this, { find, onchange, onlist, list: [], choosing: Promise.resolve() });
     [this.words, this.rows] = ["words", "rows"].map((name) => panel.querySelector(`.object-${name}`));
     this.text = el("span");
     this.status = el("p", { className: "hint object-status" }, this.text, el("button", { type: "button", className: "narrow", onclick: onsee }, "see the edit"));
@@ -202,11 +202,15 @@ export class Objects {
   /** Begins anew for a picture. words: as the library names them. */
   begin(words) {
     const { run } = this.view;
-    this.list = [];
     this.words.replaceChildren(...words.map((word) => el("button", {
       type: "button", value: word, "aria-pressed": "false",
       onclick: () => { this.choosing = this.choosing.then(() => run === this.view.run && this.choose(word)); },
     }, word)));
+    this.clear();
+  }
+
+  clear() {
+    this.list = [];
     this.arrange();
   }
 
@@ -279,5 +283,6 @@ export class Objects {
       front.setAttribute("aria-disabled", String(this.list[n + 1]?.kind !== kind));
     });
     for (const button of this.words.children) button.setAttribute("aria-pressed", String(this.list.some((object) => object.word === button.value)));
+    this.onlist();
   }
 }

@@ -15,10 +15,10 @@ function fileName(run, name) {
 export class RunView {
   /**
    * container: an element to fill. label: what the picture is called. actions: further buttons, label -> function.
-   * isKnown: whether the model was trained with a word. onbuild: is called when the picture is there.
+   * fail: is told an error. isKnown: whether the model was trained with a word. onbuild: is called when the picture is there.
    */
-  constructor(container, { api, label, actions = {}, recipe, alert, isKnown = () => true, onbuild = () => {} }) {
-    Object.assign(this, { container, api, label, actions, recipe, alert, isKnown, onbuild });
+  constructor(container, { api, label, actions = {}, recipe, fail, isKnown = () => true, onbuild = () => {} }) {
+    Object.assign(this, { container, api, label, actions, recipe, fail, isKnown, onbuild });
   }
 
   get isEmpty() { return !this.run; }
@@ -64,7 +64,7 @@ export class RunView {
       this.maps = maps;
       this.choices();
     } catch (error) {
-      if (error.name !== "AbortError") this.alert(error.message);
+      if (error.name !== "AbortError") this.fail(error);
     }
   }
 
