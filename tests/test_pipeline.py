@@ -452,7 +452,7 @@ def test_the_source_is_masked_by_the_attention_that_it_ran_with(model):
 def test_each_target_is_blended_by_its_own_heat(model):
     """In a batch with others or alone, the same mask; another target's heat would give another."""
     run = model.generate(SOURCE, seed=3, steps=3, size=(64, 72))
-    prompts = ["a dog and a house on grass", "a house and a dog on grass"]
+    prompts = ["a dog and a red car on the beach", "a house and a dog on grass"]
     options = dict(
         local_blend=LocalBlend((), "dog", threshold=0.6, start=0),
         cross_replace=0,

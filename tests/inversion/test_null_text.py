@@ -180,11 +180,14 @@ def test_it_learns_in_16_bits(half, start_of_render):
     assert errors[1] < errors[0] / 1.4
 
 
-def test_gradients_do_not_vanish_in_16_bits_near_the_pivot(model, half, start):
+def test_gradients_do_not_vanish_in_16_bits_near_the_pivot(model, half, start_of_render):
     """They are those of float32. Without the scale of the loss, 70 % of them are zero in float16."""
+    start = start_of_render(model, steps=4)
     gradient, expected = (gradient_near_the_pivot(each, start) for each in (half, model))
+    similarity = F.cosine_similarity(gradient.flatten(), expected.flatten(), 0)
+    print(f"null-text: cosine similarity of the gradients in {half.dtype} {similarity:.4f}")
     assert (gradient == 0).float().mean() < 0.01
-    assert F.cosine_similarity(gradient.flatten(), expected.flatten(), 0) > 0.999
+    assert similarity > 0.999
 
 
 def gradient_near_the_pivot(model, start):

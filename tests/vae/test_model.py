@@ -81,7 +81,7 @@ def test_the_full_sd15_vae_matches_diffusers():
 def test_the_shipped_vae_matches_diffusers(model):
     theirs = AutoencoderKL.from_pretrained(shipped_weights("tiny") / "vae")
     for height, width in ((16, 16), (16, 20), (11, 18)):
-        check_parity("shipped", model.vae, theirs, height, width, tolerance=1e-5)
+        check_parity("shipped", model.vae, theirs, height, width, tolerance=2e-5)
 
 
 def test_the_sd15_vae_has_248_tensors_with_83653863_parameters():
