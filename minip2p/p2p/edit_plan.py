@@ -39,27 +39,19 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Movement:
-    """How objects are moved. warps: by stride. dropped: the target's tokens that stand for the objects.
-
-    The holes attend neither to them nor to `summary`, the tokens that tell of the whole prompt and so of the objects:
-    the end token and the padding. in_hole: (0, S') of the cross-attention in the holes.
+    """How objects are moved. warps: by stride. dropped: the target's tokens that stand for the objects, to which the
+    holes do not attend. in_hole: (0, S') of the cross-attention in the holes.
     """
 
     warps: Mapping[int, StrideWarp]
     dropped: tuple[int, ...]
     in_hole: AttentionEdit
-    summary: tuple[int, ...] = ()
-
-    @property
-    def left_out(self) -> tuple[int, ...]:
-        """The positions of the target's tokens that the holes do not attend to."""
-        return (*self.dropped, *self.summary) if self.dropped else ()
 
     @property
     def cache_key(self) -> Hashable:
         """Equal for movements that have the same effect."""
         geometry = tuple(warp.cache_key for warp in self.warps.values())
-        return geometry, self.left_out, cache_key(self.in_hole.S)
+        return geometry, self.dropped, cache_key(self.in_hole.S)
 
 
 @dataclass(frozen=True)
@@ -85,8 +77,8 @@ class StepEdit:
         if self.movement is None:
             return edit
         warp = self.movement.warps[site.stride]
-        dropped = self.movement.left_out if site.cross else warp.left_out
-        if not edit.reads and not (dropped and len(warp.hole)):
+        dropped = self.movement.dropped if site.cross else warp.left_out
+        if not edit.reads and not len(warp.hole):
             return edit
         return WarpedEdit(edit, self.movement.in_hole if site.cross else IDENTITY, warp, site.cross, dropped)
 
@@ -175,7 +167,7 @@ def plan_edit(
         options.self_max_queries,
         options.sites or ALL_SITES,
         region,
-        None if warps is None else Movement(warps, dropped, in_hole, tuple(range(target.eos, len(target.ids)))),
+        None if warps is None else Movement(warps, dropped, in_hole),
     )
 
 

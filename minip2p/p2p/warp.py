@@ -5,11 +5,14 @@ queries. These are divided by masks: n, the new places of the objects; h, the ho
 
     Â = T A_s R + A_e S    on n and r, T = n G + r      cross-attention; (R, S) is the word edit
     Â = T A_s W            on n and r                   self-attention, to the share α of its schedule
-    Â = A_e K              on h, at all steps           both
+    Â = F A_e K            on h, at all steps           cross-attention
+    Â = A_e K              on h, at all steps           self-attention
 
 G takes to each query of a new place the row of the query that it came from. K leaves out the objects' words, or the
 pixels of n and h, and renormalizes: so a hole is filled with what the rest of the picture has (the idea of key-masked
-self-attention: Jia et al. 2024, DesignEdit, arXiv 2403.14487). W brings the target's keys back to their positions in
+self-attention: Jia et al. 2024, DesignEdit, arXiv 2403.14487). F takes to each query of a hole the row of the nearest
+query of r on the same line: other words, the end token and the padding tell of the object as well, and the background
+attends to them as it does where no object is. W brings the target's keys back to their positions in
 the source: it is Tᵀ with the sum of each row 1. A position whose content is lost (it is covered, or beyond the edge) is
 left out as by K. So a key that appears m times has a weight of 1/m each time, as − log m on its logit would give.
 
@@ -189,7 +192,8 @@ class GridWarp:
     T: n G + r, targets × sources; its rows in the holes are 0. owner: which object each cell of a new place belongs to,
     an index; −1 on h and r. left: the cells that objects leave, bool. hole: h, those of them without a new place,
     bool. nearest: the nearest source cell of each cell of n, −1 where that lies outside of the object or the grid; a
-    cell of r is its own, and a hole has −1.
+    cell of r is its own, and a hole has −1. fill: of each cell of h, the nearest cell of r on its line; itself where
+    there is none.
     """
 
     T: Resampling
@@ -197,6 +201,7 @@ class GridWarp:
     left: Tensor
     hole: Tensor
     nearest: Tensor
+    fill: Tensor
 
 
 def grid_warp(objects: Sequence[PlacedObject], size: tuple[int, int], *, grow: bool = False) -> GridWarp:
@@ -231,7 +236,22 @@ def grid_warp(objects: Sequence[PlacedObject], size: tuple[int, int], *, grow: b
             owner[cells], nearest[cells] = n, closest[cells]
     hole = left & (owner < 0)
     weights[hole], nearest[hole] = 0, -1
-    return GridWarp(Resampling.of_taps(indices, weights, count), owner, left, hole, nearest)
+    fill = nearest_on_line(hole.reshape(size), ((owner < 0) & ~hole).reshape(size))
+    return GridWarp(Resampling.of_taps(indices, weights, count), owner, left, hole, nearest, fill)
+
+
+def nearest_on_line(hole: Tensor, rest: Tensor) -> Tensor:
+    """Of each cell of the hole the nearest cell of the rest on its line, an index; itself where there is none.
+
+    Both are y x, bool. Of two that are equally near, the left one.
+    """
+    width = hole.shape[1]
+    columns = torch.arange(width).expand_as(hole)
+    left = torch.where(rest, columns, -2 * width).cummax(1).values
+    right = torch.where(rest, columns, 3 * width).flip(1).cummin(1).values.flip(1)
+    nearest = torch.where(columns - left <= right - columns, left, right)
+    nearest = torch.where(rest.any(1, keepdim=True), nearest, columns)
+    return (torch.arange(len(hole))[:, None] * width + nearest)[hole]
 
 
 def exclusive(masks: Sequence[Tensor], cores: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -325,15 +345,10 @@ def move_pixels(objects: Sequence[PlacedObject], picture: Tensor) -> Tensor:
     """
     size = (picture.shape[1], picture.shape[2])
     grid = grid_warp(objects, size)
-    hole, rest = grid.hole.reshape(size), ((grid.owner < 0) & ~grid.hole).reshape(size)
-    columns = torch.arange(size[1]).expand(size)
-    left = torch.where(rest, columns, -2 * size[1]).cummax(1).values
-    right = torch.where(rest, columns, 3 * size[1]).flip(1).cummin(1).values.flip(1)
-    nearest = torch.where(columns - left <= right - columns, left, right)
-    source = torch.where(hole & rest.any(1, keepdim=True), nearest, columns).to(picture.device)
-    filled = picture.gather(2, source.expand_as(picture))
-    moved = grid.T.rows(picture.flatten(1).mT).mT.reshape(picture.shape)
-    return torch.where(hole.to(picture.device), filled, moved)
+    pixels = picture.flatten(1)
+    moved = grid.T.rows(pixels.mT).mT
+    hole, fill = to_device(grid.hole.nonzero().flatten(), picture.device), to_device(grid.fill, picture.device)
+    return moved.index_copy(1, hole, pixels[:, fill]).reshape(picture.shape)
 
 
 # --- attention
@@ -342,12 +357,13 @@ def move_pixels(objects: Sequence[PlacedObject], picture: Tensor) -> Tensor:
 class StrideWarp:
     """The geometry at the attention sites of one stride. T, W: see the top of this file.
 
-    remaining: the source positions that W has, p. hole: the queries of h. left_out: the pixels that K leaves out, those
+    remaining: the source positions that W has, p. hole: the queries of h. fill: F, the queries whose rows they have
+    (see `GridWarp`). left_out: the pixels that K leaves out, those
     of n and h; none where these are all.
     """
 
     def __init__(self, grid: GridWarp):
-        self.T, self.hole = grid.T, grid.hole.nonzero().flatten()
+        self.T, self.hole, self.fill = grid.T, grid.hole.nonzero().flatten(), grid.fill
         objects = grid.hole | (grid.owner >= 0)
         self.left_out = () if objects.all() else tuple(objects.nonzero().flatten().tolist())
         self.W, self.remaining = grid.T.normalized_transpose()
@@ -376,7 +392,7 @@ class StrideWarp:
 
 @dataclass(frozen=True, eq=False)
 class WarpedEdit:
-    """An edit whose source is moved: Â = T A_s R + A_e S on n and r, A_e K on h (see the top of this file).
+    """An edit whose source is moved: Â = T A_s R + A_e S on n and r, F A_e K or A_e K on h (see the top of this file).
 
     edit: (R, S), or with a region. in_hole: (0, S') of the hole, by which words are re-weighted there. warp: of the
     site's stride. cross: of the site. dropped: the positions of the words or pixels that K leaves out.
@@ -400,8 +416,8 @@ class WarpedEdit:
         """Â from A_s and A_e, b h i j each."""
         moved = self.warp.moved_map(source, self.cross) if self.edit.reads else source
         maps = self.edit.in_map_space(moved, target)
-        hole, left_in = to_device(self.warp.hole, target.device), self.left_in(target.shape[-1])
-        remaining = target[..., hole, :] * to_device(left_in, target.device, target.dtype)
+        hole, rows = (to_device(queries, target.device) for queries in (self.warp.hole, self.rows_in_hole))
+        remaining = target[..., rows, :] * to_device(self.left_in(target.shape[-1]), target.device, target.dtype)
         in_hole = self.in_hole.in_map_space(remaining, remaining / remaining.sum(-1, keepdim=True))
         return maps.index_copy(-2, hole, in_hole)
 
@@ -411,11 +427,16 @@ class WarpedEdit:
         if not len(self.warp.hole):
             return out
         q, k = target
-        hole, remaining = self.warp.hole, self.left_in(k.shape[-2]).nonzero().flatten()
-        hole, remaining = to_device(hole, q.device), to_device(remaining, q.device)
+        left_in = self.left_in(k.shape[-2]).nonzero().flatten()
+        hole, rows, remaining = (to_device(each, q.device) for each in (self.warp.hole, self.rows_in_hole, left_in))
         values = self.in_hole.in_value_space(v)[1]
-        in_hole = attend(q[..., hole, :], k[..., remaining, :], values[..., remaining, :], site)
+        in_hole = attend(q[..., rows, :], k[..., remaining, :], values[..., remaining, :], site)
         return out.index_copy(-2, hole, in_hole)
+
+    @property
+    def rows_in_hole(self) -> Tensor:
+        """The queries of the target whose rows those of the hole have."""
+        return self.warp.fill if self.cross else self.warp.hole
 
     def left_in(self, count: int) -> Tensor:
         """The words or pixels that K leaves in, of so many: j, bool."""

@@ -10,6 +10,7 @@ from runs import deviations, same_latents
 
 from minip2p import LocalBlend, Move, SiteFilter
 from minip2p.attention.contract import explicit, fused
+from minip2p.attention.heatmaps import map_size
 from minip2p.attention.masks import follow_edges
 from minip2p.baselines.gradients import restart
 from minip2p.checkpoints.components import RowCounter
@@ -328,13 +329,22 @@ def test_latents_are_shared_and_the_rest_is_kept_where_the_edit_changes_nothing_
     assert two.plan.shown_objects == two.plan.movement.dropped == (2, 5)
 
 
-def test_holes_attend_neither_to_objects_nor_to_the_end_of_the_prompt(model, run):
-    """ "a cat on the beach": the end token is at 6, and the padding follows. A site of self-attention has no words."""
-    plan = make_targets(model.components, run, [CAT], EditOptions(move=MOVE))[0].plan
-    cross, self_ = (next(site for site in model.unet.sites if site.cross == is_cross) for is_cross in (True, False))
-    assert plan.at(0).at_site(cross, 64).dropped == (2, *range(6, 77))
-    assert max(plan.at(0).at_site(self_, 64).dropped) < 256
-    assert replace(plan.movement, dropped=()).left_out == ()
+def test_a_hole_attends_to_words_as_the_nearest_background_does_and_not_to_objects(model, run):
+    """At τ 0, where nothing is taken from the source."""
+    plan = make_targets(model.components, run, [CAT], EditOptions(move=MOVE, cross_replace=0))[0].plan
+    site = next(site for site in model.unet.sites if site.cross and site.stride == 2)
+    height, width = map_size(run.latents.shape[-2:], site.stride)
+    edit = plan.at(0).at_site(site, height * width)
+    assert edit.dropped == (2,)
+    A = torch.rand(1, 1, height * width, 77, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    actual, hole = edit.in_map_space(A, A), edit.warp.hole
+    expected = A.clone()
+    for cell, near in zip(hole.tolist(), edit.warp.fill.tolist(), strict=True):
+        assert cell // width == near // width and near not in hole
+        row = A[0, 0, near].clone()
+        row[2] = 0
+        expected[0, 0, cell] = row / row.sum()
+    assert len(hole) and torch.allclose(actual, expected, atol=1e-6)
 
 
 def test_until_counts_from_the_first_step_that_is_edited():

@@ -25,6 +25,7 @@ from minip2p.p2p.warp import (
     attention_warps,
     grid_warp,
     move_pixels,
+    nearest_on_line,
     noise_cells,
     touched_cells,
 )
@@ -284,10 +285,11 @@ def warped(objects, size, edit, site, in_hole=IDENTITY, dropped=()):
 
 
 def test_the_operator_by_hand():
-    """Four pixels in a row; the object in pixel 0 goes to pixel 2. Rows are queries, columns words or pixels."""
+    """Four pixels in a row; the object in pixel 0 goes to pixel 2. Rows are queries, columns words or pixels. Among
+    words, the hole has the row of pixel 1, which is the nearest of the rest, without the object's word."""
     objects, size = [placed(box((1, 4), 0, 0, 1, 1), (2, 0))], (1, 4)
     A_s = tensor([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5], [0.1, 0.1, 0.8], [0.6, 0.2, 0.2]])[None, None]
-    A_e = tensor([[0.1, 0.5, 0.4], [0.3, 0.3, 0.4], [0.3, 0.3, 0.4], [0.3, 0.3, 0.4]])[None, None]
+    A_e = tensor([[0.5, 0.1, 0.4], [0.1, 0.5, 0.4], [0.3, 0.3, 0.4], [0.3, 0.3, 0.4]])[None, None]
     cross = warped(objects, size, INJECT, CROSS, dropped=(1,)).in_map_space(A_s, A_e)[0, 0]
     expected = tensor([[0.2, 0.0, 0.8], [0.2, 0.3, 0.5], [0.5, 0.25, 0.25], [0.6, 0.2, 0.2]])
     torch.testing.assert_close(cross, expected)
@@ -305,6 +307,15 @@ def test_the_operator_by_hand():
         ]
     )
     torch.testing.assert_close(own_pixels, expected)
+
+
+def test_a_hole_has_the_nearest_cell_of_the_rest_on_its_line():
+    """The left one of two that are equally near; itself on a line without any. Rows of 5: an object is marked o, a hole
+    h and the rest r."""
+    lines = ("rhhhr", "ohhrr", "hhooo")
+    cells = torch.tensor([[ord(cell) for cell in line] for line in lines])
+    nearest = nearest_on_line(cells == ord("h"), cells == ord("r"))
+    assert nearest.tolist() == [0, 0, 4, 8, 8, 10, 11]
 
 
 def test_W_is_minus_log_m_on_the_logit_of_a_key_that_appears_m_times():
@@ -381,18 +392,18 @@ def test_outside_of_a_region_the_attention_is_the_moved_sources():
     q_s, k_s, q, k, v = random_qkv(6, queries=4)
     edit = warped(objects, size, MaskedEdit(IDENTITY, INJECT, inside), CROSS)
     out, source, target = edit.attend((q_s, k_s), (q, k), v, CROSS), fused(q_s, k_s, v), fused(q, k, v)
-    assert_close(out, torch.stack([target[:, :, 0], target[:, :, 1], source[:, :, 0], source[:, :, 3]], 2))
+    assert_close(out, torch.stack([target[:, :, 1], target[:, :, 1], source[:, :, 0], source[:, :, 3]], 2))
 
 
 def test_after_the_schedule_only_the_holes_are_edited():
-    """And without words to leave out, or without a hole, nothing is."""
+    """And without a hole, nothing is."""
     leaving, staying = (
         attention_warps([placed(box((1, 4), 0, 0, 1, 1), (2, 0), kind=kind)], (1, 4), [CROSS])
         for kind in ("move", "duplicate")
     )
     for warps, dropped, site, expected in (
         (leaving, (3,), CROSS, WarpedEdit),
-        (leaving, (), CROSS, AttentionEdit),
+        (leaving, (), CROSS, WarpedEdit),
         (staying, (3,), CROSS, AttentionEdit),
         (leaving, (), SELF, WarpedEdit),
         (staying, (3,), SELF, AttentionEdit),
@@ -403,7 +414,7 @@ def test_after_the_schedule_only_the_holes_are_edited():
     edit = StepEdit(IDENTITY, 0, 99, movement=Movement(leaving, (3,), IDENTITY)).at_site(CROSS, 4)
     out, remaining = edit.attend(None, (q, k), v, CROSS), [j for j in range(77) if j != 3]
     assert_close(out[:, :, 1:], fused(q, k, v)[:, :, 1:])
-    assert_close(out[:, :, :1], fused(q[:, :, :1], k[:, :, remaining], v[:, :, remaining]))
+    assert_close(out[:, :, :1], fused(q[:, :, 1:2], k[:, :, remaining], v[:, :, remaining]))
 
 
 def test_step_edits_of_other_movements_have_other_keys():
