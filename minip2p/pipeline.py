@@ -86,11 +86,11 @@ def load(
     """Loads a model.
 
     where: a folder in diffusers' layout; a single .safetensors file in the names of the original codes; a name on the
-    Hugging Face hub (org/name); or None for the small model that ships with minip2p. dtype: float32 by default.
-    device: the CPU by default. vae: a folder, file or name with another VAE. config: for a single file, which has
-    neither configurations nor tokenizers, a folder or a name on the hub of the same family. scheduler: "ddim", or "lcm"
-    for consistency models, such as one with an LCM-LoRA merged into it; None is LCM where the model's configuration
-    names LCMScheduler, and else DDIM.
+    Hugging Face hub (org/name); None for the small model that ships with minip2p; or "tiny-fast" for its student, which
+    ships as well and needs four steps and no guidance. dtype: float32 by default. device: the CPU by default. vae: a
+    folder, file or name with another VAE. config: for a single file, which has neither configurations nor tokenizers, a
+    folder or a name on the hub of the same family. scheduler: "ddim", or "lcm" for consistency models, such as one with
+    an LCM-LoRA merged into it; None is LCM where the model's configuration names LCMScheduler, and else DDIM.
     Raises FileNotFoundError or ValueError with one line that names the file and what is wrong with it.
     """
     components, default_guidance = load_components(

@@ -29,6 +29,16 @@ WITHOUT_VAE = tuple(folder for folder in WEIGHT_FOLDERS if folder != VAE_FOLDER)
 SCALING_FIELDS = ("scaling_factor", "shift_factor", "force_upcast")
 
 
+SHIPPED = "tiny", "tiny-fast"  # the models that ship; the first is the default
+
+
+def model_location(where: str | Path | None) -> str | Path:
+    """Where a model is: the folder of one that ships, by its name or None, unless a file or folder has this name."""
+    name = SHIPPED[0] if where is None else where
+    is_shipped = isinstance(name, str) and name in SHIPPED and (where is None or not Path(name).exists())
+    return shipped_weights(str(name)) if is_shipped else name
+
+
 def load_components(
     where: str | Path | None = None,
     *,
@@ -47,8 +57,7 @@ def load_components(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ValueError(f"dtype must be a torch dtype of floating-point numbers, not {dtype}")
     device = check_device(device or "cpu")
-    location = shipped_weights("tiny") if where is None else where
-    files = open_checkpoint(location, config, WEIGHT_FOLDERS if vae is None else WITHOUT_VAE)
+    files = open_checkpoint(model_location(where), config, WEIGHT_FOLDERS if vae is None else WITHOUT_VAE)
     unet_file, scheduler_file = str(files.config_file("unet")), str(files.config_file("scheduler"))
     unet_fields, scheduler_fields = correct_outdated(
         files.config("unet"), files.config("scheduler"), unet_file, scheduler_file
