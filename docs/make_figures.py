@@ -49,15 +49,15 @@ def local_blend(pipe: minip2p.Pipeline, run: minip2p.Trajectory) -> None:
 
 
 def moving(pipe: minip2p.Pipeline) -> None:
-    run = pipe.generate("a cat and a house on grass", seed=7)
+    run = pipe.generate("a cat and a house on grass", seed=8)
     edits = (
         {"move": {"cat": (-16, 0), "house": (0, 0)}},
         {"move": {"cat": (0, 0)}, "remove": ["house"]},
     )
-    pig = pipe.generate("a pig on the grass", seed=1)
-    more = ({"move": {"pig": (28, 0)}}, {"resize": {"pig": 0.7}}, {"duplicate": {"pig": (40, 10)}})
+    duck = pipe.generate("a duck on the sea", seed=3)
+    more = ({"move": {"duck": (28, 0)}}, {"resize": {"duck": 0.7}}, {"duplicate": {"duck": (40, 10)}})
     pictures = [run.image, *(pipe.edit(run, run.prompt, **options).image for options in edits)]
-    save_strip("moving", pictures + [pig.image, *(pipe.edit(pig, pig.prompt, **options).image for options in more)])
+    save_strip("moving", pictures + [duck.image, *(pipe.edit(duck, duck.prompt, **options).image for options in more)])
 
 
 def inversion(pipe: minip2p.Pipeline) -> None:
