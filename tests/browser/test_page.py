@@ -374,7 +374,7 @@ def test_a_closed_panel_says_what_is_set_in_it_and_resets_it(page):
     titles = page.locator(".panel summary .set")
     for panel in ("weights", "limits", "objects"):
         page.click(f"#{panel} summary")
-    assert titles.all_text_contents() == ["2 weights", "1 object", "2 words, original pixels"]
+    assert titles.all_text_contents() == ["tiger 2, beach -1", "cat", "cat, tiger, original pixels"]
     for name in ("Reset the weights", "Reset the part that changes", "Reset the objects"):
         page.get_by_role("button", name=name).click()
     assert titles.all_text_contents() == ["", "", ""]
@@ -749,12 +749,21 @@ def test_back_and_forward_bring_the_run_and_its_edit_back(page):
     choose_object(page, "cat")
     page.keyboard.press("Shift+ArrowLeft")
     wait_for_request_and_edit(page)
+    page.click("#limits summary")
+    page.click("#brush")
+    page.keyboard.press("Space")
+    wait_for_request_and_edit(page)
+    region = page.locator("canvas.region")
+    drawn = """canvas => [...canvas.getContext('2d').getImageData(0, 0, 64, 64).data]
+        .filter((value, n) => n % 4 === 3).map((alpha) => alpha > 127)"""
+    cells = region.evaluate(drawn)
+    assert any(cells)
     shown = picture(page), picture(page, "edit")
     page.goto("about:blank")
     page.go_back()
     wait_for_maps(page, "edit")
     assert (picture(page), picture(page, "edit")) == shown
-    assert field(page, "right").input_value() == "-8"
+    assert field(page, "right").input_value() == "-8" and region.evaluate(drawn) == cells
     page.reload()
     wait_for_maps(page, "edit")
     assert (picture(page), picture(page, "edit")) == shown

@@ -131,13 +131,14 @@ $("other-seed").addEventListener("click", () => {
 
 let photo = null;
 
+/** -> whether the server has taken it. */
 async function takePhoto(file) {
   alert("");
   try {
     photo = { ...await api.photo(file), file };
   } catch (error) {
     alert(error.message);
-    return;
+    return false;
   }
   $("photo-preview").src = photo.picture;
   $("photo-preview").alt = `The photograph, ${photo.size[1]} × ${photo.size[0]} pixels`;
@@ -145,6 +146,7 @@ async function takePhoto(file) {
   $("photo-notes").textContent = [file.name, ...photo.notes].join(" · ");
   chooseTab("photo");
   $("photo-prompt").focus();
+  return true;
 }
 
 $("file").addEventListener("change", async () => {
@@ -184,9 +186,15 @@ const FORGOTTEN = "The server was started again, or has made many pictures since
 
 function tellPhotoForgotten() {
   alert(`${FORGOTTEN}, and no longer has this photograph.`, ["Upload it again", async () => {
-    await takePhoto(photo.file);
-    $("form-invert").requestSubmit();
+    if (await takePhoto(photo.file)) $("form-invert").requestSubmit();
   }]);
+}
+
+/** What a person has to do before a picture can be made again; nothing, mostly. */
+function missing(origin) {
+  if (!origin) return "generate a picture again";
+  if (origin.kind === "edit") return missing(origin.of);
+  return origin.kind === "invert" && !origin.file ? "choose the photograph again" : "";
 }
 
 /**
@@ -194,8 +202,7 @@ function tellPhotoForgotten() {
  * the picture that it is an edit of. form: the edit as it stands, or null. isEdit: whether it was made or asked for.
  */
 function tellForgotten({ origin, form, isEdit }) {
-  const needs = (made) => (made?.kind === "edit" ? needs(made.of) : !made ? "generate a picture again" : made.kind === "invert" && !made.file ? "choose the photograph again" : "");
-  if (needs(origin)) alert(`${FORGOTTEN}, and no longer has this one: ${needs(origin)}.`);
+  if (missing(origin)) alert(`${FORGOTTEN}, and no longer has this one: ${missing(origin)}.`);
   else alert(`${FORGOTTEN}, and no longer has this one.`, ["Make it again", () => makeAgain({ origin, form, isEdit })]);
 }
 
@@ -205,11 +212,15 @@ async function makeAgain({ origin, form, isEdit }) {
     const run = await makeRun(origin);
     if (!run) return;
     useAsSource(run);
-    if (!form) return;
-    brush.restore(form.region);
-    if (!await useEditSettings({ ...form, prompt: form.target, threshold: null, region: false })) return;
+    if (!form || !await useForm(form)) return;
   }
   if (isEdit) edit();
+}
+
+/** Brings an edit back as it stood. -> whether its objects have places. */
+async function useForm(form) {
+  brush.restore(form.region);
+  return Boolean(await useEditSettings({ ...form, prompt: form.target, threshold: null, region: false }));
 }
 
 /** The run of an origin, as a new one; null if it cannot be made. */
@@ -233,8 +244,7 @@ async function makeRun({ kind, body, file, of }) {
 }
 
 addEventListener("error", async ({ target }) => { // pictures that do not come
-  if (api.isStatic || !(target instanceof HTMLImageElement) || !new URL(target.src).pathname.startsWith("/api/")) return;
-  await api.check(target.src).catch((error) => fail(error));
+  if (!api.isStatic && target instanceof HTMLImageElement && target.src.includes("/api/")) await api.check(target.src).catch((error) => fail(error));
 }, true);
 
 // Drop a picture anywhere: one made by minip2p gives its settings back, any other is a photograph.
@@ -445,8 +455,11 @@ async function followEdit() {
   isBehind = true;
   if (isFollowing) return;
   isFollowing = true;
-  while (isBehind && await edit(false));
-  isFollowing = false;
+  try {
+    while (isBehind && await edit(false));
+  } finally {
+    isFollowing = false;
+  }
 }
 
 let described = ""; // the prompts whose words are listed
@@ -529,6 +542,7 @@ function turnBrush(isOn) {
   $("source-view").classList.toggle("brushing", isOn);
   if (isOn) views.source.quiet();
   if (isOn) reveal($("source-view"));
+  $("brush-keys").hidden = !isOn;
   brush.turn(isOn);
 }
 
@@ -541,19 +555,17 @@ $("brush-clear").addEventListener("click", () => {
 
 // Panels: what is set in them is in force also while they are closed, so their titles say what it is.
 
-const count = (number, noun) => (number ? [`${number} ${noun}${number === 1 ? "" : "s"}`] : []);
-
 const PANELS = {
   weights: {
-    set: () => count([...weights.values()].filter((slider) => Number(slider.value) !== 1).length, "weight"),
+    set: () => [...weights].filter(([, slider]) => Number(slider.value) !== 1).map(([word, slider]) => `${word} ${slider.value}`),
     reset: () => weights.forEach((slider) => setValue(slider, 1)),
   },
   objects: {
-    set: () => count(objects.list.length, "object"),
+    set: () => objects.list.map(({ word }) => word),
     reset: () => objects.clear(),
   },
   limits: {
-    set: () => [...count(new Set([...blend.source, ...blend.target]).size, "word"), ...(brush.isEmpty ? [] : ["a region"]), ...($("paste").checked ? ["original pixels"] : [])],
+    set: () => [...new Set([...blend.source, ...blend.target]), ...(brush.isEmpty ? [] : ["a region"]), ...($("paste").checked ? ["original pixels"] : [])],
     reset: () => {
       for (const side of ["source", "target"]) blend[side].clear();
       for (const button of $("blend-words").children) button.setAttribute("aria-pressed", "false");
@@ -683,12 +695,11 @@ async function recall() {
   }
   first.run.origin = origin;
   useAsSource(first.run);
-  if (edited && !last) tellForgotten({ origin, form, isEdit: true });
-  if (!last) return;
-  const lost = await useEditSettings(last.settings);
+  if (!edited || !form) return;
+  await useForm(form);
   if (views.source.run !== first.run || !views.edit.isEmpty || running.edit) return;
-  showEdit(last);
-  tellLost(lost ?? []);
+  if (last) showEdit({ run: { ...last.run, origin: { kind: "edit", body: form, of: origin } } });
+  else tellForgotten({ origin, form, isEdit: true });
 }
 
 // Take home, colours, start.
