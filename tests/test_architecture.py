@@ -31,6 +31,7 @@ FLOORS = (
     ("baselines",),
     ("sweeps", "tiny"),
     ("evaluation",),
+    ("pairs",),
     ("web",),
     ("cli",),
     ("__main__",),

@@ -58,6 +58,7 @@ examples, which run in this order:
 
 with files of your own:
   minip2p sweep GRID.toml -o sweep
+  minip2p pairs PROMPTS.jsonl -o pairs
   minip2p instruct PHOTO.jpg "make it snow" --model PATH
   minip2p inpaint PHOTO.jpg "a cat on the beach" --mask MASK.png --model PATH
 """
@@ -194,6 +195,7 @@ def parser() -> Parser:
     add_words(commands)
     add_app(commands)
     add_sweep(commands)
+    add_pairs(commands)
     add_bench_edits(commands)
     add_bench_moves(commands)
     return top
@@ -359,6 +361,96 @@ def add_sweep(commands: Commands) -> None:
         help="a CLIP that scores the edits (default: the judge for the model that ships, else no score)",
     )
     add_shard_options(sub, "seeds")
+    add_model_options(sub)
+
+
+def add_pairs(commands: Commands) -> None:
+    sub = add_command(
+        commands, "pairs", "make pairs of pictures that train an editor by instructions (needs minip2p[sweep])", "pairs"
+    )
+    sub.add_argument(
+        "prompts",
+        metavar="PROMPTS",
+        help='a JSON line for each edit: "input", a caption; "edit", the instruction; "output", the edited caption; '
+        'and perhaps "kind". python -m minip2p.pairs.prompts writes such files',
+    )
+    sub.add_argument(
+        "-o",
+        "--out",
+        default="out/pairs",
+        metavar="FOLDER",
+        help="the folder of the results; an interrupted run continues there (default: out/pairs)",
+    )
+    sub.add_argument(
+        "--format",
+        dest="formats",
+        default="parquet",
+        metavar="A,B",
+        help="of the data set: parquet, imagefolder, webdataset (default: parquet)",
+    )
+    add_shard_options(sub, "sources")
+    group = sub.add_argument_group("pairs (the defaults are for the model that ships)")
+    group.add_argument(
+        "--preset",
+        choices=("instruct-pix2pix", "emu-edit"),
+        help="other defaults: those published for InstructPix2Pix, or masks as Emu Edit has them (default: neither)",
+    )
+    group.add_argument("--seed", type=whole_number, help="of all draws (default: 0)")
+    group.add_argument("--samples", type=whole_number, metavar="N", help="samples of each source (default: 8)")
+    group.add_argument("--steps", type=whole_number, help="number of steps (default: 50)")
+    group.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the model's)")
+    ranges = {
+        "guidance": "guidance scale, drawn for each sample (default: 3:6)",
+        "cross_replace": "share of the steps with the source's cross-attention, drawn for each pair (default: .1:.9)",
+        "self_replace": "the same for self-attention, at the same place of its range (default: .1:.9)",
+    }
+    for name, text in ranges.items():
+        group.add_argument(f"--{name.split('_')[0]}-range", dest=name, metavar="LOW:HIGH", help=text)
+    group.add_argument(
+        "--self-max-queries",
+        type=whole_number,
+        metavar="N",
+        help="self-attention is shared only where it has at most N queries (default: 1024)",
+    )
+    group.add_argument(
+        "--masks",
+        metavar="A,B",
+        help="a candidate for each: none; tight, where the words that go have attention before the edit; grown; box, "
+        "its bounding box. The edit stays in it (default: none)",
+    )
+    group.add_argument(
+        "--mask-threshold", metavar="T", help="of the words' heat maps, as --threshold of edit (default: otsu)"
+    )
+    group.add_argument(
+        "--grow", type=number, metavar="SHARE", help="by which grown is larger, of the root of the area (default: .25)"
+    )
+    group.add_argument("--keep", type=whole_number, metavar="N", help="pairs of each edit, the best (default: 1)")
+    group.add_argument(
+        "--clip",
+        metavar="FOLDER",
+        help="a CLIP that filters the pairs (default: the losses of the model itself, and the background)",
+    )
+    group.add_argument(
+        "--noises", type=whole_number, metavar="N", help="noises at which the model's losses are taken (default: 8)"
+    )
+    group.add_argument(
+        "--least",
+        action="append",
+        default=[],
+        metavar="SCORE=VALUE",
+        help="what a score must be at least: clip_image, clip_source, clip_target, clip_direction; fits_source, "
+        "fits_target; psnr, of the background. Or none, for all or for one. May be repeated (default: with --clip .7 "
+        "and three times .2, without it 0, 0 and 10)",
+    )
+    group.add_argument(
+        "--for",
+        dest="kinds",
+        action="append",
+        default=[],
+        metavar="KIND:NAME=VALUE",
+        help="another value for one kind of edit, of a score or of cross-range, self-range, self-max-queries, masks, "
+        "grow, keep. May be repeated (default: all kinds alike)",
+    )
     add_model_options(sub)
 
 

@@ -29,6 +29,7 @@ PATH_ARGUMENTS = (
     "mask",
     "region",
     "source",
+    "prompts",
 )
 OUTPUT_ARGUMENTS = ("out", "record", "export")
 URL = re.compile(r"(?:https?|ftp|file)://\S+", re.IGNORECASE)

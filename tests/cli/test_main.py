@@ -25,7 +25,7 @@ from minip2p.pipeline import Pipeline
 from minip2p.sampling.settings import RunSettings
 
 COMMANDS = ["demo", "generate", "edit", "plan", "invert", "instruct", "inpaint", "maps"]
-COMMANDS += ["show", "words", "app", "sweep", "bench-edits", "bench-moves"]
+COMMANDS += ["show", "words", "app", "sweep", "pairs", "bench-edits", "bench-moves"]
 
 
 def subparsers():

@@ -7,27 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from prompts import TOKENIZER
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+from small_clip import write_clip
 
 from minip2p.metrics.clip_score import ClipScore
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a small CLIP of random weights and the shipped tokenizer."""
-    path = tmp_path_factory.mktemp("clip")
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    text = small | dict(vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id, bos_token_id=0, pad_token_id=1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        CLIPModel(
-            CLIPConfig(text_config=text, vision_config=small | dict(image_size=32, patch_size=8), projection_dim=16)
-        ).save_pretrained(path)
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(images, TOKENIZER).save_pretrained(path)
-    return path
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_the_score_equals_the_cosine_of_transformers_logits(folder):
