@@ -2,6 +2,7 @@
 # make test       installs the development tools, then runs lint, types and tests
 # make test-full  runs the tests at the official sizes (15 GB of memory, some minutes)
 # make test-web   runs the tests of the page of minip2p app in Chromium, which must be installed
+# make test-ray   runs the tests of minip2p sweep --ray, on a Ray cluster of two nodes on this machine
 # make docs       builds the documentation into docs/_build/html; lessons that have changed run
 # make lessons    writes the notebooks of examples/lessons from their Python files
 #
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 START := $(shell date +%s)
 TIME = echo "make $@: $$(($$(date +%s) - $(START))) s"
 
-.PHONY: demo test test-full test-web lint docs lessons
+.PHONY: demo test test-full test-web test-ray lint docs lessons
 
 demo: $(VENV)/core
 	$(BIN)/python -m minip2p demo -o out --overwrite
@@ -33,6 +34,10 @@ test-full: $(VENV)/dev
 
 test-web: $(VENV)/browser
 	$(BIN)/python -m pytest -m browser tests/browser
+	@$(TIME)
+
+test-ray: $(VENV)/ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/sweeps
 	@$(TIME)
 
 lint: $(VENV)/dev
@@ -65,6 +70,10 @@ $(VENV)/dev: $(VENV)/core
 
 $(VENV)/browser: $(VENV)/dev
 	$(PIP) -e ".[browser]"
+	@touch $@
+
+$(VENV)/ray: $(VENV)/dev
+	$(PIP) -e ".[ray]"
 	@touch $@
 
 $(VENV)/docs: $(VENV)/core

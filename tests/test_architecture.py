@@ -91,7 +91,7 @@ CORE = (
 )
 CORE_LIBRARIES = {"torch", "numpy", "einops", "PIL", "safetensors", "transformers", "tqdm", "huggingface_hub"}
 OPTIONAL_LIBRARIES = {"pillow_heif", "yaml"}  # imported for a file of its format, and named where it is missing
-EXTRA_LIBRARIES = {"matplotlib", "pyarrow", "skimage", "starlette", "uvicorn"}  # only outside of the core
+EXTRA_LIBRARIES = {"matplotlib", "pyarrow", "ray", "skimage", "starlette", "uvicorn"}  # only outside of the core
 BANNED_NAMES = {
     *("said", "made", "found", "kept", "given", "whole", "own", "one", "some", "ours", "beside", "along", "again")
 }

@@ -4,9 +4,11 @@ They take, yield, print and raise what the commands of `commands.py` do. They ar
 import the benchmark, the judge and a process pool, which the other commands do without.
 """
 
+import os
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,11 @@ from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunSettings
 from minip2p.sweeps import sweep as sweeps
 from minip2p.sweeps.grid import Grid
+from minip2p.sweeps.ray_pool import RayPool
 from minip2p.sweeps.shards import ALL_UNITS, Shard
 from minip2p.tiny.judge import Judge
 
+WORKER_OPTIONS = ("model", "config", "vae", "scheduler", "lora", "embedding", "dtype", "device", "clip")  # of --ray
 SHEET_CASES = 7  # cases on a benchmark's contact sheet; of those that ship, this is one of each kind
 
 
@@ -48,14 +52,18 @@ def sweep(args: Namespace) -> Iterator[None]:
     from minip2p.sweeps.tradeoff import Tradeoff
 
     shard, join = read_shard(args)
-    grid, pipe, folder = Grid.read(Path(args.grid)), load_model(args), Path(args.out)
+    on_ray = args.ray is not None
+    if on_ray:
+        check_ray(args)
+    device = "cpu" if on_ray else args.device  # the workers have the GPUs
+    grid, pipe, folder = Grid.read(Path(args.grid)), load_model(with_device(args, device)), Path(args.out)
     try:
         jobs = sweeps.plan_jobs(pipe, grid)
     except ValueError as error:
         raise ValueError(f"{args.grid}: {error}") from None
     to_run = [] if join is not None else shard.of(jobs)
     pictures = [folder / name for job in to_run for name in sweeps.picture_names(job)]
-    rows_files = [sweeps.rows_file(folder, job) for job in jobs]
+    rows_files = [sweeps.rows_file(folder, job.seed) for job in jobs]
     png.check_writable([folder / "grid.json", *charts.result_paths(folder, grid), *rows_files, *pictures])
     score, scored_by = make_scorer(args)
     yield
@@ -64,6 +72,8 @@ def sweep(args: Namespace) -> Iterator[None]:
 
     def announced_progress(total: int, counter: RowCounter) -> Progress:
         """A progress bar, after a warning where the rows that are left take minutes."""
+        if on_ray:
+            return rows_progress(total, counter)
         latent_size, guidance = jobs[0].start.noise.shape, jobs[0].start.guidance_scale
         estimate.announce(
             pipe.components,
@@ -85,6 +95,7 @@ def sweep(args: Namespace) -> Iterator[None]:
         shard=shard,
         join=join,
         counter=counter,
+        make_pool=partial(make_ray_pool, args, pipe.components.fingerprint) if on_ray else None,
         progress=announced_progress,
     )
     print(f"{counter.rows:,} rows of the UNet were run")
@@ -187,6 +198,34 @@ def bench_moves(args: Namespace) -> Iterator[None]:
     sheet = move_tables.contact_sheet(folder, shown, methods)
     write_sheet(results[2], sheet, f"{len(shown)} pictures, edited", pipe, steps, methods, len(cases))
     print(move_tables.markdown_tables(summaries), *results, move_tables.json_line(summaries), sep="\n")
+
+
+def check_ray(args: Namespace) -> None:
+    """Raises ValueError if Ray is not installed or the device is not one of its resources."""
+    spec = find_spec("ray")
+    if spec is None or spec.origin is None:  # a folder called ray, as Ray leaves in /tmp, has no origin
+        raise ValueError("--ray needs Ray: pip install 'minip2p[ray]'")
+    if args.device not in ("cpu", "cuda"):
+        raise ValueError(f"--ray chooses the GPU of each worker: --device is cpu or cuda with it, not {args.device}")
+
+
+def make_ray_pool(args: Namespace, fingerprint: str) -> RayPool:
+    """The pool of --ray. fingerprint: of the model."""
+    options = {name: getattr(args, name) for name in WORKER_OPTIONS}
+    load = partial(load_worker, options, os.getcwd())
+    return RayPool(args.ray, load, fingerprint=fingerprint, on_gpu=args.device == "cuda")
+
+
+def load_worker(options: dict[str, Any], folder: str) -> tuple[Pipeline, sweeps.Score | None]:
+    """The model and what scores, in a worker of `make_ray_pool`. folder: that relative paths start from."""
+    os.chdir(folder)
+    args = Namespace(**options)
+    return load_model(args), make_scorer(args)[0]
+
+
+def with_device(args: Namespace, device: str) -> Namespace:
+    """The arguments with another device."""
+    return Namespace(**(vars(args) | {"device": device}))
 
 
 def read_shard(args: Namespace) -> tuple[Shard, list[Path] | None]:

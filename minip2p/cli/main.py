@@ -360,7 +360,15 @@ def add_sweep(commands: Commands) -> None:
         metavar="FOLDER",
         help="a CLIP that scores the edits (default: the judge for the model that ships, else no score)",
     )
-    add_shard_options(sub, "seeds")
+    group = add_shard_options(sub, "seeds")
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="share the seeds among the CPUs, with --device cuda the GPUs, of the Ray cluster at ADDRESS (host:port, "
+        "or auto for the one that runs here); without ADDRESS, of this machine (needs minip2p[ray])",
+    )
     add_model_options(sub)
 
 
@@ -502,7 +510,7 @@ def add_benchmark_options(sub: Parser, methods: str, *, steps: int, out: str) ->
     add_shard_options(sub, "cases")
 
 
-def add_shard_options(sub: Parser, units: str) -> None:
+def add_shard_options(sub: Parser, units: str) -> Group:
     group = sub.add_mutually_exclusive_group()
     group.add_argument(
         "--shard",
@@ -515,6 +523,7 @@ def add_shard_options(sub: Parser, units: str) -> None:
         metavar="FOLDER",
         help="run nothing: write the tables of all shards, with the results of those that ran in other FOLDERs",
     )
+    return group
 
 
 # --- groups of options that several commands share

@@ -10,7 +10,7 @@ import shutil
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -170,6 +170,13 @@ def temporary_name(path: Path) -> Path:
     """A new path to write to before the result is renamed to `path`. No other process of any machine writes to it."""
     host = re.sub(r"[^A-Za-z0-9-]", "", platform.node())[:32]
     return path.with_name(f".{path.name}-{host}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def write_files(files: Iterable[tuple[Path, bytes]]) -> None:
+    """Writes all of the files or none: first each to a temporary file in its folder, then all are renamed."""
+    with ExitStack() as stack:
+        for path, content in files:
+            stack.enter_context(atomic_write(path)).write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ The parameters of a PNG are read as well.
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from minip2p.io.decode import MAX_PIXELS, open_file
-from minip2p.io.files import atomic_write, temporary_name
+from minip2p.io.files import temporary_name, write_files
 
 PngFile = tuple[Path, Image.Image, str]  # the path, the image, and the text of its PNG chunk `parameters`
 
@@ -52,12 +52,16 @@ def check_writable(paths: Iterable[Path]) -> None:
 
 
 def write_pngs(files: Iterable[PngFile]) -> None:
-    """Writes all of the images or none: first each to a temporary file in its folder, then all are renamed."""
-    with ExitStack() as stack:
-        for path, image, parameters in files:
-            info = PngInfo()
-            info.add_text("parameters", parameters)
-            image.save(stack.enter_context(atomic_write(path)), "PNG", pnginfo=info)
+    """Writes all of the images or none, see `write_files`."""
+    write_files((path, encode(image, parameters)) for path, image, parameters in files)
+
+
+def encode(image: Image.Image, parameters: str) -> bytes:
+    """The content of a PNG file. parameters: the text of its chunk `parameters`."""
+    info, content = PngInfo(), BytesIO()
+    info.add_text("parameters", parameters)
+    image.save(content, "PNG", pnginfo=info)
+    return content.getvalue()
 
 
 def read_parameters(file: Path, max_pixels: int = MAX_PIXELS) -> str:

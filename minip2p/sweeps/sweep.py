@@ -9,16 +9,16 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from minip2p.checkpoints.components import RowCounter
 from minip2p.io import png
-from minip2p.io.files import claim_results_folder, read_json_value, write_text
+from minip2p.io.files import claim_results_folder, read_json_value, write_files, write_text
 from minip2p.io.images import to_pil
 from minip2p.metrics.image import preservation
 from minip2p.p2p.batching import BatchPlan, plan_batches
@@ -31,6 +31,7 @@ from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunSettings, RunStart
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.sweeps.grid import AXES, Grid, label, make_target
+from minip2p.sweeps.ray_pool import RayPool
 from minip2p.sweeps.shards import ALL_UNITS, Shard, check_shard_folder, copy_files, refuse_unfinished
 
 # Source and edited picture (3 H W in [-1, 1]), their prompts, a mask H W -> further figures, always of the same names.
@@ -58,14 +59,16 @@ class SeedJob:
 
 def plan_jobs(pipe: Pipeline, grid: Grid) -> list[SeedJob]:
     """The jobs of a sweep, all checked before any of them runs. Raises ValueError."""
-    jobs: list[SeedJob] = []
-    for seed in grid.axes["seed"]:
-        start = pipe.prepare(grid.source, RunSettings(seed=seed, **grid.run_options))
-        cells = grid.cells(seed)
-        targets = [make_target(pipe, start, cell) for cell in cells]
-        plan = plan_batches(pipe.components, start, targets)
-        jobs.append(SeedJob(seed, len(jobs) * len(cells), cells, start, targets, plan))
-    return jobs
+    return [plan_job(pipe, grid, seed) for seed in grid.axes["seed"]]
+
+
+def plan_job(pipe: Pipeline, grid: Grid, seed: Any) -> SeedJob:
+    """The job of a seed of a grid. Raises ValueError."""
+    start = pipe.prepare(grid.source, RunSettings(seed=seed, **grid.run_options))
+    cells = grid.cells(seed)
+    targets = [make_target(pipe, start, cell) for cell in cells]
+    plan = plan_batches(pipe.components, start, targets)
+    return SeedJob(seed, list(grid.axes["seed"]).index(seed) * len(cells), cells, start, targets, plan)
 
 
 def describe(jobs: Sequence[SeedJob]) -> str:
@@ -85,6 +88,7 @@ def sweep(
     shard: Shard = ALL_UNITS,
     join: Sequence[Path] | None = None,
     counter: RowCounter | None = None,
+    make_pool: Callable[[], RayPool] | None = None,
     progress: Callable[[int, RowCounter], Progress] = lambda total, counter: iter,
 ) -> list[dict[str, Any]]:
     """Runs the unfinished seeds of a grid and returns the table, a row for each cell that is finished.
@@ -92,7 +96,8 @@ def sweep(
     score: further figures of each cell. scored_by: the name of what scores; a folder is continued with the same only.
     shard: runs only these of the seeds; each process that works in a folder has another. join: runs nothing and copies
     seeds that are finished in these folders; then all must be.
-    counter: counts the UNet rows that are run. progress(rows to run, counter) -> the progress bar of the edits.
+    counter: counts the UNet rows that are run. make_pool: makes the pool of workers that share the seeds; each has the
+    same model and what scores. progress(rows to run, counter) -> the progress bar of the edits.
     Raises ValueError for a folder that holds another grid's results.
     """
     jobs = plan_jobs(pipe, grid)
@@ -110,13 +115,18 @@ def sweep(
     finished = {job.seed: load_finished(folder, job) for job in jobs}  # reads, and so checks, all of them
     unfinished = [job for job in shard.of(jobs) if finished[job.seed] is None]
     counter = counter or RowCounter()
-    components = pipe.counting(counter).components
     bar = progress(sum(job.rows for job in unfinished), counter)
-    for job in unfinished:
-        runs = run_edits(components, job.start, job.targets, progress=bar)
-        pictures, rows = job_results(job, runs, score)
-        png.write_pngs([(folder / name, picture, text) for name, picture, text in pictures])
-        write_text(rows_file(folder, job), json.dumps([without_nan(row) for row in rows], indent=1) + "\n")
+    if make_pool is not None and unfinished:
+
+        def receive(results: JobResults) -> None:
+            counter.rows += results.unet_rows
+            results.write(folder)
+
+        with make_pool() as pool:
+            pool.run_all(partial(run_seed, grid=grid), [job.seed for job in unfinished], receive, bar)
+    else:
+        for job in unfinished:
+            run_job(pipe, job, score, counter, bar).write(folder)
     return [row for job in jobs for row in load_finished(folder, job) or []]
 
 
@@ -128,21 +138,42 @@ def join_jobs(folder: Path, others: Sequence[Path], jobs: Sequence[SeedJob]) -> 
     for job in jobs:
         for other in others:
             if load_finished(folder, job) is None and load_finished(other, job) is not None:
-                names = [*map(Path, picture_names(job)), rows_file(Path(), job)]  # the rows last, see `rows_file`
+                names = [*map(Path, picture_names(job)), rows_file(Path(), job.seed)]  # the rows last, see `rows_file`
                 copy_files(other, folder, names)
     rows = {job.seed: load_finished(folder, job) for job in jobs}
     refuse_unfinished(folder, [f"seed {seed}" for seed, cells in rows.items() if cells is None], len(jobs))
     return [row for cells in rows.values() for row in cells or []]
 
 
-def job_results(
-    job: SeedJob, runs: Sequence[Trajectory], score: Score | None
-) -> tuple[list[tuple[str, Image.Image, str]], list[dict[str, Any]]]:
-    """The pictures of a job (file name, picture, text of its parameters), and its rows of the table."""
+@dataclass(frozen=True)
+class JobResults:
+    """The files of a finished job as plain data, which a worker of another machine can send.
+
+    pictures: the contents of the files, by their names. table: the file of its rows of the table. unet_rows: how many
+    rows of the UNet were run.
+    """
+
+    seed: Any
+    pictures: Mapping[str, bytes]
+    table: str
+    unet_rows: int
+
+    def write(self, folder: Path) -> None:
+        """Writes the files; that of the rows last, see `rows_file`."""
+        write_files((folder / name, content) for name, content in self.pictures.items())
+        write_text(rows_file(folder, self.seed), self.table)
+
+
+def run_job(
+    pipe: Pipeline, job: SeedJob, score: Score | None, counter: RowCounter, progress: Progress = iter
+) -> JobResults:
+    """Runs a job. counter, progress: as `sweep` has them."""
+    rows_before = counter.rows
+    runs = run_edits(pipe.counting(counter).components, job.start, job.targets, progress=progress)
     assert runs[0].source_run is not None
     source = runs[0].source_run.finish()
     before = source.picture
-    pictures, rows = [(source_name(job.seed), to_pil(before), metadata.parameters(source))], []
+    pictures, rows = {source_name(job.seed): png.encode(to_pil(before), metadata.parameters(source))}, []
     for number, (cell, target, run) in enumerate(zip(job.cells, job.targets, runs, strict=True), job.first_cell):
         after = run.picture
         mask = None if target.blend_state is None else upsample_mask(target.blend_state.mask().cpu(), after)
@@ -150,13 +181,20 @@ def job_results(
         if score is not None:
             figures |= score(before, after, source.prompt, run.prompt, mask)
         rows.append({"cell": number, **cell, "picture": picture_name(number), **figures})
-        pictures.append((picture_name(number), to_pil(after), metadata.parameters(run, **cell_settings(cell))))
-    return pictures, rows
+        text = metadata.parameters(run, **cell_settings(cell))
+        pictures[picture_name(number)] = png.encode(to_pil(after), text)
+    table = json.dumps([without_nan(row) for row in rows], indent=1) + "\n"
+    return JobResults(job.seed, pictures, table, counter.rows - rows_before)
 
 
-def rows_file(folder: Path, job: SeedJob) -> Path:
-    """The file of a job's rows of the table. It is written last, so a job is finished when it exists."""
-    return folder / "parts" / f"seed{job.seed}.json"
+def run_seed(pipe: Pipeline, score: Score | None, number: int, seed: Any, grid: Grid) -> JobResults:
+    """Runs the job of a seed in a worker of a pool."""
+    return run_job(pipe, plan_job(pipe, grid, seed), score, RowCounter())
+
+
+def rows_file(folder: Path, seed: Any) -> Path:
+    """The file of a seed's rows of the table. It is written last, so a job is finished when it exists."""
+    return folder / "parts" / f"seed{seed}.json"
 
 
 def picture_names(job: SeedJob) -> list[str]:
@@ -167,7 +205,7 @@ def picture_names(job: SeedJob) -> list[str]:
 def load_finished(folder: Path, job: SeedJob) -> list[dict[str, Any]] | None:
     """The rows of a finished job; None where its rows or one of its pictures are missing. Raises ValueError for a file
     that does not hold the rows of these cells."""
-    file = rows_file(folder, job)
+    file = rows_file(folder, job.seed)
     if not file.exists() or not all((folder / name).exists() for name in picture_names(job)):
         return None
     try:

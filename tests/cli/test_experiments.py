@@ -1,6 +1,7 @@
 """`minip2p sweep` and `minip2p bench-edits`. What they run is tested in tests/sweeps and tests/evaluation."""
 
 import sys
+from importlib.machinery import ModuleSpec
 
 import pytest
 from command_line import error_line, run
@@ -36,6 +37,23 @@ def test_methods_are_named_or_all():
 def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys):
     assert message in error_line(capsys, "bench-edits", *arguments, "-o", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "origin, arguments, message",
+    [
+        (None, ("--ray",), "--ray needs Ray: pip install 'minip2p[ray]'"),
+        ("ray/__init__.py", ("--ray", "--device", "mps"), "--device is cpu or cuda with it, not mps"),
+        ("ray/__init__.py", ("--ray", "--shard", "1/2"), "--shard: not allowed with argument --ray"),
+    ],
+)
+def test_a_sweep_on_ray_names_what_is_missing_or_cannot_be(origin, arguments, message, tmp_path, monkeypatch, capsys):
+    """Of Ray only whether it is installed is asked."""
+    monkeypatch.setattr(experiments, "find_spec", lambda name: ModuleSpec(name, None, origin=origin))
+    grid = tmp_path / "grid.toml"
+    grid.write_text('source = "a cat on the beach"\ntarget = "a dog on the beach"')
+    assert message in error_line(capsys, "sweep", grid, "-o", tmp_path / "out", *arguments)
+    assert list(tmp_path.iterdir()) == [grid]
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_finished_seeds_are_not_run_again(model, tmp_path):
         return counter.rows
 
     assert rows_run() == 0
-    rows_file(tmp_path, jobs[1]).unlink()
+    rows_file(tmp_path, jobs[1].seed).unlink()
     assert rows_run() == jobs[1].rows and rows_run() == 0
     (tmp_path / rows[1]["picture"]).unlink()
     assert rows_run() == jobs[0].rows and (tmp_path / rows[1]["picture"]).exists()

@@ -1,0 +1,40 @@
+"""What runs in the workers of a Ray cluster in the tests. They import it by name."""
+
+import os
+import signal
+from functools import partial
+
+import minip2p
+from minip2p.sweeps.ray_pool import RayPool
+
+
+def load_model():
+    """The model that ships, and no scorer."""
+    return minip2p.load(), None
+
+
+def run_with_faults(pipe, score, number, unit, *, measure, log, faults):
+    """A unit that leaves a file in a folder each time it is begun. The worker of a unit with the fault "kill once" dies
+    when that is begun for the first time."""
+    begun = len(list(log.glob(f"{unit}-*")))
+    (log / f"{unit}-{begun}").touch()
+    if faults.get(unit) == "kill once" and not begun:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return measure(pipe, score, number, unit)
+
+
+class FaultyPool(RayPool):
+    """A pool that logs what is begun, in a folder, and whose units have faults, see `run_with_faults`."""
+
+    def __init__(self, address, log, faults, **options):
+        super().__init__(address, load_model, **options)
+        self.log, self.faults = log, faults
+        log.mkdir()
+
+    def run_all(self, measure, units, *rest):
+        super().run_all(partial(run_with_faults, measure=measure, log=self.log, faults=self.faults), units, *rest)
+
+    def begun(self):
+        """How often each unit was begun."""
+        names = [path.name.partition("-")[0] for path in self.log.glob("*-*")]
+        return {int(name): names.count(name) for name in sorted(names, key=int)}
