@@ -126,7 +126,7 @@ def bench_edits(args: Namespace) -> Iterator[None]:
     results = [folder / "table.csv", folder / "table.md", folder / "sheet.png"]
     row_files = [edit_benchmark.result_files(folder).row_file(cases[0], name) for name in methods]
     png.check_writable([folder / "bench.json", *results, *row_files])
-    judge = Judge.load() if args.model is None and args.cases is None else None
+    judge = Judge.load() if args.cases is None else None
     networks = edit_benchmark.Networks(
         judge,
         clip=None if args.clip is None else ClipScore(args.clip),

@@ -713,7 +713,8 @@ def add_model_options(sub: Parser) -> None:
     group.add_argument(
         "--model",
         metavar="PATH",
-        help="a folder in diffusers' layout, a .safetensors file, or org/name on the hub (default: the one that ships)",
+        help="a folder in diffusers' layout, a .safetensors file, org/name on the hub, or tiny-fast, which ships and "
+        "takes 4 --steps (default: the small model that ships)",
     )
     group.add_argument(
         "--config",
