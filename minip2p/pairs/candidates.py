@@ -27,7 +27,7 @@ from minip2p.planner.lexicon import DETERMINERS, STOPS
 from minip2p.sampling.sampler import sample
 from minip2p.sampling.settings import RunSettings
 from minip2p.sampling.trajectory import Trajectory
-from minip2p.text.prompt import Prompt
+from minip2p.text.prompt import Prompt, WordSelector
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ def attention_masks(
     Those that would let no latent pixel change, or are as one before them, are left out; so are all where no word goes,
     as when something is added.
     """
-    names = list(dict.fromkeys(word for removed, _ in words for word in removed))
+    names: list[WordSelector] = list(dict.fromkeys(word for removed, _ in words for word in removed))
     if not names:
         return [{} for _ in words]
     heat, masks = source.heatmaps(names).total, []

@@ -94,7 +94,7 @@ def unit_rows(pipe: Pipeline, unit: Unit, settings: PairSettings, clip: ClipScor
     return rows
 
 
-def finished_units(folder: Path, units: Sequence[Unit]) -> Iterator[list[Row]]:
+def finished_units(folder: Path, units: Sequence[Unit]) -> Iterator[Sequence[Row]]:
     """The rows of each unit. Raises ValueError for a damaged file."""
     for unit in units:
         yield read_unit(unit_file(folder, unit))
