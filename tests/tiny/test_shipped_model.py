@@ -69,6 +69,6 @@ def test_the_student_draws_what_its_prompt_says_in_four_steps():
     names = ("cat", "lion", "duck", "house", "apple", "car")
     pictures = [fast.generate(f"a {name} on the grass", seed=0, steps=4).picture for name in names]
     likeliest = judge(torch.stack(pictures)).likeliest_objects(1)
-    right = sum(found == {name} for found, name in zip(likeliest, names, strict=True))
+    right = sum(objects == {name} for objects, name in zip(likeliest, names, strict=True))
     print(f"{right} of {len(names)} objects are right after four steps")
     assert right >= 5
