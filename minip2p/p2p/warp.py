@@ -11,8 +11,8 @@ queries. These are divided by masks: n, the new places of the objects; h, the ho
 G takes to each query of a new place the row of the query that it came from. K leaves out the objects' words, or the
 pixels of n and h, and renormalizes: so a hole is filled with what the rest of the picture has (the idea of key-masked
 self-attention: Jia et al. 2024, DesignEdit, arXiv 2403.14487). F takes to each query of a hole the row of the nearest
-query of r on the same line: other words, the end token and the padding tell of the object as well, and the background
-attends to them as it does where no object is. W brings the target's keys back to their positions in
+query of r, on the same line if it has one: other words, the end token and the padding tell of the object as well, and
+the background attends to them as it does where no object is. W brings the target's keys back to their positions in
 the source: it is Tᵀ with the sum of each row 1. A position whose content is lost (it is covered, or beyond the edge) is
 left out as by K. So a key that appears m times has a weight of 1/m each time, as − log m on its logit would give.
 
@@ -192,8 +192,8 @@ class GridWarp:
     T: n G + r, targets × sources; its rows in the holes are 0. owner: which object each cell of a new place belongs to,
     an index; −1 on h and r. left: the cells that objects leave, bool. hole: h, those of them without a new place,
     bool. nearest: the nearest source cell of each cell of n, −1 where that lies outside of the object or the grid; a
-    cell of r is its own, and a hole has −1. fill: of each cell of h, the nearest cell of r on its line; itself where
-    there is none.
+    cell of r is its own, and a hole has −1. fill: of each cell of h, the nearest cell of r where no
+    object was (`nearest_background`).
     """
 
     T: Resampling
@@ -236,22 +236,29 @@ def grid_warp(objects: Sequence[PlacedObject], size: tuple[int, int], *, grow: b
             owner[cells], nearest[cells] = n, closest[cells]
     hole = left & (owner < 0)
     weights[hole], nearest[hole] = 0, -1
-    fill = nearest_on_line(hole.reshape(size), ((owner < 0) & ~hole).reshape(size))
+    rest = ((owner < 0) & ~hole).reshape(size)
+    for mask in grown:  # the old place of an object that is duplicated is no background
+        rest &= ~mask
+    fill = nearest_background(hole.reshape(size), rest)
     return GridWarp(Resampling.of_taps(indices, weights, count), owner, left, hole, nearest, fill)
 
 
-def nearest_on_line(hole: Tensor, rest: Tensor) -> Tensor:
-    """Of each cell of the hole the nearest cell of the rest on its line, an index; itself where there is none.
+def nearest_background(hole: Tensor, rest: Tensor) -> Tensor:
+    """Of each cell of the hole an index: the nearest cell of the rest on its line, or where this line has none, on the
+    nearest line that has one; the cell itself where there is no rest. Both are y x, bool.
 
-    Both are y x, bool. Of two that are equally near, the left one.
+    Of two that are equally near, the left or upper one.
     """
-    width = hole.shape[1]
+    height, width = hole.shape
+    lines = rest.any(1).nonzero().flatten()
+    if not len(lines):
+        return hole.flatten().nonzero().flatten()
     columns = torch.arange(width).expand_as(hole)
     left = torch.where(rest, columns, -2 * width).cummax(1).values
     right = torch.where(rest, columns, 3 * width).flip(1).cummin(1).values.flip(1)
     nearest = torch.where(columns - left <= right - columns, left, right)
-    nearest = torch.where(rest.any(1, keepdim=True), nearest, columns)
-    return (torch.arange(len(hole))[:, None] * width + nearest)[hole]
+    line = lines[(torch.arange(height)[:, None] - lines).abs().argmin(1)]
+    return (line[:, None] * width + nearest[line])[hole]
 
 
 def exclusive(masks: Sequence[Tensor], cores: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -339,7 +346,7 @@ def noise_cells(warp: GridWarp, size: tuple[int, int]) -> Tensor:
 
 
 def move_pixels(objects: Sequence[PlacedObject], picture: Tensor) -> Tensor:
-    """A picture 3 H W with its objects in their new places. A hole has the nearest pixels of the rest in each row.
+    """A picture 3 H W with its objects in their new places. A hole has the nearest pixels of the background.
 
     Only the pixels of the objects count: a VAE reads them again, and what is in the holes changes cells beside them.
     """
@@ -369,7 +376,7 @@ class StrideWarp:
         self.W, self.remaining = grid.T.normalized_transpose()
         if not len(self.remaining):  # a hole everywhere: nothing reads what T A_s W is
             self.W, self.remaining = grid.T, torch.arange(grid.T.columns)
-        self.cache_key: Hashable = self.T.cache_key, cache_key(self.hole), self.left_out
+        self.cache_key: Hashable = self.T.cache_key, cache_key(self.hole), cache_key(self.fill), self.left_out
 
     def moved(self, attend: Attend) -> Attend:
         """The source's attention, moved: T A_s v for words, T A_s W v for pixels."""

@@ -25,7 +25,7 @@ from minip2p.p2p.warp import (
     attention_warps,
     grid_warp,
     move_pixels,
-    nearest_on_line,
+    nearest_background,
     noise_cells,
     touched_cells,
 )
@@ -309,19 +309,50 @@ def test_the_operator_by_hand():
     torch.testing.assert_close(own_pixels, expected)
 
 
-def test_a_hole_has_the_nearest_cell_of_the_rest_on_its_line():
-    """The left one of two that are equally near; itself on a line without any. Rows of 5: an object is marked o, a hole
-    h and the rest r."""
-    lines = ("rhhhr", "ohhrr", "orhhh", "hhooo")
+def test_a_hole_has_the_nearest_cell_of_the_rest_on_its_line_or_on_another():
+    """The left or upper one of two that are equally near. Rows of 5: an object is marked o, a hole h, the rest r."""
+    lines = ("rhhhr", "ohhoo", "hhooh", "rohhh")
     cells = torch.tensor([[ord(cell) for cell in line] for line in lines])
-    nearest = nearest_on_line(cells == ord("h"), cells == ord("r"))
-    assert nearest.tolist() == [0, 0, 4, 8, 8, 11, 11, 11, 15, 16]
+    nearest = nearest_background(cells == ord("h"), cells == ord("r"))
+    assert nearest.tolist() == [0, 0, 4, 0, 0, 15, 15, 15, 15, 15, 15]
+    assert nearest_background(cells == ord("h"), cells < 0).tolist() == [1, 2, 3, 6, 7, 10, 11, 14, 17, 18, 19]
 
 
 def test_new_places_fill_no_hole():
     """The object in cell 0 goes to cell 1; cell 2 is the nearest of the rest."""
     warp = grid_warp([placed(box((2, 4), 1, 0, 1, 1), (1, 0))], (2, 4))
     assert warp.hole.nonzero().flatten().tolist() == [4] and warp.fill.tolist() == [6]
+
+
+def test_holes_take_the_rows_of_others_among_words_and_their_own_among_pixels():
+    """In both executions, where the target's rows differ; K leaves out words or pixels by the site."""
+    warps = attention_warps([placed(box((1, 4), 0, 0, 1, 1), (2, 0))], (1, 4), [CROSS])
+    step = StepEdit(IDENTITY, 0, 99, movement=Movement(warps, (3,), IDENTITY))
+    for site, keys, query, left_out in ((CROSS, 77, 1, (3,)), (SELF, 4, 0, (0, 2))):
+        _, _, q, k, v = random_qkv(9, keys=keys, queries=4)
+        edit, left_in = step.at_site(site, 4), [j for j in range(keys) if j not in left_out]
+        expected = fused(q[:, :, [query]], k[:, :, left_in], v[:, :, left_in])
+        A = attention_map(q, k)
+        assert edit.dropped == left_out
+        assert_close(edit.attend(None, (q, k), v, site)[:, :, :1], expected)
+        assert_close(edit.in_map_space(A, A)[:, :, :1] @ v, expected)
+
+
+def test_weights_of_words_hold_in_the_hole():
+    """The nearest row without the object's word, renormalized and then weighted: (0.1, 0.4) / 0.5 times (2, 0.5)."""
+    objects, weights = [placed(box((1, 3), 0, 0, 1, 1), kind="remove")], tensor([2.0, 1.0, 0.5])
+    edit = warped(objects, (1, 3), IDENTITY, CROSS, in_hole=IDENTITY.reweighted(weights), dropped=(1,))
+    A = tensor([[0.8, 0.1, 0.1], [0.1, 0.5, 0.4], [0.2, 0.3, 0.5]])[None, None]
+    torch.testing.assert_close(edit.in_map_space(A, A)[0, 0, 0], tensor([0.4, 0.0, 0.4]))
+
+
+def test_new_places_and_the_old_place_of_a_duplicate_fill_no_hole():
+    """The object in cell 4 goes to cell 5, so that cell 6 is the nearest of the rest; and the duplicated one stays."""
+    moved = placed(box((2, 4), 1, 0, 1, 1), (1, 0))
+    warp = grid_warp([moved], (2, 4))
+    assert warp.hole.nonzero().flatten().tolist() == [4] and warp.fill.tolist() == [6]
+    warp = grid_warp([moved, placed(box((2, 4), 1, 2, 1, 1), (0, -1), kind="duplicate")], (2, 4))
+    assert warp.hole.nonzero().flatten().tolist() == [4] and warp.fill.tolist() == [7]
 
 
 def test_holes_take_the_rows_of_others_among_words_and_their_own_among_pixels():
@@ -440,6 +471,8 @@ def test_after_the_schedule_only_the_holes_are_edited():
         assert isinstance(edit, expected) and not edit.reads
     injected = StepEdit(INJECT, 1, 99, movement=Movement(staying, (3,), IDENTITY))
     assert all(isinstance(injected.at_site(site, 4), WarpedEdit) for site in (CROSS, SELF))
+    injected = StepEdit(INJECT, 1, 99, movement=Movement(staying, (3,), IDENTITY))
+    assert all(isinstance(injected.at_site(site, 4), WarpedEdit) for site in (CROSS, SELF))
     _, _, q, k, v = random_qkv(7, queries=4)
     edit = StepEdit(IDENTITY, 0, 99, movement=Movement(leaving, (3,), IDENTITY)).at_site(CROSS, 4)
     out, remaining = edit.attend(None, (q, k), v, CROSS), [j for j in range(77) if j != 3]
@@ -516,7 +549,7 @@ def test_an_object_that_stays_has_the_sources_latents_to_the_bit():
     assert not (shared[changed] == after[changed]).any() and not (shared[changed] == x[changed]).any()
 
 
-def test_pixels_are_moved_and_a_hole_has_the_nearest_of_its_row():
+def test_pixels_are_moved_and_a_hole_has_the_nearest_of_the_background():
     row = torch.arange(6.0).expand(3, 2, 6).clone()
     row[:, 1] += 10
     mask = torch.zeros(2, 6, dtype=torch.bool)
@@ -527,7 +560,7 @@ def test_pixels_are_moved_and_a_hole_has_the_nearest_of_its_row():
     assert twice[1, 0].tolist() == [0, 1, 2, 3, 1, 2]
     mask[0] = True  # nothing is left of the row
     gone = move_pixels([placed(mask, kind="remove")], row)
-    assert torch.equal(gone, row)
+    assert torch.equal(gone, row[:, 1:].expand_as(row))
     half = placed(torch.zeros(2, 6, dtype=torch.bool).index_fill(1, tensor(2), True) & ~mask, (0.5, 0))
     assert torch.equal(move_pixels([placed(mask, kind="remove"), half], row)[:, 0], row[:, 0])
 
