@@ -241,6 +241,12 @@ def main() -> int:
 
     def work() -> None:
         stop_at = time.time() + 60 * options.minutes
+        if options.workers < 0 or options.scenes < 1:
+            raise ValueError(
+                f"--workers must be at least 0 and --scenes at least 1, not {options.workers} and {options.scenes}"
+            )
+        if options.device == "cuda" and not options.workers:
+            raise ValueError("--device cuda needs --workers, the number of processes that render scenes for it")
         if options.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch finds no NVIDIA GPU; use --device cpu")
         if options.batch < 1 or options.batch % UNET_BATCH:

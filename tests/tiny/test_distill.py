@@ -1,6 +1,7 @@
 """The consistency distillation: its loss by hand, exact resumption, a warm start, and the folder that it writes."""
 
 import json
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import minip2p
 from minip2p.checkpoints.components import RowCounter
 from minip2p.config import SchedulerConfig
 from minip2p.sched import DDIMScheduler, LCMScheduler
+from minip2p.tiny import distill
 from minip2p.tiny.batches import Batch
 from minip2p.tiny.distill import HUBER, POINTS, Distillation, distil, student_scheduler, write_student
 from minip2p.tiny.grounding import SLOTS
@@ -197,3 +199,20 @@ def test_a_teacher_that_predicts_v_is_refused(teacher, tmp_path):
     other = replace(teacher, components=replace(teacher.components, scheduler=scheduler))
     with pytest.raises(ValueError, match="the teacher must predict noise"):
         train(other, tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--batch", "65"], "--batch must be a multiple of 64, not 65"),
+        (["--workers", "-1"], "--workers must be at least 0 and --scenes at least 1, not -1 and 61440"),
+        (["--workers", "1", "--scenes", "0"], "--workers must be at least 0 and --scenes at least 1, not 1 and 0"),
+        (["--device", "cuda"], "--device cuda needs --workers, the number of processes that render scenes for it"),
+        (["--device", "cuda", "--workers", "1"], "--device cuda: torch finds no NVIDIA GPU; use --device cpu"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["distill", "--out", str(tmp_path), *options])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distill.main() == 2
+    assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
