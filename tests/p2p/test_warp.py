@@ -355,28 +355,6 @@ def test_new_places_and_the_old_place_of_a_duplicate_fill_no_hole():
     assert warp.hole.nonzero().flatten().tolist() == [4] and warp.fill.tolist() == [7]
 
 
-def test_holes_take_the_rows_of_others_among_words_and_their_own_among_pixels():
-    """In both executions, where the target's rows differ; K leaves out words or pixels by the site."""
-    warps = attention_warps([placed(box((1, 4), 0, 0, 1, 1), (2, 0))], (1, 4), [CROSS])
-    step = StepEdit(IDENTITY, 0, 99, movement=Movement(warps, (3,), IDENTITY))
-    for site, keys, query, left_out in ((CROSS, 77, 1, (3,)), (SELF, 4, 0, (0, 2))):
-        _, _, q, k, v = random_qkv(9, keys=keys, queries=4)
-        edit, left_in = step.at_site(site, 4), [j for j in range(keys) if j not in left_out]
-        expected = fused(q[:, :, [query]], k[:, :, left_in], v[:, :, left_in])
-        A = attention_map(q, k)
-        assert edit.dropped == left_out
-        assert_close(edit.attend(None, (q, k), v, site)[:, :, :1], expected)
-        assert_close(edit.in_map_space(A, A)[:, :, :1] @ v, expected)
-
-
-def test_weights_of_words_hold_in_the_hole():
-    """The nearest row without the object's word, renormalized and then weighted: (0.1, 0.4) / 0.5 times (2, 0.5)."""
-    objects, weights = [placed(box((1, 3), 0, 0, 1, 1), kind="remove")], tensor([2.0, 1.0, 0.5])
-    edit = warped(objects, (1, 3), IDENTITY, CROSS, in_hole=IDENTITY.reweighted(weights), dropped=(1,))
-    A = tensor([[0.8, 0.1, 0.1], [0.1, 0.5, 0.4], [0.2, 0.3, 0.5]])[None, None]
-    torch.testing.assert_close(edit.in_map_space(A, A)[0, 0, 0], tensor([0.4, 0.0, 0.4]))
-
-
 def test_W_is_minus_log_m_on_the_logit_of_a_key_that_appears_m_times():
     """Of a duplicate and of one twice as large, moved by whole cells: the source's key at every place of its content.
 
