@@ -318,12 +318,6 @@ def test_a_hole_has_the_nearest_cell_of_the_rest_on_its_line_or_on_another():
     assert nearest_background(cells == ord("h"), cells < 0).tolist() == [1, 2, 3, 6, 7, 10, 11, 14, 17, 18, 19]
 
 
-def test_new_places_fill_no_hole():
-    """The object in cell 0 goes to cell 1; cell 2 is the nearest of the rest."""
-    warp = grid_warp([placed(box((2, 4), 1, 0, 1, 1), (1, 0))], (2, 4))
-    assert warp.hole.nonzero().flatten().tolist() == [4] and warp.fill.tolist() == [6]
-
-
 def test_holes_take_the_rows_of_others_among_words_and_their_own_among_pixels():
     """In both executions, where the target's rows differ; K leaves out words or pixels by the site."""
     warps = attention_warps([placed(box((1, 4), 0, 0, 1, 1), (2, 0))], (1, 4), [CROSS])
