@@ -36,7 +36,7 @@ from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunSettings
 from minip2p.sweeps import sweep as sweeps
 from minip2p.sweeps.grid import Grid
-from minip2p.sweeps.ray_pool import RayPool
+from minip2p.sweeps.ray_pool import RayPool, check_address
 from minip2p.sweeps.shards import ALL_UNITS, Shard
 from minip2p.tiny.judge import Judge
 
@@ -201,10 +201,11 @@ def bench_moves(args: Namespace) -> Iterator[None]:
 
 
 def check_ray(args: Namespace) -> None:
-    """Raises ValueError if Ray is not installed or the device is not one of its resources."""
+    """Raises ValueError if Ray is not installed, no cluster answers, or the device is not one of its resources."""
     spec = find_spec("ray")
     if spec is None or spec.origin is None:  # a folder called ray, as Ray leaves in /tmp, has no origin
         raise ValueError("--ray needs Ray: pip install 'minip2p[ray]'")
+    check_address(args.ray)
     if args.device not in ("cpu", "cuda"):
         raise ValueError(f"--ray chooses the GPU of each worker: --device is cpu or cuda with it, not {args.device}")
 

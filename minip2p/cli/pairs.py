@@ -82,14 +82,15 @@ def read_settings(args: Namespace) -> PairSettings:
 
 def parse_range(flag: str, text: str) -> tuple[float, float]:
     """'.1:.9' -> (0.1, 0.9), '.5' -> (0.5, 0.5). flag: of the option, for the message."""
+    error = ValueError(f"{flag} is a range as .1:.9, not {text!r}")
     try:
         numbers = parse_numbers(text)
     except ValueError:
-        numbers = ()
-    low, *high = numbers if isinstance(numbers, tuple) else (numbers, numbers)
-    if len(high) != 1:
-        raise ValueError(f"{flag} is a range as .1:.9, not {text!r}")
-    return low, high[0]
+        raise error from None
+    ends = numbers if isinstance(numbers, tuple) else (numbers, numbers)
+    if len(ends) != 2:
+        raise error
+    return ends[0], ends[1]
 
 
 def parse_least(texts: Sequence[str]) -> dict[str, float | None]:

@@ -240,7 +240,7 @@ def connect(address: str) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # loopback; Ray's default on those systems
         options |= {"object_store_memory": STORE_BYTES, "include_dashboard": False}
-    elif address != "auto":
+    else:
         check_address(address)
     import ray
 
@@ -257,7 +257,10 @@ def connect(address: str) -> None:
 
 
 def check_address(address: str) -> None:
-    """Raises ValueError for an address that is not host:port, and where nobody listens. Ray would wait for minutes."""
+    """Raises ValueError for an address that is neither one of the two words nor host:port, and where nobody listens.
+    Ray would wait for minutes."""
+    if address in (LOCAL, "auto"):
+        return
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal():
         raise ValueError(f"--ray takes host:port of a cluster's head, or auto, or nothing, and not {address!r}")

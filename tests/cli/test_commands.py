@@ -595,7 +595,7 @@ WRONG |= {"--move": "cat", "--resize": "cat:x", "--duplicate": "cat:1", "--remov
 WRONG |= dict.fromkeys(["--out", "--record", "--mask", "--within", "--model", "--config", "--vae", "--lora"], "")
 WRONG |= {"--preset": "x", "--samples": 0, "--guidance-range": "2:1", "--cross-range": "x", "--self-range": ".5:2"}
 WRONG |= {"--self-max-queries": -1, "--masks": "x", "--mask-threshold": "2", "--grow": 9, "--keep": 0, "--noises": 0}
-WRONG |= {"--least": "x=1", "--for": "style", "--format": "x"}
+WRONG |= {"--ray": "x", "--least": "x=1", "--for": "style", "--format": "x"}
 WRONG |= dict.fromkeys(["--embedding", "--clip", "--cases", "--lpips", "--dino"], "")
 OPERANDS = {"generate": (CAT,), "edit": (CAT, TIGER), "invert": (PHOTO, CAT), "instruct": (PHOTO, CAT), "maps": (CAT,)}
 OPERANDS |= {"inpaint": (PHOTO, CAT), "sweep": ("examples/grid.toml",), "show": (PHOTO,)}

@@ -21,6 +21,7 @@ from minip2p.errors import Notice
 from minip2p.evaluation import move_benchmark
 from minip2p.inversion.methods import METHODS
 from minip2p.p2p.options import EditOptions
+from minip2p.pairs.settings import PairSettings
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.settings import RunSettings
 
@@ -73,7 +74,7 @@ WITHOUT_DEFAULT = {
     "--vae",
 }
 WITHOUT_DEFAULT |= {"--cases", "--count", "--export", "--within", "--move", "--resize", "--duplicate", "--remove"}
-WITHOUT_DEFAULT |= {"--shard", "--join", "--tell", "--caption"}
+WITHOUT_DEFAULT |= {"--shard", "--join", "--tell", "--caption", "--ray"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -225,7 +226,7 @@ def test_options_are_named_after_the_keywords_that_they_set():
         for name in inspect.signature(function).parameters
     }
     keywords |= {name for method in METHODS.values() for name in inspect.signature(method).parameters}
-    keywords |= set(RunSettings.__dataclass_fields__)
+    keywords |= set(RunSettings.__dataclass_fields__) | set(PairSettings.__dataclass_fields__)
     not_keywords = {
         "help",
         "out",
@@ -242,7 +243,8 @@ def test_options_are_named_after_the_keywords_that_they_set():
         "tell",
     }
     not_keywords |= {"host", "port", "token", "no_browser", "export", "lpips", "dino"}
-    not_keywords |= {"model", "methods", "cases", "clip", "grid", "file", "targets", "shard", "join"}
+    not_keywords |= {"model", "methods", "cases", "clip", "grid", "file", "targets", "shard", "join", "ray"}
+    not_keywords |= {"preset", "prompts", "formats"}
     for command, sub in subparsers().items():
         assert set(sub.flags) - keywords <= not_keywords, command
     assert subparsers()["edit"].flags["guidance_scale"] == "--guidance"

@@ -109,6 +109,6 @@ def test_every_argument_that_names_a_file_is_looked_at():
         action.dest
         for sub in subparsers(parser()).values()
         for action in sub._actions
-        if re.search(r"FILE|FOLDER|PATH|IMAGE|GRID|SOURCE|OUT", str(action.metavar))
+        if re.search(r"FILE|FOLDER|PATH|IMAGE|GRID|SOURCE|OUT|PROMPTS", str(action.metavar))
     }
     assert names == {*paths.PATH_ARGUMENTS, *paths.OUTPUT_ARGUMENTS}
