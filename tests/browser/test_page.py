@@ -353,7 +353,7 @@ def test_a_region_is_drawn_with_the_keyboard_and_a_screen_reader_hears_it(page):
         page.keyboard.press("Escape")
     assert sent.value.post_data_json["region"] is None and page.locator("#brush-clear").is_hidden()
     page.click("#limits summary")  # the brush of a closed panel does not draw
-    assert page.locator("#brush").get_attribute("aria-pressed") == "false"
+    page.locator('#brush[aria-pressed="false"]').wait_for(state="attached")  # the panel tells it a moment later
     page.locator("#source-view .picture").hover(position={"x": 40, "y": 40})
     assert page.locator("#source-view .ranks .name").count() > 3
 
