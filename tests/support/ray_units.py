@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from functools import partial
 
 import minip2p
@@ -14,12 +15,25 @@ def load_model():
 
 
 def run_with_faults(pipe, score, number, unit, *, measure, log, faults):
-    """A unit that leaves a file in a folder each time it is begun. The worker of a unit with the fault "kill once" dies
-    when that is begun for the first time."""
+    """A unit that leaves a file in a folder each time it is begun, and has one of these faults.
+
+    kill: its worker dies; kill once: only the first time; hang once: it does not end the first time; raise: an error;
+    node NAME: it does not end on the node of this name.
+    """
+    import ray
+
     begun = len(list(log.glob(f"{unit}-*")))
     (log / f"{unit}-{begun}").touch()
-    if faults.get(unit) == "kill once" and not begun:
+    fault = faults.get(unit, faults.get("all", ""))
+    if fault == "kill" or (fault == "kill once" and not begun):
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "hang once" and not begun:
+        time.sleep(600)
+    if fault == f"node {ray.get_runtime_context().get_node_id()}":
+        (log / "hangs").touch()
+        time.sleep(600)
+    if fault == "raise":
+        raise ValueError(f"seed {unit} is poisoned")
     return measure(pipe, score, number, unit)
 
 

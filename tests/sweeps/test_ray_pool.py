@@ -1,13 +1,20 @@
-"""A sweep on a Ray cluster: the serial sweep to the byte, also when a worker is lost."""
+"""A sweep on a Ray cluster: the serial sweep to the byte, also when workers, nodes or the driver are lost."""
 
+import json
 import os
 import secrets
+import signal
+import subprocess
+import sys
+import time
+from threading import Thread
 
 import pytest
 import torch
 from paths import ROOT
 from ray_units import FaultyPool
 
+from minip2p.errors import Notice
 from minip2p.sweeps.grid import Grid
 from minip2p.sweeps.ray_pool import check_address
 from minip2p.sweeps.sweep import sweep
@@ -86,8 +93,9 @@ def contents(folder):
 def run(model, cluster, tmp_path):
     """A function: runs the sweep in tmp_path/"out" with these faults, and returns its rows and its pool."""
 
-    def run_sweep(faults):
-        pool = FaultyPool(cluster.address, tmp_path / "log", faults, fingerprint=model.components.fingerprint)
+    def run_sweep(faults, log="log", **options):
+        options = {"fingerprint": model.components.fingerprint, **options}
+        pool = FaultyPool(cluster.address, tmp_path / log, faults, **options)
         return sweep(model, GRID, tmp_path / "out", make_pool=lambda: pool), pool
 
     return run_sweep
@@ -105,3 +113,105 @@ def test_the_unit_of_a_killed_worker_is_run_again_and_no_other(run, serial, tmp_
     rows, pool = run({1: "kill once"})
     assert rows == serial[1] and contents(tmp_path / "out") == contents(serial[0])
     assert pool.begun() == dict.fromkeys(SEEDS, 1) | {1: 2}
+
+
+@pytest.mark.ray
+def test_a_unit_that_does_not_end_is_given_to_another_worker(run, serial, tmp_path):
+    rows, pool = run({2: "hang once"}, unit_limit=20)
+    assert rows == serial[1] and pool.begun() == dict.fromkeys(SEEDS, 1) | {2: 2}
+
+
+@pytest.mark.ray
+def test_poisoned_units_are_reported_and_the_others_finish(run, serial, tmp_path):
+    """An error, and a worker that dies each time. The same command then runs these alone."""
+    message = r"^2 of 6 units failed, such as 1 \(ValueError: seed 1 is poisoned\); the others are finished"
+    with pytest.warns(Notice) as notices, pytest.raises(ValueError, match=message) as error:
+        run({1: "raise", 4: "kill"})
+    assert "\n" not in str(error.value)
+    texts = sorted(str(notice.message) for notice in notices)
+    assert len(texts) == 2 and texts[0] == "unit 1 failed: ValueError: seed 1 is poisoned"
+    assert texts[1].startswith("unit 4 failed: its worker was lost 3 times: ActorDiedError")
+    finished = {path.stem for path in (tmp_path / "out" / "parts").iterdir()}
+    assert finished == {f"seed{seed}" for seed in SEEDS if seed not in (1, 4)}
+    assert len(list((tmp_path / "log").glob("4-*"))) == 3 and len(list((tmp_path / "log").iterdir())) == 8
+    rows, pool = run({}, log="second")
+    assert rows == serial[1] and contents(tmp_path / "out") == contents(serial[0])
+    assert pool.begun() == {1: 1, 4: 1}
+
+
+@pytest.mark.ray
+def test_the_unit_of_a_removed_node_is_run_on_another(run, serial, cluster, tmp_path):
+    node = next(iter(cluster.worker_nodes))
+
+    def remove_when_busy():
+        while not (tmp_path / "log" / "hangs").exists():
+            time.sleep(0.1)
+        cluster.remove_node(node, allow_graceful=False)
+
+    remover = Thread(target=remove_when_busy)
+    remover.start()
+    rows, pool = run({"all": f"node {node.node_id}"})
+    remover.join()
+    add_node(cluster)
+    assert rows == serial[1] and contents(tmp_path / "out") == contents(serial[0])
+    assert sorted(pool.begun().values()) == [1, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.ray
+def test_a_killed_or_interrupted_driver_is_resumed(serial, cluster, tmp_path):
+    """The command with SIGKILL, then with Ctrl-C, then to its end: what was finished is not written again."""
+    file, out, parts = tmp_path / "grid.toml", tmp_path / "out", tmp_path / "out" / "parts"
+    file.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in FIELDS.items()))
+    command = [sys.executable, "-m", "minip2p", "sweep", file, "-o", out, "--ray", cluster.address]
+    finished = {}
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (None, 0)):
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while number and driver.poll() is None and len(list(parts.glob("*.json"))) == len(finished):
+            time.sleep(0.005)
+        if number:
+            driver.send_signal(number)
+        printed, errors = driver.communicate(timeout=120)
+        assert driver.returncode == status, errors
+        assert {path: path.stat().st_mtime_ns for path in finished} == finished
+        left = len(SEEDS) - len(finished)
+        finished = {path: path.stat().st_mtime_ns for path in parts.glob("*.json")}
+        assert (len(finished) < len(SEEDS)) == bool(number)
+    assert f"\n{left * 8} rows of the UNet were run" in printed
+    expected = contents(serial[0])
+    assert {name: (out / name).read_bytes() for name in expected if name.suffix == ".png"} == {
+        name: content for name, content in expected.items() if name.suffix == ".png"
+    }
+    assert len((out / "table.csv").read_text().splitlines()) == 1 + len(SEEDS)
+
+
+@pytest.mark.ray
+def test_a_worker_that_is_never_placed_is_an_error_after_a_time(run, model, cluster, tmp_path, monkeypatch):
+    """There is no GPU; and the CPUs are taken."""
+    with pytest.raises(ValueError, match="no worker has started within 2 s: it needs a CPU and a GPU .* 0 of 0 GPUs"):
+        run({}, on_gpu=True, start_limit=2)
+
+    def take_cpus(pool):
+        import ray
+
+        class Taker:
+            def is_there(self):
+                return True
+
+        takers = [ray.remote(Taker).options(num_cpus=1).remote() for _ in range(2)]
+        assert ray.get([taker.is_there.remote() for taker in takers], timeout=60)
+        pool.takers = takers
+        return pool
+
+    enter = FaultyPool.__enter__
+    monkeypatch.setattr(FaultyPool, "__enter__", lambda pool: take_cpus(enter(pool)))
+    with pytest.raises(
+        ValueError, match="no worker has started within 3 s: it needs a CPU and the time .* 0 of 2 CPUs"
+    ):
+        run({}, log="second", start_limit=3)
+    assert not list((tmp_path / "out" / "parts").glob("*")) and not list((tmp_path / "log").iterdir())
+
+
+@pytest.mark.ray
+def test_workers_with_another_model_are_an_error(run):
+    with pytest.raises(ValueError, match="a worker has another model than this machine"):
+        run({}, fingerprint="another")
