@@ -27,16 +27,17 @@ from minip2p.vae import VAE
 VAE_FOLDER = "vae/"
 WITHOUT_VAE = tuple(folder for folder in WEIGHT_FOLDERS if folder != VAE_FOLDER)
 SCALING_FIELDS = ("scaling_factor", "shift_factor", "force_upcast")
-
-
 SHIPPED = "tiny", "tiny-fast"  # the models that ship; the first is the default
 
 
 def model_location(where: str | Path | None) -> str | Path:
-    """Where a model is: the folder of one that ships, by its name or None, unless a file or folder has this name."""
-    name = SHIPPED[0] if where is None else where
-    is_shipped = isinstance(name, str) and name in SHIPPED and (where is None or not Path(name).exists())
-    return shipped_weights(str(name)) if is_shipped else name
+    """Where a model is: for None and the name of a model that ships, its folder. A file or folder that has this name in
+    the working directory comes before it."""
+    if where is None:
+        return shipped_weights(SHIPPED[0])
+    if isinstance(where, str) and where in SHIPPED and not Path(where).exists():
+        return shipped_weights(where)
+    return where
 
 
 def load_components(

@@ -192,8 +192,8 @@ class GridWarp:
     T: n G + r, targets × sources; its rows in the holes are 0. owner: which object each cell of a new place belongs to,
     an index; −1 on h and r. left: the cells that objects leave, bool. hole: h, those of them without a new place,
     bool. nearest: the nearest source cell of each cell of n, −1 where that lies outside of the object or the grid; a
-    cell of r is its own, and a hole has −1. fill: of each cell of h, the nearest cell of r where no
-    object was (`nearest_background`).
+    cell of r is its own, and a hole has −1. fill: of each cell of h, the nearest cell of r where no object was, see
+    `nearest_background`.
     """
 
     T: Resampling

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -21,6 +22,7 @@ from parity import check
 from safetensors.torch import load_file, save_file
 
 import minip2p
+from minip2p.checkpoints.load import model_location
 from minip2p.config import UNetConfig
 from minip2p.io.files import shipped_weights
 from minip2p.unet import UNet
@@ -303,3 +305,12 @@ def test_16_bit_variants_and_sharded_weights_are_read(family, tmp_path):
     assert same_models(minip2p.load(tmp_path / "shards"), expected)
     pipe.save_pretrained(tmp_path / "both", max_shard_size="1MB", variant="fp16")
     assert same_models(minip2p.load(tmp_path / "both"), expected)
+
+
+def test_a_model_that_ships_is_loaded_by_its_name_unless_a_folder_has_it(tmp_path, monkeypatch):
+    assert model_location(None) == model_location("tiny") == shipped_weights("tiny")
+    assert model_location("tiny-fast") == shipped_weights("tiny-fast")
+    assert model_location("org/tiny-fast") == "org/tiny-fast" and model_location(Path("tiny-fast")) == Path("tiny-fast")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-fast").mkdir()
+    assert model_location("tiny-fast") == "tiny-fast"
