@@ -8,10 +8,11 @@ from diffusers import DDIMScheduler as DiffusersDDIM
 from runs import CallLog, distance, same_latents
 
 from minip2p.baselines import MasaCtrl
+from minip2p.config import LCMSchedulerConfig
 from minip2p.inversion.virtual import virtual
 from minip2p.p2p.algebra import refine_edit
 from minip2p.p2p.alignment import refine_alignment
-from minip2p.sched import DDIMScheduler
+from minip2p.sched import DDIMScheduler, LCMScheduler
 
 TARGET = "a dog on the beach"
 NO_INJECTION = dict(cross_replace=0, self_replace=0)
@@ -77,6 +78,15 @@ def test_the_run_shows_what_the_vae_makes_of_the_photograph(model):
     assert torch.equal(run.picture, model.components.decode(model.components.encode(picture[None]))[0])
 
 
+def test_the_noise_is_replaced_as_the_sampler_of_the_model_replaces_it(model, start):
+    """By default: all of it for LCM, which samples with fresh noise; a tenth of it for a model that samples by DDIM."""
+    config = LCMSchedulerConfig()
+    lcm = replace(model.components, scheduler=LCMScheduler(config))
+    for components, eta in ((model.components, 0.1), (lcm, 1.0)):
+        run = virtual(components, start, seed=3)
+        assert run.conditioning.eta == eta and same_latents(run, virtual(components, start, seed=3, eta=eta))
+
+
 @pytest.mark.parametrize("guidance_scale, eta", [(4.0, 1.0), (4.0, 0.5), (4.0, 0.0), (1.0, 1.0)])
 def test_with_the_guidance_of_the_source_an_edit_to_its_prompt_is_the_source(model, start, guidance_scale, eta):
     """Within rounding, float32; measured: 8e-6. With more guidance than the source's it is not."""
@@ -106,7 +116,7 @@ def test_controllers_are_those_of_the_published_code(model, start, is_mutual):
     mutual self-attention the target's later queries read the source's keys and values.
     """
     start = replace(start, guidance_scale=1.0)
-    run = virtual(model.components, start)
+    run = virtual(model.components, start, eta=1.0)
     source, target = (model.text.prompt(text) for text in (start.prompt, TARGET))
     edit = refine_edit(*refine_alignment(source, target))
     tokens = torch.cat([model.text(text).tokens for text in (start.prompt, TARGET)])
@@ -135,7 +145,7 @@ def test_v_predictions_are_corrected_as_noise_is(model, start, is_zero_snr):
     """ε = √ᾱ v + √(1 − ᾱ) x: the published formula for ε, from predictions of v. The first step may have no signal."""
     config = replace(model.scheduler.config, prediction_type="v_prediction", rescale_betas_zero_snr=is_zero_snr)
     other = replace(model, components=replace(model.components, scheduler=DDIMScheduler(config)))
-    run = virtual(other.components, start)
+    run = virtual(other.components, start, eta=1.0)
     edit = other.edit(run, TARGET, **NO_INJECTION)
     assert torch.isfinite(edit.latents).all()
     if is_zero_snr:
@@ -201,7 +211,7 @@ def test_a_record_has_the_corrections_so_that_the_source_does_not_run(model, sta
         (dict(seed=-1), "seed must be a whole number between 0 and"),
         (dict(eta=1.5), "eta must be a number from 0 to 1, not 1.5"),
         (dict(eta=float("nan")), "eta must be a number from 0 to 1, not nan"),
-        (dict(eta=None), "eta must be a number from 0 to 1, not None"),
+        (dict(eta="1"), "eta must be a number from 0 to 1, not '1'"),
         (dict(source_guidance_scale=0), "source_guidance_scale must be a finite number and not 0, not 0"),
         (dict(source_guidance_scale="2"), "source_guidance_scale must be a finite number and not 0, not '2'"),
     ],
