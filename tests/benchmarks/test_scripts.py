@@ -68,6 +68,31 @@ def test_both_maps_and_the_seed_preserve_more_of_the_structure_than_nothing(run)
     assert figures["τ 1, structure"] < figures["τ 0, structure"] and figures["cases"] == 1
 
 
+def test_an_edit_of_a_photograph_costs_the_rows_of_its_method(run, tmp_path):
+    """Virtual inversion: three rows a step. Direct inversion: one of the inversion and four of the edit, less those of
+    the source after the last step that is read. The plot has the methods that the folder of results has."""
+    results = tmp_path / "bench"
+    results.mkdir()
+    (results / "bench.json").write_text(json.dumps({"steps": 2}))
+    (results / "table.csv").write_text("case,method,success,psnr\n0,virtual,1,20\n1,virtual,0,\n0,ddim,1,20\n")
+    options = "--methods", "virtual:2", "direct:2", "--rounds", "1", "--bench", str(results), "-o", "front.png"
+    figures = run("photograph", *options)
+    assert figures["virtual, 2 steps"]["rows"] == 6 and figures["direct, 2 steps"]["rows"] == 10
+    assert (tmp_path / "front.png").stat().st_size > 10_000
+    few = run("photograph", "--methods", "direct:4", "--measured", "2", "--rounds", "1")
+    assert few["direct, 4 steps"]["rows"] == run("photograph", "--methods", "direct:4")["direct, 4 steps"]["rows"]
+
+
+def test_the_front_has_the_points_that_no_other_beats(script):
+    points = [(1.0, 20.0), (2.0, 19.0), (2.0, 30.0), (3.0, 30.0), (0.5, 20.0)]
+    assert script("photograph").front(points) == [(0.5, 20.0), (2.0, 30.0)]
+
+
+def test_a_live_edit_takes_four_rows_of_the_model_of_few_steps(run):
+    """The source does not run again. One that differs from the one before in a weight alone shares what precedes it."""
+    assert 0 < run("live", "--count", "3")["rows an edit"] <= 4
+
+
 def test_a_damaged_result_of_a_script_that_a_user_runs_is_an_error_in_one_line(tmp_path):
     """The script in a process of its own, beside the checkout."""
     command = [sys.executable, BENCHMARKS / "masks.py", "--count", "1", "--steps", "1", "-o", tmp_path / "sub"]
