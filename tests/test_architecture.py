@@ -90,7 +90,7 @@ CORE = (
     "baselines",
 )
 CORE_LIBRARIES = {"torch", "numpy", "einops", "PIL", "safetensors", "transformers", "tqdm", "huggingface_hub"}
-OPTIONAL_LIBRARIES = {"pillow_heif", "yaml"}  # imported for a file of its format, and named where it is missing
+OPTIONAL_LIBRARIES = {"llguidance", "pillow_heif", "yaml"}  # imported for what needs them, and named where missing
 EXTRA_LIBRARIES = {"matplotlib", "pyarrow", "ray", "skimage", "starlette", "uvicorn"}  # only outside of the core
 BANNED_NAMES = {
     *("said", "made", "found", "kept", "given", "whole", "own", "one", "some", "ours", "beside", "along", "again")

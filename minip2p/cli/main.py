@@ -64,6 +64,7 @@ with files of your own:
 """
 
 
+STEPS = "50, or 4 where the scheduler is LCM"  # the default of --steps
 TEXT_OPTIONS = ("--negative", "--prompt", "--tell", "--caption")  # whose value may begin with a hyphen
 
 # Words in the options of other tools, and ours: --num_inference_steps and --cfg-scale are --steps and --guidance.
@@ -405,7 +406,7 @@ def add_pairs(commands: Commands) -> None:
     )
     group.add_argument("--seed", type=whole_number, help="of all draws (default: 0)")
     group.add_argument("--samples", type=whole_number, metavar="N", help="samples of each source (default: 8)")
-    group.add_argument("--steps", type=whole_number, help="number of steps (default: 50)")
+    group.add_argument("--steps", type=whole_number, help=f"number of steps (default: {STEPS})")
     group.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the model's)")
     ranges = {
         "guidance": "guidance scale, drawn for each sample (default: 3:6)",
@@ -466,7 +467,7 @@ def add_bench_edits(commands: Commands) -> None:
     sub = add_command(
         commands, "bench-edits", "measure edits of photographs, 301 of which ship (needs minip2p[sweep])", "experiments"
     )
-    add_benchmark_options(sub, "vae,ddim,direct,direct+mask", steps=50, out="out/bench")
+    add_benchmark_options(sub, "vae,ddim,direct,direct+mask", steps=STEPS, out="out/bench")
     sub.add_argument(
         "--cases",
         metavar="FOLDER",
@@ -485,7 +486,7 @@ def add_bench_moves(commands: Commands) -> None:
         "measure moves of objects against true results, 301 of which ship (needs minip2p[sweep])",
         "experiments",
     )
-    add_benchmark_options(sub, "vae,paste,move", steps=20, out="out/bench-moves")
+    add_benchmark_options(sub, "vae,paste,move", steps="20", out="out/bench-moves")
     sub.add_argument(
         "--cases",
         metavar="FOLDER",
@@ -494,7 +495,7 @@ def add_bench_moves(commands: Commands) -> None:
     add_model_options(sub)
 
 
-def add_benchmark_options(sub: Parser, methods: str, *, steps: int, out: str) -> None:
+def add_benchmark_options(sub: Parser, methods: str, *, steps: str, out: str) -> None:
     sub.add_argument(
         "--methods", default=methods, metavar="A,B", help=f"the methods to compare, or all (default: {methods})"
     )
@@ -552,7 +553,9 @@ def add_run_options(sub: Parser, seed: bool = True) -> Group:
         )
         group.add_argument("--count", type=whole_number, metavar="N", help="run N seeds, counted on from --seed")
     group.add_argument(
-        "--steps", type=whole_number, help="number of steps (default: 50): 1 to 1000; 1 to 50 for most LCM models"
+        "--steps",
+        type=whole_number,
+        help=f"number of steps (default: {STEPS}): 1 to 1000; 1 to 50 for most LCM models",
     )
     group.add_argument(
         "--guidance",
@@ -581,11 +584,11 @@ def add_run_options(sub: Parser, seed: bool = True) -> Group:
 def add_planner_options(group: Parser | Group) -> None:
     group.add_argument(
         "--by",
-        metavar="URL",
-        help="plan by a language model of an OpenAI-compatible server, as http://localhost:11434/v1; a key is read "
-        "from OPENAI_API_KEY (default: the planner that ships)",
+        metavar="URL|FOLDER",
+        help="plan by a language model: of an OpenAI-compatible server, as http://localhost:11434/v1, with a key from "
+        "OPENAI_API_KEY; or of a folder of transformers (default: the planner that ships)",
     )
-    group.add_argument("--by-model", metavar="NAME", help="the model of --by (default: the only one that it has)")
+    group.add_argument("--by-model", metavar="NAME", help="the model of --by URL (default: the only one that it has)")
 
 
 def add_edit_options(sub: Parser) -> None:

@@ -51,10 +51,9 @@ def ask_endpoint(instruction: str, caption: str, url: str, model: str | None, ti
     """
     schema = plan_schema(caption)
     model = model or only_model(url, timeout)
-    data = json.dumps({"caption": caption, "instruction": instruction}, ensure_ascii=False)
     body = {
         "model": model,
-        "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": data}],
+        "messages": write_messages(instruction, caption),
         "response_format": {"type": "json_schema", "json_schema": {"name": "plan", "strict": True, "schema": schema}},
     }
     answer = fetch(url, "chat/completions", timeout, body)
@@ -67,6 +66,12 @@ def ask_endpoint(instruction: str, caption: str, url: str, model: str | None, ti
     if not text.lstrip().startswith("{"):
         raise ValueError(f"{url}: {model} answered with prose, not with a plan: {shorten(text)}")
     return read_plan(text, caption, location=f"{url}: the answer of {model}", without=TAU)
+
+
+def write_messages(instruction: str, caption: str) -> list[dict[str, str]]:
+    """What a language model is asked. Caption and instruction are one JSON string."""
+    data = json.dumps({"caption": caption, "instruction": instruction}, ensure_ascii=False)
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": data}]
 
 
 def only_model(url: str, timeout: float) -> str:
@@ -114,7 +119,7 @@ def check_url(url: str) -> bool:
     except ValueError:
         host = None
     if not host or not url.isprintable() or " " in url or parts.scheme not in ("http", "https"):
-        raise ValueError(f"{url!r} is not the address of a server, as http://localhost:11434/v1")
+        raise ValueError(f"{url!r} is neither a folder nor the address of a server, as http://localhost:11434/v1")
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError(f"the address of a server has no user, query or fragment: put the key into {KEY}")
     try:

@@ -49,6 +49,14 @@ TAU = ("cross_replace", "self_replace")  # which come from KINDS, never from a l
 LISTS: Mapping[str, tuple[str, ...]] = MappingProxyType(  # the numbers of each entry in JSON, beside its word
     {"reweight": ("weight",), "move": ("x", "y"), "resize": ("factor",), "duplicate": ("x", "y")}
 )
+NUMBERS: Mapping[str, Mapping[str, float]] = MappingProxyType(  # their limits; a multiple of 0.05 has two decimals
+    {
+        "weight": {"minimum": 0, "maximum": LARGEST_WEIGHT, "multipleOf": 0.05},
+        "factor": {"minimum": SMALLEST_SCALE, "maximum": LARGEST_SCALE, "multipleOf": 0.05},
+        "x": {"minimum": -1, "maximum": 1, "multipleOf": 0.05},
+        "y": {"minimum": -1, "maximum": 1, "multipleOf": 0.05},
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,33 +239,40 @@ def read_entry(name: str, value: Any, parts: tuple[str, ...]) -> dict[str, Any]:
     return value
 
 
-def plan_schema(caption: str) -> dict[str, Any]:
+def plan_schema(caption: str, kind: str | None = None, target: str = "") -> dict[str, Any]:
     """The JSON schema of plans for a caption, without τ. Words of the picture are an enumeration of the caption's.
 
+    kind, target: where they are known, the schema has them, the numbers' limits, and what the kind needs, once.
     Every property is required and no other is allowed, as the strict mode of OpenAI's API wants it.
     """
     word = {"type": "string", "enum": caption_words(caption)}
-    number, text = {"type": "number"}, {"type": "string"}
-
-    def strict(**properties: Any) -> dict[str, Any]:
-        return {
-            "type": "object",
-            "properties": properties,
-            "required": list(properties),
-            "additionalProperties": False,
-        }
-
-    lists = {
-        name: {"type": "array", "items": strict(word=word, **dict.fromkeys(numbers, number))}
-        for name, numbers in LISTS.items()
+    new_word: dict[str, Any] = {"type": "string"} if kind is None else {"enum": split_words(target)}
+    no_blend = {"type": "null"}
+    fields: dict[str, Any] = {
+        "kind": {"type": "string", "enum": list(KINDS)} if kind is None else {"const": kind},
+        "target": {"type": "string"} if kind is None else {"const": target},
+        "local_blend": {"anyOf": [no_blend, strict_object(source=word, target=new_word)]},
+        "remove": {"type": "array", "items": word},
     }
-    return strict(
-        kind={"type": "string", "enum": list(KINDS)},
-        target=text,
-        local_blend={"anyOf": [{"type": "null"}, strict(source=word, target=text)]},
-        remove={"type": "array", "items": word},
-        **lists,
-    )
+    for name, numbers in LISTS.items():
+        entry = {number: {"type": "number", **({} if kind is None else NUMBERS[number])} for number in numbers}
+        fields[name] = {"type": "array", "items": strict_object(word=word, **entry)}
+    if kind is not None:
+        needs = KINDS[kind].needs
+        for name in ("remove", *LISTS):
+            fields[name] |= {"minItems": int(name == needs), "maxItems": int(name == needs)}
+        fields["local_blend"] = no_blend if needs else fields["local_blend"]
+    return strict_object(**fields)
+
+
+def strict_object(**properties: Any) -> dict[str, Any]:
+    """The JSON schema of an object with exactly these properties."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def caption_words(caption: str) -> list[str]:

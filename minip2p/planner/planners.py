@@ -1,6 +1,9 @@
-"""`plan`: an instruction and a caption become a `Plan`. There are two planners; none stands in for the other."""
+"""`plan`: an instruction and a caption become a `Plan`. There are three planners; none stands in for the other."""
+
+from pathlib import Path
 
 from minip2p.planner.endpoint import TIMEOUT, ask_endpoint
+from minip2p.planner.local import LanguageModel
 from minip2p.planner.plan import Plan, check_text
 from minip2p.planner.rules import write_plan
 from minip2p.planner.tagger import Tagger
@@ -13,27 +16,35 @@ def plan(
     instruction: str,
     caption: str,
     *,
-    by: Tagger | str | None = None,
+    by: Tagger | LanguageModel | str | None = None,
     by_model: str | None = None,
     timeout: float = TIMEOUT,
 ) -> Plan:
     """What an instruction asks for, as a plan for `Pipeline.edit`.
 
     instruction: one change, in English: "make the cat a tiger". caption: what the picture shows, in the words of its
-    prompt. by: None is the tagger that ships, a `Tagger` another; or the address of an OpenAI-compatible server, as
-    "http://localhost:11434/v1". by_model, timeout: of the server, see `minip2p.planner.endpoint.ask_endpoint`.
-    Raises ValueError, one line, for an instruction that is not understood, and where the server gives no plan.
+    prompt. by: None is the tagger that ships, a `Tagger` another; the address of an OpenAI-compatible server, as
+    "http://localhost:11434/v1"; the folder of a language model of transformers, or a `LanguageModel`. by_model,
+    timeout: of the server, see `minip2p.planner.endpoint.ask_endpoint`.
+    Raises ValueError, one line, for an instruction that is not understood, and where a language model gives no plan.
     """
     check_text("the instruction", instruction)
     check_text("the caption", caption)
-    if isinstance(by, str):
+    is_server = isinstance(by, str) and not Path(by).is_dir()
+    if not is_server and by_model is not None:
+        raise ValueError(f"by_model: {by_model!r} is a model of a server: give its address as by")
+    if isinstance(by, str) and is_server:
         if not is_finite(timeout) or timeout <= 0:
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
         return ask_endpoint(instruction, caption, by, by_model, timeout)
+    if isinstance(by, str | LanguageModel):
+        model = by if isinstance(by, LanguageModel) else LanguageModel.load(by)
+        return model(instruction, caption)
     if by is not None and not isinstance(by, Tagger):
-        raise ValueError(f"by is None, a Tagger or the address of a server, as http://localhost:11434/v1, not {by!r}")
-    if by_model is not None:
-        raise ValueError(f"by_model: {by_model!r} is a model of a server: give its address as by")
+        raise ValueError(
+            "by is None, a Tagger, a LanguageModel, its folder, or the address of a server, as "
+            f"http://localhost:11434/v1, not {by!r}"
+        )
     reading = (by or Tagger.load())(instruction, caption)
     if reading.confidence < MIN_CONFIDENCE:
         raise ValueError(

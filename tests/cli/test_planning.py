@@ -59,7 +59,10 @@ def test_the_pictures_of_a_colour_are_blended(tmp_path, capsys):
         (("plan", "more fog"), "the following arguments are required: --caption"),
         (("plan", "", "--caption", CAT), "the instruction is a text with words"),
         (("plan", "remove the dog", "--caption", CAT), "'dog' is not in the caption 'a cat on the beach'"),
-        (("plan", "more fog", "--caption", CAT, "--by", "ollama"), "'ollama' is not the address of a server"),
+        (
+            ("plan", "more fog", "--caption", CAT, "--by", "ollama"),
+            "'ollama' is neither a folder nor the address of a s",
+        ),
         (("plan", "more fog", "--caption", CAT, "--by-model", "x"), "--by-model: 'x' is a model of a server"),
         (("edit", CAT), "the following arguments are required: TARGET, or an instruction with --tell"),
         (("edit", CAT, "a dog", "--tell", "more fog"), "--tell makes the target from the instruction"),
