@@ -10,8 +10,7 @@ Axes: SIZE SIZE pixels.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,78 +22,16 @@ from minip2p.errors import run_guarded
 from minip2p.evaluation.pie_bench import encode_runs
 from minip2p.io.files import atomic_write, shipped_weights, write_text
 from minip2p.tiny.render import render
-from minip2p.tiny.scenes import (
-    ANIMALS,
-    BACKGROUNDS,
-    COLOURS,
-    SIZE,
-    STYLES,
-    THINGS,
-    Scene,
-    Thing,
-    caption_for,
-    sample_scene,
-)
+from minip2p.tiny.scene_edits import KINDS, SCENE_OPTIONS, change_scene, with_full_caption
+from minip2p.tiny.scenes import SIZE, Scene, Thing, sample_scene
 from minip2p.tiny.sprites import Sprites, fetch_sprites
 
-KINDS = ("object", "add", "remove", "colour", "background", "style", "two")  # "two": one object of two is exchanged
 TYPES = MappingProxyType(
     dict(zip(KINDS, ("1", "2", "3", "6", "8", "9", "1"), strict=True))
 )  # editing types of PIE-Bench
 
 COUNT = 43  # of each kind: 301 cases
 SEED = 7300  # used in no training, no report and no choice of settings
-
-# The options of `sample_scene` for each kind.
-SCENE_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "object": {"objects": 1},
-        "add": {"objects": 2},
-        "remove": {"objects": 2},
-        "colour": {"objects": 1},
-        "background": {"objects": 1, "attribute": None},
-        "style": {"objects": 1, "style": "photo"},
-        "two": {"objects": 2},
-    }
-)
-
-
-def choose_other(rng: np.random.Generator, choices: Sequence[str], exclude: Sequence[str]) -> str:
-    """A random choice that is not excluded."""
-    return str(rng.choice([choice for choice in choices if choice not in exclude]))
-
-
-def change_scene(kind: str, scene: Scene, rng: np.random.Generator) -> tuple[Scene, Scene]:
-    """The scene before and after an edit of a kind."""
-    first, last = scene.things[0], scene.things[-1]
-    if kind in ("object", "two"):
-        kin = ANIMALS if last.name in ANIMALS else THINGS
-        new = replace(last, name=choose_other(rng, kin, [thing.name for thing in scene.things]))
-        return scene, replace(scene, things=(*scene.things[:-1], new))
-    if kind == "add":
-        return replace(scene, things=(first,)), scene
-    if kind == "remove":
-        return scene, replace(scene, things=(first,))
-    if kind == "colour":
-        return scene, replace(scene, things=(replace(last, colour=choose_other(rng, COLOURS, [last.colour or ""])),))
-    if kind == "background":
-        return scene, replace(scene, background=choose_other(rng, BACKGROUNDS, [scene.background]))
-    return scene, replace(scene, style=choose_other(rng, STYLES, ["photo"]))
-
-
-def with_full_caption(scene: Scene, seed: int) -> Scene:
-    """The scene with a caption that names its place and colours. Captions of the same seed have the same wording."""
-    caption = caption_for(
-        np.random.default_rng(seed),
-        scene.things,
-        scene.background,
-        scene.style,
-        scene.attribute,
-        scene.strength,
-        name_place=True,
-        name_colour=True,
-    )
-    return replace(scene, caption=caption)
 
 
 def scene_pair(kind: str, number: int, seed: int = SEED) -> tuple[Scene, Scene]:

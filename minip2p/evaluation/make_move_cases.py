@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from minip2p.errors import run_guarded
-from minip2p.evaluation.make_cases import with_full_caption
 from minip2p.evaluation.move_benchmark import measure_move, reconstruct_truth
 from minip2p.evaluation.move_cases import MoveCase, read_move_case
 from minip2p.evaluation.pie_bench import encode_runs
@@ -30,6 +29,7 @@ from minip2p.io.files import atomic_write, shipped_weights, write_text
 from minip2p.pipeline import Pipeline, load
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.render import render
+from minip2p.tiny.scene_edits import with_full_caption
 from minip2p.tiny.scenes import SIZE, Scene, Thing, sample_scene
 from minip2p.tiny.sprites import Sprites, fetch_sprites
 

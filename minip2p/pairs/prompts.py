@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from minip2p.errors import Notice, run_guarded
-from minip2p.evaluation.make_cases import change_scene, expected_objects, with_full_caption
+from minip2p.evaluation.make_cases import expected_objects
 from minip2p.io.files import parse_json, read_text, write_text
 from minip2p.planner.endpoint import TIMEOUT, fetch, only_model
-from minip2p.planner.lexicon import article_for
-from minip2p.tiny.scenes import PLACE_PHRASES, Scene, is_held_out, sample_scene
+from minip2p.tiny.scene_edits import change_scene, instruction_for, with_full_caption
+from minip2p.tiny.scenes import Scene, is_held_out, sample_scene
 
 TEXTS = ("input", "edit", "output")  # the fields that each line must have
 KIND = "edit"  # of a line that names no kind
@@ -130,18 +130,9 @@ def draw_prompts(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def scene_line(kind: str, before: Scene, after: Scene) -> dict[str, Any]:
     """The line of a scene and the scene after an edit."""
-    old, new = before.things[-1], after.things[-1]
-    added = f"{new.colour} {new.name}" if new.colour else new.name
-    edits = {
-        "colour": f"make the {old.name} {new.colour}",
-        "background": f"put it {PLACE_PHRASES[after.background][0]}",
-        "style": f"make it a {'pencil sketch' if after.style == 'sketch' else 'watercolor'}",
-        "add": f"add {article_for(added)} {added}",
-        "remove": f"remove the {old.name}",
-    }
-    edit = edits.get(kind, f"turn the {old.name} into {article_for(new.name)} {new.name}")
     shown = {"objects": [thing.name for thing in before.things], "gone": []}
     expected = {"before": shown, "after": expected_objects(kind, before, after)}
+    edit = instruction_for(before, after)
     return {"input": before.caption, "edit": edit, "output": after.caption, "kind": kind, "expected": expected}
 
 
