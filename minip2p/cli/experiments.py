@@ -33,7 +33,6 @@ from minip2p.sampling import metadata
 from minip2p.sampling.batches import MAX_BATCH
 from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.progress import Progress
-from minip2p.sampling.settings import RunSettings
 from minip2p.sweeps import sweep as sweeps
 from minip2p.sweeps.grid import Grid
 from minip2p.sweeps.ray_pool import RayPool, check_address
@@ -121,7 +120,7 @@ def bench_edits(args: Namespace) -> Iterator[None]:
     cases = read_cases(None if args.cases is None else Path(args.cases))
     check_count(args.count, len(cases))
     cases, pipe, folder = cases[: args.count], load_model(args), Path(args.out)
-    steps = RunSettings.steps if args.steps is None else args.steps
+    steps = pipe.scheduler.default_steps if args.steps is None else args.steps
     pipe.scheduler.timesteps(steps)
     results = [folder / "table.csv", folder / "table.md", folder / "sheet.png"]
     row_files = [edit_benchmark.result_files(folder).row_file(cases[0], name) for name in methods]

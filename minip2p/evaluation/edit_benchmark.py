@@ -29,8 +29,8 @@ from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.separate import SeparateWords
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.progress import progress_bar
-from minip2p.sampling.settings import RunSettings
 from minip2p.sampling.trajectory import Trajectory
+from minip2p.sched import DDIMScheduler
 from minip2p.sweeps.shards import ALL_UNITS, Shard
 from minip2p.text.prompt import Prompt
 from minip2p.tiny.judge import Judge
@@ -304,7 +304,7 @@ def run_benchmark(
     methods: Sequence[str],
     folder: Path,
     *,
-    steps: int = RunSettings.steps,
+    steps: int = DDIMScheduler.default_steps,
     networks: Networks = Networks(),
     shard: Shard = ALL_UNITS,
     join: Sequence[Path] | None = None,

@@ -40,7 +40,7 @@ from minip2p.io.viz import grid
 from minip2p.metrics.frechet import frechet_distance
 from minip2p.metrics.image import iou, mean, psnr
 from minip2p.pipeline import Pipeline, load
-from minip2p.sampling.settings import RunSettings
+from minip2p.sched import DDIMScheduler
 from minip2p.text.prompt import token_indicator
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.judge_data import reconstruct
@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="the folder of a model (default: the model that ships)")
     parser.add_argument("--work", type=Path, default=Path(".train"), help="the folder of the sprites (default .train)")
     parser.add_argument("--cases", type=int, default=200, help="cases of each kind (default 200)")
-    parser.add_argument("--steps", type=int, default=RunSettings.steps, help="steps of each run (default 50)")
+    parser.add_argument("--steps", type=int, default=DDIMScheduler.default_steps, help="steps of each run (default 50)")
     parser.add_argument("-o", "--out", type=Path, default=Path("out/report"), help="the folder of the contact sheets")
     options = parser.parse_args()
     if options.cases < 1:

@@ -11,7 +11,7 @@ from minip2p.errors import run_guarded
 from minip2p.evaluation.workers import CaseResult, WorkerPool
 from minip2p.io.viz import grid
 from minip2p.pipeline import Pipeline
-from minip2p.sampling.settings import RunSettings
+from minip2p.sched import DDIMScheduler
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.scenes import ANIMALS, BACKGROUNDS, COLOURS, THINGS
 
@@ -59,7 +59,9 @@ def main() -> int:
     description = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m minip2p.evaluation.tiny_sheet", description=description)
     parser.add_argument("--model", type=Path, help="the folder of a model (default: the model that ships)")
-    parser.add_argument("--steps", type=int, default=RunSettings.steps, help="steps of each picture (default 50)")
+    parser.add_argument(
+        "--steps", type=int, default=DDIMScheduler.default_steps, help="steps of each picture (default 50)"
+    )
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("out/sheet.png"), help="the file (default out/sheet.png)"
     )

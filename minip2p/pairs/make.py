@@ -132,12 +132,10 @@ def summarize(folder: Path, units: Sequence[Unit]) -> str:
 def predicted_rows(pipe: Pipeline, units: Sequence[Unit], settings: PairSettings, has_clip: bool) -> int:
     """About how many rows of the UNet units take: steps that targets share are not known before the draws."""
     row = unet_rows(1, settings.guidance[1], is_read=pipe.unet.reads_guidance)
-    rows = 0
+    steps, rows = settings.steps or pipe.scheduler.default_steps, 0
     for unit in units:
         masks = [settings.of(target.kind).masks for target in unit.targets]
         edits = sum(map(len, masks))
         source = row + 2 * any(each != ("none",) for each in masks)
-        rows += settings.steps * (source + row * edits) + (
-            0 if has_clip else settings.noises * (1 + len(masks) + 2 * edits)
-        )
+        rows += steps * (source + row * edits) + (0 if has_clip else settings.noises * (1 + len(masks) + 2 * edits))
     return settings.samples * rows

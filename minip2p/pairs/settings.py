@@ -45,7 +45,7 @@ class PairSettings:
 
     seed: int = 0
     samples: int = 8
-    steps: int = RunSettings.steps
+    steps: int | None = RunSettings.steps
     size: tuple[int, int] | None = RunSettings.size
     guidance: Range = (3.0, 6.0)
     cross_replace: Range = (0.1, 0.9)

@@ -142,13 +142,14 @@ def fresh_noise_steps(steps: Sequence[Step], eta: float) -> list[Step]:
 class DDIMScheduler:
     """The noise schedule that the model was trained with, and the steps that a run takes through it.
 
-    fresh_noise: η of the runs that begin from noise, see `fresh_noise_steps`; None where they are DDIM. few_steps: how
-    many are enough for an edit of a photograph that is to be quick.
+    fresh_noise: η of the runs that begin from noise, see `fresh_noise_steps`; None where they are DDIM. default_steps:
+    of runs that say nothing else. few_steps: how many are enough for an edit of a photograph that is to be quick.
     """
 
     config: SchedulerConfig
 
     fresh_noise: ClassVar[float | None] = None
+    default_steps: ClassVar[int] = 50
     few_steps: ClassVar[int] = 15
 
     @property

@@ -25,6 +25,7 @@ class LCMScheduler(DDIMScheduler):
     config: LCMSchedulerConfig
 
     fresh_noise: ClassVar[float | None] = 1.0
+    default_steps: ClassVar[int] = 4
     few_steps: ClassVar[int] = 4
 
     def timesteps(self, num_steps: int) -> list[int]:

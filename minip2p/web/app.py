@@ -33,7 +33,6 @@ from minip2p.io.viz import heat_colours
 from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline
 from minip2p.sampling import metadata
-from minip2p.sampling.settings import RunSettings
 from minip2p.web.fields import parse_json
 from minip2p.web.guard import Access, Guard, error_response
 from minip2p.web.limits import Limits
@@ -359,7 +358,7 @@ def model_facts(pipe: Pipeline, limits: Limits) -> dict[str, Any]:
         "words": sorted(known) or None,
         "methods": [{"name": name, "label": dict(METHOD_LABELS)[name]} for name in METHODS],
         "defaults": {
-            "steps": RunSettings.steps,
+            "steps": pipe.scheduler.default_steps,
             "few_steps": pipe.scheduler.few_steps,
             "cross": EditOptions.cross_replace,
             "self": EditOptions.self_replace,

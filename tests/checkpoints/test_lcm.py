@@ -249,6 +249,11 @@ def test_methods_that_change_unconditional_rows_are_refused(model, method):
         model.invert(smooth_picture(), PROMPT, steps=2, method=method)
 
 
+def test_a_run_takes_four_steps_where_nothing_is_said(model):
+    assert model.generate(PROMPT).steps == 4
+    assert model.invert(smooth_picture(), PROMPT, method="virtual").steps == 4
+
+
 def test_what_the_model_cannot_take_is_one_line(model):
     with pytest.raises(ValueError, match="guidance_scale must be at least 1 for this model, which reads it"):
         model.generate(PROMPT, guidance_scale=0, steps=2)

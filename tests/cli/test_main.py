@@ -24,6 +24,7 @@ from minip2p.p2p.options import EditOptions
 from minip2p.pairs.settings import PairSettings
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.settings import RunSettings
+from minip2p.sched import DDIMScheduler
 
 COMMANDS = ["demo", "generate", "edit", "plan", "invert", "instruct", "inpaint", "maps"]
 COMMANDS += ["show", "words", "app", "sweep", "pairs", "bench-edits", "bench-moves"]
@@ -47,7 +48,7 @@ def keyword_default(function, name):
 
 DEFAULTS = {  # option -> the library's default; None: the model's
     "--seed": RunSettings.seed,
-    "--steps": RunSettings.steps,
+    "--steps": DDIMScheduler.default_steps,
     "--guidance": RunSettings.guidance_scale,
     "--size": RunSettings.size,
     "--clip-skip": RunSettings.clip_skip,

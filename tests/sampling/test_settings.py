@@ -30,7 +30,7 @@ def test_numbers_of_every_type_are_finite_or_not(number):
 
 
 def test_the_defaults_of_a_run():
-    expected = dict(seed=0, steps=50, guidance_scale=None, size=None, negative_prompt="", clip_skip=1)
+    expected = dict(seed=0, steps=None, guidance_scale=None, size=None, negative_prompt="", clip_skip=1)
     expected |= dict(latents=None, attend=fused)
     settings = RunSettings()
     assert {field.name: getattr(settings, field.name) for field in fields(settings)} == expected
