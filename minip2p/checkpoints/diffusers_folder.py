@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+import torch
 
 from minip2p.checkpoints.file_formats import PICKLED_SUFFIXES, check_format, pickle_error
 from minip2p.io.files import read_json
@@ -122,20 +123,20 @@ class DiffusersFolder:
             raise FileNotFoundError(f"{candidates[0]}: no such file, and {others[0].name} is not read as it is: {todo}")
         raise FileNotFoundError(f"{candidates[0]}: no such file; is {self.location} a diffusers model folder?")
 
-    def tensors(self, component: str) -> tuple[dict[str, Tensor], Path]:
-        """The weights of a component by name, memory-mapped, and the file (or index) that they come from.
+    def tensors(self, component: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], Path]:
+        """The weights of a component by name, and the file (or index) that they come from.
 
         Raises FileNotFoundError or ValueError with one line.
         """
         file = self.weights_file(component)
         if file.suffix == ".json":
-            return read_shards(file), file
+            return read_shards(file, dtype), file
         check_format(file)
-        return read_tensors(file), file
+        return read_tensors(file, dtype), file
 
 
-def read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files that a .safetensors.index.json names.
+def read_shards(index: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of all files that a .safetensors.index.json names. dtype: see `read_tensors`.
 
     Raises FileNotFoundError or ValueError, with one line, unless every tensor is exactly where the index says it is.
     """
@@ -144,10 +145,11 @@ def read_shards(index: Path) -> dict[str, Tensor]:
         raise ValueError(f"{index}: has no weight_map, which says which file each tensor is in")
     merged: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
+        dtype: those of another are converted (`read_tensors`); the others are memory-mapped.
         if Path(file).name != file or "\\" in file or not file.isprintable():
             raise ValueError(f"{index}: names the file {file!r}, which is not in the same folder")
         check_format(index.parent / file)
-        shard = read_tensors(index.parent / file)
+        shard = read_tensors(index.parent / file, dtype)
         for name in shard:
             listed = files.get(name, file)  # a tensor that the index does not list is judged by the module's own keys
             if listed != file or name in merged:

@@ -75,12 +75,12 @@ def load_components(
     vae_fields = with_vae_scaling(vae_files.config("vae"), files)
     vae_config = VAEConfig.from_dict(vae_fields, str(vae_files.config_file("vae")))
     unet = build_on_meta(lambda: UNet(unet_config), unet_files.config_file("unet"))
-    tensors, weights["unet"] = unet_files.tensors("unet")
+    tensors, weights["unet"] = unet_files.tensors("unet", dtype)
     load_state(unet, tensors, weights["unet"], dtype=dtype, device=device)
     network = build_on_meta(lambda: VAE(vae_config), vae_files.config_file("vae"))
-    tensors, weights["vae"] = vae_files.tensors("vae")
     is_xl = unet_config.addition_embed_type is not None
     vae_dtype = torch.float32 if is_xl and dtype == torch.float16 and vae_config.force_upcast else dtype
+    tensors, weights["vae"] = vae_files.tensors("vae", vae_dtype)
     load_state(network, tensors, weights["vae"], dtype=vae_dtype, device=device)
     check_channels(files, unet_config, vae_config)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minip2p.checkpoints.diffusers_folder import DiffusersFolder
@@ -154,22 +155,16 @@ class SingleFile:
             )
         return self.folder.tokenizer(component)
 
-    def tensors(self, component: str) -> tuple[dict[str, Tensor], Path]:
+    def tensors(self, component: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], Path]:
         """The weights of a component by our names, and the file.
 
+        dtype: those of another are converted (`read_tensors`); the others are memory-mapped.
         Raises ValueError if a tensor is missing, or if the component's prefix has tensors that it does not use.
         """
-        tensors: dict[str, Tensor] = {}
         original_names = self.original_names(component)
-        for name, original_name in original_names.items():
+        for original_name in original_names.values():
             if original_name not in self.all_tensors:
                 raise ValueError(f"{self.location}: {original_name} is missing")
-            tensors[name] = convert_tensor(name, original_name, self.all_tensors[original_name])
-        if component == "unet":
-            is_linear = bool(self.config("unet").get("use_linear_projection", False))
-            tensors = {
-                name: projection_shape(t, is_linear) if PROJECTION.search(name) else t for name, t in tensors.items()
-            }
         used = set(original_names.values())
         layers = self.text_layers(component) if component == "text_encoder" else 0
         for name in self.all_tensors:
@@ -177,6 +172,13 @@ class SingleFile:
                 continue
             if name.startswith(self.prefixes(component)):
                 raise ValueError(f"{self.location}: {printable(name)} is not a tensor of this model")
+        stored = read_tensors(self.location, dtype, used)
+        tensors = {name: convert_tensor(name, original, stored[original]) for name, original in original_names.items()}
+        if component == "unet":
+            is_linear = bool(self.config("unet").get("use_linear_projection", False))
+            tensors = {
+                name: projection_shape(t, is_linear) if PROJECTION.search(name) else t for name, t in tensors.items()
+            }
         return tensors, self.location
 
     def original_names(self, component: str) -> dict[str, str]:

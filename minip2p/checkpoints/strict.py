@@ -21,7 +21,7 @@ def load_module(build: Callable[[], M], path: Path, *, dtype: torch.dtype, devic
     Raises FileNotFoundError, or ValueError with one line, as `build_on_meta`, `read_tensors` and `load_state` do.
     """
     module = build_on_meta(build, path.parent / "config.json")
-    return load_state(module, read_tensors(path), path, dtype=dtype, device=device)
+    return load_state(module, read_tensors(path, dtype), path, dtype=dtype, device=device)
 
 
 def build_on_meta(build: Callable[[], M], config: Path) -> M:
@@ -37,19 +37,23 @@ def build_on_meta(build: Callable[[], M], config: Path) -> M:
 
 
 def load_state(
-    module: M, tensors: Mapping[str, Tensor], path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    module: M, tensors: dict[str, Tensor], path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> M:
     """Puts the tensors of the file `path` into a module, and returns the module in evaluation mode, without gradients.
 
-    A tensor that already has the requested dtype and device stays memory-mapped. Raises ValueError, which names the
-    first few problems, unless every key and shape matches in both directions.
+    tensors: emptied as the module takes them, so that none is held twice. One that already has the requested dtype and
+    device stays memory-mapped. Raises ValueError, which names the first few problems, unless every key and shape
+    matches in both directions.
     """
-    tensors = {upgrade_key(name): tensor for name, tensor in tensors.items()}
-    check_keys(path, module.state_dict(), tensors)
-    placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
+    check_keys(path, module.state_dict(), {upgrade_key(name): tensor for name, tensor in tensors.items()})
+    placed: dict[str, Tensor] = {}
+    for name in list(tensors):
+        tensor = tensors.pop(name)
+        # Channels-last convolutions are faster in 16 bits, but not in float32.
+        is_reordered = dtype.itemsize == 2 and tensor.ndim == 4
+        memory_format = torch.channels_last if is_reordered else torch.preserve_format
+        placed[upgrade_key(name)] = tensor.to(device=device, dtype=dtype, memory_format=memory_format)
     module.load_state_dict(placed, strict=True, assign=True)
-    if dtype.itemsize == 2:  # channels-last convolutions are faster in 16 bits, but not in float32
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.eval().requires_grad_(False)
 
 

@@ -89,7 +89,7 @@ def load_clip_encoder(
     config, config_file = files.config(name), files.config_file(name)
     width, pooled_width = (config_size(config, field, 512, config_file) for field in ("hidden_size", "projection_dim"))
     tokenizer = load_tokenizer(tokenizer_path)
-    tensors, file = files.tensors(name)
+    tensors, file = files.tensors(name, dtype)
     network = load_text_encoder(config, config_file, tensors, file, dtype=dtype)
     limit = network.config.max_position_embeddings
     if tokenizer.model_max_length >= UNSTATED_LENGTH:

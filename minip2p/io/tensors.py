@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,6 +29,8 @@ DTYPE_NAMES = MappingProxyType(
     {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 )
 
+CONVERTED_AT_ONCE = 2**27  # bytes of a file that are mapped at a time where its tensors are converted
+
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # the tensors of a file: name -> dtype and shape
 
 
@@ -41,16 +44,33 @@ def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
     return tensor.to(device, dtype or tensor.dtype, non_blocking=is_sent, copy=copy)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, memory-mapped: a byte is read when it is first used.
+def read_tensors(
+    path: Path, dtype: torch.dtype | None = None, wanted: Container[str] | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, memory-mapped: a byte is read when it is first used.
 
+    dtype: weights of another dtype are read and converted now, and the file is mapped anew after every
+    `CONVERTED_AT_ONCE` bytes of them. So what has been converted is not held any longer. None converts nothing.
+    wanted: the names of the tensors to read; None is all.
     Raises FileNotFoundError or ValueError with one line that names the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; is {path.parent.parent} a diffusers model folder?")
     try:
+        tensors: dict[str, Tensor] = {}
         with safe_open(path, "pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118, f is not a dict
+            names = deque(name for name in f.keys() if wanted is None or name in wanted)  # noqa: SIM118, not a dict
+        while names:
+            converted = 0  # bytes of this mapping, which ends with the last tensor that is a part of it
+            with safe_open(path, "pt") as f:
+                while names and converted < CONVERTED_AT_ONCE:
+                    name = names.popleft()
+                    tensor = f.get_tensor(name)
+                    if dtype is not None and tensor.dtype != dtype and tensor.dtype in WEIGHT_DTYPES:
+                        converted += tensor.nbytes
+                        tensor = tensor.to(dtype)
+                    tensors[name] = tensor
+        return tensors
     except (SafetensorError, OSError) as error:
         raise broken_safetensors(path, error) from None
 

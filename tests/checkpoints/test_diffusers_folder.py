@@ -114,12 +114,12 @@ def test_an_index_of_shards_is_read_strictly(family, sharded_unet, tmp_path, cha
     change(index, index["weight_map"]["conv_in.weight"])
     path.write_text(json.dumps(index))
     if message is None:
-        tensors, _ = DiffusersFolder(folder).tensors("unet")
+        tensors, _ = DiffusersFolder(folder).tensors("unet", torch.float32)
         expected = family("SD 1")[0].unet.state_dict()
         assert tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in tensors)
     else:
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-            DiffusersFolder(folder).tensors("unet")
+            DiffusersFolder(folder).tensors("unet", torch.float32)
         assert "\n" not in str(error.value)
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_index_gives_all_tensors_or_one_clear_line(tmp_path, data):
     path = tmp_path / "index.json"
     path.write_bytes(content)
     try:
-        merged = read_shards(path)
+        merged = read_shards(path, torch.float32)
     except (ValueError, FileNotFoundError) as error:
         assert "\n" not in str(error) and str(tmp_path) in str(error)
     else:

@@ -16,6 +16,7 @@ from torch import nn
 
 from minip2p.checkpoints.strict import LEGACY_VAE_KEYS, load_module, upgrade_key
 from minip2p.config import VAEConfig
+from minip2p.io import tensors as tensors_io
 from minip2p.vae import VAE
 
 
@@ -130,6 +131,26 @@ def test_weights_that_have_the_requested_dtype_stay_memory_mapped(tmp_path):
     assert not any(is_mapped(load_small(tmp_path / "weights", torch.float16)))
     module.conv.weight.zero_()  # copy on write: the file never changes
     assert (tmp_path / "weights").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_in_another_dtype_is_converted_without_being_held(tmp_path, monkeypatch):
+    """In 16 bits: the most memory is that of the weights, not theirs and the file's."""
+    monkeypatch.setattr(tensors_io, "CONVERTED_AT_ONCE", 2**20)
+    path, sizes = tmp_path / "weights", [2**21] * 16  # 16 x 8 MB
+    save_file({f"{n}.weight": torch.ones(size, 1) for n, size in enumerate(sizes)}, path)
+
+    def build():
+        return nn.ModuleList([nn.Linear(1, size, bias=False) for size in sizes])
+
+    def held(field):
+        return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = held("VmRSS")
+    module = load_module(build, path, dtype=torch.bfloat16)
+    assert all(torch.equal(p, torch.ones_like(p)) and p.dtype == torch.bfloat16 for p in module.parameters())
+    assert held("VmHWM") - before < 0.8 * path.stat().st_size
 
 
 # Broken and hostile files
