@@ -8,7 +8,7 @@ wrong; after that it runs and writes.
 import os
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from inspect import signature
 from pathlib import Path
@@ -95,8 +95,9 @@ def edit(args: Namespace) -> Iterator[None]:
     announce_prompts(args.targets)
     if plan is not None:
         rows, columns = (pipe.vae.stride * side for side in latent_size_of(start))
-        write_arguments(args, plan, (rows, columns))
-        changes = edit_options(args) | {"local_blend": plan.blend}
+        planned = plan.apply_to(EditOptions(explicit=args.explicit), (rows, columns))
+        write_arguments(args, planned)
+        changes |= {name: value for name, value in vars(planned).items() if value != getattr(EditOptions, name)}
     changes |= read_masks(args, pipe, start)
     check_words(pipe, changes, start.prompt, args.targets)
     without_objects = {name: value for name, value in changes.items() if name not in OBJECT_OPTIONS}
@@ -390,12 +391,14 @@ def announce_guidance(pipe: Pipeline, args: Namespace, start: RunStart) -> RunSt
 
 def check_words(pipe: Pipeline, changes: dict[str, Any], source: str, targets: Sequence[str]) -> None:
     """Raises ValueError for words of an edit that are not in their prompt. changes: the keywords of the edit."""
-    blend, cross = changes.get("local_blend"), changes.get("cross_replace", {})
+    blend, cross = changes.get("local_blend"), changes.get("cross_replace")
     old = pipe.text.prompt(source)
     for new in map(pipe.text.prompt, targets):
         words = [("--blend", old, word) for word in (blend.source if blend else ())]
         words += [("--blend", new, word) for word in (blend.target if blend else ())]
-        words += [("--cross", new, word) for word in cross if word != "default_"]
+        words += [
+            ("--cross", new, word) for word in (cross if isinstance(cross, Mapping) else ()) if word != "default_"
+        ]
         words += [("--reweight", new, word) for word in changes["reweight"]]
         words += [(f"--{name}", old, word) for name in OBJECT_OPTIONS for word in changes.get(name, ())]
         for flag, prompt, word in words:

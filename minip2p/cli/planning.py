@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from minip2p.cli.options import OBJECT_OPTIONS
+from minip2p.p2p.options import EditOptions
 from minip2p.planner.plan import Plan
 from minip2p.planner.planners import plan as make_plan
 
@@ -39,20 +40,16 @@ def follow_instruction(args: Namespace, caption: str) -> Plan:
     return made_plan
 
 
-def write_arguments(args: Namespace, made_plan: Plan, size: tuple[int, int]) -> None:
-    """Sets the options of `edit` as the plan says, so that they are checked and stored as if they were typed.
-
-    size: rows and columns of the picture, in pixels.
-    """
-    rows, columns = size
-    args.cross_replace, args.self_replace = [share_text(made_plan.cross_replace)], share_text(made_plan.self_replace)
-    args.reweight = [f"{word}={weight:g}" for word, weight in made_plan.reweight.items()]
-    args.resize = [f"{word}:{factor:g}" for word, factor in made_plan.resize.items()]
-    args.remove = list(made_plan.remove)
-    for name, shifts in (("move", made_plan.move), ("duplicate", made_plan.duplicate)):
-        vars(args)[name] = [f"{word}:{x * columns:g},{y * rows:g}" for word, (x, y) in shifts.items()]
-    if made_plan.local_blend is not None:
-        args.local_blend, args.threshold = ":".join(made_plan.local_blend), "otsu"
+def write_arguments(args: Namespace, planned: EditOptions) -> None:
+    """Sets the options of `edit` to what a plan gives, as they are typed: pictures have them in their text."""
+    args.cross_replace, args.self_replace = [share_text(planned.cross_replace)], share_text(planned.self_replace)
+    args.reweight = [f"{word}={weight:g}" for word, weight in (planned.reweight or {}).items()]
+    args.resize = [f"{word}:{factor:g}" for word, factor in (planned.resize or {}).items()]
+    args.remove = planned.remove or []
+    for name, shifts in (("move", planned.move), ("duplicate", planned.duplicate)):
+        vars(args)[name] = [f"{word}:{x:g},{y:g}" for word, (x, y) in (shifts or {}).items()]
+    if (blend := planned.local_blend) is not None:
+        args.local_blend, args.threshold = ":".join((*blend.source, *blend.target)), blend.threshold
 
 
 def share_text(share: object) -> str:

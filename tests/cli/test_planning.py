@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from command_line import CAT, PHOTO, error_line, png_settings, run
+from PIL import Image
 
 import minip2p
 from minip2p.cli import options
@@ -73,3 +74,25 @@ def test_the_pictures_of_a_colour_are_blended(tmp_path, capsys):
 )
 def test_mistakes_are_one_line(arguments, message, capsys):
     assert message in error_line(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "caption"),
+    [
+        ("make the cat much bigger", CAT),
+        ("add another cat on the left", CAT),
+        ("remove the cat", CAT),
+        ("more fog", "a cat on the beach in the fog"),
+        ("paint the car blue", "a red car on the street"),
+    ],
+)
+def test_the_command_edits_as_the_library_does(instruction, caption, small_model, tmp_path, capsys):
+    file = tmp_path / "run.safetensors"
+    source = small_model.generate(caption, steps=2)
+    source.save(file)
+    out = tmp_path / "out.png"
+    assert run("edit", file, "--tell", instruction, "--no-compare", "-o", out) == 0
+    capsys.readouterr()
+    plan = minip2p.plan(instruction, caption)
+    edited = Image.open(out).convert("RGB")
+    assert edited.tobytes() == small_model.edit(small_model.open(file), plan).image.tobytes()
