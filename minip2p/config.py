@@ -323,8 +323,15 @@ class SamplingDefaults(Config):
     """minip2p.json, next to model_index.json: the defaults that a model asks for. The file is optional.
 
     guidance: the guidance scale, 7.5 as in diffusers' text-to-image pipelines. words: all words of the captions that a
-    small model was trained with; none where the model may know any word.
+    small model was trained with; none where the model may know any word. parts_from: the name of a folder beside the
+    model's own, which has the VAE, the text encoder and the tokenizer that the model's own does not have.
     """
 
     guidance: float = 7.5
     words: tuple[str, ...] = ()
+    parts_from: str = ""
+
+    def __post_init__(self) -> None:
+        name = self.parts_from
+        if name and (Path(name).name != name or name == ".." or "\\" in name or not name.isprintable()):
+            raise ValueError(f"parts_from must be the name of a folder beside this one, not {name!r}")

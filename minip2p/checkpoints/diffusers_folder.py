@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 import torch
+from torch import Tensor
 
 from minip2p.checkpoints.file_formats import PICKLED_SUFFIXES, check_format, pickle_error
+from minip2p.config import SamplingDefaults
 from minip2p.io.files import read_json
 from minip2p.io.tensors import printable, read_tensors
 
@@ -19,6 +21,8 @@ VARIANTS = ("", ".fp16", ".bf16")
 WEIGHT_SUFFIXES = tuple(
     suffix for variant in VARIANTS for suffix in (f"{variant}.safetensors", f".safetensors.index{variant}.json")
 )
+
+SHARED_PARTS = ("vae", "text_encoder", "tokenizer")  # those that a model may take from another
 
 
 def weights_stem(component: str) -> str:
@@ -46,8 +50,23 @@ class DiffusersFolder:
         self.weights = weights
 
     def path(self, component: str) -> Path:
-        """The folder of a component."""
-        return self.location / self.renamed.get(component, component)
+        """The folder of a component: the model's own, or where there is none and the model takes parts from another
+        (`parts_from` in its minip2p.json), that of the other."""
+        folder = self.location / self.renamed.get(component, component)
+        if folder.is_dir() or component in self.renamed or component.removesuffix("_2") not in SHARED_PARTS:
+            return folder
+        return folder if self.neighbour is None else self.neighbour / component
+
+    @cached_property
+    def neighbour(self) -> Path | None:
+        """The folder from which the model takes parts. Raises FileNotFoundError or ValueError, one line."""
+        file = self.root / "minip2p.json"
+        name = SamplingDefaults.read(file).parts_from if file.is_file() else ""
+        if name and not (self.root.resolve().parent / name).is_dir():
+            raise FileNotFoundError(
+                f"{file}: the model takes parts from the folder {name} beside it, and there is none"
+            )
+        return self.root.resolve().parent / name if name else None
 
     def has(self, component: str) -> bool:
         return self.path(component).is_dir()
@@ -126,6 +145,7 @@ class DiffusersFolder:
     def tensors(self, component: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], Path]:
         """The weights of a component by name, and the file (or index) that they come from.
 
+        dtype: those of another are converted (`read_tensors`); the others are memory-mapped.
         Raises FileNotFoundError or ValueError with one line.
         """
         file = self.weights_file(component)
@@ -145,7 +165,6 @@ def read_shards(index: Path, dtype: torch.dtype) -> dict[str, Tensor]:
         raise ValueError(f"{index}: has no weight_map, which says which file each tensor is in")
     merged: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
-        dtype: those of another are converted (`read_tensors`); the others are memory-mapped.
         if Path(file).name != file or "\\" in file or not file.isprintable():
             raise ValueError(f"{index}: names the file {file!r}, which is not in the same folder")
         check_format(index.parent / file)

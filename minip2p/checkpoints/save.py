@@ -26,8 +26,9 @@ class DiffusersWriter:
     """What is written of a model.
 
     encoders: the text encoders, by the names of their folders. tokenizers: the folders to copy the tokenizers from, by
-    the names of their folders in a checkpoint. sampling_defaults: the contents of minip2p.json. zero_empty_prompt: see
-    `minip2p.text.encoder.TextEncoder`.
+    the names of their folders in a checkpoint. sampling_defaults: the contents of minip2p.json; if it names a model
+    to take parts from (`SamplingDefaults.parts_from`), the VAE, the encoders and the tokenizers are not written.
+    zero_empty_prompt: see `minip2p.text.encoder.TextEncoder`.
     """
 
     unet: UNet
@@ -42,17 +43,25 @@ class DiffusersWriter:
         """Writes the folder, and minip2p.json last: a folder without it was not written to the end."""
         (folder / "minip2p.json").unlink(missing_ok=True)
         self.write_network(folder / "unet", self.unet, "UNet2DConditionModel")
-        self.write_network(folder / "vae", self.vae, "AutoencoderKL")
         write_config(
             folder / "scheduler/scheduler_config.json", self.scheduler, self.scheduler_class, clip_sample=False
         )
+        if self.sampling_defaults.get("parts_from"):
+            for name in ("vae", *self.encoders, *self.tokenizers):
+                shutil.rmtree(folder / name, ignore_errors=True)  # of another model that was written here
+        else:
+            self.write_parts(folder)
+        write_json(folder / "model_index.json", self.model_index())
+        write_json(folder / "minip2p.json", self.sampling_defaults)
+
+    def write_parts(self, folder: Path) -> None:
+        """Writes the VAE, the text encoders and the tokenizers."""
+        self.write_network(folder / "vae", self.vae, "AutoencoderKL")
         for name, encoder in self.encoders.items():
             write_text_encoder(folder / name, encoder)
         for name, source in self.tokenizers.items():
             if (folder / name).resolve() != source.resolve():
                 shutil.copytree(source, folder / name, dirs_exist_ok=True)
-        write_json(folder / "model_index.json", self.model_index())
-        write_json(folder / "minip2p.json", self.sampling_defaults)
 
     @property
     def scheduler_class(self) -> str:

@@ -197,8 +197,11 @@ def compile_ahead(folder: Path, size: int, device: torch.device) -> None:
     distillation.loss(student, batch.latents, batch, empty.to(device), seeded_generator(0, device=device)).backward()
 
 
-def write_student(folder: Path, model: Pipeline, student: UNet, steps: int) -> None:
-    """Writes the folder of a student: its UNet, and the other parts of its teacher."""
+def write_student(folder: Path, model: Pipeline, student: UNet, steps: int, teacher: Path | None = None) -> None:
+    """Writes the folder of a student: its UNet, and the other parts of its teacher.
+
+    teacher: its folder; if it is beside `folder`, those parts are not written a second time (see `export_model`).
+    """
     export_model(
         folder,
         model.vae,
@@ -209,6 +212,7 @@ def write_student(folder: Path, model: Pipeline, student: UNet, steps: int) -> N
         trained={"vae": 0, "unet": steps},
         words=sorted(model.text.known_words),
         guidance=1.0,
+        parts_from=teacher,
     )
 
 
@@ -283,7 +287,7 @@ def main() -> int:
             predict=predict,
             warm_start=options.warm,
         )
-        write_student(options.out, model, student, steps)
+        write_student(options.out, model, student, steps, options.model)
 
     return run_guarded(work)
 

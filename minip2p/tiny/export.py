@@ -57,22 +57,29 @@ def export_model(
     trained: dict[str, int],
     words: list[str],
     guidance: float = GUIDANCE_SCALE,
+    parts_from: Path | None = None,
 ) -> None:
     """Writes the folder. The weights are float16; the text encoder's config says float32, so that it opens as float32.
 
     trained: the number of steps that each part has been trained ("vae", "unet"), for a warm start. The file that holds
     it is deleted first and written last, so that a folder left half-written cannot serve for a warm start. words: those
-    that the model knows. guidance: its default guidance scale.
+    that the model knows. guidance: its default guidance scale. parts_from: the folder of a model with this VAE and text
+    encoder; if it is beside `folder`, only the UNet and the scheduler are written; the other parts are that model's.
     """
     half_vae = copy.deepcopy(vae).half()
     half_vae.config = replace(vae.config, scaling_factor=scaling_factor)
     encoders = {"text_encoder": copy.deepcopy(text).half()}
     defaults = {"guidance": guidance, "words": words, "_trained": trained}
+    target, other = folder.resolve(), folder.resolve() if parts_from is None else parts_from.resolve()
+    is_complete = other == target or other.parent != target.parent
+    if not is_complete:
+        defaults["parts_from"] = other.name
     DiffusersWriter(
         copy.deepcopy(unet).half(), half_vae, encoders, {"tokenizer": TOKENIZER}, scheduler, defaults
     ).write(folder)
-    config = folder / "text_encoder/config.json"
-    write_json(config, read_json(config) | {"dtype": "float32", "torch_dtype": "float32"})
+    if is_complete:
+        config = folder / "text_encoder/config.json"
+        write_json(config, read_json(config) | {"dtype": "float32", "torch_dtype": "float32"})
 
 
 def trained_steps(folder: Path) -> dict[str, int]:

@@ -282,7 +282,7 @@ def distil_stage(options: argparse.Namespace, store: SceneStore, stop_at: float,
             size=size,
             predict=predict,
         )
-        write_student(options.distil_out, teacher, student, steps)
+        write_student(options.distil_out, teacher, student, steps, options.out)
     except (RuntimeError, FloatingPointError):
         traceback.print_exc()
         print("the distillation failed; going on without it", flush=True)

@@ -314,3 +314,62 @@ def test_a_model_that_ships_is_loaded_by_its_name_unless_a_folder_has_it(tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny-fast").mkdir()
     assert model_location("tiny-fast") == "tiny-fast"
+
+
+# Parts of a model that are in a folder beside it
+
+
+def write_beside(tiny_folder, name="sibling", parts_from="tiny"):
+    """A folder beside `tiny_folder` with its UNet and scheduler, which names it for the other parts."""
+    folder = tiny_folder.parent / name
+    for part in ("unet", "scheduler", "model_index.json"):
+        copy = shutil.copytree if (tiny_folder / part).is_dir() else shutil.copy
+        (folder / part).parent.mkdir(exist_ok=True)
+        copy(tiny_folder / part, folder / part)
+    (folder / "minip2p.json").write_text(json.dumps({"guidance": 2.0, "parts_from": parts_from}))
+    return folder
+
+
+def test_a_model_takes_the_parts_that_it_lacks_from_the_folder_that_it_names(tiny_folder, tmp_path, monkeypatch):
+    folder, expected = write_beside(tiny_folder), minip2p.load(tiny_folder)
+    loaded = minip2p.load(folder)
+    assert same_models(loaded, expected) and loaded.default_guidance == 2.0
+    monkeypatch.chdir(folder)
+    assert same_models(minip2p.load(Path(".")), expected)
+    loaded.save(tmp_path / "complete")
+    shutil.rmtree(tiny_folder)
+    assert same_models(minip2p.load(tmp_path / "complete"), expected)
+    assert "parts_from" not in json.loads((tmp_path / "complete/minip2p.json").read_text())
+
+
+def test_parts_that_a_model_has_are_its_own_and_a_unet_is_never_taken(tiny_folder):
+    folder = write_beside(tiny_folder)
+    shutil.copytree(tiny_folder / "vae", folder / "vae")
+    weights = folder / VAE_WEIGHTS
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    mine, expected = minip2p.load(folder).vae.state_dict(), minip2p.load(tiny_folder).vae.state_dict()
+    assert all(torch.equal(mine[name], 2 * tensor) for name, tensor in expected.items())
+    shutil.rmtree(folder / "unet")
+    with pytest.raises(FileNotFoundError, match="sibling/unet/config.json"):
+        minip2p.load(folder)
+
+
+@pytest.mark.parametrize("name", ["../tiny", "a/b", "/tmp", "..", ".", "a\\b"])
+def test_parts_come_from_no_other_place_than_beside_the_model(name, tiny_folder):
+    folder = write_beside(tiny_folder, parts_from=name)
+    with pytest.raises(ValueError, match="minip2p.json: parts_from must be the name of a folder beside this one"):
+        minip2p.load(folder)
+
+
+def test_a_folder_of_parts_that_is_not_there_is_named(tiny_folder):
+    folder = write_beside(tiny_folder, parts_from="small")
+    with pytest.raises(FileNotFoundError, match="takes parts from the folder small beside it, and there is none"):
+        minip2p.load(folder)
+
+
+def test_the_student_that_ships_has_the_parts_of_its_teacher(model):
+    student = minip2p.load("tiny-fast")
+    assert {part.name for part in shipped_weights("tiny-fast").iterdir() if part.is_dir()} == {"scheduler", "unet"}
+    encoders = [pipe.text.encoders["text_encoder"] for pipe in (student, model)]
+    assert same_tensors(student.vae, model.vae) and same_tensors(*encoders)
+    assert not same_tensors(student.unet, model.unet)

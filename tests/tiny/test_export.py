@@ -1,6 +1,7 @@
 """The folder that the training writes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,3 +48,37 @@ def test_weights_without_their_number_of_steps_are_an_error(tmp_path):
     (tmp_path / "minip2p.json").write_text('{"guidance": 4.0, "_trained": {"vae": 3}}')
     with pytest.raises(ValueError, match="does not say how many steps the weights were trained"):
         trained_steps(tmp_path)
+
+
+def test_beside_the_model_that_has_the_other_parts_only_the_unet_is_written(model, tmp_path):
+    """What was there of another model goes. Elsewhere and in the place of that model itself the folder is complete."""
+    model.save(tmp_path / "all")
+    text = model.text.encoders["text_encoder"]
+    unet = UNet(replace(model.unet.config, block_out_channels=(8, 8, 8), norm_num_groups=4, attention_head_dim=2))
+
+    def write(folder):
+        export_model(
+            folder,
+            model.vae,
+            unet,
+            text,
+            model.scheduler.config,
+            scaling_factor=model.vae.config.scaling_factor,
+            trained={"vae": 0, "unet": 1},
+            words=[],
+            parts_from=tmp_path / "all",
+        )
+
+    (tmp_path / "student/vae").mkdir(parents=True)
+    write(tmp_path / "student")
+    write(tmp_path / "elsewhere/student")
+    write(tmp_path / "all")
+    names = {
+        folder: {path.name for path in (tmp_path / folder).iterdir() if path.is_dir()}
+        for folder in ("student", "elsewhere/student", "all")
+    }
+    complete = {"unet", "scheduler", "vae", "text_encoder", "tokenizer"}
+    assert names == {"student": {"unet", "scheduler"}, "elsewhere/student": complete, "all": complete}
+    pipe = minip2p.load(tmp_path / "student")
+    assert torch.equal(pipe.vae.decoder.conv_in.weight, model.vae.decoder.conv_in.weight)
+    assert trained_steps(tmp_path / "student") == {"vae": 0, "unet": 1}
