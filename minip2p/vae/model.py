@@ -3,11 +3,16 @@
 Axes: b batch, c latent channels, H W height and width of an image, h w of its latent (H / stride, W / stride).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from minip2p.config import VAEConfig
 from minip2p.vae.blocks import Decoder, Encoder
+
+TILE = 1024  # pixels: a picture of more than TILE² pixels is decoded in squares of this side
+OVERLAP = 0.25  # of neighbouring squares, as a share of their side
 
 
 class VAE(nn.Module):
@@ -46,7 +51,16 @@ class VAE(nn.Module):
         return mean, torch.exp(0.5 * log_variance.clamp(-30, 20))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Unscaled latents, b c h w -> images, b 3 H W, roughly in [-1, 1] and not clamped."""
+        """Unscaled latents, b c h w -> images, b 3 H W, roughly in [-1, 1] and not clamped.
+
+        An image of more than `TILE`² pixels is decoded in tiles, for less memory. Its group norms and its attention
+        then see a tile at a time, so it differs a little from the image decoded at once.
+        """
+        side = TILE // self.stride
+        return self.decode_at_once(z) if z[0, 0].numel() <= side**2 else decode_tiles(self.decode_at_once, z, side)
+
+    def decode_at_once(self, z: Tensor) -> Tensor:
+        """As `decode`, without tiles."""
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
 
     def scale(self, z: Tensor) -> Tensor:
@@ -56,3 +70,36 @@ class VAE(nn.Module):
     def unscale(self, x: Tensor) -> Tensor:
         """The diffusion model's latents -> the decoder's: x / scale + shift. The inverse of `scale`."""
         return x / self.config.scaling_factor + (self.config.shift_factor or 0.0)
+
+
+def decode_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, side: int) -> Tensor:
+    """Decodes overlapping tiles of latents b c h w and fades each into those above and to the left of it.
+
+    As in diffusers' `AutoencoderKL.tiled_decode`. side: of a tile, in latent pixels.
+    """
+    step, rows, above = int(side * (1 - OVERLAP)), [], None
+    for top in range(0, z.shape[2], step):
+        tiles: list[Tensor] = []
+        for left in range(0, z.shape[3], step):
+            latents = z[:, :, top : top + side, left : left + side]
+            tile = decode(latents)
+            stride = tile.shape[2] // latents.shape[2]
+            overlap, kept = int(side * stride * OVERLAP), int(side * stride) - int(side * stride * OVERLAP)
+            if above is not None:
+                tile = fade(above[len(tiles)], tile, overlap, dim=2)
+            if tiles:
+                tile = fade(tiles[-1], tile, overlap, dim=3)
+            tiles.append(tile)
+        rows.append(torch.cat([tile[:, :, :kept, :kept] for tile in tiles], 3))
+        above = tiles
+    return torch.cat(rows, 2)
+
+
+def fade(before: Tensor, tile: Tensor, overlap: int, dim: int) -> Tensor:
+    """A tile whose first rows (dim 2) or columns (dim 3) go over, linearly, from the last ones of the tile before."""
+    overlap = min(overlap, before.shape[dim], tile.shape[dim])
+    shape = [-1 if axis == dim else 1 for axis in range(4)]
+    weight = (torch.arange(overlap, device=tile.device, dtype=tile.dtype) / overlap).view(shape)
+    end, start = before.narrow(dim, before.shape[dim] - overlap, overlap), tile.narrow(dim, 0, overlap)
+    rest = tile.narrow(dim, overlap, tile.shape[dim] - overlap)
+    return torch.cat([end * (1 - weight) + start * weight, rest], dim)
