@@ -9,6 +9,7 @@ latents, H W pixels of a picture.
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -156,12 +157,20 @@ def encode_pictures(vae: VAE, pictures: np.ndarray) -> Tensor:
 class RenderedChunks:
     """Renders and encodes chunks of pairs. A function for `PairLatents`.
 
-    workers: processes that render ahead; 0 renders here. load_sprites: a function that a worker can unpickle. Use it as
-    a context: the workers end with it.
+    load_sprites: a function that a worker can unpickle. count: the number of pairs. workers: processes that render
+    ahead; 0 renders here. Use it as a context: the workers end with it.
     """
 
-    def __init__(self, vae: VAE, seed: int, load_sprites: Callable[[], Sprites], workers: int = 0):
-        self.vae, self.seed, self.load_sprites = vae, seed, load_sprites
+    def __init__(
+        self,
+        vae: VAE,
+        seed: int,
+        load_sprites: Callable[[], Sprites],
+        *,
+        count: int = MAX_SCENES,
+        workers: int = 0,
+    ):
+        self.vae, self.seed, self.load_sprites, self.count = vae, seed, load_sprites, count
         self.pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker) if workers else None
         self.requested: dict[int, list[Future[tuple[np.ndarray, Tensor]]]] = {}
 
@@ -173,15 +182,14 @@ class RenderedChunks:
             self.pool.shutdown(cancel_futures=True)
 
     def rendered(self, number: int) -> Sequence[tuple[np.ndarray, Tensor]]:
-        """The shares of a chunk."""
-        starts = range(number * CHUNK, (number + 1) * CHUNK, SHARE)
+        """The shares of a chunk. Workers go on with the next ones."""
         if self.pool is None:
-            return [render_pairs(self.seed, start, SHARE, self.load_sprites) for start in starts]
-        for ahead in range(number, number + 1 + AHEAD):
+            return [render_pairs(self.seed, start, SHARE, self.load_sprites) for start in share_starts(number)]
+        for ahead in range(number, min(number + 1 + AHEAD, math.ceil(self.count / CHUNK))):
             if ahead not in self.requested:
-                firsts = range(ahead * CHUNK, (ahead + 1) * CHUNK, SHARE)
                 self.requested[ahead] = [
-                    self.pool.submit(render_pairs, self.seed, start, SHARE, self.load_sprites) for start in firsts
+                    self.pool.submit(render_pairs, self.seed, start, SHARE, self.load_sprites)
+                    for start in share_starts(ahead)
                 ]
         return [future.result() for future in self.requested.pop(number)]
 
@@ -191,11 +199,16 @@ class RenderedChunks:
         return {"latents": torch.cat(latents), "token_ids": torch.cat([ids for _, ids in shares])}
 
 
+def share_starts(chunk: int) -> range:
+    """The numbers of the first pair of each share of a chunk."""
+    return range(chunk * CHUNK, (chunk + 1) * CHUNK, SHARE)
+
+
 def rendered_pairs(
-    work: Path, chunks: RenderedChunks, vae_name: str, *, count: int = MAX_SCENES, device: torch.device | str = "cpu"
+    work: Path, chunks: RenderedChunks, vae_name: str, device: torch.device | str = "cpu"
 ) -> PairLatents:
     """Rendered pairs, kept in a folder in `work`. vae_name: tells the VAE from others."""
-    return PairLatents(work / f"pairs-{chunks.seed}-{vae_name}", chunks.seed, count, chunks, device)
+    return PairLatents(work / f"pairs-{chunks.seed}-{vae_name}", chunks.seed, chunks.count, chunks, device)
 
 
 @dataclass(frozen=True)

@@ -174,8 +174,8 @@ def open_pairs(options: argparse.Namespace, model: Pipeline, stack: ExitStack) -
         if not options.workers:
             sprites = load_sprites()
             load_sprites = lambda: sprites  # noqa: E731, once for all
-        chunks = stack.enter_context(RenderedChunks(model.vae, seed, load_sprites, options.workers))
-        sources.append(rendered_pairs(options.work, chunks, name, count=options.pairs, device=device))
+        chunks = RenderedChunks(model.vae, seed, load_sprites, count=options.pairs, workers=options.workers)
+        sources.append(rendered_pairs(options.work, stack.enter_context(chunks), name, device))
     if is_mixed or options.data != "rendered":
         data = Path(folder if is_mixed else options.data)
         sources.append(table_pairs(options.work, data, model.vae, name, seed, device))
