@@ -18,7 +18,7 @@ from minip2p.checkpoints.lora import Lora, merge
 from minip2p.checkpoints.origin import CheckpointOrigin
 from minip2p.checkpoints.save import save_model
 from minip2p.inversion.encode import encode_photo
-from minip2p.inversion.methods import check_unconditional, get_method
+from minip2p.inversion.methods import check_approximate, check_unconditional, get_method
 from minip2p.p2p.editing import record_for_moves, run_edits
 from minip2p.p2p.live import LiveEdits
 from minip2p.p2p.options import EditOptionKeywords, EditOptions
@@ -27,7 +27,6 @@ from minip2p.p2p.schedules import step_range
 from minip2p.p2p.targets import make_targets
 from minip2p.planner.plan import Plan
 from minip2p.sampling.conditioning import (
-    Conditioning,
     ImageConditioning,
     inpainting_conditioning,
     instruct_pix2pix_conditioning,
@@ -58,6 +57,8 @@ class SettingKeywords(TypedDict, total=False):
     negative_prompt: str
     clip_skip: int
     latents: Tensor | None
+    guidance_interval: tuple[float, float] | None
+    uncond_every: int
 
 
 class EditKeywords(EditOptionKeywords, SettingKeywords, total=False):
@@ -175,13 +176,15 @@ class Pipeline:
         prompt: str | Sequence[str],
         *,
         seed: int | Sequence[int] = RunSettings.seed,
-        steps: int = RunSettings.steps,
+        steps: int | None = RunSettings.steps,
         guidance_scale: float | None = RunSettings.guidance_scale,
         size: tuple[int, int] | None = RunSettings.size,
         negative_prompt: str = RunSettings.negative_prompt,
         clip_skip: int = RunSettings.clip_skip,
         latents: Tensor | None = RunSettings.latents,
         attend: Attend = RunSettings.attend,
+        guidance_interval: tuple[float, float] | None = RunSettings.guidance_interval,
+        uncond_every: int = RunSettings.uncond_every,
         on_step: OnStep | None = None,
         **unknown: Any,
     ) -> Trajectory | list[Trajectory]:
@@ -195,7 +198,8 @@ class Pipeline:
         model's own layer, as A1111's web UI counts (diffusers' `clip_skip` is n − 1). latents: the initial noise
         itself, 1 c h w, which also sets the size. attend: the attention of the conditional rows; if it has a method
         `at(step)`, that is called for each step's attention. on_step: a function that is called at each step with a
-        `StepPreview` of what it predicts.
+        `StepPreview` of what it predicts. guidance_interval, uncond_every: approximations that take fewer rows of the
+        UNet, off by default (`RunSettings`).
         Raises ValueError for what the model cannot take.
         """
         check_setting_names(unknown)
@@ -214,6 +218,8 @@ class Pipeline:
                     clip_skip=clip_skip,
                     latents=latents,
                     attend=attend,
+                    guidance_interval=guidance_interval,
+                    uncond_every=uncond_every,
                 ),
             )
             for text, number in pair_up(prompt, seed)
@@ -347,6 +353,9 @@ class Pipeline:
             settings = {}
         if not isinstance(source, Trajectory | str):
             raise ValueError("a photograph needs the prompt that says what it shows: live(photo, prompt)")
+        uncond_every = settings.get("uncond_every", 1) if isinstance(source, str) else source.conditioning.uncond_every
+        if uncond_every != 1:
+            raise ValueError("uncond_every: live edits go on from each other's steps, so their unconditional rows run")
         run = self.record(
             source, cross_replace=1.0, self_replace=1.0, self_max_queries=self_max_queries, budget=budget, **settings
         )
@@ -385,10 +394,12 @@ class Pipeline:
         method: str = "direct",
         size: tuple[int, int] | None = None,
         fit: str = "crop",
-        steps: int = RunSettings.steps,
+        steps: int | None = RunSettings.steps,
         guidance_scale: float | None = RunSettings.guidance_scale,
         negative_prompt: str = RunSettings.negative_prompt,
         clip_skip: int = RunSettings.clip_skip,
+        guidance_interval: tuple[float, float] | None = RunSettings.guidance_interval,
+        uncond_every: int = RunSettings.uncond_every,
         vae_refine_steps: int = 0,
         **options: Any,
     ) -> Trajectory:
@@ -398,7 +409,7 @@ class Pipeline:
         shows. method: one of `minip2p.inversion.methods.METHODS`, with its own options. size: rows and columns that the
         picture is scaled to; None is the model's own size. fit: "crop" or "stretch". vae_refine_steps: so many updates
         of the latents bring the decoded picture nearer to the photograph (`inversion.encode.refine_latents`; 20 do
-        much). clip_skip: as for `generate`.
+        much). clip_skip: as for `generate`. guidance_interval, uncond_every: as for `generate`, for edits of the run.
         Raises ValueError for what the model cannot take.
         """
         invert = get_method(method, options)
@@ -411,8 +422,13 @@ class Pipeline:
             negative_prompt=negative_prompt,
             clip_skip=clip_skip,
             latents=latents,
+            guidance_interval=guidance_interval,
+            uncond_every=uncond_every,
         )
-        start = replace(self.prepare(prompt, settings), inversion=method, conditioning=Conditioning())
+        start = self.prepare(prompt, settings)
+        check_approximate(method, start.conditioning)
+        conditioning = replace(start.conditioning, variance_noise=None, eta=None)
+        start = replace(start, inversion=method, conditioning=conditioning)
         return invert(self.components, start, self.progress, **options)
 
     def instruct(

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
 from minip2p.checkpoints.components import Components
-from minip2p.cli.options import run_options, seeds_to_run
+from minip2p.cli.options import APPROXIMATIONS, run_options, seeds_to_run
 from minip2p.errors import Notice
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.batches import MAX_BATCH
+from minip2p.sampling.conditioning import Conditioning
 from minip2p.sampling.guidance import unet_rows
-from minip2p.sampling.settings import RunSettings
 from minip2p.unet import UNet
+from minip2p.vae.model import TILE
 
 TOKENS = 77  # of a prompt
 LONG = 60.0  # seconds from which a run is announced
@@ -40,10 +41,15 @@ def announce_command(pipe: Pipeline, args: Namespace) -> None:
     if (source := getattr(args, "source", None)) and (shape := latents_shape(Path(source))):
         steps, latent_size = shape[0] - 1, (shape[2], shape[3])
     else:
-        steps, latent_size = args.steps or RunSettings.steps, pipe.components.latent_size(run_options(args).get("size"))
+        steps = args.steps or pipe.scheduler.default_steps
+        latent_size = pipe.components.latent_size(run_options(args).get("size"))
     guidance = pipe.default_guidance if args.guidance_scale is None else args.guidance_scale
     row = unet_rows(1, guidance, is_read=pipe.unet.reads_guidance)
-    rows, pictures, batch = steps * row, 1, row
+    options = run_options(args)
+    conditioning = Conditioning(**{name: options[name] for name in APPROXIMATIONS if name in options})
+    scales = [conditioning.executed_scale(i, steps, guidance) for i in range(steps)]
+    rows = sum(unet_rows(1, scale, is_read=pipe.unet.reads_guidance) for scale in scales)
+    pictures, batch = 1, row
     if args.command == "edit":
         targets = len(args.targets)
         pictures = 1 + targets * (1 if args.no_compare else 2)
@@ -166,7 +172,8 @@ def memory_needed(components: Components, latent_size: tuple[int, int], batch: i
     unet_bytes = 32 * batch * pixels * unet.block_out_channels[0] * components.dtype.itemsize
     widths = vae.config.block_out_channels
     widest = max(widths[0], *widths[1:2])  # the second level's channels are brought to the picture's size
-    decoder_bytes = DECODER_TENSORS * pixels * vae.stride**2 * widest * vae.dtype.itemsize
+    decoded = min(pixels * vae.stride**2, TILE**2)  # a larger picture is decoded in tiles
+    decoder_bytes = DECODER_TENSORS * decoded * widest * vae.dtype.itemsize
     return weights + max(unet_bytes, decoder_bytes)
 
 

@@ -564,6 +564,17 @@ def add_run_options(sub: Parser, seed: bool = True) -> Group:
         metavar="W",
         help="classifier-free guidance scale (default: the model's)",
     )
+    group.add_argument(
+        "--guidance-interval",
+        metavar="START:END",
+        help="an approximation that saves time: guidance only from START to END of the steps, as .1:.8",
+    )
+    group.add_argument(
+        "--uncond-every",
+        type=whole_number,
+        metavar="N",
+        help="an approximation that saves time: run the unconditional rows at every N-th step (default: 1)",
+    )
     group.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the model's)")
     group.add_argument(
         "--negative",

@@ -24,7 +24,8 @@ from minip2p.validation import is_finite
 
 MAX_COUNT = 1000  # of --count
 RANDOM_SEEDS = 2**32  # --seed random draws from so many, as other tools do
-RUN_OPTIONS = ("steps", "guidance_scale", "negative_prompt", "clip_skip", "size")  # and the seed
+APPROXIMATIONS = ("guidance_interval", "uncond_every")
+RUN_OPTIONS = ("steps", "guidance_scale", "negative_prompt", "clip_skip", "size", *APPROXIMATIONS)  # and the seed
 OBJECT_OPTIONS = ("move", "resize", "duplicate", "remove")  # of an edit
 INVERSION_OPTIONS = ("method", "skip", "fit", "vae_refine_steps")  # which need a photograph, as --fast does
 FAST_METHOD = "virtual"  # of inversion, for --fast
@@ -98,7 +99,9 @@ def seeds_to_run(args: Namespace) -> list[int | None]:
 def run_options(args: Namespace, seed: int | None = None) -> dict[str, Any]:
     """The options of a run that were given, as keywords of `Pipeline.generate`. seed: one of `seeds_to_run`."""
     values = {"seed": seed, **{name: getattr(args, name) for name in RUN_OPTIONS}}
-    return without_none(values | {"size": None if args.size is None else parse_size(args.size)})
+    interval = None if args.guidance_interval is None else parse_interval(args.guidance_interval)
+    size = None if args.size is None else parse_size(args.size)
+    return without_none(values | {"size": size, "guidance_interval": interval})
 
 
 def invert_options(args: Namespace) -> dict[str, Any]:
@@ -119,6 +122,17 @@ def parse_size(text: str) -> Size:
     if not (separator and rows.isdecimal() and columns.isdecimal()):
         raise ValueError(f"--size is rows x columns in pixels, as 128x96, not {text!r}")
     return Size((int(rows), int(columns)))
+
+
+def parse_interval(text: str) -> tuple[float, ...]:
+    """'.2:.8' -> (0.2, 0.8)."""
+    try:
+        numbers = parse_numbers(text)
+    except ValueError:
+        numbers = 0.0
+    if not isinstance(numbers, tuple) or len(numbers) != 2:
+        raise ValueError(f"--guidance-interval is two shares of the steps, as .2:.8, not {text!r}")
+    return numbers
 
 
 def without_none(values: dict[str, Any]) -> dict[str, Any]:

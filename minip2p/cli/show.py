@@ -68,6 +68,8 @@ def run_settings(file: Path) -> str:
         "CFG scale": metadata.get("guidance_scale"),
         "Seed": metadata.get("seed"),
         "Clip skip": without(metadata.get("clip_skip"), "1"),
+        "Guidance interval": metadata.get("guidance_interval", "").replace(" ", "-"),
+        "Unconditional every": without(metadata.get("uncond_every"), "1"),
         "Latents": f"{columns}x{rows}",
         "Model": metadata.get("model_name"),
         "Method": metadata.get("inversion"),

@@ -8,10 +8,12 @@ from minip2p.inversion.ddim import ddim, direct_inversion, negative_prompt, prox
 from minip2p.inversion.edit_friendly import edit_friendly
 from minip2p.inversion.null_text import null_text
 from minip2p.inversion.virtual import virtual
+from minip2p.sampling.conditioning import Conditioning
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.unet import UNet
 
 UNCONDITIONAL_METHODS = ("negative-prompt", "proximal", "null-text")  # which change the unconditional rows
+EXACT_METHODS = ("proximal", "null-text", "edit-friendly")  # which need the guidance of every step
 InversionMethod = Callable[..., Trajectory]
 
 METHODS: Mapping[str, InversionMethod] = MappingProxyType(
@@ -45,4 +47,13 @@ def check_unconditional(unet: UNet, name: str) -> None:
         raise ValueError(
             f"{name} inversion changes the unconditional rows, and this model, which reads the guidance scale, has "
             "none: use direct, edit-friendly or virtual"
+        )
+
+
+def check_approximate(name: str, conditioning: Conditioning) -> None:
+    """Raises ValueError for a method that needs the guidance of every step, where a run leaves some of it out."""
+    if conditioning.is_approximate and name in EXACT_METHODS:
+        raise ValueError(
+            f"{name} inversion needs the guidance of every step, which guidance_interval and uncond_every leave out: "
+            "use direct, ddim, negative-prompt or virtual"
         )

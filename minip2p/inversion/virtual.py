@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 
 from minip2p.checkpoints.components import Components
-from minip2p.sampling.conditioning import Conditioning
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunStart
 from minip2p.sampling.trajectory import Trajectory
@@ -57,13 +56,16 @@ def virtual(
         raise ValueError(f"eta must be a number from 0 to 1, not {eta!r}")
     if not is_finite(source_guidance_scale) or source_guidance_scale == 0:
         raise ValueError(f"source_guidance_scale must be a finite number and not 0, not {source_guidance_scale!r}")
+    if start.conditioning.uncond_every != 1 and source_guidance_scale != 1:
+        raise ValueError("uncond_every: only at source_guidance_scale 1 does the source need no unconditional rows")
     x0, latents = start.noise.cpu(), []
     drawn = torch.randn(start.steps, *x0.shape[1:], generator=torch.Generator().manual_seed(seed))
     noise, z = drawn[:1], torch.cat([drawn[1:], torch.zeros_like(drawn[:1])])
     for step, fresh in zip(components.scheduler.steps(start.steps), z.split(1), strict=True):
         latents.append(step.alpha_cumprod**0.5 * x0 + (1 - step.alpha_cumprod) ** 0.5 * noise)
         noise = (1 - eta) ** 0.5 * noise + eta**0.5 * fresh
-    conditioning = Conditioning(
+    conditioning = replace(
+        start.conditioning,
         variance_noise=z,
         skip_steps=int(skip * start.steps),
         eta=float(eta),

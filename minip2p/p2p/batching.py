@@ -51,12 +51,16 @@ class BatchPlan:
                 is_read=self.reads_guidance,
             )
 
+        def executed_scale(step: int, guidance_scale: float) -> float:
+            return conditioning.executed_scale(step, origin.steps, guidance_scale)
+
         for i, groups in enumerate(self.rows):
             is_recorded = isinstance(origin, Trajectory) and origin.is_recorded(i, self.wanted_sites[i])
             if i < self.source_steps and not is_recorded:
-                total += rows(1, conditioning.source_scale(origin.guidance_scale))
+                total += rows(1, executed_scale(i, conditioning.source_scale(origin.guidance_scale)))
             is_first = self.is_first(i, conditioning.skip_steps)
-            total += sum(rows(len(chunk), origin.guidance_scale, is_first) for chunk in even_chunks(groups, self.batch))
+            scale = executed_scale(i, origin.guidance_scale)
+            total += sum(rows(len(chunk), scale, is_first) for chunk in even_chunks(groups, self.batch))
         return total
 
     def is_first(self, step: int, skip_steps: int) -> bool:

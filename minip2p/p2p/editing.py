@@ -19,7 +19,7 @@ from minip2p.p2p.options import EditOptions
 from minip2p.p2p.places import check_words, heat_sites, latent_size_of, read_policy
 from minip2p.p2p.targets import EditTarget, make_targets
 from minip2p.sampling.batches import MAX_BATCH, even_chunks
-from minip2p.sampling.guidance import guided_noise
+from minip2p.sampling.guidance import RunGuidance, guided_noise
 from minip2p.sampling.preview import OnStep, StepPreview
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.qk_cache import cache_layout
@@ -100,6 +100,9 @@ def run_edits(
     conditioning, attend = origin.conditioning, attend or origin.attend
     is_blended = any(target.blend_state is not None for target in targets)
     source = SourceRun(components, origin)
+    guide = RunGuidance(
+        components, conditioning, steps=origin.steps, guidance_scale=origin.guidance_scale, negative=source.negative
+    )
     plan = plan_batches(components, origin, targets, attend=attend, batch=batch)
     texts = {target.prompt: components.text(target.prompt, origin.clip_skip) for target in targets}
     first_latents = [] if known is None else list(known.to(components.device).split(1))
@@ -126,18 +129,15 @@ def run_edits(
                 on_attention=target_heat_observer([[targets[n] for n in group] for group in groups]),
             )
             x = torch.cat([latents[n][i] for n in first])
-            eps = guided_noise(
-                components,
-                x,
+            eps = guide(
+                i,
                 step.t,
-                source.uncond_embedding(i),
+                x,
                 TextEmbedding.cat(texts[targets[n].prompt] for n in first),
-                guidance_scale=origin.guidance_scale,
+                groups,
                 attend=control,
                 unconditional_attend=unconditional_of(attend_now),
                 same_latents=plan.is_first(i, conditioning.skip_steps),
-                proximal_quantile=conditioning.proximal_quantile,
-                image=conditioning.image,
             )
             if correction is not None:
                 eps = eps + torch.cat([targets[n].start(correction) for n in first])

@@ -46,6 +46,9 @@ class Conditioning:
     image: channels that the UNet reads besides the latents. eta: the share of the noise that each step replaces by z,
     see `fresh_noise_steps`. source_guidance_scale: edits correct their predictions by the error of the source's, which
     has this guidance scale (virtual inversion); None: they do not, and the source has the scale of the run.
+    guidance_interval: the share (start, end) of the steps that are guided; outside of it w is 1 (Kynkäänniemi et al.
+    2024, eq. 5, by steps instead of noise levels); None is all. uncond_every: unconditional rows run at every n-th
+    guided step, and the guided steps between take over the difference ε(c) − ε(∅) of the last.
     """
 
     uncond_embeddings: TextEmbedding | None = None
@@ -55,12 +58,35 @@ class Conditioning:
     image: ImageConditioning | None = None
     eta: float | None = None
     source_guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    uncond_every: int = 1
 
     @property
     def is_plain(self) -> bool:
         """Whether the run is plain DDIM."""
+        if self.is_approximate:
+            return False
         has_tensors = any(part is not None for part in (self.uncond_embeddings, self.variance_noise, self.image))
         return not has_tensors and not self.skip_steps and not self.proximal_quantile
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether the guidance of some steps is left out or taken over from another."""
+        return self.guidance_interval is not None or self.uncond_every != 1
+
+    def guided_steps(self, steps: int) -> range:
+        """The steps with guidance. steps: of the run."""
+        start, end = self.guidance_interval or (0.0, 1.0)
+        return range(max(int(start * steps), self.skip_steps), int(end * steps))
+
+    def runs_unconditional(self, step: int, steps: int) -> bool:
+        """Whether unconditional rows run at a step; else its guidance is left out or taken over. steps: of the run."""
+        guided = self.guided_steps(steps)
+        return step in guided and (step - guided.start) % self.uncond_every == 0
+
+    def executed_scale(self, step: int, steps: int, guidance_scale: float) -> float:
+        """The guidance scale whose rows run at a step: that of the run, or 1 without unconditional rows."""
+        return guidance_scale if self.runs_unconditional(step, steps) or not self.is_approximate else 1.0
 
     @property
     def sampler(self) -> str:

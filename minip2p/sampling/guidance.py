@@ -1,21 +1,22 @@
 """Classifier-free guidance: which rows the UNet runs, and how their predictions are combined.
 
 `guidance_branches` describes one step. `guided_noise` executes that description and `unet_rows` counts its rows, so the
-predicted and the executed cost cannot differ.
+predicted and the executed cost cannot differ. `RunGuidance` is the guidance of a run, step by step.
 
 Axes: b batch, c h w latents, n tokens, d width of a text embedding.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from minip2p.attention.contract import Attend, Site, fused
+from minip2p.attention.contract import Attend, Site, fused, unconditional_of
 from minip2p.checkpoints.components import Components
 from minip2p.checkpoints.diagnosis import non_finite_error
 from minip2p.io.tensors import to_device
-from minip2p.sampling.conditioning import ImageConditioning
+from minip2p.sampling.conditioning import Conditioning, ImageConditioning
 from minip2p.text.encoder import TextEmbedding
 
 READ_EVERY = 10  # steps, see `FiniteCheck`
@@ -118,6 +119,40 @@ def guided_noise(
     rows. unconditional_attend: of all other rows. proximal_quantile: see `soft_threshold`. The other arguments:
     `guidance_branches`.
     """
+    eps, _ = guided_terms(
+        components,
+        x,
+        t,
+        uncond,
+        cond,
+        guidance_scale=guidance_scale,
+        attend=attend,
+        unconditional_attend=unconditional_attend,
+        same_latents=same_latents,
+        proximal_quantile=proximal_quantile,
+        image=image,
+    )
+    return eps
+
+
+def guided_terms(
+    components: Components,
+    x: Tensor,
+    t: int,
+    uncond: TextEmbedding,
+    cond: TextEmbedding,
+    *,
+    guidance_scale: float,
+    attend: Attend,
+    unconditional_attend: Attend,
+    same_latents: bool,
+    proximal_quantile: float,
+    image: ImageConditioning | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The prediction of `guided_noise`, and the difference ε(c) − ε(∅) that guides it, b c h w.
+
+    The difference is None where only one kind of rows runs, and with guidance by an image.
+    """
     x, count = x.to(components.dtype), len(x)
     branches = guidance_branches(
         count,
@@ -144,12 +179,77 @@ def guided_noise(
     split = predictions.split([branch.rows for branch in branches])
     if is_guided_by_image:
         terms = [branch.weight * eps for branch, eps in zip(branches, split, strict=True)]
-        return sum(terms, torch.zeros_like(x, dtype=predictions.dtype))
+        return sum(terms, torch.zeros_like(x, dtype=predictions.dtype)), None
     if len(branches) == 1:
-        return predictions.expand(count, -1, -1, -1)
+        return predictions.expand(count, -1, -1, -1), None
     eps_uncond, eps_cond = split
     # The weights' sum in the form ε_u + w (ε_c − ε_u), whose difference proximal guidance thresholds.
-    return eps_uncond + guidance_scale * soft_threshold(eps_cond - eps_uncond, proximal_quantile)
+    difference = soft_threshold(eps_cond - eps_uncond, proximal_quantile)
+    return eps_uncond + guidance_scale * difference, difference
+
+
+class RunGuidance:
+    """The guided predictions of a run, or of the targets of an edit, step by step.
+
+    It is `guided_noise` with what the conditioning declares: guidance within an interval alone, and the differences
+    ε(c) − ε(∅) of earlier steps where unconditional rows do not run (`Conditioning.uncond_every`).
+
+    guidance_scale: of the run. negative: the embedding of its negative prompt, one row.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        conditioning: Conditioning,
+        *,
+        steps: int,
+        guidance_scale: float,
+        negative: TextEmbedding,
+    ):
+        self.components, self.conditioning, self.steps = components, conditioning, steps
+        self.guidance_scale, self.negative = guidance_scale, negative
+        self.differences: dict[int, Tensor] = {}  # the last of each picture or target, 1 c h w
+
+    def __call__(
+        self,
+        step: int,
+        t: int,
+        x: Tensor,
+        cond: TextEmbedding,
+        groups: Sequence[Sequence[int]],
+        *,
+        attend: Attend,
+        unconditional_attend: Attend | None = None,
+        same_latents: bool = False,
+    ) -> Tensor:
+        """The prediction of a step, b c h w, float32.
+
+        step: counted from 0. t: its time step. groups: for each row the numbers of the pictures or targets that it
+        stands for; none where the prediction is not used, and so no difference is. unconditional_attend: that of
+        `attend` where None. The other arguments: `guided_noise`.
+        """
+        conditioning = self.conditioning
+        eps, difference = guided_terms(
+            self.components,
+            x,
+            t,
+            conditioning.uncond_at(step, self.negative),
+            cond,
+            guidance_scale=conditioning.executed_scale(step, self.steps, self.guidance_scale),
+            attend=attend,
+            unconditional_attend=unconditional_of(attend) if unconditional_attend is None else unconditional_attend,
+            same_latents=same_latents,
+            proximal_quantile=conditioning.proximal_quantile,
+            image=conditioning.image,
+        )
+        if conditioning.uncond_every == 1 or not groups or step not in conditioning.guided_steps(self.steps):
+            return eps
+        if difference is None:
+            taken_over = torch.cat([self.differences[group[0]] for group in groups])
+            return eps + (self.guidance_scale - 1) * taken_over
+        for group, row in zip(groups, difference.split(1), strict=True):
+            self.differences |= dict.fromkeys(group, row)
+        return eps
 
 
 def unet_noise(

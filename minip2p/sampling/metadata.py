@@ -33,6 +33,10 @@ def parameters(run: Trajectory, **more: Any) -> str:
         settings["Seed"] = run.seed
     if run.clip_skip != RunSettings.clip_skip:
         settings["Clip skip"] = run.clip_skip
+    if run.conditioning.guidance_interval is not None:
+        settings["Guidance interval"] = "{:g}-{:g}".format(*run.conditioning.guidance_interval)
+    if run.conditioning.uncond_every != RunSettings.uncond_every:
+        settings["Unconditional every"] = run.conditioning.uncond_every
     settings |= {"Size": f"{columns}x{rows}", **run.components.origin.labels}
     if run.components.dtype != torch.float32:  # another dtype makes another picture
         settings["Dtype"] = str(run.components.dtype).removeprefix("torch.")

@@ -94,6 +94,8 @@ def run_metadata(components: Components, run: RunFields, attend: Attend) -> dict
         "image_guidance_scale": number_text(image_guidance),
         "eta": number_text(conditioning.eta),
         "source_guidance_scale": number_text(conditioning.source_guidance_scale),
+        "guidance_interval": " ".join(map(number_text, conditioning.guidance_interval or ())),
+        "uncond_every": str(conditioning.uncond_every),
         "conditioning": " ".join(conditioning_tensors(conditioning)),
     }
 
@@ -163,12 +165,15 @@ def read_conditioning(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
     channels, image_guidance = tensors.pop("image_channels", None), metadata["image_guidance_scale"]
     tokens, pooled = tensors.pop("uncond_tokens", None), tensors.pop("uncond_pooled", None)
     eta, source_guidance = metadata.get("eta", ""), metadata.get("source_guidance_scale", "")
+    interval = [float(share) for share in metadata.get("guidance_interval", "").split()]
     if image_guidance and not math.isfinite(float(image_guidance)):
         raise ValueError("its image_guidance_scale is not a number")
     if source_guidance and not math.isfinite(float(source_guidance)):
         raise ValueError("its source_guidance_scale is not a number")
     if eta and not 0 <= float(eta) <= 1:
         raise ValueError("its eta is out of range")
+    if len(interval) not in (0, 2):
+        raise ValueError("its guidance_interval is not two shares")
     if tokens is None and pooled is not None:
         raise ValueError("it has pooled embeddings without tokens")
     return Conditioning(
@@ -181,6 +186,8 @@ def read_conditioning(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
         else ImageConditioning(channels, float(image_guidance) if image_guidance else None),
         eta=float(eta) if eta else None,
         source_guidance_scale=float(source_guidance) if source_guidance else None,
+        guidance_interval=(interval[0], interval[1]) if interval else None,
+        uncond_every=int(metadata.get("uncond_every", "1")),
     )
 
 
@@ -197,6 +204,8 @@ def check_run(components: Components, run: RunRecord, metadata: Mapping[str, str
         seed=run.seed or 0,
         negative_prompt=run.negative_prompt,
         clip_skip=run.clip_skip,
+        guidance_interval=conditioning.guidance_interval,
+        uncond_every=conditioning.uncond_every,
     )
     prepare_run(components, run.prompt, settings, default_guidance=run.guidance_scale, image=conditioning.image)
     if not 0 <= conditioning.skip_steps < steps or not 0 <= conditioning.proximal_quantile < 1:

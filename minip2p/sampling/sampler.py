@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from minip2p.attention.contract import at_step, fused, unconditional_of
+from minip2p.attention.contract import at_step, fused
 from minip2p.checkpoints.components import Components
 from minip2p.sampling.batches import MAX_BATCH, even_chunks
-from minip2p.sampling.guidance import FiniteCheck, guided_noise
+from minip2p.sampling.guidance import FiniteCheck, RunGuidance
 from minip2p.sampling.preview import OnStep, StepPreview
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.settings import RunStart
@@ -56,24 +56,17 @@ def sample_all(
     words = [TextEmbedding.cat(components.text(each.prompt, each.clip_skip) for each in batch) for batch in batches]
     negative = components.text.encode_negative(start.negative_prompt, start.clip_skip)
     conditioning = start.conditioning
+    guide = RunGuidance(
+        components, conditioning, steps=start.steps, guidance_scale=start.guidance_scale, negative=negative
+    )
+    numbers = even_chunks([[n] for n in range(count)], MAX_BATCH if start.attend is fused else count)
     x = torch.cat([each.noise for each in starts]).to(components.device)  # b c h w
     latents, check = [x], FiniteCheck(components)
     for i, step in enumerate(progress(conditioning.steps(components.scheduler, start.steps))):
         attend = at_step(start.attend, i)
         predictions = [
-            guided_noise(
-                components,
-                rows,
-                step.t,
-                conditioning.uncond_at(i, negative),
-                cond,
-                guidance_scale=start.guidance_scale,
-                attend=attend,
-                unconditional_attend=unconditional_of(attend),
-                proximal_quantile=conditioning.proximal_quantile,
-                image=conditioning.image,
-            )
-            for rows, cond in zip(x.split(sizes), words, strict=True)
+            guide(i, step.t, rows, cond, chunk, attend=attend)
+            for rows, cond, chunk in zip(x.split(sizes), words, numbers, strict=True)
         ]
         eps = torch.cat(predictions)
         if correct is not None:

@@ -19,22 +19,28 @@ from minip2p.validation import is_finite, is_integer
 class RunSettings:
     """The settings of a run and their defaults, the only place where these stand.
 
-    seed: of the noise. steps: of the scheduler. guidance_scale: w of classifier-free guidance; None is the model's own.
-    size: rows and columns of the picture in pixels; None is the model's own. negative_prompt: what the picture should
-    not show. clip_skip: the layer of the text encoder whose hidden states are read; 1 is the model's own, see
-    `TextEncoder`. latents: the initial noise itself, 1 c h w, instead of size and seed; the seed still draws the fresh
-    noise of a consistency model's steps. attend: the attention of the conditional rows.
+    seed: of the noise. steps: of the scheduler; None is its own number, 50, or 4 for LCM. guidance_scale: w of
+    classifier-free guidance; None is the model's own. size: rows and columns of the picture in pixels; None is the
+    model's own. negative_prompt: what the picture should not show. clip_skip: the layer of the text encoder whose
+    hidden states are read; 1 is the model's own, see `TextEncoder`. latents: the initial noise itself, 1 c h w, instead
+    of size and seed; the seed still draws the fresh noise of a consistency model's steps. attend: the attention of the
+    conditional rows.
+
+    Two approximations save unconditional rows. guidance_interval: the share (start, end) of the steps that are guided;
+    None is all. uncond_every: at every n-th of them unconditional rows run; 1 is at all. See `Conditioning`.
     Raises ValueError for values that are wrong whatever the model is.
     """
 
     seed: int = 0
-    steps: int = 50
+    steps: int | None = None
     guidance_scale: float | None = None
     size: tuple[int, int] | None = None
     negative_prompt: str = ""
     clip_skip: int = 1
     latents: Tensor | None = None
     attend: Attend = fused
+    guidance_interval: tuple[float, float] | None = None
+    uncond_every: int = 1
 
     def __post_init__(self) -> None:
         if self.guidance_scale is not None and not is_finite(self.guidance_scale):
@@ -44,6 +50,13 @@ class RunSettings:
         if not is_integer(self.clip_skip) or self.clip_skip < 1:
             raise ValueError(f"clip_skip is counted from 1, which skips nothing, and is {self.clip_skip}")
         check_attend(self.attend)
+        interval = self.guidance_interval
+        if interval is not None:
+            is_pair = isinstance(interval, tuple | list) and len(interval) == 2 and all(map(is_finite, interval))
+            if not is_pair or not 0 <= interval[0] < interval[1] <= 1:
+                raise ValueError(f"guidance_interval is two shares 0 <= start < end <= 1 of a run, not {interval!r}")
+        if not is_integer(self.uncond_every) or self.uncond_every < 1:
+            raise ValueError(f"uncond_every must be a whole number from 1 on, not {self.uncond_every!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +101,8 @@ def prepare_run(
             f"guidance_scale must be at least 1 for this model, which reads it and has learned no other, not "
             f"{guidance_scale:g}"
         )
-    components.scheduler.timesteps(settings.steps)
+    steps = components.scheduler.default_steps if settings.steps is None else settings.steps
+    components.scheduler.timesteps(steps)
     if settings.clip_skip > components.text.max_clip_skip:
         raise ValueError(
             f"clip_skip must lie between 1, which skips nothing, and {components.text.max_clip_skip} for this model's "
@@ -112,18 +126,44 @@ def prepare_run(
         noise = settings.latents.float()
     eta, fresh_noise = components.scheduler.fresh_noise, None
     if eta is not None:  # drawn step by step, as diffusers draws it
-        fresh_noise = torch.cat([torch.randn(noise.shape, generator=generator) for _ in range(settings.steps)])
+        fresh_noise = torch.cat([torch.randn(noise.shape, generator=generator) for _ in range(steps)])
+    interval = settings.guidance_interval
+    conditioning = Conditioning(
+        image=image,
+        variance_noise=fresh_noise,
+        eta=eta,
+        guidance_interval=None if interval is None else (float(interval[0]), float(interval[1])),
+        uncond_every=int(settings.uncond_every),
+    )
+    if conditioning.is_approximate:
+        check_approximation(components, conditioning, steps, guidance_scale)
     return RunStart(
         prompt,
         noise,
-        steps=settings.steps,
+        steps=steps,
         guidance_scale=guidance_scale,
         negative_prompt=settings.negative_prompt,
         clip_skip=int(settings.clip_skip),
         seed=settings.seed if settings.latents is None else None,
         attend=settings.attend,
-        conditioning=Conditioning(image=image, variance_noise=fresh_noise, eta=eta),
+        conditioning=conditioning,
     )
+
+
+def check_approximation(components: Components, conditioning: Conditioning, steps: int, guidance_scale: float) -> None:
+    """Raises ValueError where a run has no unconditional rows to save by `guidance_interval` and `uncond_every`."""
+    subject = "guidance_interval and uncond_every"
+    if components.unet.reads_guidance:
+        raise ValueError(f"{subject} save unconditional rows, and this model, which reads the guidance scale, has none")
+    if guidance_scale in (0, 1):
+        raise ValueError(
+            f"{subject} save unconditional rows, and there are none to save at guidance {guidance_scale:g}"
+        )
+    if conditioning.image is not None and conditioning.image.image_guidance_scale is not None:
+        raise ValueError(f"{subject} are for guidance by words alone, and an instruction is guided by its picture too")
+    if not conditioning.guided_steps(steps):
+        start, end = conditioning.guidance_interval or (0.0, 1.0)
+        raise ValueError(f"guidance_interval: none of the {steps} steps lies from {start:g} to {end:g} of the run")
 
 
 def check_latents(latents: object, channels: int, size: tuple[int, int] | None) -> None:

@@ -32,12 +32,11 @@ from minip2p.io.files import atomic_write
 from minip2p.io.images import to_pil
 from minip2p.io.tensors import to_device
 from minip2p.sampling.conditioning import Conditioning
-from minip2p.sampling.guidance import FiniteCheck, conditional_scale, guided_noise
+from minip2p.sampling.guidance import FiniteCheck, RunGuidance, conditional_scale, guided_noise
 from minip2p.sampling.progress import Progress
 from minip2p.sampling.qk_cache import QKCache
 from minip2p.sampling.run_file import RunRecord, read_run, write_run
 from minip2p.sampling.settings import RunStart
-from minip2p.text.encoder import TextEmbedding
 from minip2p.text.prompt import WordSelector, token_indicator
 from minip2p.validation import is_finite, is_integer
 
@@ -337,6 +336,13 @@ class SourceRun:
         self.components, self.origin = components, origin
         self.cond = components.text(origin.prompt, origin.clip_skip)
         self.negative = components.text.encode_negative(origin.negative_prompt, origin.clip_skip)
+        self.guide = RunGuidance(
+            components,
+            origin.conditioning,
+            steps=origin.steps,
+            guidance_scale=origin.conditioning.source_scale(origin.guidance_scale),
+            negative=self.negative,
+        )
         known = origin.latents if isinstance(origin, Trajectory) else origin.noise
         # Each step's latents have memory of their own: a kernel's bits depend on alignment, see `QKCache.get`.
         self.latents = [x.clone() for x in known.to(components.device).split(1)]
@@ -348,10 +354,6 @@ class SourceRun:
     @property
     def prompt(self) -> str:
         return self.origin.prompt
-
-    def uncond_embedding(self, step: int) -> TextEmbedding:
-        """The unconditional embedding of a step, one row."""
-        return self.origin.conditioning.uncond_at(step, self.negative)
 
     def advance(self, i: int, wanted: SitePredicate | None = None) -> Mapping[Site, QK]:
         """Goes through step i. Steps must be taken in order.
@@ -373,17 +375,14 @@ class SourceRun:
         pairs: dict[Site, QK] = {}
         attend = at_step(origin.attend, i)
         step = self.steps[i]
-        eps = guided_noise(
-            self.components,
-            self.latents[i],
+        eps = self.guide(
+            i,
             step.t,
-            self.uncond_embedding(i),
+            self.latents[i],
             self.cond,
-            guidance_scale=conditioning.source_scale(origin.guidance_scale),
+            [] if is_known else [[0]],
             attend=attend if wanted is None else record_qk(pairs, wanted, attend),
             unconditional_attend=unconditional_of(attend),
-            proximal_quantile=conditioning.proximal_quantile,
-            image=conditioning.image,
         )
         scheduler, noise = self.components.scheduler, conditioning.noise_at(i)
         if not is_known:

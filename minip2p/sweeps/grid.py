@@ -36,7 +36,14 @@ AXES: Mapping[str, Any] = MappingProxyType(
 
 # Settings that all cells share: the name in a grid file, and the field of `RunSettings`.
 RUN_OPTIONS: Mapping[str, str] = MappingProxyType(
-    {"steps": "steps", "guidance": "guidance_scale", "negative": "negative_prompt", "size": "size"}
+    {
+        "steps": "steps",
+        "guidance": "guidance_scale",
+        "negative": "negative_prompt",
+        "size": "size",
+        "guidance_interval": "guidance_interval",
+        "uncond_every": "uncond_every",
+    }
 )
 
 

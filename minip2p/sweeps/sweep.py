@@ -52,9 +52,10 @@ class SeedJob:
     @property
     def rows(self) -> int:
         """The UNet rows of the job, with those that only the source's picture needs."""
-        remaining = self.start.steps - self.plan.source_steps
-        row = unet_rows(1, self.start.guidance_scale, is_read=self.plan.reads_guidance)
-        return self.plan.predicted_rows(self.start) + remaining * row
+        start, remaining = self.start, range(self.plan.source_steps, self.start.steps)
+        scales = [start.conditioning.executed_scale(i, start.steps, start.guidance_scale) for i in remaining]
+        rows = sum(unet_rows(1, scale, is_read=self.plan.reads_guidance) for scale in scales)
+        return self.plan.predicted_rows(start) + rows
 
 
 def plan_jobs(pipe: Pipeline, grid: Grid) -> list[SeedJob]:

@@ -412,6 +412,15 @@ def test_clip_skip_reaches_the_run_and_its_png(tmp_path, loaded, model):
     assert pixels(tmp_path / "b.png") == model.edit(CAT, TIGER, steps=2, clip_skip=2).image.tobytes()
 
 
+def test_approximations_reach_the_run_and_its_png(tmp_path, loaded, model):
+    options = ("--guidance-interval", "0:.6", "--uncond-every", 2, "--steps", 5)
+    assert run("edit", CAT, TIGER, *options, "-o", tmp_path / "a.png") == 0
+    expected = model.edit(CAT, TIGER, guidance_interval=(0, 0.6), uncond_every=2, steps=5)
+    assert pixels(tmp_path / "a.png") == expected.image.tobytes()
+    settings = png_settings(tmp_path / "a.png")[2]
+    assert (settings["Guidance interval"], settings["Unconditional every"]) == ("0-0.6", "2")
+
+
 def test_the_comparison_without_p2p_can_be_left_out(tmp_path, loaded, monkeypatch):
     monkeypatch.setattr(commands, "without_p2p", lambda *_: pytest.fail("it ran"))
     assert run("edit", CAT, TIGER, "--no-compare", "--steps", 1, "-o", tmp_path / "a.png") == 0
@@ -564,6 +573,10 @@ MISTAKES = (
     (("edit", "https://example.org/cat.png", TIGER), "is a URL, and minip2p opens files: download it first"),
     (("generate", CAT, "--clip-skip", "0"), "--clip-skip is counted from 1, which skips nothing, and is 0"),
     (("generate", CAT, "--clip-skip", "9"), "--clip-skip must lie between 1, which skips nothing, and 3"),
+    (("generate", CAT, "--guidance-interval", ".5"), "--guidance-interval is two shares of the steps, as .2:.8, not"),
+    (("generate", CAT, "--guidance-interval", ".5:.2"), "--guidance-interval is two shares 0 <= start < end <= 1"),
+    (("generate", CAT, "--uncond-every", "2", "--guidance", "1"), "there are none to save at guidance 1"),
+    (("edit", RENDER, TIGER, "--prompt", CAT, "--method", "null-text", "--uncond-every", "2"), "of every step, which"),
     (("generate", CAT, "--seed", "one"), "--seed is a whole number from 0 on"),
     (("generate", CAT, "--model", "no.safetensors", "--config", "weights/tiny"), "no.safetensors: no such file"),
     (("edit", "CAT.SAFETENSORS", TIGER), "CAT.SAFETENSORS: no such file"),
@@ -588,6 +601,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, 
 
 # A value of each option that is wrong; of --negative and --prompt every text is right.
 WRONG = {"--seed": "x", "--count": 0, "--steps": 0, "--guidance": "nan", "--size": "100x100", "--clip-skip": 0}
+WRONG |= {"--guidance-interval": "x", "--uncond-every": 0}
 WRONG |= {"--kind": "x", "--cross": "2", "--self": "2", "--reweight": "tiger=x", "--blend": "cow", "--threshold": "2"}
 WRONG |= {"--method": "x", "--skip": "x", "--fit": "x", "--polish": -1, "--picture-guidance": "x", "--methods": "x"}
 WRONG |= {"--dtype": "x", "--device": "abacus", "--scheduler": "x", "--shard": "x"}

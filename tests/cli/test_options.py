@@ -27,6 +27,8 @@ def test_run_options():
     assert options.run_options(args) == expected
     assert options.run_options(args, 0) == {"seed": 0, **expected}
     assert options.run_options(parse("invert", PHOTO, CAT, "--steps", 3)) == {"steps": 3}
+    args = parse("edit", CAT, TIGER, "--guidance-interval", ".1:.8", "--uncond-every", 2)
+    assert options.run_options(args) == {"guidance_interval": (0.1, 0.8), "uncond_every": 2}
 
 
 def test_invert_options():

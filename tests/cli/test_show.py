@@ -30,6 +30,12 @@ def test_show_prints_the_settings_of_a_runs_file(model, tmp_path, capsys):
     settings = "Steps: 2, Sampler: DDIM, CFG scale: 4.0, Seed: 3, Clip skip: 2, Latents: 12x8, Model: tiny, "
     settings += "Recorded attention: yes"
     assert capsys.readouterr().out == f"{CAT}\nNegative prompt: fog\n{settings}\n"
+    model.generate(CAT, steps=4, size=(64, 96), guidance_interval=(0.25, 1), uncond_every=2).save(
+        tmp_path / "fast.safetensors"
+    )
+    assert run("show", tmp_path / "fast.safetensors") == 0
+    settings = "Seed: 0, Guidance interval: 0.25-1.0, Unconditional every: 2, Latents: 12x8, Model: tiny\n"
+    assert capsys.readouterr().out.endswith(settings)
     assert run("show", tmp_path / "plain.safetensors") == 0
     assert capsys.readouterr().out.endswith(
         "Steps: 1, Sampler: DDIM, CFG scale: 4.0, Seed: 0, Latents: 16x16, Model: tiny\n"

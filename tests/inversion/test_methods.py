@@ -1,6 +1,7 @@
 """All methods alike: their runs are edited, recorded, saved and predicted in cost; and clear errors."""
 
 import re
+from dataclasses import replace
 from inspect import signature
 
 import pytest
@@ -44,6 +45,31 @@ def test_the_cost_of_an_edit_is_predicted_whatever_the_run_is_conditioned_on(mod
         predicted = plan_batches(counted, run, targets, batch=2).predicted_rows(run)
         run_edits(counted, run, targets, batch=2)
         assert log.rows == predicted
+
+
+@pytest.mark.parametrize("options", [{"guidance_interval": (0, 0.5)}, {"uncond_every": 2}])
+@pytest.mark.parametrize("method", METHODS)
+def test_approximations_of_an_inversions_edits_are_predicted_or_refused(model, method, options):
+    def invert():
+        return model.invert(RENDER, "a cat on the beach", method=method, steps=4, size=(64, 64), **options)
+
+    if method in ("proximal", "null-text", "edit-friendly"):
+        with pytest.raises(ValueError, match=f"{method} inversion needs the guidance of every step"):
+            invert()
+        return
+    run, log = invert(), CallLog()
+    (target,) = make_targets(model.components, run, [TARGETS[0]], EditOptions())
+    predicted = plan_batches(model.components, run, [target]).predicted_rows(run)
+    (edited,) = run_edits(model.counting(log).components, run, [target])
+    assert log.rows == predicted
+    exact = replace(run, conditioning=replace(run.conditioning, guidance_interval=None, uncond_every=1))
+    assert torch.isfinite(edited.latents).all() and not same_latents(edited, model.edit(exact, TARGETS[0]))
+
+
+def test_virtual_inversion_with_a_guided_source_takes_no_differences_over(model):
+    options = {"method": "virtual", "steps": 2, "uncond_every": 2}
+    with pytest.raises(ValueError, match="uncond_every: only at source_guidance_scale 1"):
+        model.invert(RENDER, "a cat on the beach", source_guidance_scale=2.0, **options)
 
 
 def test_methods_are_found_by_name():

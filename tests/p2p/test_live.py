@@ -261,6 +261,15 @@ def test_a_live_source_that_is_neither_a_run_nor_a_described_photograph(model, r
         model.live(PHOTO, SOURCE, quantile=0.5)
 
 
+def test_a_live_source_has_all_its_unconditional_rows(model):
+    options = {"steps": 2, "size": (64, 64), "uncond_every": 2}
+    for source, settings in ((SOURCE, options), (model.generate(SOURCE, **options), {})):
+        with pytest.raises(ValueError, match="uncond_every: live edits go on from each other's steps"):
+            model.live(source, **settings)
+    source = model.live(SOURCE, steps=4, size=(64, 64), guidance_interval=(0, 0.5)).source
+    assert source.conditioning.guidance_interval == (0, 0.5)
+
+
 def test_mistakes_are_named_as_by_edit(model, live, log):
     with pytest.raises(ValueError, match="'cow' is not in the prompt"):
         live.edit(TARGET, local_blend="cow")

@@ -43,6 +43,27 @@ def test_each_step_has_its_own_embedding_and_noise():
     assert torch.equal(conditioning.noise_at(3), noise[3:])
 
 
+@pytest.mark.parametrize(
+    "options, guided, unconditional",
+    [
+        ({}, range(10), range(10)),
+        ({"guidance_interval": (0.2, 0.7)}, range(2, 7), range(2, 7)),
+        ({"uncond_every": 3}, range(10), [0, 3, 6, 9]),
+        ({"uncond_every": 3, "guidance_interval": (0.2, 0.7)}, range(2, 7), [2, 5]),
+        ({"uncond_every": 2, "guidance_interval": (0.2, 0.7), "skip_steps": 3}, range(3, 7), [3, 5]),
+    ],
+)
+def test_which_of_ten_steps_are_guided_and_which_run_unconditional_rows(options, guided, unconditional):
+    conditioning = Conditioning(**options)
+    assert list(conditioning.guided_steps(10)) == list(guided)
+    assert [i for i in range(10) if conditioning.runs_unconditional(i, 10)] == list(unconditional)
+    assert [conditioning.executed_scale(i, 10, 4.0) for i in range(10)] == [
+        4.0 if i in unconditional else 1.0 for i in range(10)
+    ]
+    assert conditioning.is_approximate == ("guidance_interval" in options or "uncond_every" in options)
+    assert conditioning.is_plain == (not options)
+
+
 def test_image_channels_as_rows():
     channels = torch.randn(1, 2, 3, 3)
     image = ImageConditioning(channels, 1.5)

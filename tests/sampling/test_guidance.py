@@ -11,10 +11,11 @@ import torch
 from minip2p.attention.contract import Site, fused
 from minip2p.checkpoints.components import RowCounter
 from minip2p.checkpoints.origin import CheckpointOrigin
-from minip2p.sampling.conditioning import ImageConditioning
+from minip2p.sampling.conditioning import Conditioning, ImageConditioning
 from minip2p.sampling.guidance import (
     Branch,
     FiniteCheck,
+    RunGuidance,
     guidance_branches,
     guided_noise,
     soft_threshold,
@@ -137,6 +138,54 @@ def test_the_branches_of_two_latents_by_hand(w, options, expected):
     if "image" in options:
         options = options | {"image": ImageConditioning(torch.zeros(1, 4, 2, 3), options["image"])}
     assert guidance_branches(2, w, **options) == [Branch(*branch) for branch in expected]
+
+
+def guidance_of(conditioning, uncond, steps):
+    return RunGuidance(stub_components(), conditioning, steps=steps, guidance_scale=4.0, negative=uncond)
+
+
+def test_a_run_without_approximations_is_guided_at_every_step_to_the_bit():
+    x, uncond, cond = random_step(3, same_latents=False)
+    guide = guidance_of(Conditioning(), uncond, 2)
+    expected = guided_noise(stub_components(), x, 10, uncond, cond, guidance_scale=4.0)
+    assert all(torch.equal(guide(i, 10, x, cond, [[0], [1], [2]], attend=fused), expected) for i in range(2))
+
+
+def test_outside_of_the_interval_there_is_no_guidance():
+    x, uncond, cond = random_step(3, same_latents=False)
+    guide = guidance_of(Conditioning(guidance_interval=(0.25, 0.75)), uncond, 4)
+    for i, w in enumerate((1.0, 4.0, 4.0, 1.0)):
+        eps = guide(i, 10, x, cond, [[0], [1], [2]], attend=fused)
+        assert torch.equal(eps, guided_noise(stub_components(), x, 10, uncond, cond, guidance_scale=w))
+    assert guide.components.counter.rows == 3 + 6 + 6 + 3
+
+
+def test_a_step_without_unconditional_rows_takes_over_the_difference_of_the_last():
+    """ε(c) + (w − 1) (ε'(c) − ε'(∅)), where ε' is of the last step with unconditional rows, and of the same target."""
+    x, uncond, cond = random_step(2, same_latents=False)
+    later = torch.randn(3, *x.shape[1:])
+    guide = guidance_of(Conditioning(uncond_every=2), uncond, 4)
+    eps = {n: x[n : n + 1] * (1 + cond.tokens[n].mean()) for n in range(2)}
+    difference = [eps[n] - x[n : n + 1] * (1 + uncond.tokens.mean()) for n in range(2)]
+    guide(0, 10, x, cond, [[0, 2], [1]], attend=fused)  # the first row stands for the targets 0 and 2
+    assert guide.components.counter.rows == 4
+    words = TextEmbedding(cond.tokens[[1, 0, 0]])
+    taken_over = guide(1, 10, later, words, [[1], [0], [2]], attend=fused)
+    assert guide.components.counter.rows == 4 + 3
+    for row, n, own in ((0, 1, 1), (1, 0, 0), (2, 0, 0)):
+        expected = later[row] * (1 + cond.tokens[own].mean()) + 3.0 * difference[n][0]
+        torch.testing.assert_close(taken_over[row], expected)
+    assert guide(2, 10, later, words, [[1], [0], [2]], attend=fused).shape == later.shape
+    assert guide.components.counter.rows == 4 + 3 + 6
+
+
+def test_a_prediction_that_is_not_used_takes_no_difference_over():
+    x, uncond, cond = random_step(1, same_latents=False)
+    guide = guidance_of(Conditioning(uncond_every=2), uncond, 4)
+    eps = guide(1, 10, x, cond, [], attend=fused)
+    assert torch.equal(eps, guided_noise(stub_components(), x, 10, uncond, cond, guidance_scale=1.0))
+    guide(2, 10, x, cond, [], attend=fused)
+    assert not guide.differences and guide.components.counter.rows == 1 + 2
 
 
 def test_one_unconditional_row_serves_all_latents_only_where_they_are_equal():

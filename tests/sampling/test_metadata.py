@@ -78,6 +78,12 @@ def test_values_with_separators_are_json_strings(value, text):
     assert quote_value(value) == text
 
 
+def test_approximations_are_named(run):
+    conditioning = replace(run.conditioning, guidance_interval=(0.1, 0.8), uncond_every=2)
+    text = parameters(replace(run, conditioning=conditioning))
+    assert "Seed: 7, Guidance interval: 0.1-0.8, Unconditional every: 2, Size" in text
+
+
 def test_clip_skip_is_named_unless_it_is_1(run):
     assert "Clip skip" not in parameters(run)
     assert "Seed: 7, Clip skip: 2, Size" in parameters(replace(run, clip_skip=2))

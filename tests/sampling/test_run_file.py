@@ -101,10 +101,20 @@ def test_the_metadata_are_readable_text(model, recorded, saved):
             "image_guidance_scale": "",
             "eta": "",
             "source_guidance_scale": "",
+            "guidance_interval": "",
+            "uncond_every": "1",
             "conditioning": "",
         }
     )
     assert metadata["format"] == FORMAT
+
+
+def test_approximations_are_in_the_file(model, tmp_path):
+    run = model.generate(SOURCE, steps=4, size=(64, 72), guidance_interval=(0.25, 1), uncond_every=2)
+    run.save(tmp_path / "run.safetensors")
+    opened = model.open(tmp_path / "run.safetensors")
+    assert (opened.conditioning.guidance_interval, opened.conditioning.uncond_every) == ((0.25, 1.0), 2)
+    assert same_latents(model.edit(opened, TARGET), model.edit(run, TARGET))
 
 
 def test_the_conditioning_is_named_in_the_file(model, recorded):
@@ -170,6 +180,9 @@ def test_a_file_names_the_method_of_its_inversion_and_may_be_older_than_that(mod
         (lambda t, m: m.update(seed="-1"), "seed must lie between"),
         (lambda t, m: m.update(clip_skip="99"), "clip_skip must lie between 1"),
         (lambda t, m: m.update(clip_skip="0"), "clip_skip is counted from 1"),
+        (lambda t, m: m.update(uncond_every="0"), "uncond_every must be a whole number from 1 on"),
+        (lambda t, m: m.update(guidance_interval="0.5 0.2"), "guidance_interval is two shares"),
+        (lambda t, m: m.update(guidance_interval="0.5"), "its guidance_interval is not two shares"),
         (lambda t, m: t.update(latents=torch.zeros(1002, 4, 1, 1)), "steps must lie between 1 and 1000"),
         (
             lambda t, m: t.update({"up.1.cross.q.0": t["up.1.cross.q.0"].to(torch.complex64)}),

@@ -4,6 +4,7 @@ import inspect
 import math
 from dataclasses import fields, replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import torch
 
 from minip2p import AttentionStore, Pipeline
 from minip2p.attention.contract import explicit, fused
-from minip2p.sampling.conditioning import ImageConditioning
-from minip2p.sampling.settings import RunSettings, prepare_run
+from minip2p.sampling.conditioning import Conditioning, ImageConditioning
+from minip2p.sampling.settings import RunSettings, check_approximation, prepare_run
 from minip2p.validation import is_finite
 
 PROMPT = "a cat and a house on grass"
@@ -31,7 +32,7 @@ def test_numbers_of_every_type_are_finite_or_not(number):
 
 def test_the_defaults_of_a_run():
     expected = dict(seed=0, steps=None, guidance_scale=None, size=None, negative_prompt="", clip_skip=1)
-    expected |= dict(latents=None, attend=fused)
+    expected |= dict(latents=None, attend=fused, guidance_interval=None, uncond_every=1)
     settings = RunSettings()
     assert {field.name: getattr(settings, field.name) for field in fields(settings)} == expected
 
@@ -43,7 +44,9 @@ def test_generate_takes_exactly_these_settings_with_these_defaults():
     assert keywords == {field.name: field.default for field in fields(RunSettings)}
 
 
-@pytest.mark.parametrize("name", ["steps", "guidance_scale", "negative_prompt", "clip_skip"])
+@pytest.mark.parametrize(
+    "name", ["steps", "guidance_scale", "negative_prompt", "clip_skip", "guidance_interval", "uncond_every"]
+)
 def test_invert_has_the_same_defaults(name):
     assert inspect.signature(Pipeline.invert).parameters[name].default == getattr(RunSettings, name)
 
@@ -62,6 +65,13 @@ def test_invert_has_the_same_defaults(name):
         (dict(seed=2**63), "seed must lie between 0 and 2^63 - 1"),
         (dict(attend=AttentionStore()), "wrap a function of maps, such as an AttentionStore, in explicit"),
         (dict(attend=None), "attend is a function of"),
+        (dict(guidance_interval=0.5), "guidance_interval is two shares 0 <= start < end <= 1 of a run, not 0.5"),
+        (dict(guidance_interval=(0.5, 0.5)), "guidance_interval is two shares 0 <= start < end"),
+        (dict(guidance_interval=(0, 1.1)), "guidance_interval is two shares 0 <= start < end"),
+        (dict(guidance_interval=(0, "1")), "guidance_interval is two shares 0 <= start < end"),
+        (dict(guidance_interval=(0, 0.5, 1)), "guidance_interval is two shares 0 <= start < end"),
+        (dict(uncond_every=0), "uncond_every must be a whole number from 1 on, not 0"),
+        (dict(uncond_every=1.5), "uncond_every must be a whole number from 1 on, not 1.5"),
     ],
 )
 def test_values_that_no_model_takes_are_refused_without_a_model(options, message):
@@ -71,6 +81,31 @@ def test_values_that_no_model_takes_are_refused_without_a_model(options, message
 
 
 # Settings and a model
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(guidance_scale=1.0, uncond_every=2), "save unconditional rows, and there are none to save at guidance 1"),
+        (dict(guidance_scale=0.0, guidance_interval=(0, 0.5)), "there are none to save at guidance 0"),
+        (dict(steps=4, guidance_interval=(0.3, 0.4)), "none of the 4 steps lies from 0.3 to 0.4 of the run"),
+    ],
+)
+def test_approximations_that_save_nothing_are_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.prepare(PROMPT, RunSettings(**options))
+
+
+def test_approximations_of_models_with_other_guidance_are_refused(model, family):
+    image = ImageConditioning(torch.zeros(1, 4, 8, 8), 1.5)
+    with pytest.raises(ValueError, match="guided by its picture too"):
+        unet = SimpleNamespace(reads_guidance=False)
+        components = SimpleNamespace(unet=unet)
+        check_approximation(components, Conditioning(image=image, uncond_every=2), 4, 4.0)
+    with pytest.raises(ValueError, match="this model, which reads the guidance scale, has none"):
+        check_approximation(
+            SimpleNamespace(unet=SimpleNamespace(reads_guidance=True)), Conditioning(uncond_every=2), 4, 4.0
+        )
 
 
 def test_a_prepared_run_has_its_settings_as_the_model_understands_them(model):

@@ -31,10 +31,13 @@ def test_a_grid_is_every_combination_in_order():
         "size": [64, 72],
         "guidance": 5.0,
         "negative": "fog",
+        "guidance_interval": [0.1, 0.8],
+        "uncond_every": 2,
     }
     grid = Grid.from_fields(fields)
     assert grid.compared == ["seed", "target", "cross"]
-    assert grid.run_options == {"steps": 3, "size": (64, 72), "guidance_scale": 5.0, "negative_prompt": "fog"}
+    expected = {"steps": 3, "size": (64, 72), "guidance_scale": 5.0, "negative_prompt": "fog"}
+    assert grid.run_options == expected | {"guidance_interval": (0.1, 0.8), "uncond_every": 2}
     cells = grid.cells(2)
     assert [(cell["seed"], cell["target"][-5:], label(cell["cross"])) for cell in cells] == [
         (2, "beach", "0.4"),
