@@ -9,6 +9,8 @@ import sys
 import pytest
 from paths import ROOT
 
+import minip2p
+
 BENCHMARKS = ROOT / "benchmarks"
 
 
@@ -102,3 +104,35 @@ def test_a_damaged_result_of_a_script_that_a_user_runs_is_an_error_in_one_line(t
     )
     assert process.returncode == 2 and process.stderr.startswith("minip2p: error: ") and "is a folder" in process.stderr
     assert process.stderr.count("\n") == 1
+
+
+def test_instructions_say_the_cases_and_plans_are_compared_by_meaning(script):
+    instructions = script("instructions")
+    cases = {case.name: case for case in instructions.read_cases()}
+    told = {name: instructions.instruction_for(cases[name], 0) for name in ("000", "001", "002", "003", "004", "005")}
+    assert list(told.values()) == [
+        "make the dog a rabbit",
+        "add a green cake",
+        "remove the camel",
+        "make the hat green",
+        "put the sheep on grass",
+        "make it a pencil sketch",
+    ]
+    add, style, remove = cases["001"], cases["005"], cases["002"]
+
+    def agreement(case, target, **fields):
+        return instructions.agreement(minip2p.Plan(target=target, kind="swap", **fields), case)
+
+    assert agreement(add, add.target) == "exact"
+    assert agreement(add, "the purple chair and green cake in desert, watercolor") == "articles"
+    assert agreement(style, "a pencil sketch of a lion at night with falling snow") == "meaning"
+    assert agreement(style, "a watercolor of a lion at night with falling snow") == "other"
+    assert agreement(remove, remove.source, remove=("camel",)) == "meaning"
+    assert agreement(remove, remove.source, remove=("horse",)) == "other"
+    assert instructions.agreement(None, remove) == "refused"
+    colour = cases["003"]
+    plain = minip2p.Plan(target=colour.target, kind="attribute")
+    blended = minip2p.Plan(target=colour.target, kind="attribute", local_blend=("hat", "hat"))
+    other = minip2p.Plan(target=colour.target, kind="attribute", self_replace=0.5)
+    methods = [instructions.method_of(plan, colour) for plan in (plain, blended, other)]
+    assert methods == ["direct", "direct+mask", None]
