@@ -71,8 +71,8 @@ def test_batches_go_both_ways_and_are_the_same_when_chunks_are_read_again(model,
     for pair in zip(batch.source, batch.target, strict=True):
         assert (ways == torch.stack(pair)).flatten(1).all(1).any()
     monkeypatch.setattr(model.vae, "encode", None)
-    again = source(tmp_path, model.vae, sprites).batch(7, 0, 64)
-    assert torch.equal(again.source, batch.source) and torch.equal(again.token_ids, batch.token_ids)
+    reopened = source(tmp_path, model.vae, sprites).batch(7, 0, 64)
+    assert torch.equal(reopened.source, batch.source) and torch.equal(reopened.token_ids, batch.token_ids)
 
 
 def test_workers_render_the_same_pairs(sprites, ball_arrays, model):
