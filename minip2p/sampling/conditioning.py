@@ -154,7 +154,7 @@ def instruct_pix2pix_conditioning(
     if components.extra_channels != channels:
         raise ValueError(
             f"this model follows no instructions: its UNet reads {components.extra_channels} channels besides its "
-            f"latents, not the {channels} of a picture"
+            f"latents, not the {channels} of a picture; load a model such as InstructPix2Pix"
         )
     latents = components.vae.unscale(components.encode(picture[None])).cpu()
     return ImageConditioning(latents, image_guidance_scale)
