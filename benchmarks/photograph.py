@@ -4,9 +4,10 @@
 
 It edits the first photograph of the benchmark, one method after the other, and prints rows of the UNet and seconds,
 with encoding and decoding. The methods are those of `minip2p bench-edits`; `fast` takes the model of few steps that
-ships. --measured: runs only so many steps of each; then the rows of all steps are counted on the model that ships, and
-the seconds are predicted from them. --bench: folders of `minip2p bench-edits -o`; success and background of the same
-methods and steps are drawn against the seconds of this run, with the front marked. The last line is JSON.
+ships. --measured: runs only so many steps of each; then the rows of all steps are counted on a model that ships, at the
+same guidance, and the seconds are predicted from them. --bench: folders of `minip2p bench-edits -o`; success and
+background of the same methods and steps are drawn against the seconds of this run, with the front marked. The last line
+is JSON.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import csv
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ def measure(pipe: Pipeline, case: Case, name: str, steps: int, measured: int | N
     seconds = time_in_turn(rounds, edit=lambda: rows.append(run_edit(pipe, case, name, run_steps)))["edit"]
     if measured is None:
         return Cost(name, steps, rows[0], seconds)
-    vae, all_rows = vae_seconds(pipe, case), run_edit(shipped("tiny"), case, name, steps)
+    small = shipped("tiny-fast" if name in FAST else "tiny")
+    counted = replace(small, default_guidance=pipe.default_guidance)
+    vae, all_rows = vae_seconds(pipe, case), run_edit(counted, case, name, steps)
     return Cost(name, steps, all_rows, vae + (seconds - vae) * all_rows / rows[0])
 
 

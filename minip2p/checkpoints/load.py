@@ -86,7 +86,8 @@ def load_components(
 
     labels = {"Model": display_name(where)} | ({} if vae is None else {"VAE": display_name(vae)})
     components = Components(unet, network, text, noise_schedule, CheckpointOrigin(weights, labels))
-    if (files.root / "minip2p.json").exists() and scheduler != "lcm":
+    is_configured = noise_schedule == make_scheduler(None, scheduler_fields, scheduler_file)
+    if (files.root / "minip2p.json").exists() and (is_configured or scheduler == "ddim"):
         return components, sampling_defaults(files.root).guidance
     names = [*location_names(where), *location_names(config), *files.names()]
     scheduler_class = str(scheduler_fields.get("_class_name", ""))

@@ -49,11 +49,12 @@ def default_guidance(
 ) -> float:
     """The guidance scale to use where neither the user nor the model's minip2p.json states one.
 
-    It is the default of diffusers' text-to-image pipelines: 7.5, 5 for Stable Diffusion XL, and 8.5 for a UNet that
-    reads the guidance scale. Models that are distilled for few steps get 1, by which the conditional rows run alone.
-    Those that LCM samples are distilled. Of others no field of the configurations says so: they are taken for distilled
-    if their time steps are trailing, and a name says so or their scheduler is that of SDXL Turbo. Both decisions,
-    where signs contradict each other, raise a Notice.
+    It is the default of diffusers' text-to-image pipelines: 7.5, 5 for Stable Diffusion XL, and 8.5, that of the
+    pipeline of latent consistency models, for a UNet that reads the guidance scale, whatever its family. Models that
+    are distilled for few steps get 1, by which the conditional rows run alone. Those that LCM samples are distilled. Of
+    others no field of the configurations says so: they are taken for distilled if their time steps are trailing, and a
+    name says so or their scheduler is that of SDXL Turbo. Both decisions, where signs contradict each other, raise a
+    Notice.
 
     scheduler_class: the class that the scheduler's file names. names: of the model, where its files state any.
     model: named in a Notice.

@@ -26,7 +26,7 @@ def virtual(
     eta: float | None = None,
     source_guidance_scale: float = 1.0,
 ) -> Trajectory:
-    """Virtual inversion (Xu et al. 2023, algorithm 2): the latents of the source are the picture with fresh noise,
+    """Virtual inversion (Xu et al. 2023, algorithms 1 and 2): the source's latents are the picture with fresh noise,
 
         x_s = √ᾱ x_0 + √(1 − ᾱ) n,   n' = √(1 − η) n + √η z
 
@@ -34,17 +34,19 @@ def virtual(
 
         x̂_0 = x_0 + ((x − x_s) − √(1 − ᾱ) (ε − ε_s)) / √ᾱ,   x' = √ᾱ' x̂_0 + √(1 − ᾱ') z   at η = 1
 
-    That is a step by the prediction ε + (n − ε_s), see `Trajectory` and `SourceRun.corrections`. Where ε is ε_s, the
-    edit stays the source.
+    That is a step by the prediction ε + (n − ε_s), see `Trajectory` and `SourceRun.corrections`; `fresh_noise_steps`
+    has the step at other η. Where ε is ε_s, the edit stays the source.
 
-    skip: the share of the run that edits take over from the source unchanged, 1 less the strength of the published
-    code. seed: of n and z. eta: the share of the noise that each step replaces; at 0 the noise stays the same. None is
-    1, as published, for a model that samples with fresh noise (LCM), and `DDIM_ETA` for the others: errors of the
-    prediction that each step makes anew add up in many steps. source_guidance_scale: of ε_s. At 1, the default, the
-    source costs one row a step.
+    skip: the share of the run that edits take over from the source unchanged, rounded down to whole steps. It is 1 less
+    the strength of the published code, which rounds up. seed: of n and z. eta: the share of the noise that each step
+    replaces; at 0 the noise stays the same. None is 1, as published, for a model that samples with fresh noise (LCM),
+    and `DDIM_ETA` for the others: errors of the prediction that each step makes anew add up in many steps.
+    source_guidance_scale: of ε_s. At 1, the default, the source costs one row a step.
 
-    Deviations from the published code: the time steps are those of the model's own schedule, not of LCM's. At η < 1 the
-    source stays √ᾱ x_0 + √(1 − ᾱ) n; the code moves it in the direction of the last prediction.
+    Deviations from the paper: edits start from the noisy picture, as in the published code, and not from pure noise.
+    Deviations from the published code: the time steps are those of the model's scheduler, LCM or not, and where it is
+    LCM, x̂_0 has its boundary condition. At η < 1 the source stays √ᾱ x_0 + √(1 − ᾱ) n; the code moves it in the
+    direction of the last prediction.
     Raises ValueError for options that are out of range.
     """
     check_number("skip", skip, 1)
@@ -56,6 +58,11 @@ def virtual(
         raise ValueError(f"eta must be a number from 0 to 1, not {eta!r}")
     if not is_finite(source_guidance_scale) or source_guidance_scale == 0:
         raise ValueError(f"source_guidance_scale must be a finite number and not 0, not {source_guidance_scale!r}")
+    if components.unet.reads_guidance and source_guidance_scale < 1:
+        raise ValueError(
+            f"source_guidance_scale must be at least 1 for this model, which reads it and has learned no other, not "
+            f"{source_guidance_scale:g}"
+        )
     if start.conditioning.uncond_every != 1 and source_guidance_scale != 1:
         raise ValueError("uncond_every: only at source_guidance_scale 1 does the source need no unconditional rows")
     x0, latents = start.noise.cpu(), []

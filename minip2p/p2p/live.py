@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Unpack
 
 from minip2p.attention.contract import fused
@@ -42,7 +43,8 @@ class LiveEdits:
     """Edits of one source, one after the other. `Pipeline.live` makes it.
 
     The source is a record, so it does not run again where an edit reads what was recorded. The last
-    `REMEMBERED_EDITS` edits are remembered with their latents. A new edit begins at the first step at which it differs
+    `REMEMBERED_EDITS` edits are remembered with their latents, and with the heat maps of each step where they have a
+    local blend. A new edit begins at the first step at which it differs
     from the one that is equal to it for longest; the order of edits changes no bit of a result.
     find_place: as in `p2p.places`, of the source; the places of words are remembered too.
     """
@@ -56,8 +58,8 @@ class LiveEdits:
         """What `Pipeline.edit` of the source to this target returns, to the bit; options and on_step are the same.
 
         on_step is called at the steps that run, which are none where the same edit was made before. Where the source or
-        the edit has a custom attention, all steps run, as it may store what it sees. A local blend needs the heat
-        maps of its words from the first step on: it goes on from edits with a blend of the same words.
+        the edit has a custom attention, all steps run, as it may store what it sees. A local blend needs the heat maps
+        of its words from the first step on: it goes on from edits with a blend of the same words, heads and strides.
         Raises ValueError as `Pipeline.edit` does, and TypeError for an unknown option.
         """
         edit_options = EditOptions(**options)
@@ -66,8 +68,7 @@ class LiveEdits:
         keys = step_keys(new, self.source, edit_options.explicit)
         known = None
         if self.past and not is_custom:
-            longest = max(self.past, key=lambda past: past.shared_steps(new, keys))
-            shared = longest.shared_steps(new, keys)
+            shared, longest = max(((past.shared_steps(new, keys), past) for past in self.past), key=itemgetter(0))
             if shared == self.source.steps:
                 self.past.remove(longest)  # and remember it as the last one
                 self.past.append(longest)

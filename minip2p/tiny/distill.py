@@ -7,7 +7,8 @@ The text encoder stays. The student's folder names `LCMScheduler`, by which mini
 
 Deviations from the paper: the teacher's guidance scale is one number, that of the model, and no input of the student.
 The target is not a moving average of the student but the student itself, without a gradient (Song & Dhariwal 2023,
-arXiv 2310.14189, section 3.2), and the distance is their pseudo-Huber loss. A moving average is what is written.
+arXiv 2310.14189, section 3.2). The distance is the pseudo-Huber loss of each number, with its mean, as in diffusers'
+training script of LCM; theirs is of the whole difference. A moving average is what is written.
 
 Axes: b batch, c latent channels, h w height and width of a latent.
 """
@@ -113,9 +114,8 @@ class Distillation:
         empty = self.context(empty_ids[None]).expand_as(context)
         x_next = self.teacher_step(x, t, context, empty)
         with torch.no_grad():
-            next_t = t - self.spacing
-            target, _ = self.endpoint(student, x_next, next_t.clamp(min=0), context)
-            target = torch.where((next_t < 0)[:, None, None, None], x_next, target)
+            # After the last point is timestep −1. The endpoint at timestep 0 is x_next itself, as it is there.
+            target, _ = self.endpoint(student, x_next, (t - self.spacing).clamp(min=0), context)
         prediction, maps = self.endpoint(student, x, t, context)
         huber = ((prediction - target).square() + HUBER**2).sqrt() - HUBER
         grounding = grounding_loss(maps, attention_targets(batch.slots, batch.regions))

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -81,8 +82,28 @@ def test_an_edit_of_a_photograph_costs_the_rows_of_its_method(run, tmp_path):
     figures = run("photograph", *options)
     assert figures["virtual, 2 steps"]["rows"] == 6 and figures["direct, 2 steps"]["rows"] == 10
     assert (tmp_path / "front.png").stat().st_size > 10_000
-    few = run("photograph", "--methods", "direct:4", "--measured", "2", "--rounds", "1")
-    assert few["direct, 4 steps"]["rows"] == run("photograph", "--methods", "direct:4")["direct, 4 steps"]["rows"]
+    methods = "--methods", "direct:4", "fast:4", "--rounds", "1"
+    few, all_steps = run("photograph", *methods, "--measured", "2"), run("photograph", *methods)
+    for name, cost in all_steps.items():
+        assert few[name]["rows"] == cost["rows"]
+
+
+def test_seconds_are_predicted_from_the_rows_of_all_steps(script, monkeypatch):
+    """8 rows and the VAE take 5 s, the VAE alone 1 s; so 32 rows and the VAE take 17 s."""
+    photograph, pipe = script("photograph"), minip2p.load()
+    monkeypatch.setattr(photograph, "run_edit", lambda pipe, case, name, steps: 4 * steps)
+    monkeypatch.setattr(photograph, "time_in_turn", lambda rounds, edit: {"edit": 5.0 if edit() is None else 0.0})
+    monkeypatch.setattr(photograph, "vae_seconds", lambda pipe, case: 1.0)
+    cost = photograph.measure(pipe, None, "direct", 8, 2, 1)
+    assert (cost.rows, cost.seconds) == (32, 17.0)
+
+
+def test_the_qualities_are_the_means_of_the_cases(script, tmp_path):
+    (tmp_path / "bench.json").write_text(json.dumps({"steps": 2}))
+    (tmp_path / "table.csv").write_text("case,method,success,psnr\n0,a,1,20\n1,a,0,\n2,a,0,30\n0,b,1,\n")
+    qualities = script("photograph").read_qualities([tmp_path])
+    assert qualities["a", 2].success == pytest.approx(1 / 3) and qualities["a", 2].psnr == 25
+    assert qualities["b", 2].success == 1 and math.isnan(qualities["b", 2].psnr)
 
 
 def test_the_front_has_the_points_that_no_other_beats(script):

@@ -159,6 +159,7 @@ def test_the_scheduler_may_be_chosen(lcm, family):
     chosen = minip2p.load(sd1, scheduler="lcm").scheduler.config
     assert (chosen.beta_start, chosen.beta_schedule, chosen.original_inference_steps) == (0.00085, "scaled_linear", 50)
     assert minip2p.load(scheduler="lcm").default_guidance == 1.0
+    assert minip2p.load(scheduler="ddim").default_guidance == minip2p.load().default_guidance == 4.0
     with pytest.raises(ValueError, match="^the scheduler is ddim or lcm, not 'euler'$"):
         minip2p.load(sd1, scheduler="euler")
 
@@ -240,6 +241,8 @@ def test_photographs_are_inverted_and_edited(model, method):
     assert (other.latents[-1] - run.latents[-1]).abs().max() > 1e-3
     if method != "direct":
         check(f"{method}, same prompt, float32", same.latents[:-1], run.latents[:-1], 1e-3)
+    if method == "virtual":  # at the last step it corrects the picture too
+        check("virtual, same prompt, the picture, float32", same.latents[-1], run.latents[-1], 1e-3)
     assert (run.conditioning.variance_noise is None) == (method == "direct")
 
 
@@ -257,6 +260,8 @@ def test_a_run_takes_four_steps_where_nothing_is_said(model):
 def test_what_the_model_cannot_take_is_one_line(model):
     with pytest.raises(ValueError, match="guidance_scale must be at least 1 for this model, which reads it"):
         model.generate(PROMPT, guidance_scale=0, steps=2)
+    with pytest.raises(ValueError, match="source_guidance_scale must be at least 1 for this model, which reads it"):
+        model.invert(smooth_picture(), PROMPT, method="virtual", source_guidance_scale=0.5)
     with pytest.raises(ValueError, match="steps must lie between 1 and 50 for this model"):
         model.prepare(PROMPT, RunSettings(steps=51))
     with pytest.raises(ValueError, match="this UNet needs `guidance_scale`"):

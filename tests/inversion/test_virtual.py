@@ -186,6 +186,20 @@ def test_steps_that_are_skipped_cost_nothing(model, start):
     assert not torch.equal(edit.latents[3], run.latents[3])
 
 
+def test_skipped_steps_are_rounded_down(model, start):
+    shares = (0.0, 0.24, 0.3, 0.49, 0.5, 0.99)
+    skipped = [virtual(model.components, start, skip=skip).conditioning.skip_steps for skip in shares]
+    assert skipped == [0, 0, 1, 1, 2, 3]
+
+
+def test_the_source_runs_where_its_correction_was_not_recorded(model, start):
+    log, run = CallLog(), virtual(model.components, start)
+    recorded = model.record(run, cross_replace=0.0, self_replace=0.0)
+    del recorded.qk_cache.tensors["correction.2"]
+    edit = model.counting(log).edit(recorded, TARGET, **NO_INJECTION)
+    assert log.calls == [2, 2, 1, 2, 2] and same_latents(edit, model.edit(run, TARGET, **NO_INJECTION))
+
+
 def test_a_record_has_the_corrections_so_that_the_source_does_not_run(model, start, tmp_path):
     log = CallLog()
     run = virtual(model.components, start, skip=0.25)

@@ -84,6 +84,7 @@ def test_other_prompts_and_another_execution_share_nothing(model, short, log):
         assert log.calls == [2] * 6
 
 
+LATE = LocalBlend("cat", "dog", start=0.5, strides=(1, 2))
 BLENDED = [
     dict(),
     dict(local_blend=("cat", "dog")),
@@ -128,6 +129,7 @@ def test_every_order_of_edits_gives_the_edits_to_the_bit(model, short, fresh_edi
         (dict(), dict(local_blend=LocalBlend(mask=RIGHT, start=0.5)), 3),
         (dict(local_blend=("cat", "dog")), dict(local_blend=LocalBlend(mask=RIGHT)), 5),
         (dict(local_blend=("cat", "dog")), dict(local_blend="grass"), 6),
+        (dict(local_blend=LATE), dict(local_blend=replace(LATE, strides=(1,))), 6),  # other heat maps of the same words
     ],
 )
 def test_a_blend_is_run_from_where_it_differs(model, short, log, first, second, steps):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,10 +18,10 @@ from minip2p.config import SchedulerConfig
 from minip2p.sched import DDIMScheduler, LCMScheduler
 from minip2p.tiny import distill
 from minip2p.tiny.batches import Batch
-from minip2p.tiny.distill import HUBER, POINTS, Distillation, distil, student_scheduler, write_student
-from minip2p.tiny.grounding import SLOTS
+from minip2p.tiny.distill import HUBER, LEARNING_RATE, POINTS, Distillation, distil, student_scheduler, write_student
+from minip2p.tiny.grounding import SLOTS, attention_targets, grounding_loss
 from minip2p.tiny.loop import seeded_generator
-from minip2p.tiny.train_unet import SCHEDULER_CONFIG, UNET_CONFIG, stratified_timesteps
+from minip2p.tiny.train_unet import GROUNDING_WEIGHT, SCHEDULER_CONFIG, UNET_CONFIG, stratified_timesteps
 from minip2p.unet import UNet
 
 WORDS, EMPTY = 3.0, 1.0  # the embeddings of the stub's captions
@@ -90,6 +91,27 @@ def test_the_loss_is_algorithm_1_written_out():
         target = endpoint(x_next, t - 20) if t >= 20 else x_next
         total += ((endpoint(x, t) - target) ** 2 + HUBER**2).sqrt().sub(HUBER).mean().item() / n
     assert float(loss) == pytest.approx(total, rel=1e-4)
+
+
+def test_the_loss_has_the_grounding_of_the_attention():
+    """Beyond the loss without maps, it is that of the student's maps, times its weight."""
+    n = POINTS
+    site = next(site for site in UNet(UNET_CONFIG).sites if site.cross and site.stride == 1)
+    maps = {site: torch.rand(n, 2, 16, 5, generator=seeded_generator(3))}
+    distillation = stub_distillation(2.0)
+    slots = torch.full((n, 5), -1)
+    slots[:, 2] = 0
+    x0, regions = torch.randn(n, 4, 4, 4, generator=seeded_generator(1)), torch.rand(n, SLOTS, 4, 4)
+    batch = Batch(x0, regions, torch.full((n, 5), int(WORDS)), slots)
+
+    def loss():
+        return distillation.loss(0.7, x0, batch, torch.ones(5, dtype=torch.long), seeded_generator(2))
+
+    without = loss()
+    distillation.predict = lambda factor, *inputs: (linear_eps(factor, *inputs), maps)
+    grounding = grounding_loss(maps, attention_targets(slots, regions))
+    assert float(grounding) > 0.01
+    torch.testing.assert_close(loss(), without + GROUNDING_WEIGHT * grounding)
 
 
 def test_the_target_has_no_gradient():
@@ -162,6 +184,54 @@ def test_a_killed_distillation_resumes_exactly(teacher, tmp_path, monkeypatch):
     first, second = load_file(a), load_file(b)
     assert first.keys() == second.keys() and all(torch.equal(t, second[name]) for name, t in first.items())
     assert any(not torch.equal(tensor, teacher.unet.state_dict()[name]) for name, tensor in expected.items())
+
+
+def test_the_student_that_is_returned_is_the_moving_average(teacher, tmp_path):
+    student, _ = train(teacher, tmp_path, 2)
+    (file,) = tmp_path.glob("*/checkpoint.safetensors")
+    checkpoint = load_file(file)
+    average = {name.removeprefix("ema."): tensor for name, tensor in checkpoint.items() if name.startswith("ema.")}
+    assert average.keys() == student.keys() and all(torch.equal(average[name], student[name]) for name in student)
+    assert any(not torch.equal(checkpoint[f"model.{name}"], average[name]) for name in average)
+
+
+def test_a_step_is_of_scaled_latents_at_the_teachers_guidance_with_noise_of_its_own(teacher, tmp_path, monkeypatch):
+    steps = []
+
+    class Noted(Distillation):
+        def loss(self, student, x0, batch, empty_ids, generator):
+            steps.append((x0, self.guidance_scale, generator.initial_seed()))
+            return super().loss(student, x0, batch, empty_ids, generator)
+
+    monkeypatch.setattr(distill, "Distillation", Noted)
+    train(teacher, tmp_path, 2)
+    for step, (x0, guidance_scale, _) in enumerate(steps):
+        assert torch.equal(x0, teacher.vae.config.scaling_factor * Scenes().batch(step, 0, 64).latents)
+        assert guidance_scale == teacher.default_guidance == 4.0
+    assert len({seed for _, _, seed in steps}) == 2
+
+
+def test_the_training_is_told_the_size_of_a_step_and_a_rate_that_falls(teacher, tmp_path, monkeypatch):
+    """A step of 128 pictures counts as two. The rate is constant for 7 tenths of the steps and then falls to zero."""
+    options = {}
+
+    def note(*_, **keywords):
+        options.update(keywords)
+        raise InterruptedError
+
+    monkeypatch.setattr(distill, "Training", note)
+    for size, stride in ((64, 1), (128, 2)):
+        with pytest.raises(InterruptedError):
+            train(teacher, tmp_path, 10, size=size)
+        assert options["stride"] == stride
+    rates = [options["learning_rate"](step) / LEARNING_RATE for step in (0, 7, 8, 10)]
+    assert rates == pytest.approx([1.0, 1.0, 2 / 3, 0.0], abs=1e-6)
+    now = 1000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    with pytest.raises(InterruptedError):
+        distil(teacher, Scenes(), tmp_path, seed=0, stop_at=1100.0, steps=10)
+    now = 1085.0
+    assert options["learning_rate"](0) == pytest.approx(LEARNING_RATE / 2)
 
 
 def test_another_teacher_does_not_go_on_with_the_student_of_the_first(teacher, tmp_path):
