@@ -13,6 +13,7 @@ import argparse
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -130,13 +131,13 @@ def agreement(plan: Plan | None, case: Case) -> str:
 
 def method_of(plan: Plan, case: Case) -> str | None:
     """The method of `bench-edits` whose edit a plan is: that of the true captions, blended or not."""
-    source, target = (tuple(case.blend.get(name, ())) for name in ("source", "target"))
-    if plan == Plan(target=case.target, kind=plan.kind):
+    edit = replace(plan, kind="swap")  # whose kind needs nothing else
+    plain = Plan(target=case.target, kind="swap")
+    if edit == plain:
         return "direct"
+    source, target = (tuple(case.blend.get(name, ())) for name in ("source", "target"))
     is_blended = source and target and "without_source" not in case.blend
-    if is_blended and plan == Plan(target=case.target, kind=plan.kind, local_blend=(source[0], target[0])):
-        return "direct+mask"
-    return None
+    return "direct+mask" if is_blended and edit == replace(plain, local_blend=(source[0], target[0])) else None
 
 
 def run_edits(plans: Sequence[tuple[Case, Plan]], folder: Path, edits: Path, steps: int) -> dict[str, bool]:

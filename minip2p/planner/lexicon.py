@@ -137,6 +137,7 @@ LESS = words(
     "shorter diminish lessen fade compress tinier"
 )
 NONE = words("no none zero without any")
+GONE = words("remove clear wipe erase delete rid")  # of fog and other weather that is to go
 TURNS = words("too not isn't aren't")  # of a direction into the opposite: "too small", "not enough"
 SLIGHTLY = words("bit little slightly touch tad somewhat hair smidge slight tiny few small gently subtly notch")
 STRONGLY = words(

@@ -15,6 +15,7 @@ from minip2p.planner.lexicon import (
     DETERMINERS,
     DOWNWARDS,
     EXCLUSIVE,
+    GONE,
     LEFTWARDS,
     LESS,
     MANNERS,
@@ -274,7 +275,8 @@ def plan_strength(reading: Reading, caption: Caption) -> Plan:
         if sign <= 0:
             raise
         return Plan(target=caption.insert_at_end(stuff_phrase(old) or ["with", *old]), kind="add")
-    weight = 0.0 if set(direction) & NONE and not set(direction) & (MORE | LESS) else scaled(WEIGHTS, sign, amount)
+    is_gone = set(direction) & (NONE | GONE) and not set(direction) & (MORE | LESS)
+    weight = 0.0 if is_gone else scaled(WEIGHTS, sign, amount)
     return Plan(target=caption.text, kind="strength", reweight={" ".join(caption.low[start:stop]): weight})
 
 

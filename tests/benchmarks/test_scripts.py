@@ -71,6 +71,16 @@ def test_both_maps_and_the_seed_preserve_more_of_the_structure_than_nothing(run)
     assert figures["τ 1, structure"] < figures["τ 0, structure"] and figures["cases"] == 1
 
 
+def test_approximations_run_fewer_rows_and_are_compared_with_the_exact_edit(script, run, monkeypatch):
+    """In 4 and 2 steps instead of 50 and 20. Of 4 steps, the interval has 2."""
+    module = script("approximations")
+    few = {name: (4 if steps == 50 else 2, options) for name, (steps, options) in module.WAYS.items()}
+    monkeypatch.setattr(module, "WAYS", few)
+    figures = run("approximations", "--count", "1")
+    assert [figures[f"{name}, rows"] for name in few] == [16, 12, 12, 10, 8] and figures["cases"] == 1
+    assert figures["exact, psnr"] is None and all(0 < figures[f"{name}, psnr"] < 80 for name in few if name != "exact")
+
+
 def test_an_edit_of_a_photograph_costs_the_rows_of_its_method(run, tmp_path):
     """Virtual inversion: three rows a step. Direct inversion: one of the inversion and four of the edit, less those of
     the source after the last step that is read. The plot has the methods that the folder of results has."""
@@ -155,5 +165,6 @@ def test_instructions_say_the_cases_and_plans_are_compared_by_meaning(script):
     plain = minip2p.Plan(target=colour.target, kind="attribute")
     blended = minip2p.Plan(target=colour.target, kind="attribute", local_blend=("hat", "hat"))
     other = minip2p.Plan(target=colour.target, kind="attribute", self_replace=0.5)
-    methods = [instructions.method_of(plan, colour) for plan in (plain, blended, other)]
-    assert methods == ["direct", "direct+mask", None]
+    removal = minip2p.Plan(target=colour.source, kind="remove", remove=("hat",))
+    methods = [instructions.method_of(plan, colour) for plan in (plain, blended, other, removal)]
+    assert methods == ["direct", "direct+mask", None, None]

@@ -77,6 +77,8 @@ def test_targets(intent, marked, caption, target):
         ("strength", "not/d enough/d fog/o", "reweight", {"fog": 2}),
         ("strength", "half/a as much fog/o", "reweight", {"fog": 0.5}),
         ("strength", "no/d fog/o", "reweight", {"fog": 0}),
+        ("strength", "clear/d the fog/o", "reweight", {"fog": 0}),
+        ("strength", "wipe/d away/d the fog/o", "reweight", {"fog": 0}),
         ("remove", "remove the fog/o", "reweight", {"fog": 0}),
         ("remove", "remove the cat/o", "remove", ("cat",)),
         ("remove", "remove it", "remove", ("cat",)),
