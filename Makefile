@@ -2,7 +2,7 @@
 # make test       installs the development tools, then runs lint, types and tests
 # make test-full  runs the tests at the official sizes (15 GB of memory, some minutes)
 # make test-web   runs the tests of the page of minip2p app in Chromium, which must be installed
-# make test-ray   runs the tests of minip2p sweep --ray, on a Ray cluster of two nodes on this machine
+# make test-ray   runs the tests of --ray, on a Ray cluster of two nodes on this machine
 # make docs       builds the documentation into docs/_build/html; lessons that have changed run
 # make lessons    writes the notebooks of examples/lessons from their Python files
 #

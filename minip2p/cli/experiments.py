@@ -6,7 +6,7 @@ import the benchmark, the judge and a process pool, which the other commands do 
 
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +39,9 @@ from minip2p.sweeps.ray_pool import RayPool, check_address
 from minip2p.sweeps.shards import ALL_UNITS, Shard
 from minip2p.tiny.judge import Judge
 
-WORKER_OPTIONS = ("model", "config", "vae", "scheduler", "lora", "embedding", "dtype", "device", "clip")  # of --ray
+# Options that the workers of --ray read: those of the model, and those of what scores.
+MODEL_OPTIONS = ("model", "config", "vae", "scheduler", "lora", "embedding", "dtype", "device")
+SCORE_OPTIONS = ("clip", "cases", "lpips", "dino")
 SHEET_CASES = 7  # cases on a benchmark's contact sheet; of those that ship, this is one of each kind
 
 
@@ -51,11 +53,7 @@ def sweep(args: Namespace) -> Iterator[None]:
     from minip2p.sweeps.tradeoff import Tradeoff
 
     shard, join = read_shard(args)
-    on_ray = args.ray is not None
-    if on_ray:
-        check_ray(args)
-    device = "cpu" if on_ray else args.device  # the workers have the GPUs
-    grid, pipe, folder = Grid.read(Path(args.grid)), load_model(with_device(args, device)), Path(args.out)
+    grid, pipe, folder = Grid.read(Path(args.grid)), load_driver(args), Path(args.out)
     try:
         jobs = sweeps.plan_jobs(pipe, grid)
     except ValueError as error:
@@ -71,7 +69,7 @@ def sweep(args: Namespace) -> Iterator[None]:
 
     def announced_progress(total: int, counter: RowCounter) -> Progress:
         """A progress bar, after a warning where the rows that are left take minutes."""
-        if on_ray:
+        if args.ray is not None:
             return rows_progress(total, counter)
         latent_size, guidance = jobs[0].start.noise.shape, jobs[0].start.guidance_scale
         estimate.announce(
@@ -94,7 +92,7 @@ def sweep(args: Namespace) -> Iterator[None]:
         shard=shard,
         join=join,
         counter=counter,
-        make_pool=partial(make_ray_pool, args, pipe.components.fingerprint) if on_ray else None,
+        make_pool=make_ray_pool(args, pipe, load_score),
         progress=announced_progress,
     )
     print(f"{counter.rows:,} rows of the UNet were run")
@@ -119,23 +117,18 @@ def bench_edits(args: Namespace) -> Iterator[None]:
     methods = parse_methods(args.methods, edit_benchmark.METHODS)
     cases = read_cases(None if args.cases is None else Path(args.cases))
     check_count(args.count, len(cases))
-    cases, pipe, folder = cases[: args.count], load_model(args), Path(args.out)
+    cases, pipe, folder = cases[: args.count], load_driver(args), Path(args.out)
     steps = pipe.scheduler.default_steps if args.steps is None else args.steps
     pipe.scheduler.timesteps(steps)
     results = [folder / "table.csv", folder / "table.md", folder / "sheet.png"]
     row_files = [edit_benchmark.result_files(folder).row_file(cases[0], name) for name in methods]
     png.check_writable([folder / "bench.json", *results, *row_files])
-    judge = Judge.load() if args.cases is None else None
-    networks = edit_benchmark.Networks(
-        judge,
-        clip=None if args.clip is None else ClipScore(args.clip),
-        lpips=None if args.lpips is None else Lpips(args.lpips),
-        dino=None if args.dino is None else DinoStructure(args.dino),
-    )
-    can_share = judge is not None and networks == edit_benchmark.Networks(judge) and is_as_shipped(args)
+    networks = load_networks(args)
+    can_share = networks.judge is not None and networks == edit_benchmark.Networks(networks.judge)
     yield
     jobs = edit_benchmark.jobs_of(cases, methods)
-    announce_benchmark(pipe, [] if join is not None else shard.of(jobs), folder, steps)
+    if join is None and args.ray is None:
+        announce_benchmark(pipe, shard.of(jobs), folder, steps)
     rows = edit_benchmark.run_benchmark(
         pipe,
         cases,
@@ -145,7 +138,8 @@ def bench_edits(args: Namespace) -> Iterator[None]:
         networks=networks,
         shard=shard,
         join=join,
-        make_pool=partial(WorkerPool, None, steps) if can_share else None,
+        make_pool=partial(WorkerPool, None, steps) if can_share and is_as_shipped(args) else None,
+        make_ray_pool=make_ray_pool(args, pipe, load_networks),
     )
     if args.shard is not None:
         print(describe_shard(shard, len(shard.of(jobs)), len(jobs), "cases by methods"))
@@ -169,7 +163,7 @@ def bench_moves(args: Namespace) -> Iterator[None]:
     methods = parse_methods(args.methods, move_benchmark.METHODS)
     cases = read_move_cases(None if args.cases is None else Path(args.cases))
     check_count(args.count, len(cases))
-    cases, pipe, folder = cases[: args.count], load_model(args), Path(args.out)
+    cases, pipe, folder = cases[: args.count], load_driver(args), Path(args.out)
     steps = move_benchmark.STEPS if args.steps is None else args.steps
     pipe.scheduler.timesteps(steps)
     files = move_benchmark.result_files(folder)
@@ -180,12 +174,21 @@ def bench_moves(args: Namespace) -> Iterator[None]:
     count = sum(not files.is_done(case, name) for case, names in to_run for name in names)
     make_pool = partial(WorkerPool, None, steps) if is_as_shipped(args) else None
     yield
-    row = unet_rows(1, pipe.default_guidance, is_read=pipe.unet.reads_guidance)
-    advice = "a smaller --count, fewer --methods or --steps take less; an interrupted benchmark continues"
-    size = pipe.components.latent_size(None)
-    estimate.announce(pipe.components, 2 * row * steps * count, size, pictures=count, batch=2 * row, advice=advice)
+    if args.ray is None:
+        row = unet_rows(1, pipe.default_guidance, is_read=pipe.unet.reads_guidance)
+        advice = "a smaller --count, fewer --methods or --steps take less; an interrupted benchmark continues"
+        size = pipe.components.latent_size(None)
+        estimate.announce(pipe.components, 2 * row * steps * count, size, pictures=count, batch=2 * row, advice=advice)
     rows = move_benchmark.run_benchmark(
-        pipe, cases, methods, folder, steps=steps, shard=shard, join=join, make_pool=make_pool
+        pipe,
+        cases,
+        methods,
+        folder,
+        steps=steps,
+        shard=shard,
+        join=join,
+        make_pool=make_pool,
+        make_ray_pool=make_ray_pool(args, pipe, load_judge),
     )
     if args.shard is not None:
         print(describe_shard(shard, len(to_run), len(jobs), "cases"))
@@ -209,23 +212,51 @@ def check_ray(args: Namespace) -> None:
         raise ValueError(f"--ray chooses the GPU of each worker: --device is cpu or cuda with it, not {args.device}")
 
 
-def make_ray_pool(args: Namespace, fingerprint: str) -> RayPool:
-    """The pool of --ray. fingerprint: of the model."""
-    options = {name: getattr(args, name) for name in WORKER_OPTIONS}
-    load = partial(load_worker, options, os.getcwd())
-    return RayPool(args.ray, load, fingerprint=fingerprint, on_gpu=args.device == "cuda")
+def load_driver(args: Namespace) -> Pipeline:
+    """The model of the options; with --ray on the CPU, since the workers have the GPUs. Raises ValueError."""
+    if args.ray is None:
+        return load_model(args)
+    check_ray(args)
+    return load_model(Namespace(**(vars(args) | {"device": "cpu"})))
 
 
-def load_worker(options: dict[str, Any], folder: str) -> tuple[Pipeline, sweeps.Score | None]:
+def make_ray_pool(
+    args: Namespace, pipe: Pipeline, load_scorer: Callable[[Namespace], Any]
+) -> Callable[[], RayPool] | None:
+    """What makes the pool of --ray, for the model of `load_driver`; None without --ray. load_scorer: loads what scores,
+    in each worker."""
+    if args.ray is None:
+        return None
+    options = {name: getattr(args, name, None) for name in (*MODEL_OPTIONS, *SCORE_OPTIONS)}
+    load = partial(load_worker, load_scorer, options, os.getcwd())
+    return partial(RayPool, args.ray, load, fingerprint=pipe.components.fingerprint, on_gpu=args.device == "cuda")
+
+
+def load_worker(load_scorer: Callable[[Namespace], Any], options: dict[str, Any], folder: str) -> tuple[Pipeline, Any]:
     """The model and what scores, in a worker of `make_ray_pool`. folder: that relative paths start from."""
     os.chdir(folder)
     args = Namespace(**options)
-    return load_model(args), make_scorer(args)[0]
+    return load_model(args), load_scorer(args)
 
 
-def with_device(args: Namespace, device: str) -> Namespace:
-    """The arguments with another device."""
-    return Namespace(**(vars(args) | {"device": device}))
+def load_score(args: Namespace) -> sweeps.Score | None:
+    """What scores the edits of a sweep."""
+    return make_scorer(args)[0]
+
+
+def load_networks(args: Namespace) -> edit_benchmark.Networks:
+    """What measures edits of photographs: the judge for the cases that ship, and what the options name."""
+    return edit_benchmark.Networks(
+        Judge.load() if args.cases is None else None,
+        clip=None if args.clip is None else ClipScore(args.clip),
+        lpips=None if args.lpips is None else Lpips(args.lpips),
+        dino=None if args.dino is None else DinoStructure(args.dino),
+    )
+
+
+def load_judge(args: Namespace) -> Judge:
+    """What measures moves."""
+    return Judge.load()
 
 
 def read_shard(args: Namespace) -> tuple[Shard, list[Path] | None]:

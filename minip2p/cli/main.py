@@ -361,15 +361,7 @@ def add_sweep(commands: Commands) -> None:
         metavar="FOLDER",
         help="a CLIP that scores the edits (default: the judge for the model that ships, else no score)",
     )
-    group = add_shard_options(sub, "seeds")
-    group.add_argument(
-        "--ray",
-        nargs="?",
-        const="local",
-        metavar="ADDRESS",
-        help="share the seeds among the CPUs, with --device cuda the GPUs, of the Ray cluster at ADDRESS (host:port, "
-        "or auto for the one that runs here); without ADDRESS, of this machine (needs minip2p[ray])",
-    )
+    add_shard_options(sub, "seeds")
     add_model_options(sub)
 
 
@@ -511,7 +503,7 @@ def add_benchmark_options(sub: Parser, methods: str, *, steps: str, out: str) ->
     add_shard_options(sub, "cases")
 
 
-def add_shard_options(sub: Parser, units: str) -> Group:
+def add_shard_options(sub: Parser, units: str) -> None:
     group = sub.add_mutually_exclusive_group()
     group.add_argument(
         "--shard",
@@ -524,7 +516,14 @@ def add_shard_options(sub: Parser, units: str) -> Group:
         metavar="FOLDER",
         help="run nothing: write the tables of all shards, with the results of those that ran in other FOLDERs",
     )
-    return group
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help=f"share the {units} among the CPUs, with --device cuda the GPUs, of the Ray cluster at ADDRESS "
+        "(host:port, or auto for the one that runs here); without ADDRESS, of this machine (needs minip2p[ray])",
+    )
 
 
 # --- groups of options that several commands share

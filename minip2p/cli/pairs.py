@@ -8,8 +8,8 @@ from typing import Any
 
 from minip2p.cli import estimate
 from minip2p.cli.commands import refuse_file_name
-from minip2p.cli.experiments import describe_shard, read_shard
-from minip2p.cli.options import load_model, parse_numbers, parse_size, parse_threshold, without_none
+from minip2p.cli.experiments import describe_shard, load_driver, make_ray_pool, read_shard
+from minip2p.cli.options import parse_numbers, parse_size, parse_threshold, without_none
 from minip2p.io import png
 from minip2p.metrics.clip_score import ClipScore
 from minip2p.pairs.prompts import read_prompts
@@ -35,12 +35,11 @@ def pairs(args: Namespace) -> Iterator[None]:
         raise ValueError(f"--format has no {unknown[0]!r}; the formats are {', '.join(dataset.FORMATS)}")
     shard, join = read_shard(args)
     settings, units, folder = read_settings(args), read_prompts(Path(args.prompts)), Path(args.out)
-    clip = None if args.clip is None else ClipScore(args.clip)
-    pipe = load_model(args)
+    clip, pipe = load_clip(args), load_driver(args)
     make.check_units(pipe, units, settings, clip)
     png.check_writable([folder / "pairs.json", make.unit_file(folder, units[0])])
     yield
-    if join is None:
+    if join is None and args.ray is None:
         missing = [unit for unit in shard.of(units) if not make.unit_file(folder, unit).exists()]
         row = unet_rows(1, settings.guidance[1], is_read=pipe.unet.reads_guidance)
         estimate.announce(
@@ -51,12 +50,27 @@ def pairs(args: Namespace) -> Iterator[None]:
             batch=MAX_BATCH * row,
             advice="fewer --samples or --steps take less; an interrupted run continues",
         )
-    make.make_pairs(pipe, units, settings, folder, clip=clip, shard=shard, join=join, progress=progress_bar)
+    make.make_pairs(
+        pipe,
+        units,
+        settings,
+        folder,
+        clip=clip,
+        shard=shard,
+        join=join,
+        make_pool=make_ray_pool(args, pipe, load_clip),
+        progress=progress_bar,
+    )
     if args.shard is not None:
         print(describe_shard(shard, len(shard.of(units)), len(units), "sources"))
         return
     files = make.write_dataset(folder, units, formats)
     print(make.summarize(folder, units), *files, sep="\n")
+
+
+def load_clip(args: Namespace) -> ClipScore | None:
+    """The CLIP that filters pairs, if --clip names one."""
+    return None if args.clip is None else ClipScore(args.clip)
 
 
 def read_settings(args: Namespace) -> PairSettings:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from minip2p.pipeline import Pipeline
 from minip2p.sampling.progress import progress_bar
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.sched import DDIMScheduler
+from minip2p.sweeps.ray_pool import RayPool, run_units
 from minip2p.sweeps.shards import ALL_UNITS, Shard
 from minip2p.text.prompt import Prompt
 from minip2p.tiny.judge import Judge
@@ -309,12 +311,14 @@ def run_benchmark(
     shard: Shard = ALL_UNITS,
     join: Sequence[Path] | None = None,
     make_pool: Callable[[], WorkerPool] | None = None,
+    make_ray_pool: Callable[[], RayPool] | None = None,
 ) -> list[Row]:
     """Runs the unfinished cases and returns the rows that are finished, one for each method and case.
 
     shard: runs only these of the jobs (`jobs_of`); each process that works in a folder has another. join: runs nothing
     and copies what is finished in these folders; then all must be. make_pool: makes the pool of processes that share
-    the cases; these have the judge and no other network. Raises
+    the cases; these have the judge and no other network. make_ray_pool: makes the pool of workers of a Ray cluster,
+    which have the same model and networks. Raises
     ValueError for a model that cannot invert photographs, for a folder that holds another benchmark, and for a damaged
     picture or row; all of it is checked before anything runs.
     """
@@ -334,6 +338,9 @@ def run_benchmark(
     jobs = [(case, name, folder) for case, name in shard.of(jobs_of(cases, methods)) if not files.is_done(case, name)]
     if join is not None:
         files.join(join, settings, jobs_of(cases, methods))
+    elif make_ray_pool is not None and jobs:
+        units, write_unit = [(case, name) for case, name, _ in jobs], partial(write_case, steps=steps)
+        run_units(make_ray_pool, write_unit, units, folder, name=lambda unit: f"{unit[0].name} by {unit[1]}")
     elif make_pool is not None and jobs:
         with make_pool() as pool:
             pool.run_all(run_case_in_worker, jobs)
@@ -341,6 +348,11 @@ def run_benchmark(
         for case, name, _ in progress_bar(jobs):
             run_case(pipe, case, name, folder, steps, networks)
     return files.read(cases, methods)
+
+
+def write_case(pipe: Pipeline, networks: Networks, unit: tuple[Case, str], folder: Path, steps: int) -> None:
+    """`run_case` as a `WriteUnit` of a pool of Ray."""
+    run_case(pipe, *unit, folder, steps, networks)
 
 
 def run_case_in_worker(

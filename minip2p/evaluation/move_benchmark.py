@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +33,7 @@ from minip2p.p2p.warp import grid_warp, noise_cells
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.progress import progress_bar
 from minip2p.sampling.trajectory import Trajectory
+from minip2p.sweeps.ray_pool import RayPool, run_units
 from minip2p.sweeps.shards import ALL_UNITS, Shard
 from minip2p.tiny.judge import Judge, Verdict
 
@@ -271,6 +273,11 @@ def run_case(
         result_files(folder).write(case, name, figures, after, case.description)
 
 
+def write_case(pipe: Pipeline, judge: Judge, unit: tuple[MoveCase, list[str]], folder: Path, steps: int) -> None:
+    """`run_case` as a `WriteUnit` of a pool of Ray."""
+    run_case(pipe, judge, *unit, folder, steps)
+
+
 def run_case_in_worker(
     pipe: Pipeline, judge: Judge, number: int, job: tuple[MoveCase, list[str], Path], steps: int
 ) -> CaseResult:
@@ -290,11 +297,13 @@ def run_benchmark(
     shard: Shard = ALL_UNITS,
     join: Sequence[Path] | None = None,
     make_pool: Callable[[], WorkerPool] | None = None,
+    make_ray_pool: Callable[[], RayPool] | None = None,
 ) -> list[Row]:
     """Runs the unfinished cases and returns the rows that are finished, one for each method and case that it can edit.
 
     shard: runs only these of the cases; each process that works in a folder has another. join: runs nothing and copies
     what is finished in these folders; then all must be. make_pool: makes the pool of processes that share the cases.
+    make_ray_pool: makes the pool of workers of a Ray cluster, which have the same model and the judge.
     Raises ValueError for a folder that holds another benchmark, and for a damaged row, before anything runs.
     """
     files = result_files(folder)
@@ -308,6 +317,9 @@ def run_benchmark(
     ]
     if join is not None:
         files.join(join, settings, [(case, name) for case, names in jobs_of(cases, methods) for name in names])
+    elif make_ray_pool is not None and jobs:
+        units, write_unit = [(case, names) for case, names, _ in jobs], partial(write_case, steps=steps)
+        run_units(make_ray_pool, write_unit, units, folder, name=lambda unit: unit[0].name)
     elif make_pool is not None and jobs:
         with make_pool() as pool:
             pool.run_all(run_case_in_worker, jobs)

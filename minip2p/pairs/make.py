@@ -6,8 +6,9 @@ are missing, several processes can share the work, and the result is the same to
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from minip2p.pairs.settings import PairSettings, best, passes
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.progress import Progress
+from minip2p.sweeps.ray_pool import RayPool, run_units
 from minip2p.sweeps.shards import ALL_UNITS, Shard, check_shard_folder, copy_files, refuse_unfinished
 
 DESCRIPTION = "pairs of other prompts, settings or another model"
@@ -39,13 +41,15 @@ def make_pairs(
     clip: ClipScore | None = None,
     shard: Shard = ALL_UNITS,
     join: Sequence[Path] | None = None,
+    make_pool: Callable[[], RayPool] | None = None,
     progress: Progress = iter,
 ) -> None:
     """Makes the units that are not finished.
 
     clip: filters the pairs; None lets the model itself do it. shard: makes only these of the units; each process that
     works in a folder has another. join: makes nothing and copies units that are finished in these folders; then all
-    must be. Raises ValueError for a folder that holds other pairs, and for what the model cannot take; for the latter,
+    must be. make_pool: makes the pool of workers that share the units; each has the same model and the same CLIP.
+    Raises ValueError for a folder that holds other pairs, and for what the model cannot take; for the latter,
     all prompts are checked before anything is made.
     """
     description = {
@@ -66,8 +70,18 @@ def make_pairs(
         missing = [f"that of {unit.source!r}" for unit in units if not unit_file(folder, unit).exists()]
         refuse_unfinished(folder, missing, len(units))
         return
-    for unit in progress([unit for unit in shard.of(units) if not unit_file(folder, unit).exists()]):
-        write_unit(unit_file(folder, unit), unit_rows(pipe, unit, settings, clip))
+    missing_units = [unit for unit in shard.of(units) if not unit_file(folder, unit).exists()]
+    if make_pool is not None and missing_units:
+        write = partial(make_unit, settings=settings)
+        run_units(make_pool, write, missing_units, folder, progress=progress, name=lambda unit: repr(unit.source))
+        return
+    for unit in progress(missing_units):
+        make_unit(pipe, clip, unit, folder, settings)
+
+
+def make_unit(pipe: Pipeline, clip: ClipScore | None, unit: Unit, folder: Path, settings: PairSettings) -> None:
+    """Makes a unit and writes its file."""
+    write_unit(unit_file(folder, unit), unit_rows(pipe, unit, settings, clip))
 
 
 def check_units(pipe: Pipeline, units: Sequence[Unit], settings: PairSettings, clip: ClipScore | None) -> None:

@@ -16,11 +16,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from minip2p.errors import Notice
+from minip2p.io.files import write_files
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.progress import Progress, progress_bar
 
@@ -35,6 +39,8 @@ STORE_BYTES = 100 * 2**20  # of the object store of a local cluster
 
 Load = Callable[[], tuple[Pipeline, Any]]  # the model and what scores, once for each worker
 Measure = Callable[[Pipeline, Any, int, Any], Any]  # (model, what scores, number of the unit, unit) -> its result
+WriteUnit = Callable[[Pipeline, Any, Any, Path], None]  # (model, what scores, unit, the folder of its files)
+PICTURE_SUFFIX = ".png"
 Warned = tuple[Warning | str, type[Warning], str, int]  # a warning, its category, file and line
 
 
@@ -103,25 +109,30 @@ class RayPool:
         units: Sequence[Any],
         receive: Callable[[Any], None],
         progress: Progress = progress_bar,
+        name: Callable[[Any], str] = str,
     ) -> None:
-        """Runs all units. receive: takes each result in the driver as soon as it is there, in any order.
+        """Runs all units. receive: takes each result in the driver as soon as it is there, in any order. name: what
+        messages call a unit.
 
         A unit fails if `measure` raises an error in it, or if three workers are lost with it. It is reported by a
         Notice, and the others are finished; then ValueError is raised. Raises ValueError if there are no workers.
         """
         failed: dict[int, str] = {}
-        for _, result in zip(progress(units), self.results(measure, units, failed), strict=False):
+        for _, result in zip(progress(units), self.results(measure, units, failed, name), strict=False):
             receive(result)
         if failed:
             first = min(failed)
+            example = f"{name(units[first])} ({failed[first]})"
             raise ValueError(
-                f"{len(failed)} of {len(units)} units failed, such as {units[first]} ({failed[first]}); the others are "
-                "finished, and the same command runs only those that failed"
+                f"{len(failed)} of {len(units)} units failed, such as {example}; the others are finished, and the same "
+                "command runs only those that failed"
             )
 
-    def results(self, measure: Measure, units: Sequence[Any], failed: dict[int, str]) -> Iterator[Any]:
+    def results(
+        self, measure: Measure, units: Sequence[Any], failed: dict[int, str], name: Callable[[Any], str]
+    ) -> Iterator[Any]:
         """Yields the results of the units in the order in which they finish. failed: takes the errors of the others, by
-        their numbers."""
+        their numbers. name: as of `run_all`."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -132,7 +143,7 @@ class RayPool:
 
         def fail(number: int, reason: str) -> None:
             failed[number] = reason
-            warnings.warn(f"unit {units[number]} failed: {reason}", Notice, stacklevel=2)
+            warnings.warn(f"unit {name(units[number])} failed: {reason}", Notice, stacklevel=2)
 
         def lose(call: Call, reason: str) -> None:
             nonlocal lost_starts
@@ -224,6 +235,40 @@ class RayPool:
             f"no worker has started within {self.start_limit:.0f} s: it needs a CPU{' and a GPU' * self.on_gpu} and "
             f"the time to load the model, and {text} of the Ray cluster are free; what is finished is kept"
         )
+
+
+def run_units(
+    make_pool: Callable[[], RayPool],
+    write_unit: WriteUnit,
+    units: Sequence[Any],
+    folder: Path,
+    *,
+    progress: Progress = progress_bar,
+    name: Callable[[Any], str] = str,
+) -> None:
+    """Runs units whose results are files: the worker writes them to an empty folder of its own, the driver to `folder`.
+
+    progress, name: as of `RayPool.run_all`, which see for what is raised.
+    """
+
+    def receive(files: Sequence[tuple[str, bytes]]) -> None:
+        for path, content in files:
+            write_files([(folder / path, content)])
+
+    with make_pool() as pool:
+        pool.run_all(partial(written_files, write_unit), units, receive, progress, name)
+
+
+def written_files(
+    write_unit: WriteUnit, pipe: Pipeline, scorer: Any, number: int, unit: Any
+) -> list[tuple[str, bytes]]:
+    """The relative paths and the contents of what is written of a unit; its figures, which say that it is finished,
+    after its pictures."""
+    with TemporaryDirectory() as folder:
+        write_unit(pipe, scorer, unit, Path(folder))
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        files.sort(key=lambda path: path.suffix != PICTURE_SUFFIX)
+        return [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in files]
 
 
 def connect(address: str) -> None:

@@ -172,8 +172,8 @@ def test_a_step_without_unconditional_rows_takes_over_the_difference_of_the_last
     words = TextEmbedding(cond.tokens[[1, 0, 0]])
     taken_over = guide(1, 10, later, words, [[1], [0], [2]], attend=fused)
     assert guide.components.counter.rows == 4 + 3
-    for row, n, own in ((0, 1, 1), (1, 0, 0), (2, 0, 0)):
-        expected = later[row] * (1 + cond.tokens[own].mean()) + 3.0 * difference[n][0]
+    for row, n, word in ((0, 1, 1), (1, 0, 0), (2, 0, 0)):
+        expected = later[row] * (1 + cond.tokens[word].mean()) + 3.0 * difference[n][0]
         torch.testing.assert_close(taken_over[row], expected)
     assert guide(2, 10, later, words, [[1], [0], [2]], attend=fused).shape == later.shape
     assert guide.components.counter.rows == 4 + 3 + 6

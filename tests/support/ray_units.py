@@ -6,12 +6,24 @@ import time
 from functools import partial
 
 import minip2p
+from minip2p.evaluation.edit_benchmark import Networks
 from minip2p.sweeps.ray_pool import RayPool
+from minip2p.tiny.judge import Judge
 
 
 def load_model():
     """The model that ships, and no scorer."""
     return minip2p.load(), None
+
+
+def load_judge():
+    """The model that ships, and its judge."""
+    return minip2p.load(), Judge.load()
+
+
+def load_judged_model():
+    """The model that ships, and its judge as what measures edits of photographs."""
+    return minip2p.load(), Networks(Judge.load())
 
 
 def run_with_faults(pipe, score, number, unit, *, measure, log, faults):
@@ -52,3 +64,22 @@ class FaultyPool(RayPool):
         """How often each unit was begun."""
         names = [path.name.partition("-")[0] for path in self.log.glob("*-*")]
         return {int(name): names.count(name) for name in sorted(names, key=int)}
+
+
+class LocalPool:
+    """A `RayPool` without Ray: it runs the units in this process, the last first. names: of what was run."""
+
+    def __init__(self, load):
+        self.load, self.names = load, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run_all(self, measure, units, receive, progress, name):
+        loaded = self.load()
+        for number in reversed(range(len(units))):
+            self.names.append(name(units[number]))
+            receive(measure(*loaded, number, units[number]))

@@ -12,12 +12,19 @@ from threading import Thread
 import pytest
 import torch
 from paths import ROOT
-from ray_units import FaultyPool
+from ray_units import FaultyPool, LocalPool, load_judge, load_judged_model, load_model
 
 from minip2p.errors import Notice
+from minip2p.evaluation import edit_benchmark, move_benchmark
+from minip2p.evaluation.move_cases import read_move_cases
+from minip2p.evaluation.pie_bench import read_cases
+from minip2p.pairs.make import make_pairs
+from minip2p.pairs.prompts import read_prompts
+from minip2p.pairs.settings import PairSettings
 from minip2p.sweeps.grid import Grid
-from minip2p.sweeps.ray_pool import check_address
+from minip2p.sweeps.ray_pool import RayPool, check_address
 from minip2p.sweeps.sweep import sweep
+from minip2p.tiny.judge import Judge
 
 NODE = {
     "num_cpus": 1,
@@ -215,3 +222,58 @@ def test_a_worker_that_is_never_placed_is_an_error_after_a_time(run, model, clus
 def test_workers_with_another_model_are_an_error(run):
     with pytest.raises(ValueError, match="a worker has another model than this machine"):
         run({}, fingerprint="another")
+
+
+# Benchmarks and pairs, whose workers write files of their own
+
+
+def run_edits(pipe, folder, pool=None):
+    cases = read_cases()[:2]
+    networks = edit_benchmark.Networks(Judge.load())
+    edit_benchmark.run_benchmark(
+        pipe, cases, ["vae", "ddim"], folder, steps=1, networks=networks, make_ray_pool=pool and (lambda: pool)
+    )
+
+
+def run_moves(pipe, folder, pool=None):
+    cases = read_move_cases()[:2]
+    move_benchmark.run_benchmark(pipe, cases, ["vae", "paste"], folder, steps=1, make_ray_pool=pool and (lambda: pool))
+
+
+def run_pairs(pipe, folder, pool=None):
+    settings = PairSettings(samples=1, steps=1, size=(64, 64), noises=1, least={"psnr": None})
+    units = read_prompts(ROOT / "tests" / "data" / "pairs.jsonl")[:2]
+    make_pairs(pipe, units, settings, folder, make_pool=pool and (lambda: pool))
+
+
+UNITS = {"edits": (run_edits, 4), "moves": (run_moves, 2), "pairs": (run_pairs, 2)}  # and how many units there are
+
+
+def without_seconds(folder):
+    """The contents of a folder; of figures without the seconds."""
+    files = contents(folder)
+    rows = {path: json.loads(files[path]) for path in files if path.parts[0] == "rows"}
+    return files | {path: {name: row[name] for name in row if name != "seconds"} for path, row in rows.items()}
+
+
+@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize("where", ["here", pytest.param("two nodes", marks=pytest.mark.ray)])
+def test_the_files_of_workers_are_those_of_one_process(model, request, tmp_path, where, kind):
+    """To the byte, but for the seconds. What is finished is not run again."""
+    run, count = UNITS[kind]
+    loads = {"edits": load_judged_model, "moves": load_judge, "pairs": load_model}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run(model, tmp_path / "serial")
+    torch.set_num_threads(threads)
+    if where == "here":
+        pool = LocalPool(loads[kind])
+    else:
+        address = request.getfixturevalue("cluster").address
+        pool = RayPool(address, loads[kind], fingerprint=model.components.fingerprint)
+    run(model, tmp_path / "out", pool)
+    assert without_seconds(tmp_path / "out") == without_seconds(tmp_path / "serial")
+    if where == "here":
+        assert len(pool.names) == count and all(name.isprintable() and len(name) < 90 for name in pool.names)
+        run(model, tmp_path / "out", pool)
+        assert len(pool.names) == count
