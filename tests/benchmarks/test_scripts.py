@@ -116,6 +116,14 @@ def test_the_qualities_are_the_means_of_the_cases(script, tmp_path):
     assert qualities["b", 2].success == 1 and math.isnan(qualities["b", 2].psnr)
 
 
+def test_eta_is_measured_with_and_without_a_blend(run, script, monkeypatch):
+    monkeypatch.setattr(script("eta"), "ETAS", (0.0, 1.0))
+    figures = run("eta", "--count", "1", "--model", str(ROOT / "weights/tiny-fast"))
+    assert (figures["cases"], figures["steps"]) == (1, 4)
+    names = {"fast, η 0", "fast, η 1", "fast+mask, η 0", "fast+mask, η 1"}
+    assert names <= figures.keys() and figures["fast, η 0"] != figures["fast, η 1"]
+
+
 def test_the_front_has_the_points_that_no_other_beats(script):
     points = [(1.0, 20.0), (2.0, 19.0), (2.0, 30.0), (3.0, 30.0), (0.5, 20.0)]
     assert script("photograph").front(points) == [(0.5, 20.0), (2.0, 30.0)]
