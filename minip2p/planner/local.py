@@ -53,7 +53,7 @@ class LanguageModel:
         load: Any = AutoModelForCausalLM.from_pretrained
         network = load_network(folder, "a causal language model in safetensors", load, dtype="auto", **options)
         with named_errors(folder, "a model with a fast tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
             vocabulary = from_tokenizer(tokenizer)
         if len(tokenizer) > network.get_input_embeddings().num_embeddings:
             raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, which are more than the model's")
@@ -94,7 +94,8 @@ class LanguageModel:
         matcher = LLMatcher(self.vocabulary, LLMatcher.grammar_from_lark(grammar))
         room = getattr(self.network.config, "max_position_embeddings", None) or len(prompt) + self.max_tokens
         limit = min(self.max_tokens, room - len(prompt))
-        unread, written, cache = list(prompt), [], None
+        written: list[int] = []
+        unread, cache = list(prompt), None
         while not matcher.is_stopped():
             if len(written) >= limit:
                 raise ValueError(
