@@ -1,8 +1,8 @@
 """The front door: `load` returns a `Pipeline`, which generates, edits and inverts."""
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
@@ -21,7 +21,7 @@ from minip2p.inversion.encode import encode_photo
 from minip2p.inversion.methods import check_approximate, check_unconditional, get_method
 from minip2p.p2p.editing import record_for_moves, run_edits
 from minip2p.p2p.live import LiveEdits
-from minip2p.p2p.options import EditOptionKeywords, EditOptions
+from minip2p.p2p.options import EditOptionKeywords, EditOptions, check_setting_names
 from minip2p.p2p.places import latent_size_of
 from minip2p.p2p.schedules import step_range
 from minip2p.p2p.targets import make_targets
@@ -343,8 +343,11 @@ class Pipeline:
 
         prompt: what the source shows, which is then a photograph. It is inverted first, and settings are those of
         `invert`; by default by virtual inversion in the scheduler's `few_steps`.
-        Raises ValueError as `record` and `invert` do, for a run with a prompt, and for a photograph without one.
+        Raises ValueError as `record` and `invert` do, for a run with a prompt, and for a photograph without one, and
+        TypeError for options of an edit.
         """
+        if names := [name for name in settings if name in ("cross_replace", "self_replace")]:
+            raise TypeError(f"{names[0]} is an option of an edit: give it to live.edit; the source is recorded for all")
         if prompt is not None:
             if isinstance(source, Trajectory):
                 raise ValueError("a run has its own prompt: give a photograph with a prompt, or the run alone")
@@ -364,8 +367,13 @@ class Pipeline:
     def resolve_source(self, source: Trajectory | str, settings: Mapping[str, Any]) -> Trajectory | RunStart:
         """What an edit or a record starts from: a run of this model, or a prompt with its settings.
 
-        Raises ValueError for anything else, and TypeError for settings that do not exist.
+        Raises ValueError for anything else, also for the name of a file, and TypeError for settings that do not exist.
         """
+        if isinstance(source, str) and os.path.isfile(source):
+            raise ValueError(
+                f"{source}: is a file, not a prompt: give a photograph to pipe.invert or pipe.live, with the prompt "
+                "that says what it shows, and the file of a run to pipe.open; if it is a prompt, add a space to its end"
+            )
         check_setting_names(settings)
         if isinstance(source, str):
             return self.prepare(source, RunSettings(**settings))
@@ -569,16 +577,3 @@ def pair_up(prompt: str | Sequence[str], seed: int | Sequence[int]) -> list[tupl
     if min(lengths) != max(lengths):
         raise ValueError(f"prompts and seeds go in pairs, and there are {lengths[0]} and {lengths[1]} of them")
     return list(zip(prompts or [prompt] * lengths[0], seeds or [seed] * lengths[0], strict=True))
-
-
-def check_setting_names(settings: Mapping[str, Any]) -> None:
-    """Raises TypeError, with one line, for names that are not settings of a run, and names similar options."""
-    names = [field.name for field in fields(RunSettings)]
-    for name in settings:
-        if name not in names:
-            known = [*names, *(field.name for field in fields(EditOptions))]
-            similar = [other for other in known if name in other.split("_")] or get_close_matches(name, known)
-            if name in similar:
-                raise TypeError(f"{name} is an option of an edit, not of a run")
-            hint = f"; did you mean {' or '.join(similar)}?" if similar else f"; a run has {', '.join(names)}"
-            raise TypeError(f"there is no option {name!r}{hint}")

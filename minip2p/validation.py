@@ -29,7 +29,7 @@ def check_number(name: str, value: Any, below: float = math.inf) -> None:
 
 def check_seed(seed: Any) -> None:
     """Raises ValueError if it is no seed of torch's generators, a whole number from 0 on that fits into 63 bits."""
-    if not is_integer(seed) or not 0 <= seed < 2**63:
+    if not is_integer(seed) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be a whole number between 0 and 2^63 - 1, not {seed!r}")
 
 

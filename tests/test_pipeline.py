@@ -589,7 +589,7 @@ def test_clip_skip_beyond_the_text_encoder_is_one_line(model):
     [
         ("self", "there is no option 'self'; did you mean self_replace or self_max_queries?"),
         ("cros_replace", "there is no option 'cros_replace'; did you mean cross_replace"),
-        ("guidance", "there is no option 'guidance'; did you mean guidance_scale?"),
+        ("guidance", "there is no option 'guidance'; did you mean guidance_scale or guidance_interval?"),
         ("frob", "there is no option 'frob'; a run has seed, steps, "),
     ],
 )
@@ -604,6 +604,18 @@ def test_an_unknown_option_of_generate_is_named_as_such(model):
         model.generate(SOURCE, sede=1)
     with pytest.raises(TypeError, match="^cross_replace is an option of an edit, not of a run$"):
         model.generate(SOURCE, cross_replace=0.4)
+
+
+@pytest.mark.parametrize("name", ["photo.png", "run.safetensors", "a cat"])
+def test_the_name_of_a_file_is_not_a_prompt(model, log, tmp_path, monkeypatch, name):
+    """As on the command line, where a space at the end makes a prompt of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(b"x")
+    counted = model.counting(log)
+    for start in (lambda: counted.edit(name, TARGETS[0]), lambda: counted.record(name), lambda: counted.live(name)):
+        with pytest.raises(ValueError, match=f"^{name}: is a file, not a prompt: give a photograph to pipe.invert or"):
+            start()
+    assert not log.calls and model.resolve_source(name + " ", {}).prompt == name + " "
 
 
 @pytest.mark.parametrize("run_source", [sample, lambda components, start: SourceRun(components, start).finish()])

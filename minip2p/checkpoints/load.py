@@ -1,5 +1,6 @@
 """From a folder, a file or a name on the hub to the components of a model."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,11 +33,15 @@ SHIPPED = "tiny", "tiny-fast"  # the models that ship; the first is the default
 
 def model_location(where: str | Path | None) -> str | Path:
     """Where a model is: for None and the name of a model that ships, its folder. A file or folder that has this name in
-    the working directory comes before it."""
+    the working directory comes before it. Raises FileNotFoundError for another bare name."""
     if where is None:
         return shipped_weights(SHIPPED[0])
     if isinstance(where, str) and where in SHIPPED and not Path(where).exists():
         return shipped_weights(where)
+    if isinstance(where, str) and re.fullmatch(r"[\w-]+", where) and not Path(where).exists():
+        raise FileNotFoundError(
+            f"{where}: no such file or folder, and the models that ship are {' and '.join(SHIPPED)}"
+        )
     return where
 
 

@@ -10,7 +10,6 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,20 @@ from minip2p.cli.options import (
     RUN_OPTIONS,
     edit_options,
     edit_settings,
+    inversion_settings,
     invert_options,
     load_model,
+    method_of,
+    method_parameters,
     parse_lora,
     run_file_path,
     run_options,
     seeds_to_run,
+    without_none,
 )
 from minip2p.cli.paths import PICTURE_SUFFIX, RUN_SUFFIX, check_source
 from minip2p.cli.planning import check_instruction, follow_instruction, write_arguments
 from minip2p.errors import Notice
-from minip2p.inversion.methods import METHODS
 from minip2p.io import png, viz
 from minip2p.io.images import composite, fit_image, read_image, read_mask_image, to_pil
 from minip2p.p2p.alignment import alignment_table, infer_kind, refine_alignment, swap_mapper
@@ -58,7 +60,6 @@ from minip2p.text.prompt import Prompt, normalize_text
 from minip2p.validation import check_number
 
 PROMPT_AS_NEGATIVE = ("negative-prompt", "proximal")  # methods of inversion without a negative prompt of their own
-DEFAULT_METHOD = signature(Pipeline.invert).parameters["method"].default
 PictureJob = tuple[int | None, Path, list[Path]]  # a seed, the path of its picture, and of its run's file if recorded
 
 
@@ -120,6 +121,7 @@ def edit_once(
 ) -> None:
     """Edits the source of `edit` with the options of one run. paths: as of `edit_paths`. changes: those of the edit."""
     is_photo = args.prompt is not None
+    inversion = inversion_settings(args, options.get("seed"))
     if is_photo:
         source, options = invert_photo(pipe, args, args.source, options), {}
     runs = pipe.edit(source, args.targets, **changes, **options)
@@ -128,11 +130,11 @@ def edit_once(
     rows = [edit_row(source, *pair) for pair in zip(plain, runs, strict=True)]
     columns = max(map(len, rows))
     strip = viz.grid([panel for row in rows for panel in row], columns=columns)
-    texts = [metadata.parameters(run, **edit_settings(args)) for run in runs]
+    texts = [metadata.parameters(run, **edit_settings(args), **inversion) for run in runs]
     mask = changes["local_blend"].mask if args.mask else None
     pictures = [paste_over_source(args, source, run, mask) if args.paste else run.image for run in runs]
     pictures += [source.image, strip]
-    texts += [metadata.parameters(source), "\n\n".join(texts)]
+    texts += [metadata.parameters(source, **(inversion if is_photo else {})), "\n\n".join(texts)]
     tables = [
         f"{source.prompt} -> {run.prompt}\n{explain_alignment(pipe, source.prompt, run.prompt, args.kind)}\n"
         for run in runs
@@ -146,16 +148,16 @@ def invert(args: Namespace) -> Iterator[None]:
     file = run_file_path(args.out)
     path = file.with_suffix(PICTURE_SUFFIX)
     check_outputs(args, [file, path], [args.picture, *weight_paths(args)])
-    RunSettings(**run_options(args))
+    RunSettings(**run_options(args, args.seed))
     pipe = load_model(args)
     refuse_inputs(pipe_files(pipe), [file, path])
     prepare_photo(pipe, args, args.picture)
     yield
     announce_command(pipe, args)
-    run = invert_photo(pipe, args, args.picture, run_options(args))
+    run = invert_photo(pipe, args, args.picture, run_options(args, args.seed))
     image = run.image
     run.save(file)
-    text = metadata.parameters(run, **fit_setting(args))
+    text = metadata.parameters(run, **inversion_settings(args, args.seed))
     write_outputs([(path, image, text)], [str(file)])
 
 
@@ -221,7 +223,7 @@ def maps(args: Namespace) -> Iterator[None]:
             run = pipe.generate(source, **seeded_options(args, seed))
         panels = maps_row(run, words)
         pictures = [*(picture for picture, _ in panels), viz.grid(panels, columns=6)]
-        text = metadata.parameters(run, **fit_setting(args))
+        text = metadata.parameters(run, **inversion_settings(args, seed))
         write_outputs([(path, picture, text) for path, picture in zip(paths, pictures, strict=True)])
 
 
@@ -266,7 +268,7 @@ def write_picture(
     """Writes what `instruct` or `inpaint` made. settings: further settings for the PNG."""
     for file in records:
         run.save(file)
-    text = metadata.parameters(run, Picture=args.picture, **settings, **fit_setting(args))
+    text = metadata.parameters(run, Picture=args.picture, **settings, **without_none({"Fit": args.fit}))
     write_outputs([(path, run.image, text)], [str(file) for file in records])
 
 
@@ -311,11 +313,6 @@ def fit_option(args: Namespace) -> dict[str, Any]:
     return {} if args.fit is None else {"fit": args.fit}
 
 
-def fit_setting(args: Namespace) -> dict[str, str]:
-    """--fit as a setting for the PNG, if it was given."""
-    return {} if args.fit is None else {"Fit": args.fit}
-
-
 # --- checks
 
 
@@ -329,42 +326,39 @@ def check_paste(args: Namespace) -> None:
 def check_source_options(args: Namespace) -> None:
     """Raises ValueError for a source of `edit` or `maps` that cannot be used, and for options that do not fit it."""
     check_source(args.source, args.prompt is not None)
-    flags = args.parser.flags
-
-    def refuse(names: Sequence[str], reason: str) -> None:
-        if unused := [flags[name] for name in names if getattr(args, name) is not None]:
-            raise ValueError(f"{', '.join(unused)}: {reason}")
-
     if args.prompt is None:
         fits_masks = getattr(args, "mask", None) or getattr(args, "region", None)
         names = ["fast", *(name for name in INVERSION_OPTIONS if name != "fit" or not fits_masks)]
-        refuse(names, "the source is not a photograph, or --prompt, which describes it, is missing")
-    elif "seed" not in signature(METHODS[method_of(args)]).parameters:
-        refuse(("seed", "count"), "this inversion of a photograph draws no noise; edit-friendly and virtual do")
+        refuse_options(args, names, "the source is not a photograph, or --prompt, which describes it, is missing")
     check_inversion(args)
     if is_run_file(args):
-        refuse(("seed", "count", *RUN_OPTIONS), f"the run in {args.source} has its own settings")
+        refuse_options(args, ("seed", "count", *RUN_OPTIONS), f"the run in {args.source} has its own settings")
+
+
+def refuse_options(args: Namespace, names: Sequence[str], reason: str) -> None:
+    """Raises ValueError for options that were given. names: of the options, which the command may lack."""
+    if unused := [args.parser.flags[name] for name in names if getattr(args, name, None) is not None]:
+        raise ValueError(f"{', '.join(unused)}: {reason}")
 
 
 def check_inversion(args: Namespace) -> None:
-    """Raises ValueError for a negative prompt, or first steps to skip, that the inversion of a photograph does not
-    take."""
+    """Raises ValueError for a seed, a negative prompt, or first steps to skip, that the inversion of a photograph does
+    not take."""
     if args.fast and args.method not in (None, FAST_METHOD):
         raise ValueError(f"--fast is --method {FAST_METHOD} in few steps: leave out --fast or --method {args.method}")
+    if args.prompt is not None and "seed" not in method_parameters(args):
+        reason = "this inversion of a photograph draws no noise; edit-friendly and virtual do"
+        refuse_options(args, ("seed", "count"), reason)
     if args.method in PROMPT_AS_NEGATIVE and args.negative_prompt not in (None, "", args.prompt):
         raise ValueError(
             f"--negative: --method {args.method} makes the photograph's prompt the negative prompt, and takes no other"
         )
     if args.skip is not None:
-        method = method_of(args)
-        if "skip" not in signature(METHODS[method]).parameters:
-            raise ValueError(f"--skip: edits of {method} inversion take every step; --method virtual can skip some")
+        if "skip" not in method_parameters(args):
+            raise ValueError(
+                f"--skip: edits of {method_of(args)} inversion take every step; --method virtual can skip some"
+            )
         check_number("skip", args.skip, 1)
-
-
-def method_of(args: Namespace) -> str:
-    """The method of inversion that the options name."""
-    return FAST_METHOD if args.fast else args.method or DEFAULT_METHOD
 
 
 def announce_prompts(prompts: Sequence[str]) -> None:

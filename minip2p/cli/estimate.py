@@ -61,7 +61,7 @@ def announce_command(pipe: Pipeline, args: Namespace) -> None:
     if args.command == "invert" or (args.command in ("edit", "maps") and args.prompt is not None):
         rows += steps * inversion_rows(args.method, row)
         pictures += 1 + REFINE_PICTURES * (args.vae_refine_steps or 0)
-    seeds = len(seeds_to_run(args)) if hasattr(args, "seed") else 1
+    seeds = len(seeds_to_run(args)) if hasattr(args, "count") else 1
     announce(pipe.components, rows * seeds, latent_size, pictures=pictures * seeds, batch=batch)
 
 

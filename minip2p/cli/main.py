@@ -269,7 +269,11 @@ def add_invert(commands: Commands) -> None:
         help="the run's file (.safetensors); its picture is written next to it as a PNG (default: out/run.safetensors)",
     )
     add_overwrite_option(sub)
-    add_inversion_options(sub.add_argument_group("inversion"))
+    inversion = sub.add_argument_group("inversion")
+    add_inversion_options(inversion)
+    inversion.add_argument(
+        "--seed", type=whole_number, metavar="N", help="seed of the noise of edit-friendly and virtual (default: 0)"
+    )
     add_run_options(sub, seed=False)
     add_model_options(sub)
 

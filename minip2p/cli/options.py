@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from minip2p.attention.masks import check_threshold
 from minip2p.cli.paths import RUN_SUFFIX
+from minip2p.inversion.methods import METHODS
 from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.options import EditOptions
 from minip2p.pipeline import Pipeline, load
@@ -29,6 +31,7 @@ RUN_OPTIONS = ("steps", "guidance_scale", "negative_prompt", "clip_skip", "size"
 OBJECT_OPTIONS = ("move", "resize", "duplicate", "remove")  # of an edit
 INVERSION_OPTIONS = ("method", "skip", "fit", "vae_refine_steps")  # which need a photograph, as --fast does
 FAST_METHOD = "virtual"  # of inversion, for --fast
+DEFAULT_METHOD = signature(Pipeline.invert).parameters["method"].default
 
 
 # --- the model
@@ -104,11 +107,6 @@ def run_options(args: Namespace, seed: int | None = None) -> dict[str, Any]:
     return without_none(values | {"size": size, "guidance_interval": interval})
 
 
-def invert_options(args: Namespace) -> dict[str, Any]:
-    """The options of an inversion that were given, as keywords of `Pipeline.invert`."""
-    return without_none({name: getattr(args, name) for name in INVERSION_OPTIONS})
-
-
 class Size(tuple[int, ...]):
     """Rows and columns, which errors print as the command line has them."""
 
@@ -137,6 +135,39 @@ def parse_interval(text: str) -> tuple[float, ...]:
 
 def without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+# --- inversions of photographs
+
+
+def invert_options(args: Namespace) -> dict[str, Any]:
+    """The options of an inversion that were given, as keywords of `Pipeline.invert`."""
+    return without_none({name: getattr(args, name) for name in INVERSION_OPTIONS})
+
+
+def inversion_settings(args: Namespace, seed: int | None) -> dict[str, Any]:
+    """The settings of an inversion for its PNG, written as on the command line. --fit is for masks as well.
+
+    seed: of the noise; None where none was given.
+    """
+    noise = None if args.prompt is None else method_parameters(args).get("seed")
+    values = {
+        "Seed": None if noise is None else noise.default if seed is None else seed,
+        "Skip": None if args.skip is None else f"{args.skip:g}",
+        "Polish": args.vae_refine_steps or None,
+        "Fit": args.fit,
+    }
+    return without_none(values)
+
+
+def method_parameters(args: Namespace) -> Mapping[str, Parameter]:
+    """The parameters of the method of inversion that the options name."""
+    return signature(METHODS[method_of(args)]).parameters
+
+
+def method_of(args: Namespace) -> str:
+    """The method of inversion that the options name."""
+    return FAST_METHOD if args.fast else args.method or DEFAULT_METHOD
 
 
 # --- edits
@@ -238,9 +269,6 @@ def edit_settings(args: Namespace) -> dict[str, str]:
         **{name.capitalize(): ", ".join(getattr(args, name)) for name in OBJECT_OPTIONS},
         "Explicit": args.explicit,
         "Paste": args.paste,
-        "Polish": args.vae_refine_steps,
-        "Skip": None if args.skip is None else f"{args.skip:g}",
-        "Fit": args.fit,
     }
     return {name: value for name, value in values.items() if value}
 

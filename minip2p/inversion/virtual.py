@@ -54,7 +54,7 @@ def virtual(
     if eta is None:
         fresh_noise = components.scheduler.fresh_noise
         eta = DDIM_ETA if fresh_noise is None else fresh_noise
-    if not is_finite(eta) or not 0 <= eta <= 1:
+    if not is_finite(eta) or isinstance(eta, bool) or not 0 <= eta <= 1:
         raise ValueError(f"eta must be a number from 0 to 1, not {eta!r}")
     if not is_finite(source_guidance_scale) or source_guidance_scale == 0:
         raise ValueError(f"source_guidance_scale must be a finite number and not 0, not {source_guidance_scale!r}")

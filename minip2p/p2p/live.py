@@ -5,7 +5,7 @@ Axes: c h w latents, t steps.
 
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Unpack
@@ -13,7 +13,7 @@ from typing import Unpack
 from minip2p.attention.contract import fused
 from minip2p.checkpoints.components import Components
 from minip2p.p2p.editing import run_edits
-from minip2p.p2p.options import EditOptionKeywords, EditOptions
+from minip2p.p2p.options import EditOptionKeywords, EditOptions, check_setting_names
 from minip2p.p2p.places import find_place
 from minip2p.p2p.targets import EditTarget, make_targets
 from minip2p.sampling.preview import OnStep
@@ -60,8 +60,13 @@ class LiveEdits:
         on_step is called at the steps that run, which are none where the same edit was made before. Where the source or
         the edit has a custom attention, all steps run, as it may store what it sees. A local blend needs the heat maps
         of its words from the first step on: it goes on from edits with a blend of the same words, heads and strides.
-        Raises ValueError as `Pipeline.edit` does, and TypeError for an unknown option.
+        Raises ValueError as `Pipeline.edit` does and for settings of a run, and TypeError for an unknown option.
         """
+        known_names = [field.name for field in fields(EditOptions)]
+        others = {name: value for name, value in options.items() if name not in known_names}
+        check_setting_names(others)
+        if others:
+            raise ValueError(f"{', '.join(others)}: the source of live edits has its own settings; give them to live")
         edit_options = EditOptions(**options)
         (new,) = make_targets(self.components, self.source, [target], edit_options, self.find_place)
         is_custom = (edit_options.attend or self.source.attend) is not fused

@@ -1,7 +1,8 @@
 """The options of an edit, with their defaults and their validation. Nothing else in the project repeats them."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, TypedDict
 
@@ -11,6 +12,7 @@ from minip2p.io.images import read_mask
 from minip2p.p2p.local_blend import LocalBlend
 from minip2p.p2p.schedules import StepShare, check_weights, parse_step_share
 from minip2p.p2p.warp import Move, ObjectEdit
+from minip2p.sampling.settings import RunSettings
 from minip2p.validation import check_max_queries
 
 EXAMPLES = MappingProxyType({"move": "(32, 0)", "resize": "1.5", "duplicate": "(32, 0)"})  # for messages
@@ -143,3 +145,16 @@ def read_objects(move: Any, resize: Any, duplicate: Any, remove: Any) -> tuple[O
 def read_move(value: Any) -> Move:
     """A `Move` from (x, y) or a `Move`. Raises ValueError."""
     return value if isinstance(value, Move) else Move(by=value)
+
+
+def check_setting_names(settings: Mapping[str, Any]) -> None:
+    """Raises TypeError, with one line, for names that are not settings of a run, and names similar options."""
+    names = [field.name for field in fields(RunSettings)]
+    for name in settings:
+        if name not in names:
+            known = [*names, *(field.name for field in fields(EditOptions))]
+            similar = [other for other in known if name in other.split("_")] or get_close_matches(name, known)
+            if name in similar:
+                raise TypeError(f"{name} is an option of an edit, not of a run")
+            hint = f"; did you mean {' or '.join(similar)}?" if similar else f"; a run has {', '.join(names)}"
+            raise TypeError(f"there is no option {name!r}{hint}")

@@ -18,8 +18,9 @@ def parameters(run: Trajectory, **more: Any) -> str:
         Steps: 50, Sampler: DDIM, CFG scale: 4.0, Seed: 1, Size: 128x96, Model: tiny, …
 
     The second line is missing where there is no negative prompt. Size is width x height. Model is followed by VAE and
-    LoRA where there are some. Source is the source prompt of an edit, Method that of the inversion of a photograph. A
-    value with a comma, colon, quote or line break is written as a JSON string.
+    LoRA where there are some. Source is the source prompt of an edit, Method that of the inversion of a photograph;
+    Eta and Source CFG scale are those of virtual inversion. A value with a comma, colon, quote or line break is written
+    as a JSON string.
 
     more: further settings.
     """
@@ -44,6 +45,8 @@ def parameters(run: Trajectory, **more: Any) -> str:
         settings["Source"] = run.source_run.prompt
     if run.inversion:
         settings["Method"] = run.inversion
+    if run.conditioning.source_guidance_scale is not None:
+        settings |= {"Eta": run.conditioning.eta, "Source CFG scale": run.conditioning.source_guidance_scale}
     settings |= more
     negative = [f"Negative prompt: {run.negative_prompt}"] if run.negative_prompt else []
     last = ", ".join(f"{name}: {quote_value(value)}" for name, value in settings.items())

@@ -46,7 +46,7 @@ def record_run(
     if file is None and layout_bytes(cached) > budget:
         raise ValueError(
             f"the record would take {layout_bytes(cached) / 1e6:,.1f} MB of memory, its budget is "
-            f"{budget / 1e6:,.1f}: give it a file, or keep fewer steps or a smaller dtype"
+            f"{budget / 1e6:,.1f}: give a larger budget or fewer steps; record may also take a file or a smaller dtype"
         )
     extra = conditioning_tensors(origin.conditioning)
     layout: Layout = {"latents": (torch.float32, (origin.steps + 1, *source.latents[0].shape[1:]))}

@@ -137,7 +137,9 @@ def read_run(components: Components, file: Path) -> RunRecord:
     if version != FORMAT:
         raise ValueError(f"{file}: not a run file, which Trajectory.save and `minip2p generate --record` write")
     if metadata.get("model") != components.fingerprint:
-        raise ValueError(f"{file}: the run of another model, or of this one in another dtype: open it with that model")
+        raise ValueError(
+            f"{file}: the run of another model, or of this one with another dtype or scheduler: open it with that model"
+        )
     try:
         latents = tensors.pop("latents")
         latent = (latents.shape[-2], latents.shape[-1])

@@ -37,7 +37,7 @@ from minip2p.tiny.batches import UNET_BATCH, Batch, BatchSource, CachedScenes
 from minip2p.tiny.export import export_model, load_tokenizer, trained_steps
 from minip2p.tiny.grounding import SLOTS, attention_targets, grounding_loss
 from minip2p.tiny.latents import MAX_SCENES, LatentCache
-from minip2p.tiny.loop import Training, cooldown, half_precision, seeded_generator
+from minip2p.tiny.loop import Training, check_length, check_output, cooldown, half_precision, seeded_generator
 from minip2p.tiny.scene_store import SceneStore
 from minip2p.tiny.sprites import Sprites, fetch_sprites
 from minip2p.tiny.train_unet import GROUNDING_WEIGHT, predict_with_maps, stratified_timesteps
@@ -244,6 +244,8 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
+        check_length(options.steps, options.minutes)
+        check_output(options.out, {"--model": options.model, "--warm": options.warm})
         stop_at = time.time() + 60 * options.minutes
         if options.workers < 0 or options.scenes < 1:
             raise ValueError(
@@ -287,6 +289,8 @@ def main() -> int:
             predict=predict,
             warm_start=options.warm,
         )
+        if not steps:
+            raise ValueError(f"the first step did not begin within --minutes {options.minutes:g}: give more time")
         write_student(options.out, model, student, steps, options.model)
 
     return run_guarded(work)

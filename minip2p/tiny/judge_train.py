@@ -23,7 +23,7 @@ from minip2p.tiny.judge import FOLDER, Judge
 from minip2p.tiny.judge_data import IGNORE_LABEL, LabelledBatch, label_renders, reconstruct
 from minip2p.tiny.judge_exam import print_exam
 from minip2p.tiny.judge_network import JudgeConfig, JudgeNetwork, JudgeOutput
-from minip2p.tiny.loop import Training, cooldown, half_precision
+from minip2p.tiny.loop import Training, check_length, cooldown, half_precision
 from minip2p.tiny.render import render, stack_pictures
 from minip2p.tiny.scenes import dataset
 from minip2p.tiny.sprites import Sprites, fetch_sprites
@@ -124,6 +124,7 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
+        check_length(options.steps, options.minutes)
         sprites, vae = Sprites.load(fetch_sprites(options.work / "sprites")), load(options.model).vae
         if not options.exam:
             judge, complete = train(

@@ -48,6 +48,21 @@ def inverse_root(step: int, plateau: int = 3000) -> float:
     return min(1.0, math.sqrt(plateau / (step + 1)))
 
 
+def check_length(steps: int, minutes: float) -> None:
+    """Raises ValueError for --steps or --minutes of a training that would end before its first step."""
+    if steps < 1:
+        raise ValueError(f"--steps must be at least 1, not {steps}")
+    if not minutes > 0:
+        raise ValueError(f"--minutes must be a number above 0, not {minutes:g}")
+
+
+def check_output(out: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Raises ValueError if the folder of --out is one that the training reads. inputs: option -> its folder."""
+    for option, folder in inputs.items():
+        if folder is not None and folder.resolve() == out.resolve():
+            raise ValueError(f"--out {out}: is the folder of {option}, which would be overwritten: choose another")
+
+
 def is_matrix(name: str, p: Tensor) -> bool:
     """Whether Muon trains a parameter: matrices and convolutions, except embeddings and the first and last layers."""
     return p.ndim > 1 and not any(excluded in name for excluded in ("embedding", "conv_in", "conv_out"))

@@ -40,6 +40,7 @@ from minip2p.tiny.judge import Judge
 from minip2p.tiny.judge_train import BATCH as JUDGE_BATCH
 from minip2p.tiny.judge_train import train as train_judge
 from minip2p.tiny.latents import MAX_SCENES, LatentCache
+from minip2p.tiny.loop import check_length
 from minip2p.tiny.scene_store import SceneStore
 from minip2p.tiny.scenes import caption_words
 from minip2p.tiny.sprites import Sprites, fetch_sprites
@@ -131,6 +132,7 @@ def batch_sizes(text: str) -> tuple[int, ...]:
 
 def train(options: argparse.Namespace) -> None:
     """Runs the stages, as far as the time allows."""
+    check_length(options.steps, options.minutes)
     stop_at, device = min(time.time() + 60 * options.minutes, options.until), torch.device(options.device)
     on_gpu = device.type == "cuda"
     if on_gpu and not torch.cuda.is_available():

@@ -30,7 +30,7 @@ from minip2p.pipeline import Pipeline, load
 from minip2p.tiny.distill import Predict
 from minip2p.tiny.export import export_model, trained_steps
 from minip2p.tiny.latents import MAX_SCENES
-from minip2p.tiny.loop import Training, cooldown, seeded_generator
+from minip2p.tiny.loop import Training, check_length, check_output, cooldown, seeded_generator
 from minip2p.tiny.pair_latents import MixedPairs, PairSource, RenderedChunks, rendered_pairs, table_pairs
 from minip2p.tiny.scene_edits import instruction_words
 from minip2p.tiny.sprites import Sprites, fetch_sprites
@@ -210,6 +210,8 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
+        check_length(options.steps, options.minutes)
+        check_output(options.out, {"--model": options.model, "--warm": options.warm})
         stop_at = time.time() + 60 * options.minutes
         if options.workers < 0 or options.pairs < 1:
             raise ValueError(
@@ -234,6 +236,8 @@ def main() -> int:
                 predict=torch.compile(predict_with_maps, dynamic=False) if on_gpu else predict_with_maps,
                 warm_start=options.warm,
             )
+        if not steps:
+            raise ValueError(f"the first step did not begin within --minutes {options.minutes:g}: give more time")
         write_instruct(options.out, model, unet, steps, options.model)
 
     return run_guarded(work)

@@ -310,6 +310,11 @@ def test_16_bit_variants_and_sharded_weights_are_read(family, tmp_path):
 def test_a_model_that_ships_is_loaded_by_its_name_unless_a_folder_has_it(tmp_path, monkeypatch):
     assert model_location(None) == model_location("tiny") == shipped_weights("tiny")
     assert model_location("tiny-fast") == shipped_weights("tiny-fast")
+    for name in ("tiny_fast", "tinyfast", "TINY-FAST"):
+        with pytest.raises(
+            FileNotFoundError, match=f"^{name}: no such file or folder, and the models that ship are tiny"
+        ):
+            minip2p.load(name)
     assert model_location("org/tiny-fast") == "org/tiny-fast" and model_location(Path("tiny-fast")) == Path("tiny-fast")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny-fast").mkdir()

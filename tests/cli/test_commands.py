@@ -186,10 +186,26 @@ def test_fast_is_virtual_inversion_in_few_steps(tmp_path, loaded, model):
     assert pixels(out) == expected.image.tobytes()
     settings = png_settings(out)[2]
     assert (settings["Method"], settings["Steps"], settings["Sampler"]) == ("virtual", "2", "DDCM")
+    assert settings["Seed"] == "3" == png_settings(tmp_path / "fast-source.png")[2]["Seed"]
     for scheduler, steps in (("ddim", "15"), ("lcm", "4")):
         file = tmp_path / f"{scheduler}.safetensors"
         assert run("invert", PHOTO, CAT, "--fast", "--size", "64x64", "--scheduler", scheduler, "-o", file) == 0
         assert png_settings(file.with_suffix(".png"))[2]["Steps"] == steps
+
+
+@pytest.mark.parametrize("method", ["virtual", "edit-friendly"])
+def test_invert_draws_the_noise_of_its_seed_and_its_picture_says_so(method, tmp_path, loaded, model):
+    """As `edit` and `maps` do."""
+    arguments = "--method", method, "--skip", 0.5, "--steps", 2, "--size", "64x64"
+    file = tmp_path / "p.safetensors"
+    assert run("invert", PHOTO, CAT, *arguments, "--seed", 3, "-o", file) == 0
+    expected = model.invert(PHOTO, CAT, method=method, skip=0.5, steps=2, size=(64, 64), seed=3)
+    assert torch.equal(model.open(file).latents, expected.latents)
+    settings = png_settings(file.with_suffix(".png"))[2]
+    assert (settings["Seed"], settings["Skip"]) == ("3", "0.5")
+    assert run("maps", PHOTO, "--prompt", CAT, *arguments, "-o", tmp_path / "m.png") == 0
+    settings = png_settings(tmp_path / "m.png")[2]
+    assert (settings["Seed"], settings["Skip"]) == ("0", "0.5")
 
 
 def test_polish_refines_the_latents_of_the_photograph(tmp_path, loaded, model):
@@ -554,6 +570,10 @@ MISTAKES = (
     (("edit", "none.png", TIGER, "--prompt", CAT), "none.png: no such file"),
     (("edit", "setup.cfg", TIGER, "--prompt", CAT), "setup.cfg: is not an image that Pillow can read"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--seed", "1"), "--seed: this inversion of a photograph draws no noise"),
+    (("maps", RENDER, "--prompt", CAT, "--count", "2"), "--count: this inversion of a photograph draws no noise"),
+    (("invert", RENDER, CAT, "--seed", "1"), "--seed: this inversion of a photograph draws no noise"),
+    (("invert", RENDER, CAT, "--fast", "--seed", "-1"), "--seed must lie between"),
+    (("invert", RENDER, CAT, "--fast", "--seed", "1,2"), "--seed: must be a whole number, not '1,2'"),
     (("edit", RENDER, TIGER, "--prompt", CAT, "--blend", "cow"), "'cow' is not in the prompt"),
     (("edit", CAT, TIGER, "--blend", "cat:tiger", "--mask", RENDER), "give one of them"),
     (("edit", CAT, TIGER, "--threshold", ".3"), "--threshold is for the heat maps of --blend"),
@@ -595,7 +615,8 @@ MISTAKES = (
 @pytest.mark.parametrize("arguments, message", MISTAKES, ids=[" ".join(a[:1] + a[-2:]) for a, _ in MISTAKES])
 def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys, loaded):
     steps = () if "--steps" in arguments or arguments[1].lower().endswith(".safetensors") else ("--steps", "2")
-    assert message in error_line(capsys, *arguments, *steps, "-o", tmp_path / "new" / "out")
+    out = "out.safetensors" if arguments[0] == "invert" else "out"
+    assert message in error_line(capsys, *arguments, *steps, "-o", tmp_path / "new" / out)
     assert not list(tmp_path.iterdir())
 
 

@@ -77,7 +77,7 @@ def test_blend_words(arguments, expected):
         ),
         (["--cross", "tiger=.2"], {"Cross": "0.8, tiger=.2", "Self": "0.4", "Kind": "auto"}),
         (
-            ["--blend", "cat:tiger", "--threshold", "otsu", "--explicit", "--paste", "--polish", "3"],
+            ["--blend", "cat:tiger", "--threshold", "otsu", "--explicit", "--paste"],
             {
                 "Cross": "0.8",
                 "Self": "0.4",
@@ -86,13 +86,27 @@ def test_blend_words(arguments, expected):
                 "Threshold": "otsu",
                 "Explicit": True,
                 "Paste": True,
-                "Polish": 3,
             },
         ),
     ],
 )
 def test_settings_of_an_edit_for_its_png(arguments, expected):
     assert options.edit_settings(parse("edit", CAT, TIGER, *arguments)) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, seed, expected",
+    [
+        ([], None, {}),
+        (["--method", "edit-friendly"], None, {"Seed": 0}),
+        (["--method", "virtual", "--skip", ".20"], 3, {"Seed": 3, "Skip": "0.2"}),
+        (["--fast", "--polish", "3", "--fit", "stretch"], 2, {"Seed": 2, "Polish": 3, "Fit": "stretch"}),
+    ],
+)
+def test_settings_of_an_inversion_for_its_png(arguments, seed, expected):
+    for command in (("invert", PHOTO, CAT), ("edit", PHOTO, TIGER, "--prompt", CAT), ("maps", PHOTO, "--prompt", CAT)):
+        assert options.inversion_settings(parse(*command, *arguments), seed) == expected
+    assert options.inversion_settings(parse("edit", CAT, TIGER), 3) == {}
 
 
 def test_model_dtype_device_and_scheduler_reach_load(tmp_path, monkeypatch):

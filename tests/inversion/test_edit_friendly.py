@@ -57,6 +57,7 @@ def test_skip_is_a_share_of_the_run(model, start, skip, steps):
         (dict(source_guidance_scale=float("nan")), "source_guidance_scale must be a finite number, not nan"),
         (dict(source_guidance_scale="2"), "source_guidance_scale must be a finite number, not '2'"),
         (dict(seed="x"), "seed must be a whole number between 0 and"),
+        (dict(seed=True), "seed must be a whole number between 0 and"),
         (dict(seed=-1), "seed must be a whole number between 0 and"),
         (dict(seed=1.5), "seed must be a whole number between 0 and"),
         (dict(seed=2**63), "seed must be a whole number between 0 and"),

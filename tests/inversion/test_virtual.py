@@ -223,6 +223,8 @@ def test_a_record_has_the_corrections_so_that_the_source_does_not_run(model, sta
     [
         (dict(skip=1), "skip must be a number from 0 on, below 1, not 1"),
         (dict(seed=-1), "seed must be a whole number between 0 and"),
+        (dict(seed=True), "seed must be a whole number between 0 and 2\\^63 - 1, not True"),
+        (dict(eta=True), "eta must be a number from 0 to 1, not True"),
         (dict(eta=1.5), "eta must be a number from 0 to 1, not 1.5"),
         (dict(eta=float("nan")), "eta must be a number from 0 to 1, not nan"),
         (dict(eta="1"), "eta must be a number from 0 to 1, not '1'"),

@@ -56,8 +56,9 @@ def test_a_live_source_is_a_record_of_the_run(model, run):
     assert same_latents(live.source, run) and live.source.is_recorded(STEPS - 1, lambda site, queries: True)
     fresh = model.live(SOURCE, seed=1, steps=STEPS, size=SIZE)
     assert same_latents(fresh.source, run)
-    with pytest.raises(ValueError, match="its budget is 0.0"):
-        model.live(run, budget=100)
+    for source in ((run,), (PHOTO, SOURCE)):
+        with pytest.raises(ValueError, match="its budget is 0.0: give a larger budget or fewer steps"):
+            model.live(*source, budget=100)
 
 
 def test_an_edit_runs_the_steps_from_the_first_that_differs(model, run, live, log):
@@ -275,8 +276,17 @@ def test_a_live_source_has_all_its_unconditional_rows(model):
 def test_mistakes_are_named_as_by_edit(model, live, log):
     with pytest.raises(ValueError, match="'cow' is not in the prompt"):
         live.edit(TARGET, local_blend="cow")
-    with pytest.raises(TypeError, match="cros_replace"):
-        live.edit(TARGET, cros_replace=0.3)
+    with pytest.raises(TypeError, match="^there is no option 'crossreplace'; did you mean cross_replace"):
+        live.edit(TARGET, crossreplace=0.3)
+    with pytest.raises(ValueError, match="^steps, seed: the source of live edits has its own settings; give them to"):
+        live.edit(TARGET, steps=3, seed=1)
+    assert not log.calls
+
+
+def test_options_of_edits_are_none_of_a_live_source(model, run, log):
+    for source in ((run,), (PHOTO, SOURCE)):
+        with pytest.raises(TypeError, match="^cross_replace is an option of an edit: give it to live.edit"):
+            model.counting(log).live(*source, cross_replace=0.5)
     assert not log.calls
 
 

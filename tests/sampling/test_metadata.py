@@ -51,6 +51,7 @@ def test_steps_with_noise_are_ddpms_and_ddcms_where_it_replaces_the_old_noise(ru
     assert "Sampler: LCM" in parameters(fresh)
     virtual = replace(fresh, conditioning=replace(fresh.conditioning, source_guidance_scale=1.0))
     assert "Sampler: DDCM" in parameters(virtual)
+    assert parameters(virtual).endswith("Eta: 1.0, Source CFG scale: 1.0") and "Eta" not in parameters(fresh)
 
 
 def test_another_dtype_and_the_files_of_the_model_are_named(run):

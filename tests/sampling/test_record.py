@@ -107,7 +107,7 @@ def test_only_floating_point_dtypes_can_be_recorded(model):
 def test_a_budget_is_checked_before_the_run_and_a_file_needs_none(model, tmp_path):
     log = CallLog()
     counted = model.counting(log)
-    with pytest.raises(ValueError, match=r"the record would take 1.0 MB of memory, its budget is 0.5: give it a file"):
+    with pytest.raises(ValueError, match=r"the record would take 1.0 MB of memory, its budget is 0.5: give a larger"):
         counted.record(SOURCE, steps=2, budget=5e5)
     assert not log.calls
     run = counted.record(SOURCE, steps=2, budget=5e5, file=tmp_path / "run.safetensors")

@@ -246,7 +246,8 @@ def test_the_run_of_another_model_is_refused(saved, change):
     elif change != "dtype":
         network = {"unet": other.unet, "vae": other.vae, "text": other.text.encoders["text_encoder"]}[change]
         next(iter(network.parameters())).data += 1
-    with pytest.raises(ValueError, match="the run of another model") as error:
+    message = "the run of another model, or of this one with another dtype or scheduler: open it with that model"
+    with pytest.raises(ValueError, match=message) as error:
         other.open(saved)
     assert str(saved) in str(error.value) and "\n" not in str(error.value)
 

@@ -275,6 +275,11 @@ def test_a_teacher_that_predicts_v_is_refused(teacher, tmp_path):
     "options, message",
     [
         (["--batch", "65"], "--batch must be a multiple of 64, not 65"),
+        (["--steps", "-3"], "--steps must be at least 1, not -3"),
+        (["--steps", "0"], "--steps must be at least 1, not 0"),
+        (["--minutes", "0"], "--minutes must be a number above 0, not 0"),
+        (["--minutes", "-1"], "--minutes must be a number above 0, not -1"),
+        (["--minutes", "nan"], "--minutes must be a number above 0, not nan"),
         (["--workers", "-1"], "--workers must be at least 0 and --scenes at least 1, not -1 and 61440"),
         (["--workers", "1", "--scenes", "0"], "--workers must be at least 0 and --scenes at least 1, not 1 and 0"),
         (["--device", "cuda"], "--device cuda needs --workers, the number of processes that render scenes for it"),
@@ -286,3 +291,23 @@ def test_wrong_options_are_refused_in_one_line(options, message, tmp_path, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert distill.main() == 2
     assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--model", "--warm"])
+def test_a_folder_that_is_read_is_not_written(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["distill", option, str(tmp_path), "--out", f"{tmp_path}/../{tmp_path.name}"])
+    assert distill.main() == 2
+    assert f"is the folder of {option}, which would be overwritten" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_student_without_a_step_is_not_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distill, "fetch_sprites", lambda folder: None)
+    monkeypatch.setattr(distill.Sprites, "load", lambda folder: None)
+    monkeypatch.setattr(distill, "LatentCache", lambda *_: None)
+    monkeypatch.setattr(distill, "CachedScenes", lambda *_, **__: None)
+    arguments = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--minutes", "1e-9"]
+    monkeypatch.setattr(sys, "argv", ["distill", *arguments])
+    assert distill.main() == 2
+    error = "minip2p: error: the first step did not begin within --minutes 1e-09: give more time\n"
+    assert capsys.readouterr().err == error and not (tmp_path / "out").exists()

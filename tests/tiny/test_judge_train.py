@@ -76,3 +76,10 @@ def test_a_training_without_time_is_not_complete_unless_its_end_is_the_time(spri
         assert isinstance(judge, Judge) and complete == stop_ends
         for name, tensor in judge.network.state_dict().items():
             assert torch.equal(tensor, start.network.state_dict()[name])
+
+
+def test_a_training_of_no_steps_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["judge_train", "--steps", "0", "--work", str(tmp_path), "--out", str(tmp_path)])
+    assert judge_train.main() == 2
+    assert capsys.readouterr().err == "minip2p: error: --steps must be at least 1, not 0\n"
+    assert not any(tmp_path.iterdir())

@@ -80,6 +80,11 @@ def test_batches_are_sorted(text, sizes):
 @pytest.mark.parametrize(
     "options, message",
     [
+        (["--steps", "-3"], "--steps must be at least 1, not -3"),
+        (["--steps", "0"], "--steps must be at least 1, not 0"),
+        (["--minutes", "0"], "--minutes must be a number above 0, not 0"),
+        (["--minutes", "-1"], "--minutes must be a number above 0, not -1"),
+        (["--minutes", "nan"], "--minutes must be a number above 0, not nan"),
         (["--device", "cuda"], "torch finds no NVIDIA GPU; use --device cpu"),
         (["--decoder", "1", "--encoder"], "--encoder needs --workers: the latents on disk would not be those"),
         (["--judge", "1"], "--judge needs --workers; on a CPU train the judge with python -m minip2p.tiny.judge_train"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import minip2p
 from minip2p.attention.contract import fused
 from minip2p.config import SchedulerConfig
+from minip2p.io.files import shipped_weights
 from minip2p.sched import DDIMScheduler
 from minip2p.tiny import train_instruct as module
 from minip2p.tiny.loop import seeded_generator
@@ -173,6 +174,12 @@ def test_what_save_writes_is_complete_and_diffusers_pipeline_gives_the_same_pict
     "arguments, message",
     [
         (["--batch", "48"], "--batch must be a multiple of 32, not 48"),
+        (["--out", str(shipped_weights("tiny"))], "is the folder of --model, which would be overwritten"),
+        (["--steps", "-3"], "--steps must be at least 1, not -3"),
+        (["--steps", "0"], "--steps must be at least 1, not 0"),
+        (["--minutes", "0"], "--minutes must be a number above 0, not 0"),
+        (["--minutes", "-1"], "--minutes must be a number above 0, not -1"),
+        (["--minutes", "nan"], "--minutes must be a number above 0, not nan"),
         (["--workers", "-1"], "--workers must be at least 0"),
         (["--data", "nowhere"], "nowhere: has no data/*.parquet"),
         (["--model", "nowhere"], "nowhere: no such folder"),
