@@ -16,7 +16,7 @@ def plan(
     instruction: str,
     caption: str,
     *,
-    by: Tagger | LanguageModel | str | None = None,
+    by: Tagger | LanguageModel | str | Path | None = None,
     by_model: str | None = None,
     timeout: float = TIMEOUT,
 ) -> Plan:
@@ -30,16 +30,16 @@ def plan(
     """
     check_text("the instruction", instruction)
     check_text("the caption", caption)
-    is_server = isinstance(by, str) and not Path(by).is_dir()
-    if not is_server and by_model is not None:
-        raise ValueError(f"by_model: {by_model!r} is a model of a server: give its address as by")
-    if isinstance(by, str) and is_server:
+    if isinstance(by, str) and not Path(by).is_dir():
         if not is_finite(timeout) or timeout <= 0:
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
         return ask_endpoint(instruction, caption, by, by_model, timeout)
-    if isinstance(by, str | LanguageModel):
-        model = by if isinstance(by, LanguageModel) else LanguageModel.load(by)
-        return model(instruction, caption)
+    if by_model is not None:
+        raise ValueError(f"by_model: {by_model!r} is a model of a server: give its address as by")
+    if isinstance(by, str | Path):
+        by = LanguageModel.load(by)
+    if isinstance(by, LanguageModel):
+        return by(instruction, caption)
     if by is not None and not isinstance(by, Tagger):
         raise ValueError(
             "by is None, a Tagger, a LanguageModel, its folder, or the address of a server, as "

@@ -226,6 +226,6 @@ def test_a_folder_has_no_other_model(folder):
 
 def test_the_command_plans_by_a_folder(folder, tmp_path, capsys):
     assert run("plan", "make the cat a tiger", "--caption", CAPTION, "--by", folder) == 0
-    plan = minip2p.plan("make the cat a tiger", CAPTION, by=str(folder))
+    plan = minip2p.plan("make the cat a tiger", CAPTION, by=folder)
     assert read_plan(capsys.readouterr().out.strip(), CAPTION) == plan
     assert "cannot be read as a causal" in error_line(capsys, "plan", "x", "--caption", CAPTION, "--by", tmp_path)
