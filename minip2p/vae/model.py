@@ -84,13 +84,13 @@ def decode_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, side: int) -> Te
             latents = z[:, :, top : top + side, left : left + side]
             tile = decode(latents)
             stride = tile.shape[2] // latents.shape[2]
-            overlap, kept = int(side * stride * OVERLAP), int(side * stride) - int(side * stride * OVERLAP)
+            overlap, size = int(side * stride * OVERLAP), int(side * stride) - int(side * stride * OVERLAP)
             if above is not None:
                 tile = fade(above[len(tiles)], tile, overlap, dim=2)
             if tiles:
                 tile = fade(tiles[-1], tile, overlap, dim=3)
             tiles.append(tile)
-        rows.append(torch.cat([tile[:, :, :kept, :kept] for tile in tiles], 3))
+        rows.append(torch.cat([tile[:, :, :size, :size] for tile in tiles], 3))
         above = tiles
     return torch.cat(rows, 2)
 

@@ -106,7 +106,7 @@ def desk(pipe, tmp_path, monkeypatch):
 
     def few_steps(settings):
         check(settings)
-        object.__setattr__(settings, "steps", min(settings.steps, STEPS))
+        object.__setattr__(settings, "steps", min(settings.steps or STEPS, STEPS))
 
     def load(where=None, **options):
         extra = next((count for word, count in EXTRA_CHANNELS.items() if word in str(where)), 0)
