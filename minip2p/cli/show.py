@@ -75,8 +75,8 @@ def run_settings(file: Path) -> str:
         "Method": metadata.get("inversion"),
         "Picture guidance": metadata.get("image_guidance_scale"),
         "Skipped steps": without(metadata.get("skip_steps"), "0"),
-        "Fresh noise": metadata.get("eta"),
-        "Source guidance": metadata.get("source_guidance_scale"),
+        "Eta": metadata.get("eta"),
+        "Source CFG scale": metadata.get("source_guidance_scale"),
         "Conditioned on": metadata.get("conditioning"),
         "Recorded attention": "yes" if len(names) > 1 + len(metadata.get("conditioning", "").split()) else "",
     }

@@ -192,7 +192,10 @@ def test_a_bug_is_a_traceback(monkeypatch):
         (("generate", CAT, "--sed", 3), "has no option --sed: did you mean --seed? See minip2p generate --help"),
         (("generate", "--sed", 3), "has no option --sed: did you mean --seed?"),
         (("generate", CAT, "--num_inference_steps=3"), "has no option --num_inference_steps: did you mean --steps?"),
-        (("generate", CAT, "--cfg-scale", 3), "has no option --cfg-scale: did you mean --guidance?"),
+        (
+            ("generate", CAT, "--cfg-scale", 3),
+            "has no option --cfg-scale: did you mean --guidance or --guidance-interval?",
+        ),
         (("generate", CAT, "--STEPS", 3), "has no option --STEPS: did you mean --steps?"),
         (("generate", CAT, "--blend", "cat"), "has no option --blend, which edit has"),
         (("generate", CAT, "--prompt", CAT), "has no option --prompt, which edit, maps have"),

@@ -46,7 +46,7 @@ def test_show_names_the_method_of_an_inversion_and_its_sampler(model, tmp_path, 
     for method, sampler, rest in (
         ("direct", "DDIM", ""),
         ("edit-friendly", "DDPM", ", Conditioned on: variance_noise"),
-        ("virtual", "DDCM", ", Fresh noise: 1.0, Source guidance: 1.0, Conditioned on: variance_noise"),
+        ("virtual", "DDCM", ", Eta: 0.1, Source CFG scale: 1.0, Conditioned on: variance_noise"),
     ):
         run_of_photo = model.invert(PHOTO, CAT, method=method, steps=1, size=(64, 64))
         run_of_photo.save(tmp_path / "photo.safetensors")
