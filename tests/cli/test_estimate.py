@@ -78,7 +78,7 @@ def test_a_small_run_is_not_measured_and_a_long_one_is_named(model, monkeypatch,
 def test_more_memory_than_the_machine_has_is_named(model, monkeypatch):
     monkeypatch.setattr(estimate, "memory_of_machine", lambda device: 1e9)
     monkeypatch.setattr(estimate, "measure_speed", lambda components: 1e15)
-    with pytest.warns(Notice, match="this needs about 13 GB of memory, and there are 1 GB: smaller pictures"):
+    with pytest.warns(Notice, match="this needs about 4 GB of memory, and there are 1 GB: smaller pictures"):
         estimate.announce(model.components, 1, (512, 512), pictures=1, batch=2)
 
 
