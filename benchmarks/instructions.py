@@ -1,6 +1,6 @@
 """Instructions end to end, on the cases of `minip2p bench-edits`: a sentence, its plan, and the edit that the plan is.
 
-    python -m minip2p bench-edits --methods direct,direct+mask --count 70 -o edits70
+    python -m minip2p bench-edits --methods direct,direct+mask --count 70 --steps 20 -o edits70
     python benchmarks/instructions.py --edits edits70 -o instructions
 
 Each case is said in a sentence, in several wordings in turn, and planned by the planner that ships. The first table
