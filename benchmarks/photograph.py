@@ -23,6 +23,7 @@ from typing import Any
 from common import print_figures, time_in_turn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import minip2p
 from minip2p.checkpoints.components import RowCounter
@@ -147,6 +148,9 @@ def draw(costs: list[Cost], qualities: dict[tuple[str, int], Quality], path: Pat
             )
             plot.annotate(str(number), point, xytext=(5, 5), textcoords="offset points", fontsize=9)
         plot.set_xscale("log")
+        plot.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        plot.xaxis.set_major_formatter("{x:g}")
+        plot.xaxis.set_minor_formatter(NullFormatter())
         plot.set_xlabel("seconds an edit, less is better  ←")
         plot.set_ylabel(f"{title}, more is better  →")
         plot.grid(alpha=0.3, which="both")
