@@ -104,8 +104,8 @@ by_null_text = pipe.edit(null_text, target, cross_replace=0.8, self_replace=0.6)
 show({"the photograph": photo, "a zebra": by_null_text.image})
 
 # %% [markdown]
-# Another way inverts nothing. `method="virtual"` (Xu et al. 2023) adds noise to the photograph, and each step of an edit
-# is corrected by what the model gets wrong on the photograph. On the command line `--fast` does this in few steps.
+# Another way inverts nothing. `method="virtual"` (Xu et al. 2023) adds noise to the photograph, and each step of an
+# edit is corrected by what the model gets wrong on the photograph. On the command line `--fast` does this in few steps.
 #
 # ## Exercise
 #
