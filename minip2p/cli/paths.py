@@ -11,7 +11,7 @@ from minip2p.io.contents import first_bytes, is_picture, is_run, not_a_run
 
 RUN_SUFFIX = ".safetensors"  # the suffix of a run's file
 PICTURE_SUFFIX = ".png"
-# The arguments that name files. A SOURCE may be a prompt as well.
+# The arguments that name files. A SOURCE may be a prompt as well, and a planner (--by) the address of a server.
 PATH_ARGUMENTS = (
     "model",
     "config",
@@ -30,6 +30,7 @@ PATH_ARGUMENTS = (
     "region",
     "source",
     "prompts",
+    "by",
 )
 OUTPUT_ARGUMENTS = ("out", "record", "export")
 URL = re.compile(r"(?:https?|ftp|file)://\S+", re.IGNORECASE)
@@ -60,6 +61,8 @@ def expand_path(name: str, path: str) -> str:
     if path == "-" and name in OUTPUT_ARGUMENTS:
         raise ValueError(f"{name} is -, and files are not written to the standard output: give a folder or a file")
     url = URL.match(path.strip())
+    if url is not None and name == "by":
+        return path
     if url is None:
         expanded = os.path.expanduser(path)
         if expanded.startswith("~") and (name != "source" or PATH_START.match(path)):

@@ -103,6 +103,16 @@ def test_a_folder_and_a_picture_are_no_prompts(tmp_path, monkeypatch):
     paths.check_source(str(PHOTO), True)
 
 
+def test_a_planner_is_a_folder_or_the_address_of_a_server(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    for value, expected in (("~/llama", "/home/ada/llama"), ("http://localhost:11434/v1", "http://localhost:11434/v1")):
+        args = Namespace(by=value)
+        paths.expand_paths(args)
+        assert args.by == expected
+    with pytest.raises(ValueError, match="by is empty"):
+        paths.expand_paths(Namespace(by=" "))
+
+
 def test_every_argument_that_names_a_file_is_looked_at():
     """By what the usage calls its value."""
     names = {
