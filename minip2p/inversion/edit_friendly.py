@@ -11,7 +11,7 @@ from minip2p.checkpoints.components import Components
 from minip2p.sampling.conditioning import Conditioning
 from minip2p.sampling.guidance import FiniteCheck, guided_noise
 from minip2p.sampling.progress import Progress
-from minip2p.sampling.settings import RunStart
+from minip2p.sampling.settings import RunStart, check_read_guidance
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.validation import check_number, check_seed, is_finite
 
@@ -43,6 +43,7 @@ def edit_friendly(
     w = start.guidance_scale if source_guidance_scale is None else source_guidance_scale
     if not is_finite(w):
         raise ValueError(f"source_guidance_scale must be a finite number, not {w!r}")
+    check_read_guidance(components, "source_guidance_scale", w)
     scheduler, x0 = components.scheduler, start.noise.to(components.device)
     steps = scheduler.steps(start.steps)
     generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ import torch
 
 from minip2p.checkpoints.components import Components
 from minip2p.sampling.progress import Progress
-from minip2p.sampling.settings import RunStart
+from minip2p.sampling.settings import RunStart, check_read_guidance
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.validation import check_number, check_seed, is_finite
 
@@ -58,11 +58,7 @@ def virtual(
         raise ValueError(f"eta must be a number from 0 to 1, not {eta!r}")
     if not is_finite(source_guidance_scale) or source_guidance_scale == 0:
         raise ValueError(f"source_guidance_scale must be a finite number and not 0, not {source_guidance_scale!r}")
-    if components.unet.reads_guidance and source_guidance_scale < 1:
-        raise ValueError(
-            f"source_guidance_scale must be at least 1 for this model, which reads it and has learned no other, not "
-            f"{source_guidance_scale:g}"
-        )
+    check_read_guidance(components, "source_guidance_scale", source_guidance_scale)
     if start.conditioning.uncond_every != 1 and source_guidance_scale != 1:
         raise ValueError("uncond_every: only at source_guidance_scale 1 does the source need no unconditional rows")
     x0, latents = start.noise.cpu(), []

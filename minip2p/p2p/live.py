@@ -44,8 +44,8 @@ class LiveEdits:
 
     The source is a record, so it does not run again where an edit reads what was recorded. The last
     `REMEMBERED_EDITS` edits are remembered with their latents, and with the heat maps of each step where they have a
-    local blend. A new edit begins at the first step at which it differs
-    from the one that is equal to it for longest; the order of edits changes no bit of a result.
+    local blend. A new edit begins at the first step at which it differs from the one that is equal to it for longest;
+    the order of edits changes no bit of a result.
     find_place: as in `p2p.places`, of the source; the places of words are remembered too.
     """
 

@@ -96,11 +96,7 @@ def prepare_run(
     guidance_scale = settings.guidance_scale
     if guidance_scale is None or (guidance_scale == 0 and default_guidance == 1):
         guidance_scale = default_guidance  # the cards of distilled models say 0 and mean: no guidance
-    if components.unet.reads_guidance and guidance_scale < 1:
-        raise ValueError(
-            f"guidance_scale must be at least 1 for this model, which reads it and has learned no other, not "
-            f"{guidance_scale:g}"
-        )
+    check_read_guidance(components, "guidance_scale", guidance_scale)
     steps = components.scheduler.default_steps if settings.steps is None else settings.steps
     components.scheduler.timesteps(steps)
     if settings.clip_skip > components.text.max_clip_skip:
@@ -148,6 +144,14 @@ def prepare_run(
         attend=settings.attend,
         conditioning=conditioning,
     )
+
+
+def check_read_guidance(components: Components, name: str, scale: float) -> None:
+    """Raises ValueError for a guidance scale that a model which reads it has not learned. name: of the option."""
+    if components.unet.reads_guidance and scale < 1:
+        raise ValueError(
+            f"{name} must be at least 1 for this model, which reads it and has learned no other, not {scale:g}"
+        )
 
 
 def check_approximation(components: Components, conditioning: Conditioning, steps: int, guidance_scale: float) -> None:

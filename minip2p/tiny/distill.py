@@ -37,7 +37,16 @@ from minip2p.tiny.batches import UNET_BATCH, Batch, BatchSource, CachedScenes
 from minip2p.tiny.export import export_model, load_tokenizer, trained_steps
 from minip2p.tiny.grounding import SLOTS, attention_targets, grounding_loss
 from minip2p.tiny.latents import MAX_SCENES, LatentCache
-from minip2p.tiny.loop import Training, check_length, check_output, cooldown, half_precision, seeded_generator
+from minip2p.tiny.loop import (
+    Training,
+    check_batch,
+    check_device,
+    check_length,
+    check_output,
+    cooldown,
+    half_precision,
+    seeded_generator,
+)
 from minip2p.tiny.scene_store import SceneStore
 from minip2p.tiny.sprites import Sprites, fetch_sprites
 from minip2p.tiny.train_unet import GROUNDING_WEIGHT, predict_with_maps, stratified_timesteps
@@ -154,8 +163,7 @@ def distil(
     empty_ids = torch.tensor(model.text.prompt("").ids, device=model.device)
 
     def learning_rate(step: int) -> float:
-        by_time = 1.0 if math.isinf(stop_at) else cooldown(time.time() - begin, stop_at - begin)
-        return LEARNING_RATE * by_time * cooldown(step, steps)
+        return LEARNING_RATE * cooldown(time.time() - begin, stop_at - begin) * cooldown(step, steps)
 
     training = Training(
         student,
@@ -253,10 +261,8 @@ def main() -> int:
             )
         if options.device == "cuda" and not options.workers:
             raise ValueError("--device cuda needs --workers, the number of processes that render scenes for it")
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda: torch finds no NVIDIA GPU; use --device cpu")
-        if options.batch < 1 or options.batch % UNET_BATCH:
-            raise ValueError(f"--batch must be a multiple of {UNET_BATCH}, not {options.batch}")
+        check_device(options.device)
+        check_batch(options.batch, UNET_BATCH)
         model, folder = load(options.model, device=options.device), fetch_sprites(options.work / "sprites")
         if not options.workers:
             digest = hashlib.sha256(

@@ -56,6 +56,18 @@ def check_length(steps: int, minutes: float) -> None:
         raise ValueError(f"--minutes must be a number above 0, not {minutes:g}")
 
 
+def check_batch(batch: int, unit: int) -> None:
+    """Raises ValueError if --batch is not a multiple of the pictures or pairs in which the recipe counts its steps."""
+    if batch < 1 or batch % unit:
+        raise ValueError(f"--batch must be a multiple of {unit}, not {batch}")
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError for --device cuda without an NVIDIA GPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no NVIDIA GPU; use --device cpu")
+
+
 def check_output(out: Path, inputs: Mapping[str, Path | None]) -> None:
     """Raises ValueError if the folder of --out is one that the training reads. inputs: option -> its folder."""
     for option, folder in inputs.items():

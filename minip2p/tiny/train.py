@@ -40,7 +40,7 @@ from minip2p.tiny.judge import Judge
 from minip2p.tiny.judge_train import BATCH as JUDGE_BATCH
 from minip2p.tiny.judge_train import train as train_judge
 from minip2p.tiny.latents import MAX_SCENES, LatentCache
-from minip2p.tiny.loop import check_length
+from minip2p.tiny.loop import check_device, check_length
 from minip2p.tiny.scene_store import SceneStore
 from minip2p.tiny.scenes import caption_words
 from minip2p.tiny.sprites import Sprites, fetch_sprites
@@ -135,8 +135,7 @@ def train(options: argparse.Namespace) -> None:
     check_length(options.steps, options.minutes)
     stop_at, device = min(time.time() + 60 * options.minutes, options.until), torch.device(options.device)
     on_gpu = device.type == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no NVIDIA GPU; use --device cpu")
+    check_device(options.device)
     torch.backends.cudnn.benchmark = on_gpu
     workers = options.workers if options.workers is not None else max(1, (os.cpu_count() or 2) - 1) if on_gpu else 0
     if options.judge and not workers:

@@ -30,7 +30,15 @@ from minip2p.pipeline import Pipeline, load
 from minip2p.tiny.distill import Predict
 from minip2p.tiny.export import export_model, trained_steps
 from minip2p.tiny.latents import MAX_SCENES
-from minip2p.tiny.loop import Training, check_length, check_output, cooldown, seeded_generator
+from minip2p.tiny.loop import (
+    Training,
+    check_batch,
+    check_device,
+    check_length,
+    check_output,
+    cooldown,
+    seeded_generator,
+)
 from minip2p.tiny.pair_latents import MixedPairs, PairSource, RenderedChunks, rendered_pairs, table_pairs
 from minip2p.tiny.scene_edits import instruction_words
 from minip2p.tiny.sprites import Sprites, fetch_sprites
@@ -122,8 +130,7 @@ def train_instruct(
     loss_of = InstructLoss(model, predict)
 
     def learning_rate(step: int) -> float:
-        by_time = 1.0 if math.isinf(stop_at) else cooldown(time.time() - begin, stop_at - begin)
-        return LEARNING_RATE * by_time * cooldown(step, steps)
+        return LEARNING_RATE * cooldown(time.time() - begin, stop_at - begin) * cooldown(step, steps)
 
     training = Training(
         unet,
@@ -217,10 +224,8 @@ def main() -> int:
             raise ValueError(
                 f"--workers must be at least 0 and --pairs at least 1, not {options.workers} and {options.pairs}"
             )
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda: torch finds no NVIDIA GPU; use --device cpu")
-        if options.batch < 1 or options.batch % BATCH:
-            raise ValueError(f"--batch must be a multiple of {BATCH}, not {options.batch}")
+        check_device(options.device)
+        check_batch(options.batch, BATCH)
         model = load(options.model, device=options.device)
         with ExitStack() as stack:
             source = open_pairs(options, model, stack)

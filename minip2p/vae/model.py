@@ -84,7 +84,8 @@ def decode_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, side: int) -> Te
             latents = z[:, :, top : top + side, left : left + side]
             tile = decode(latents)
             stride = tile.shape[2] // latents.shape[2]
-            overlap, size = int(side * stride * OVERLAP), int(side * stride) - int(side * stride * OVERLAP)
+            overlap = int(side * stride * OVERLAP)
+            size = side * stride - overlap
             if above is not None:
                 tile = fade(above[len(tiles)], tile, overlap, dim=2)
             if tiles:

@@ -260,8 +260,9 @@ def test_a_run_takes_four_steps_where_nothing_is_said(model):
 def test_what_the_model_cannot_take_is_one_line(model):
     with pytest.raises(ValueError, match="guidance_scale must be at least 1 for this model, which reads it"):
         model.generate(PROMPT, guidance_scale=0, steps=2)
-    with pytest.raises(ValueError, match="source_guidance_scale must be at least 1 for this model, which reads it"):
-        model.invert(smooth_picture(), PROMPT, method="virtual", source_guidance_scale=0.5)
+    for method in ("virtual", "edit-friendly"):
+        with pytest.raises(ValueError, match="source_guidance_scale must be at least 1 for this model, which reads it"):
+            model.invert(smooth_picture(), PROMPT, method=method, source_guidance_scale=0.5)
     with pytest.raises(ValueError, match="steps must lie between 1 and 50 for this model"):
         model.prepare(PROMPT, RunSettings(steps=51))
     with pytest.raises(ValueError, match="this UNet needs `guidance_scale`"):
