@@ -60,7 +60,7 @@ def sweep(args: Namespace) -> Iterator[None]:
         raise ValueError(f"{args.grid}: {error}") from None
     to_run = [] if join is not None else shard.of(jobs)
     pictures = [folder / name for job in to_run for name in sweeps.picture_names(job)]
-    rows_files = [sweeps.rows_file(folder, job.seed) for job in jobs]
+    rows_files = [sweeps.rows_file(folder, job.unit) for job in jobs]
     png.check_writable([folder / "grid.json", *charts.result_paths(folder, grid), *rows_files, *pictures])
     score, scored_by = make_scorer(args)
     yield
@@ -97,7 +97,7 @@ def sweep(args: Namespace) -> Iterator[None]:
     )
     print(f"{counter.rows:,} rows of the UNet were run")
     if args.shard is not None:
-        print(describe_shard(shard, len(to_run), len(jobs), "seeds"))
+        print(describe_shard(shard, len(to_run), len(jobs), "units" if grid.split > 1 else "seeds"))
         return
     print(*charts.write_results(folder, grid, rows, sweeps.sweep_parameters(pipe, grid)), sep="\n")
     print(Tradeoff.of(grid, rows).recommendation())

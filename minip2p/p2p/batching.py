@@ -7,6 +7,8 @@ cost is exact.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import eq
 from typing import Any
 
 from minip2p.attention.contract import Attend, Site, SitePredicate, fused
@@ -17,7 +19,7 @@ from minip2p.sampling.batches import MAX_BATCH, even_chunks
 from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.qk_cache import queries_per_site
 from minip2p.sampling.settings import RunStart
-from minip2p.sampling.trajectory import Trajectory
+from minip2p.sampling.trajectory import Trajectory, reads_attention_alone
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class BatchPlan:
         for i, groups in enumerate(self.rows):
             is_recorded = isinstance(origin, Trajectory) and origin.is_recorded(i, self.wanted_sites[i])
             if i < self.source_steps and not is_recorded:
-                total += rows(1, executed_scale(i, conditioning.source_scale(origin.guidance_scale)))
+                source_scale = executed_scale(i, conditioning.source_scale(origin.guidance_scale))
+                total += 1 if reads_attention_alone(origin, i) else rows(1, source_scale)
             is_first = self.is_first(i, conditioning.skip_steps)
             scale = executed_scale(i, origin.guidance_scale)
             total += sum(rows(len(chunk), scale, is_first) for chunk in even_chunks(groups, self.batch))
@@ -117,6 +120,61 @@ def share_prefixes(targets: Sequence[EditTarget], steps: int, skip_steps: int = 
             groups.setdefault(past, []).append(n)
         yield list(groups.values())
         history = list(zip(history, [target.blend_key(step) for target in targets], strict=True))
+
+
+def split_targets(plan: BatchPlan, parts: int) -> list[list[int]]:
+    """The targets of an edit in at most so many parts, each to be an edit of its own, in order.
+
+    A part has neighbours of the tree of targets. The longest part is as short as this allows; with such parts, the cuts
+    are where neighbours share the fewest steps. Lengths are counted in steps of the source and of targets.
+    """
+    levels = [groups for groups in plan.rows if groups]
+    paths: dict[int, list[int]] = {n: [] for group in levels[0] for n in group}  # the number of its group at each step
+    for groups in levels:
+        for number, group in enumerate(groups):
+            for n in group:
+                paths[n].append(number)
+    order = sorted(paths, key=paths.__getitem__)
+    shared = [0, *(sum(map(eq, paths[a], paths[b])) for a, b in pairwise(order))]  # steps with the target before
+    added = [len(levels) - count for count in shared]  # what a target adds to a part with the target before
+    single = plan.source_steps + len(levels)  # the length of a part of one target
+    low, high = single, single + sum(added[1:])
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if count_parts(added, single, middle) <= parts else (middle + 1, high)
+    ends = cheapest_cuts(shared, added, single, longest=low, parts=parts)
+    return [sorted(order[first:end]) for first, end in pairwise([0, *ends])]
+
+
+def count_parts(added: Sequence[int], single: int, longest: int) -> int:
+    """How many parts there are if each has as many targets as fit into it. The arguments: `cheapest_cuts`."""
+    count, length = 1, single
+    for more in added[1:]:
+        length += more
+        if length > longest:
+            count, length = count + 1, single
+    return count
+
+
+def cheapest_cuts(shared: Sequence[int], added: Sequence[int], single: int, *, longest: int, parts: int) -> list[int]:
+    """Where a row of targets is cut into at most so many parts: the end of each.
+
+    shared: by target, the steps that a cut before it runs twice. added: by target, what it adds to the length of a part
+    with the target before; the first target of a part has the length `single`. longest: no part is longer.
+    """
+    cuts: list[dict[int, tuple[int, list[int]]]] = [{0: (0, [])}]  # by count of parts, end -> (steps run twice, ends)
+    for _ in range(parts):
+        reached: dict[int, tuple[int, list[int]]] = {}
+        for first, (lost, ends) in cuts[-1].items():
+            length = single
+            for end in range(first + 1, len(shared) + 1):
+                length += added[end - 1] if end > first + 1 else 0
+                if length > longest:
+                    break
+                cut = lost + shared[first], [*ends, end]
+                reached[end] = min(reached.get(end, cut), cut)
+        cuts.append(reached)
+    return min(by_end[len(shared)] for by_end in cuts if len(shared) in by_end)[1]
 
 
 def intern(values: Sequence[Any]) -> list[int]:

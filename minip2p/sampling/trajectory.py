@@ -37,6 +37,7 @@ from minip2p.sampling.progress import Progress
 from minip2p.sampling.qk_cache import QKCache
 from minip2p.sampling.run_file import RunRecord, read_run, write_run
 from minip2p.sampling.settings import RunStart
+from minip2p.text.encoder import TextEmbedding
 from minip2p.text.prompt import WordSelector, token_indicator
 from minip2p.validation import is_finite, is_integer
 
@@ -241,16 +242,8 @@ class Trajectory:
         for i, step in enumerate(progress(components.scheduler.steps(self.steps))):
             if steps is not None and i not in steps:
                 continue
-            guided_noise(
-                components,
-                to_device(self.latents[i : i + 1], components.device),
-                step.t,
-                cond,
-                cond,
-                guidance_scale=conditional_scale(components, self.guidance_scale),
-                attend=observe(at_step(self.attend, i)),
-                image=self.conditioning.without_image_guidance,
-            )
+            x = to_device(self.latents[i : i + 1], components.device)
+            run_conditional_row(components, self, x, step.t, cond, observe(at_step(self.attend, i)))
 
     def gif(self, file: str | Path, *, fps: float = 10.0, every: int = 1, pause: float = 1.5) -> None:
         """Writes the denoising as an animated GIF or WebP, by the file's suffix; it ends with the picture itself.
@@ -322,6 +315,33 @@ def check_steps(steps: Any, count: int) -> None:
         raise ValueError(f"steps has none of the {count} steps of this run, which are counted from 0")
 
 
+def run_conditional_row(
+    components: Components, run: "Trajectory | RunStart", x: Tensor, t: int, cond: TextEmbedding, attend: Attend
+) -> None:
+    """Runs the row of a step that reads the run's words, for what `attend` observes. x: its latents, 1 c h w."""
+    guided_noise(
+        components,
+        x,
+        t,
+        cond,
+        cond,
+        guidance_scale=conditional_scale(components, run.guidance_scale),
+        attend=attend,
+        image=run.conditioning.without_image_guidance,
+    )
+
+
+def reads_attention_alone(origin: "Trajectory | RunStart", step: int) -> bool:
+    """Whether an edit needs nothing of its source's step but the attention of its words, so that one row is enough.
+
+    So it is with inverted photographs: their latents are known, and no guided prediction made them. The source of other
+    runs repeats the call that made it, so that an edit to its own prompt repeats it to the bit. An inversion that
+    corrects predictions, and an attention that treats the rows without words, need the others too.
+    """
+    is_inverted = isinstance(origin, Trajectory) and origin.inversion != ""
+    return is_inverted and not origin.conditioning.corrects(step) and unconditional_of(origin.attend) is fused
+
+
 class SourceRun:
     """The source of an edit, step by step: a finished run that is gone through again, or one that is sampled now.
 
@@ -375,6 +395,10 @@ class SourceRun:
         pairs: dict[Site, QK] = {}
         attend = at_step(origin.attend, i)
         step = self.steps[i]
+        if reads_attention_alone(origin, i) and wanted is not None:
+            record = record_qk(pairs, wanted, attend)
+            run_conditional_row(self.components, origin, self.latents[i], step.t, self.cond, record)
+            return pairs
         eps = self.guide(
             i,
             step.t,

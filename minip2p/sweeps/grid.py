@@ -15,6 +15,7 @@ from minip2p.p2p.targets import EditTarget, make_targets
 from minip2p.pipeline import Pipeline
 from minip2p.sampling.settings import RunSettings, RunStart
 from minip2p.text.prompt import Prompt
+from minip2p.validation import is_integer
 
 # Every axis in the order of the table, with its value in a grid that does not name it.
 AXES: Mapping[str, Any] = MappingProxyType(
@@ -50,11 +51,13 @@ RUN_OPTIONS: Mapping[str, str] = MappingProxyType(
 @dataclass(frozen=True)
 class Grid:
     """The prompt that is edited, the values of each axis, and the settings that all cells share, as fields of
-    `RunSettings`."""
+    `RunSettings`. split: how many jobs, at most, the cells of a seed are split into.
+    """
 
     source: str
     axes: Mapping[str, Sequence[Any]]
     run_options: Mapping[str, Any]
+    split: int = 1
 
     @classmethod
     def read(cls, path: Path) -> "Grid":
@@ -67,12 +70,12 @@ class Grid:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Grid":
-        """Reads a mapping: `source`, a value or a list of values for each axis, and settings of the run.
+        """Reads a mapping: `source`, a value or a list of values for each axis, settings of the run, and `split`.
 
-        Raises ValueError for an unknown name, a missing source or target, an axis without values, and a value that
-        occurs twice.
+        Raises ValueError for an unknown name, a missing source or target, an axis without values, a value that occurs
+        twice, and a `split` that is not a whole number from 1 on.
         """
-        known = ("source", *AXES, *RUN_OPTIONS)
+        known = ("source", *AXES, *RUN_OPTIONS, "split")
         if unknown := [name for name in fields if name not in known]:
             raise ValueError(f"a grid has no {unknown[0]!r}, only {', '.join(known)}")
         for name, content in (("source", "a prompt"), ("target", "a prompt, or a list of prompts")):
@@ -87,7 +90,10 @@ class Grid:
             if repeated := [value for n, value in enumerate(axes[name]) if value in axes[name][:n]]:
                 raise ValueError(f"{name} has {repeated[0]!r} twice")
         run_options = {option: to_tuples(fields[name]) for name, option in RUN_OPTIONS.items() if name in fields}
-        return cls(fields["source"], axes, run_options)
+        split = fields.get("split", 1)
+        if not is_integer(split) or split < 1:
+            raise ValueError(f"split must be a whole number from 1 on, not {split!r}")
+        return cls(fields["source"], axes, run_options, split)
 
     @property
     def compared(self) -> list[str]:
@@ -101,7 +107,8 @@ class Grid:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that makes this grid another than the next."""
-        return {"source": self.source, **self.axes, **self.run_options}
+        split = {"split": self.split} if self.split > 1 else {}
+        return {"source": self.source, **self.axes, **self.run_options, **split}
 
 
 def make_target(pipe: Pipeline, start: RunStart, cell: Mapping[str, Any]) -> EditTarget:

@@ -1,8 +1,9 @@
 """Runs a grid of edits of one prompt, every combination of the values that are compared: minip2p sweep grid.toml
 
 All cells of a seed are edits of the same source and run step by step together (`minip2p.p2p.editing`), so that steps on
-which they agree are run once. A seed is a job: its pictures and figures are written when all of its cells are finished.
-A sweep that was killed therefore continues with the unfinished seeds, and its results are the same to the byte.
+which they agree are run once. A seed is a job, or several where `Grid.split` says so: the pictures and figures of a job
+are written when all of its cells are finished. A sweep that was killed therefore continues with the unfinished jobs,
+and its results are the same to the byte.
 """
 
 import json
@@ -10,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from minip2p.io import png
 from minip2p.io.files import claim_results_folder, read_json_value, write_files, write_text
 from minip2p.io.images import to_pil
 from minip2p.metrics.image import preservation
-from minip2p.p2p.batching import BatchPlan, plan_batches
+from minip2p.p2p.batching import BatchPlan, plan_batches, split_targets
 from minip2p.p2p.editing import run_edits
 from minip2p.p2p.targets import EditTarget
 from minip2p.pipeline import Pipeline
@@ -39,11 +41,26 @@ Score = Callable[[Tensor, Tensor, str, str, Tensor | None], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class SeedJob:
-    """The cells of one seed. first_cell: the number of its first cell in the table."""
+class Unit:
+    """Which cells a job has, as plain data, which a worker of another machine can receive.
+
+    cells: their numbers in the table. part: of the `parts` that the cells of the seed are split into, counted from 1.
+    """
 
     seed: Any
-    first_cell: int
+    cells: tuple[int, ...]
+    part: int = 1
+    parts: int = 1
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}" + (f", part {self.part} of {self.parts}" if self.parts > 1 else "")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells of one seed, which run together."""
+
+    unit: Unit
     cells: list[dict[str, Any]]
     start: RunStart
     targets: list[EditTarget]
@@ -58,25 +75,41 @@ class SeedJob:
         return self.plan.predicted_rows(start) + rows
 
 
-def plan_jobs(pipe: Pipeline, grid: Grid) -> list[SeedJob]:
+def plan_jobs(pipe: Pipeline, grid: Grid) -> list[Job]:
     """The jobs of a sweep, all checked before any of them runs. Raises ValueError."""
-    return [plan_job(pipe, grid, seed) for seed in grid.axes["seed"]]
+    jobs = []
+    for n, seed in enumerate(grid.axes["seed"]):
+        count = len(grid.cells(seed))
+        whole = plan_job(pipe, grid, Unit(seed, tuple(range(n * count, (n + 1) * count))))
+        parts = split_targets(whole.plan, grid.split)
+        if len(parts) == 1:
+            jobs.append(whole)
+            continue
+        for number, members in enumerate(parts, 1):
+            unit = Unit(seed, tuple(whole.unit.cells[i] for i in members), number, len(parts))
+            jobs.append(plan_job(pipe, grid, unit))
+    return jobs
 
 
-def plan_job(pipe: Pipeline, grid: Grid, seed: Any) -> SeedJob:
-    """The job of a seed of a grid. Raises ValueError."""
-    start = pipe.prepare(grid.source, RunSettings(seed=seed, **grid.run_options))
-    cells = grid.cells(seed)
+def plan_job(pipe: Pipeline, grid: Grid, unit: Unit) -> Job:
+    """The job of cells of a grid. Raises ValueError."""
+    start = pipe.prepare(grid.source, RunSettings(seed=unit.seed, **grid.run_options))
+    of_seed = grid.cells(unit.seed)
+    cells = [of_seed[number % len(of_seed)] for number in unit.cells]
     targets = [make_target(pipe, start, cell) for cell in cells]
-    plan = plan_batches(pipe.components, start, targets)
-    return SeedJob(seed, list(grid.axes["seed"]).index(seed) * len(cells), cells, start, targets, plan)
+    return Job(unit, cells, start, targets, plan_batches(pipe.components, start, targets))
 
 
-def describe(jobs: Sequence[SeedJob]) -> str:
+def describe(jobs: Sequence[Job]) -> str:
     """The size of a sweep in one line."""
     cells, rows = sum(len(job.cells) for job in jobs), sum(job.rows for job in jobs)
     separate = sum(4 * job.start.steps * len(job.cells) for job in jobs)
-    return f"{cells} edits of {len(jobs)} sources: {rows:,} rows of the UNet; {separate:,} if each edit ran on its own"
+    count = len({job.unit.seed for job in jobs})
+    sources = f"{count} source{'s' * (count != 1)}"
+    if any(job.unit.parts > 1 for job in jobs):
+        sources += f" in {len(jobs)} units"
+    edits = f"{cells} edit{'s' * (cells != 1)}"
+    return f"{edits} of {sources}: {rows:,} rows of the UNet; {separate:,} if each edit ran on its own"
 
 
 def sweep(
@@ -92,12 +125,12 @@ def sweep(
     make_pool: Callable[[], RayPool] | None = None,
     progress: Callable[[int, RowCounter], Progress] = lambda total, counter: iter,
 ) -> list[dict[str, Any]]:
-    """Runs the unfinished seeds of a grid and returns the table, a row for each cell that is finished.
+    """Runs the unfinished jobs of a grid and returns the table, a row for each cell that is finished.
 
     score: further figures of each cell. scored_by: the name of what scores; a folder is continued with the same only.
-    shard: runs only these of the seeds; each process that works in a folder has another. join: runs nothing and copies
-    seeds that are finished in these folders; then all must be.
-    counter: counts the UNet rows that are run. make_pool: makes the pool of workers that share the seeds; each has the
+    shard: runs only these of the jobs; each process that works in a folder has another. join: runs nothing and copies
+    jobs that are finished in these folders; then all must be.
+    counter: counts the UNet rows that are run. make_pool: makes the pool of workers that share the jobs; each has the
     same model and what scores. progress(rows to run, counter) -> the progress bar of the edits.
     Raises ValueError for a folder that holds another grid's results.
     """
@@ -113,8 +146,8 @@ def sweep(
     claim_results_folder(folder / "grid.json", folder / "parts", settings, description)
     if join is not None:
         return join_jobs(folder, join, jobs)
-    finished = {job.seed: load_finished(folder, job) for job in jobs}  # reads, and so checks, all of them
-    unfinished = [job for job in shard.of(jobs) if finished[job.seed] is None]
+    finished = {job.unit: load_finished(folder, job) for job in jobs}  # reads, and so checks, all of them
+    unfinished = [job for job in shard.of(jobs) if finished[job.unit] is None]
     counter = counter or RowCounter()
     bar = progress(sum(job.rows for job in unfinished), counter)
     if make_pool is not None and unfinished:
@@ -124,14 +157,14 @@ def sweep(
             results.write(folder)
 
         with make_pool() as pool:
-            pool.run_all(partial(run_seed, grid=grid), [job.seed for job in unfinished], receive, bar)
+            pool.run_all(partial(run_unit, grid=grid), [job.unit for job in unfinished], receive, bar)
     else:
         for job in unfinished:
             run_job(pipe, job, score, counter, bar).write(folder)
-    return [row for job in jobs for row in load_finished(folder, job) or []]
+    return sorted((row for job in jobs for row in load_finished(folder, job) or []), key=itemgetter("cell"))
 
 
-def join_jobs(folder: Path, others: Sequence[Path], jobs: Sequence[SeedJob]) -> list[dict[str, Any]]:
+def join_jobs(folder: Path, others: Sequence[Path], jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """Copies the jobs that are finished in other folders, and returns the whole table.
 
     Raises ValueError if a job is finished in none.
@@ -139,11 +172,11 @@ def join_jobs(folder: Path, others: Sequence[Path], jobs: Sequence[SeedJob]) -> 
     for job in jobs:
         for other in others:
             if load_finished(folder, job) is None and load_finished(other, job) is not None:
-                names = [*map(Path, picture_names(job)), rows_file(Path(), job.seed)]  # the rows last, see `rows_file`
+                names = [*map(Path, picture_names(job)), rows_file(Path(), job.unit)]  # the rows last, see `rows_file`
                 copy_files(other, folder, names)
-    rows = {job.seed: load_finished(folder, job) for job in jobs}
-    refuse_unfinished(folder, [f"seed {seed}" for seed, cells in rows.items() if cells is None], len(jobs))
-    return [row for cells in rows.values() for row in cells or []]
+    rows = {job.unit: load_finished(folder, job) for job in jobs}
+    refuse_unfinished(folder, [str(unit) for unit, cells in rows.items() if cells is None], len(jobs))
+    return sorted((row for cells in rows.values() for row in cells or []), key=itemgetter("cell"))
 
 
 @dataclass(frozen=True)
@@ -154,7 +187,7 @@ class JobResults:
     rows of the UNet were run.
     """
 
-    seed: Any
+    unit: Unit
     pictures: Mapping[str, bytes]
     table: str
     unet_rows: int
@@ -162,11 +195,11 @@ class JobResults:
     def write(self, folder: Path) -> None:
         """Writes the files; that of the rows last, see `rows_file`."""
         write_files((folder / name, content) for name, content in self.pictures.items())
-        write_text(rows_file(folder, self.seed), self.table)
+        write_text(rows_file(folder, self.unit), self.table)
 
 
 def run_job(
-    pipe: Pipeline, job: SeedJob, score: Score | None, counter: RowCounter, progress: Progress = iter
+    pipe: Pipeline, job: Job, score: Score | None, counter: RowCounter, progress: Progress = iter
 ) -> JobResults:
     """Runs a job. counter, progress: as `sweep` has them."""
     rows_before = counter.rows
@@ -174,8 +207,8 @@ def run_job(
     assert runs[0].source_run is not None
     source = runs[0].source_run.finish()
     before = source.picture
-    pictures, rows = {source_name(job.seed): png.encode(to_pil(before), metadata.parameters(source))}, []
-    for number, (cell, target, run) in enumerate(zip(job.cells, job.targets, runs, strict=True), job.first_cell):
+    pictures, rows = {source_name(job.unit.seed): png.encode(to_pil(before), metadata.parameters(source))}, []
+    for number, cell, target, run in zip(job.unit.cells, job.cells, job.targets, runs, strict=True):
         after = run.picture
         mask = None if target.blend_state is None else upsample_mask(target.blend_state.mask().cpu(), after)
         figures = preservation(before, after, mask)
@@ -185,28 +218,29 @@ def run_job(
         text = metadata.parameters(run, **cell_settings(cell))
         pictures[picture_name(number)] = png.encode(to_pil(after), text)
     table = json.dumps([without_nan(row) for row in rows], indent=1) + "\n"
-    return JobResults(job.seed, pictures, table, counter.rows - rows_before)
+    return JobResults(job.unit, pictures, table, counter.rows - rows_before)
 
 
-def run_seed(pipe: Pipeline, score: Score | None, number: int, seed: Any, grid: Grid) -> JobResults:
-    """Runs the job of a seed in a worker of a pool."""
-    return run_job(pipe, plan_job(pipe, grid, seed), score, RowCounter())
+def run_unit(pipe: Pipeline, score: Score | None, number: int, unit: Unit, grid: Grid) -> JobResults:
+    """Runs a job in a worker of a pool."""
+    return run_job(pipe, plan_job(pipe, grid, unit), score, RowCounter())
 
 
-def rows_file(folder: Path, seed: Any) -> Path:
-    """The file of a seed's rows of the table. It is written last, so a job is finished when it exists."""
-    return folder / "parts" / f"seed{seed}.json"
+def rows_file(folder: Path, unit: Unit) -> Path:
+    """The file of a job's rows of the table. It is written last, so a job is finished when it exists."""
+    part = f"-part{unit.part}" if unit.parts > 1 else ""
+    return folder / "parts" / f"seed{unit.seed}{part}.json"
 
 
-def picture_names(job: SeedJob) -> list[str]:
-    """The file names of all pictures of a job."""
-    return [source_name(job.seed), *(picture_name(job.first_cell + n) for n in range(len(job.cells)))]
+def picture_names(job: Job) -> list[str]:
+    """The file names of all pictures of a job. All jobs of a seed write the source's, with the same bytes."""
+    return [source_name(job.unit.seed), *map(picture_name, job.unit.cells)]
 
 
-def load_finished(folder: Path, job: SeedJob) -> list[dict[str, Any]] | None:
+def load_finished(folder: Path, job: Job) -> list[dict[str, Any]] | None:
     """The rows of a finished job; None where its rows or one of its pictures are missing. Raises ValueError for a file
     that does not hold the rows of these cells."""
-    file = rows_file(folder, job.seed)
+    file = rows_file(folder, job.unit)
     if not file.exists() or not all((folder / name).exists() for name in picture_names(job)):
         return None
     try:
@@ -221,9 +255,10 @@ def load_finished(folder: Path, job: SeedJob) -> list[dict[str, Any]] | None:
     return rows
 
 
-def are_rows_of(job: SeedJob, rows: Any) -> bool:
+def are_rows_of(job: Job, rows: Any) -> bool:
     """Whether these are the rows of a job's cells: the same cells in the same order, and numbers or None as figures."""
-    expected = [{"cell": n, **cell, "picture": picture_name(n)} for n, cell in enumerate(job.cells, job.first_cell)]
+    numbered = zip(job.unit.cells, job.cells, strict=True)
+    expected = [{"cell": n, **cell, "picture": picture_name(n)} for n, cell in numbered]
     valid = len(rows) == len(expected) and all(row.keys() == rows[0].keys() for row in rows)
     for row, cell in zip(rows, json.loads(json.dumps(expected)), strict=True):
         figures = [value for name, value in row.items() if name not in cell]

@@ -1,6 +1,8 @@
 """Edits as a tree over the steps: which targets share rows, what an edit costs, and that sharing changes no result."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from word_heat import SOURCE, TARGET
 from minip2p import AttentionStore, LocalBlend, explicit
 from minip2p.attention.contract import SiteFilter
 from minip2p.checkpoints.components import RowCounter
-from minip2p.p2p.batching import intern, plan_batches, share_prefixes
+from minip2p.p2p.batching import BatchPlan, intern, plan_batches, share_prefixes, split_targets
 from minip2p.p2p.editing import run_edits
 from minip2p.p2p.options import EditOptions
 from minip2p.p2p.targets import make_targets
@@ -195,6 +197,49 @@ def test_interned_values_are_equal_numbers_for_equal_values():
     assert intern(["a", "b", "a", ("c", 1), ("c", 1)]) == [0, 1, 0, 2, 2]
 
 
+# A tree in parts
+
+
+def trees():
+    """Plans of up to seven targets and five steps, as a random tree: at each step, a group stays or parts in two."""
+
+    def grow(draws):
+        groups, plan = [list(range(draws[0]))], []
+        for cuts in draws[1]:
+            groups = [part for n, group in enumerate(groups) for part in cut(group, cuts[n % len(cuts)])]
+            plan.append(groups)
+        return BatchPlan([None] * len(plan), draws[2], plan, 4)
+
+    def cut(group, place):
+        return [part for part in (group[:place], group[place:]) if part]
+
+    cuts = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=7), min_size=1, max_size=5)
+    return st.tuples(st.integers(1, 7), cuts, st.integers(0, 5)).map(grow)
+
+
+def length(plan, part):
+    """The steps of the source and of the targets of a part."""
+    return plan.source_steps + sum(
+        len({n for n, group in enumerate(groups) if set(group) & set(part)}) for groups in plan.rows
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(trees(), st.integers(1, 8))
+def test_a_tree_is_split_where_the_longest_part_is_shortest_and_the_least_is_lost(plan, count):
+    """Compared with all ways to cut it between neighbours."""
+    targets = [n for group in plan.rows[-1] for n in group]
+    parts = split_targets(plan, count)
+    assert sorted(n for part in parts for n in part) == sorted(targets) and all(part == sorted(part) for part in parts)
+    best = (math.inf, 0)
+    for size in range(min(count, len(targets))):
+        for cuts in itertools.combinations(range(1, len(targets)), size):
+            lengths = [length(plan, targets[a:b]) for a, b in itertools.pairwise([0, *cuts, len(targets)])]
+            best = min(best, (max(lengths), sum(lengths) - plan.source_steps * len(lengths)))
+    lengths = [length(plan, part) for part in parts]
+    assert len(parts) <= count and (max(lengths), sum(lengths) - plan.source_steps * len(lengths)) == best
+
+
 # What an edit costs
 
 
@@ -203,7 +248,7 @@ def test_interned_values_are_equal_numbers_for_equal_values():
     st.lists(cells_strategy, min_size=1, max_size=5),
     st.sampled_from([0, 1, 4.0]),
     st.integers(1, 3),
-    st.sampled_from(["stream", "run", "record"]),
+    st.sampled_from(["stream", "run", "record", "photograph", "corrected"]),
     st.sampled_from([{}, {"guidance_interval": (0.25, 0.75)}, {"uncond_every": 2}]),
 )
 def test_the_plan_predicts_the_rows(model, cells, guidance_scale, batch, kind, approximation):
@@ -211,6 +256,12 @@ def test_the_plan_predicts_the_rows(model, cells, guidance_scale, batch, kind, a
     origin = start_of(model, seed=1, steps=4, size=(40, 32), guidance_scale=guidance_scale, **approximation)
     if kind != "stream":
         origin = SourceRun(model.components, origin).finish()
+    if kind in ("photograph", "corrected"):
+        origin = replace(origin, inversion="direct")
+    if kind == "corrected":
+        noise = torch.zeros_like(origin.latents[1:])
+        virtual = replace(origin.conditioning, source_guidance_scale=1.0, variance_noise=noise, eta=0.5)
+        origin = replace(origin, conditioning=virtual)
     if kind == "record":
         origin = model.record(origin, self_replace=1.0)
     twins = [cell_of(model, origin, **cell) for cell in cells]

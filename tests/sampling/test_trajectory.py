@@ -318,6 +318,42 @@ def test_a_finished_source_runs_only_where_something_is_wanted(model, small):
     assert source.finish() is small
 
 
+def test_the_source_of_a_photographs_edit_runs_its_words_alone(model, small):
+    """Its attention is what a guided step has, but for rounding: 1e-4 in float32 (measured: 2e-6)."""
+
+    def wants_all(site, queries):
+        return True
+
+    log = CallLog()
+    photo = replace(small, inversion="direct")
+    pairs = SourceRun(model.counting(log).components, photo).advance(1, wants_all)
+    assert log.calls == [1]
+    guided = SourceRun(model.components, small).advance(1, wants_all)
+    assert pairs.keys() == guided.keys() == set(model.unet.sites)
+    assert max(float((a - b).abs().max()) for s in pairs for a, b in zip(pairs[s], guided[s], strict=True)) < 1e-4
+
+
+class Unconditional:
+    """An attention that treats the rows without words too."""
+
+    def __init__(self):
+        self.sites = []
+
+    def __call__(self, q, k, v, site):
+        return fused(q, k, v, site)
+
+    def unconditional(self, q, k, v, site):
+        self.sites.append(site)
+        return fused(q, k, v, site)
+
+
+def test_an_attention_of_the_rows_without_words_sees_them_in_the_source_of_a_photograph_too(model, small):
+    log, attend = CallLog(), Unconditional()
+    photo = replace(small, inversion="direct", attend=attend)
+    assert SourceRun(model.counting(log).components, photo).advance(1, lambda site, queries: True)
+    assert log.calls == [2] and attend.sites == list(model.unet.sites)
+
+
 def test_a_recorded_source_is_read_from_its_cache(model, small):
     log = CallLog()
     recorded = model.record(small, self_replace=0)

@@ -34,9 +34,10 @@ def run_with_faults(pipe, score, number, unit, *, measure, log, faults):
     """
     import ray
 
-    begun = len(list(log.glob(f"{unit}-*")))
-    (log / f"{unit}-{begun}").touch()
-    fault = faults.get(unit, faults.get("all", ""))
+    seed = unit.seed
+    begun = len(list(log.glob(f"{seed}-*")))
+    (log / f"{seed}-{begun}").touch()
+    fault = faults.get(seed, faults.get("all", ""))
     if fault == "kill" or (fault == "kill once" and not begun):
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "hang once" and not begun:
@@ -45,7 +46,7 @@ def run_with_faults(pipe, score, number, unit, *, measure, log, faults):
         (log / "hangs").touch()
         time.sleep(600)
     if fault == "raise":
-        raise ValueError(f"seed {unit} is poisoned")
+        raise ValueError(f"seed {seed} is poisoned")
     return measure(pipe, score, number, unit)
 
 

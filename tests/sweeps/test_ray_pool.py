@@ -131,13 +131,13 @@ def test_a_unit_that_does_not_end_is_given_to_another_worker(run, serial, tmp_pa
 @pytest.mark.ray
 def test_poisoned_units_are_reported_and_the_others_finish(run, serial, tmp_path):
     """An error, and a worker that dies each time. The same command then runs these alone."""
-    message = r"^2 of 6 units failed, such as 1 \(ValueError: seed 1 is poisoned\); the others are finished"
+    message = r"^2 of 6 units failed, such as seed 1 \(ValueError: seed 1 is poisoned\); the others are finished"
     with pytest.warns(Notice) as notices, pytest.raises(ValueError, match=message) as error:
         run({1: "raise", 4: "kill"})
     assert "\n" not in str(error.value)
     texts = sorted(str(notice.message) for notice in notices)
-    assert len(texts) == 2 and texts[0] == "unit 1 failed: ValueError: seed 1 is poisoned"
-    assert texts[1].startswith("unit 4 failed: its worker was lost 3 times: ActorDiedError")
+    assert len(texts) == 2 and texts[0] == "unit seed 1 failed: ValueError: seed 1 is poisoned"
+    assert texts[1].startswith("unit seed 4 failed: its worker was lost 3 times: ActorDiedError")
     finished = {path.stem for path in (tmp_path / "out" / "parts").iterdir()}
     assert finished == {f"seed{seed}" for seed in SEEDS if seed not in (1, 4)}
     assert len(list((tmp_path / "log").glob("4-*"))) == 3 and len(list((tmp_path / "log").iterdir())) == 8

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from kills import Killed, kill_at_replacement
 
 from minip2p.cli import main
 from minip2p.evaluation import edit_benchmark, move_benchmark
@@ -11,7 +12,7 @@ from minip2p.evaluation.pie_bench import read_cases
 from minip2p.io.files import temporary_name
 from minip2p.sweeps.grid import Grid
 from minip2p.sweeps.shards import Shard
-from minip2p.sweeps.sweep import rows_file, sweep
+from minip2p.sweeps.sweep import plan_jobs, rows_file, sweep
 
 EIGHT = [Shard(number, 8) for number in range(1, 9)]
 FIELDS = {
@@ -24,8 +25,9 @@ FIELDS = {
 
 
 def contents(folder):
-    """The bytes of every file, by its path inside of the folder."""
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The bytes of every file, by its path inside of the folder. What a killed process left half-written is no file."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".partial"]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("text, units", [("1/3", [0, 3, 6]), ("3/3", [2, 5]), ("1/1", list(range(8))), ("9/10", [])])
@@ -47,11 +49,11 @@ def test_what_is_no_shard_is_an_error_in_one_line(text):
 def test_eight_shards_of_a_sweep_are_one_run_to_the_byte(model, tmp_path):
     """Six of them share a folder, and two have their own."""
     grid, shared, others = Grid.from_fields(FIELDS), tmp_path / "shared", [tmp_path / "a", tmp_path / "b"]
-    rows = sweep(model, grid, tmp_path / "one")
+    rows, units = sweep(model, grid, tmp_path / "one"), [job.unit for job in plan_jobs(model, grid)]
     for shard in reversed(EIGHT):
         folder = others[shard.number] if shard.number < 2 else shared
         sweep(model, grid, folder, shard=shard)
-        assert rows_file(folder, FIELDS["seed"][shard.number - 1]).exists()
+        assert rows_file(folder, shard.of(units)[0]).exists()
     sweep(model, grid, others[0], shard=EIGHT[1])
     with pytest.raises(
         ValueError, match=r"shared: 2 of 9 results are missing, such as seed 0: run all shards"
@@ -97,6 +99,28 @@ def test_shards_of_a_benchmark_of_moves_are_one_run_to_the_byte(model, tmp_path,
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+def test_shards_of_a_grid_that_is_split_are_one_run_to_the_byte(model, tmp_path, monkeypatch):
+    """Two seeds of six cells in three units each; a shard is killed in its second unit, and continued."""
+    fields = FIELDS | {"seed": [1, 2], "steps": 4, "cross": [0.25, 0.5, 1.0], "self": [0.0, 1.0], "split": 3}
+    grid = Grid.from_fields(fields)
+    jobs = plan_jobs(model, grid)
+    assert len(jobs) == 6 and sorted(cell for job in jobs for cell in job.unit.cells) == list(range(12))
+    rows = sweep(model, grid, tmp_path / "one")
+    assert [row["cell"] for row in rows] == list(range(12))
+    expected, shared = contents(tmp_path / "one"), tmp_path / "shared"
+    with monkeypatch.context() as patches, pytest.raises(Killed):
+        kill_at_replacement(patches, 6)  # after grid.json and a unit: its source, two cells and its rows
+        sweep(model, grid, shared, shard=Shard(2, 2))
+    assert rows_file(shared, jobs[1].unit).exists() and not rows_file(shared, jobs[3].unit).exists()
+    sweep(model, grid, shared, shard=Shard(2, 2))
+    with pytest.raises(ValueError, match="3 of 6 results are missing, such as seed 1, part 1 of 3"):
+        sweep(model, grid, shared, join=[])
+    sweep(model, grid, shared, shard=Shard(1, 2))
+    assert sweep(model, grid, shared, join=[]) == rows and contents(shared) == expected
+    with pytest.raises(ValueError, match="holds the sweep of another grid"):
+        sweep(model, Grid.from_fields(fields | {"split": 2}), shared)
+
+
 def test_a_shard_leaves_what_its_neighbour_is_writing(model, tmp_path):
     grid = Grid.from_fields(FIELDS | {"seed": [1, 2]})
     sweep(model, grid, tmp_path, shard=Shard(1, 2))
@@ -113,7 +137,7 @@ def test_the_command_writes_tables_when_shards_are_joined(tmp_path, capsys):
     command = ["sweep", str(file), "-o", str(folder)]
     assert main.main([*command, "--shard", "2/2"]) == 0
     out = capsys.readouterr().out
-    assert "1 edits of 1 sources" in out and "shard 2/2: 1 of 2 seeds; --join writes the tables of all shards" in out
+    assert "1 edit of 1 source:" in out and "shard 2/2: 1 of 2 seeds; --join writes the tables of all shards" in out
     assert not (folder / "table.csv").exists()
     assert main.main([*command, "--shard", "3/3"]) == 0  # which has no seed
     assert main.main([*command, "--join"]) == 2

@@ -110,6 +110,26 @@ def test_the_plan_predicts_the_rows_that_are_run(model, tmp_path):
     assert describe(jobs) == f"24 edits of 2 sources: {rows} rows of the UNet; 288 if each edit ran on its own"
 
 
+def test_a_grid_that_is_split_has_the_same_cells_for_more_rows(model, tmp_path):
+    """Within one grey level, since a batch of another size rounds differently."""
+    fields = {**FIELDS, "steps": 4, "size": [32, 32], "seed": 1, "self": [0.0, 0.5, 1.0]}
+    whole, split = Grid.from_fields(fields), Grid.from_fields(fields | {"split": 5})
+    rows, counter = sweep(model, whole, tmp_path / "whole"), RowCounter()
+    jobs = plan_jobs(model, split)
+    assert len(jobs) == 5 and all(job.unit.parts == 5 for job in jobs)
+    split_rows = sweep(model, split, tmp_path / "split", counter=counter)
+    assert counter.rows == sum(job.rows for job in jobs) > sum(job.rows for job in plan_jobs(model, whole))
+    assert describe(jobs).startswith(f"12 edits of 1 source in 5 units: {counter.rows} rows of the UNet;")
+    assert [(row["cell"], row["cross"], row["self"]) for row in split_rows] == [
+        (row["cell"], row["cross"], row["self"]) for row in rows
+    ]
+    for row in rows:
+        pictures = [pixels(tmp_path / name / row["picture"]).astype(int) for name in ("whole", "split")]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    sources = [(tmp_path / name / "source-seed1.png").read_bytes() for name in ("whole", "split")]
+    assert sources[0] == sources[1]
+
+
 def test_figures_are_measured_on_the_pictures(model, tmp_path):
     grid = Grid.from_fields(
         {**FIELDS, "target": [FIELDS["source"]], "reweight": [{"beach": 1.0}, {"beach": 4.0}], "seed": 1}
@@ -176,7 +196,7 @@ def test_finished_seeds_are_not_run_again(model, tmp_path):
         return counter.rows
 
     assert rows_run() == 0
-    rows_file(tmp_path, jobs[1].seed).unlink()
+    rows_file(tmp_path, jobs[1].unit).unlink()
     assert rows_run() == jobs[1].rows and rows_run() == 0
     (tmp_path / rows[1]["picture"]).unlink()
     assert rows_run() == jobs[0].rows and (tmp_path / rows[1]["picture"]).exists()
@@ -300,7 +320,7 @@ def test_the_command_scores_the_model_that_ships_with_its_judge(tmp_path, capsys
     status, output = run_command(tmp_path, toml, capsys)
     assert status == 0
     lines = output.out.splitlines()
-    assert lines[0].startswith("1 edits of 1 sources: 8 rows") and lines[1] == "8 rows of the UNet were run"
+    assert lines[0].startswith("1 edit of 1 source: 8 rows") and lines[1] == "8 rows of the UNet were run"
     assert lines[-1].startswith("recommended: nothing, since the grid compares no settings")
     (row,) = json.loads((tmp_path / "out" / "parts" / "seed0.json").read_text())
     assert row["success"] in (0, 1) and 0 <= row["mask_iou"] <= 1
