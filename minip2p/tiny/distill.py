@@ -15,7 +15,6 @@ Axes: b batch, c latent channels, h w height and width of a latent.
 
 import argparse
 import hashlib
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +29,6 @@ from torch import Tensor
 from minip2p.attention.contract import Site
 from minip2p.config import LCMSchedulerConfig
 from minip2p.errors import run_guarded
-from minip2p.io.files import shipped_weights
 from minip2p.pipeline import Pipeline, load
 from minip2p.sched import LCMScheduler
 from minip2p.tiny.batches import UNET_BATCH, Batch, BatchSource, CachedScenes
@@ -39,10 +37,8 @@ from minip2p.tiny.grounding import SLOTS, attention_targets, grounding_loss
 from minip2p.tiny.latents import MAX_SCENES, LatentCache
 from minip2p.tiny.loop import (
     Training,
-    check_batch,
-    check_device,
-    check_length,
-    check_output,
+    add_training_options,
+    check_training_options,
     cooldown,
     half_precision,
     seeded_generator,
@@ -226,22 +222,7 @@ def write_student(folder: Path, model: Pipeline, student: UNet, steps: int, teac
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m minip2p.tiny.distill", description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints and caches (default .train)")
-    parser.add_argument("--model", type=Path, default=shipped_weights("tiny"), help="the folder of the teacher")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
-    parser.add_argument(
-        "--warm",
-        type=Path,
-        metavar="FOLDER",
-        help="start from this student, unless --work has a checkpoint; --steps counts its steps as well",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {UNET_BATCH} pictures each (default {STEPS})")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time and write the weights")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--batch", type=int, default=UNET_BATCH, help=f"pictures in a step, a multiple of {UNET_BATCH} (the default)"
-    )
+    add_training_options(parser, batch=UNET_BATCH, steps=STEPS, examples="pictures")
     parser.add_argument(
         "--workers",
         type=int,
@@ -252,8 +233,7 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
-        check_length(options.steps, options.minutes)
-        check_output(options.out, {"--model": options.model, "--warm": options.warm})
+        check_training_options(options, UNET_BATCH)
         stop_at = time.time() + 60 * options.minutes
         if options.workers < 0 or options.scenes < 1:
             raise ValueError(
@@ -261,8 +241,6 @@ def main() -> int:
             )
         if options.device == "cuda" and not options.workers:
             raise ValueError("--device cuda needs --workers, the number of processes that render scenes for it")
-        check_device(options.device)
-        check_batch(options.batch, UNET_BATCH)
         model, folder = load(options.model, device=options.device), fetch_sprites(options.work / "sprites")
         if not options.workers:
             digest = hashlib.sha256(

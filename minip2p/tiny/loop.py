@@ -5,6 +5,7 @@ one safetensors file, written completely or not at all: the parameters, their ex
 optimizers' moments. Nothing is ever unpickled.
 """
 
+import argparse
 import json
 import math
 import time
@@ -17,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from minip2p.io.files import shipped_weights
 from minip2p.io.tensors import write_tensors
 from minip2p.tiny.muon import Muon, multiplies_bfloat16
 
@@ -68,11 +70,40 @@ def check_device(device: str) -> None:
         raise ValueError("--device cuda: torch finds no NVIDIA GPU; use --device cpu")
 
 
-def check_output(out: Path, inputs: Mapping[str, Path | None]) -> None:
-    """Raises ValueError if the folder of --out is one that the training reads. inputs: option -> its folder."""
-    for option, folder in inputs.items():
+def check_output(out: Path, others: Mapping[str, Path | None], name: str = "--out") -> None:
+    """Raises ValueError if the folder of the option `name` is another option's too. others: option -> its folder."""
+    for option, folder in others.items():
         if folder is not None and folder.resolve() == out.resolve():
-            raise ValueError(f"--out {out}: is the folder of {option}, which would be overwritten: choose another")
+            raise ValueError(f"{name} {out}: is the folder of {option}, which would be overwritten: choose another")
+
+
+def add_training_options(parser: argparse.ArgumentParser, *, batch: int, steps: int, examples: str) -> None:
+    """Adds the options of a training that starts from a model and ends as another. batch, steps: of the recipe.
+    examples: what is trained on."""
+    parser.add_argument("--model", type=Path, default=shipped_weights("tiny"), help="the model to start from")
+    parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints and caches (default .train)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    parser.add_argument(
+        "--warm",
+        type=Path,
+        metavar="FOLDER",
+        help="start from these weights, unless --work has a checkpoint; --steps counts their steps as well",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=steps, help=f"of {batch} {examples} each (default {steps})")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time and write the weights")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--batch", type=int, default=batch, help=f"{examples} in a step, a multiple of {batch} (the default)"
+    )
+
+
+def check_training_options(options: argparse.Namespace, batch: int) -> None:
+    """Raises ValueError if values of these options are wrong. batch: of the recipe."""
+    check_length(options.steps, options.minutes)
+    check_output(options.out, {"--model": options.model, "--warm": options.warm})
+    check_device(options.device)
+    check_batch(options.batch, batch)
 
 
 def is_matrix(name: str, p: Tensor) -> bool:

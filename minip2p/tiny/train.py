@@ -40,7 +40,7 @@ from minip2p.tiny.judge import Judge
 from minip2p.tiny.judge_train import BATCH as JUDGE_BATCH
 from minip2p.tiny.judge_train import train as train_judge
 from minip2p.tiny.latents import MAX_SCENES, LatentCache
-from minip2p.tiny.loop import check_device, check_length
+from minip2p.tiny.loop import check_device, check_length, check_output
 from minip2p.tiny.scene_store import SceneStore
 from minip2p.tiny.scenes import caption_words
 from minip2p.tiny.sprites import Sprites, fetch_sprites
@@ -133,6 +133,8 @@ def batch_sizes(text: str) -> tuple[int, ...]:
 def train(options: argparse.Namespace) -> None:
     """Runs the stages, as far as the time allows."""
     check_length(options.steps, options.minutes)
+    if options.distil:
+        check_output(options.distil_out, {"--out": options.out, "--judge-out": options.judge_out}, "--distil-out")
     stop_at, device = min(time.time() + 60 * options.minutes, options.until), torch.device(options.device)
     on_gpu = device.type == "cuda"
     check_device(options.device)
@@ -283,6 +285,8 @@ def distil_stage(options: argparse.Namespace, store: SceneStore, stop_at: float,
             size=size,
             predict=predict,
         )
+        if not steps:
+            return print("the time was too short for the distillation: no student was written", flush=True)
         write_student(options.distil_out, teacher, student, steps, options.out)
     except (RuntimeError, FloatingPointError):
         traceback.print_exc()

@@ -25,17 +25,14 @@ from torch import Tensor
 
 from minip2p.attention.contract import Site
 from minip2p.errors import run_guarded
-from minip2p.io.files import shipped_weights
 from minip2p.pipeline import Pipeline, load
 from minip2p.tiny.distill import Predict
 from minip2p.tiny.export import export_model, trained_steps
 from minip2p.tiny.latents import MAX_SCENES
 from minip2p.tiny.loop import (
     Training,
-    check_batch,
-    check_device,
-    check_length,
-    check_output,
+    add_training_options,
+    check_training_options,
     cooldown,
     seeded_generator,
 )
@@ -191,41 +188,23 @@ def open_pairs(options: argparse.Namespace, model: Pipeline, stack: ExitStack) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m minip2p.tiny.train_instruct", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, default=shipped_weights("tiny"), help="the model to start from")
-    parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints and caches (default .train)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    add_training_options(parser, batch=BATCH, steps=STEPS, examples="pairs")
     parser.add_argument(
         "--data",
         default="rendered",
         help="the pairs: rendered (the default), the folder of a data set of pairs, or mixed:FOLDER, half of each",
     )
     parser.add_argument("--pairs", type=int, default=MAX_SCENES, help=f"to render (default {MAX_SCENES})")
-    parser.add_argument(
-        "--warm",
-        type=Path,
-        metavar="FOLDER",
-        help="start from these weights, unless --work has a checkpoint; --steps counts their steps as well",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH} pairs each (default {STEPS})")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time and write the weights")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--batch", type=int, default=BATCH, help=f"pairs in a step, a multiple of {BATCH} (the default)"
-    )
     parser.add_argument("--workers", type=int, default=0, help="processes that render pairs ahead (default: none)")
     options = parser.parse_args()
 
     def work() -> None:
-        check_length(options.steps, options.minutes)
-        check_output(options.out, {"--model": options.model, "--warm": options.warm})
+        check_training_options(options, BATCH)
         stop_at = time.time() + 60 * options.minutes
         if options.workers < 0 or options.pairs < 1:
             raise ValueError(
                 f"--workers must be at least 0 and --pairs at least 1, not {options.workers} and {options.pairs}"
             )
-        check_device(options.device)
-        check_batch(options.batch, BATCH)
         model = load(options.model, device=options.device)
         with ExitStack() as stack:
             source = open_pairs(options, model, stack)

@@ -14,7 +14,7 @@ from minip2p.tiny import train, train_unet
 from minip2p.tiny.judge import Judge
 from minip2p.tiny.scenes import caption_words
 from minip2p.tiny.sprites import Sprites
-from minip2p.tiny.train import batch_sizes, decoder_stage, main
+from minip2p.tiny.train import batch_sizes, decoder_stage, distil_stage, main
 
 
 def run(monkeypatch, capsys, *options):
@@ -72,6 +72,14 @@ def test_a_decoder_that_fails_is_left_as_it_was(model, tmp_path, capsys):
     assert vae is model.vae and "going on without it" in capsys.readouterr().out
 
 
+def test_a_distillation_without_a_step_writes_no_student(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "distil", lambda teacher, *arguments, **options: (teacher.unet, 0))
+    names = {"out": shipped_weights("tiny"), "work": tmp_path, "seed": 0, "distil_out": tmp_path / "fast"}
+    store = type("Store", (), {"device": torch.device("cpu")})
+    distil_stage(type("Options", (), names), store, 0.0, train.predict_with_maps, 2)
+    assert "no student was written" in capsys.readouterr().out and not (tmp_path / "fast").exists()
+
+
 @pytest.mark.parametrize("text, sizes", [("64", (64,)), ("512,256", (256, 512)), ("8", (8,))])
 def test_batches_are_sorted(text, sizes):
     assert batch_sizes(text) == sizes
@@ -87,6 +95,10 @@ def test_batches_are_sorted(text, sizes):
         (["--minutes", "nan"], "--minutes must be a number above 0, not nan"),
         (["--device", "cuda"], "torch finds no NVIDIA GPU; use --device cpu"),
         (["--decoder", "1", "--encoder"], "--encoder needs --workers: the latents on disk would not be those"),
+        (
+            ["--distil", "1", "--workers", "1", "--distil-out", "a", "--out", "./a"],
+            "--distil-out a: is the folder of --out",
+        ),
         (["--judge", "1"], "--judge needs --workers; on a CPU train the judge with python -m minip2p.tiny.judge_train"),
     ],
 )
