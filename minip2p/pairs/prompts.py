@@ -110,9 +110,9 @@ def draw_prompts(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Lines for `count` sources of the small world, none of a combination that is held out from its training.
 
     Every other source has one object, which is exchanged, gets another colour, place or style, or a second object
-    beside it; the others have two, of which one is exchanged or removed.
+    beside it; the others have two, of which one is exchanged or removed. An edit that was drawn before is left out.
     """
-    lines: list[dict[str, Any]] = []
+    lines: dict[tuple[str, str], dict[str, Any]] = {}  # by input and output
     for number in range(count):
         rng = np.random.default_rng((seed, number))
         scene = sample_scene(rng, objects=2, style="photo", attribute=None)
@@ -124,8 +124,9 @@ def draw_prompts(count: int, seed: int = 0) -> list[dict[str, Any]]:
             start = scene if kind in ("two", "remove", "add") else single
             before, after = (with_full_caption(each, caption_seed) for each in change_scene(kind, start, rng))
             if not is_held_out(after):
-                lines.append(scene_line(kind, before, after))
-    return lines
+                line = scene_line(kind, before, after)
+                lines.setdefault((line["input"], line["output"]), line)
+    return list(lines.values())
 
 
 def scene_line(kind: str, before: Scene, after: Scene) -> dict[str, Any]:

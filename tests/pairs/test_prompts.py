@@ -59,6 +59,12 @@ def test_prompts_of_the_small_world_differ_in_what_their_instruction_says(tmp_pa
     assert swaps and all(plan(line["edit"], line["input"]).target == line["output"] for line in swaps)
 
 
+def test_no_edit_is_drawn_twice():
+    """Among 200 sources the same caption and edit occur again: each is one line, so that the file can be read."""
+    edits = [(line["input"], line["output"]) for line in draw_prompts(200)]
+    assert len(set(edits)) == len(edits)
+
+
 class Server(BaseHTTPRequestHandler):
     """Answers in the layout, except to captions that have "bad" in them."""
 
