@@ -6,8 +6,8 @@ from typing import Any
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is a whole number, Python's or numpy's."""
-    return isinstance(value, Integral)
+    """Whether it is a whole number, Python's or numpy's. True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_finite(value: Any) -> bool:

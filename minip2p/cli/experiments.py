@@ -42,7 +42,6 @@ from minip2p.tiny.judge import Judge
 # Options that the workers of --ray read: those of the model, and those of what scores.
 MODEL_OPTIONS = ("model", "config", "vae", "scheduler", "lora", "embedding", "dtype", "device")
 SCORE_OPTIONS = ("clip", "cases", "lpips", "dino")
-SHEET_CASES = 7  # cases on a benchmark's contact sheet; of those that ship, this is one of each kind
 
 
 def sweep(args: Namespace) -> Iterator[None]:
@@ -64,7 +63,7 @@ def sweep(args: Namespace) -> Iterator[None]:
     png.check_writable([folder / "grid.json", *charts.result_paths(folder, grid), *rows_files, *pictures])
     score, scored_by = make_scorer(args)
     yield
-    if join is None:
+    if to_run:
         print(sweeps.describe(to_run), flush=True)
 
     def announced_progress(total: int, counter: RowCounter) -> Progress:
@@ -87,6 +86,7 @@ def sweep(args: Namespace) -> Iterator[None]:
         pipe,
         grid,
         folder,
+        jobs=jobs,
         score=score,
         scored_by=scored_by,
         shard=shard,
@@ -148,8 +148,10 @@ def bench_edits(args: Namespace) -> Iterator[None]:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_text(results[0], to_csv([{key: row.get(key) for key in columns} for row in rows]))
     write_text(results[1], tables.markdown_tables(summaries))
-    sheet = tables.contact_sheet(folder, cases[:SHEET_CASES], methods)
-    write_sheet(results[2], sheet, f"{len(cases[:SHEET_CASES])} photographs, edited", pipe, steps, methods, len(cases))
+    sheet = tables.contact_sheet(folder, cases[: tables.SHEET_CASES], methods)
+    write_sheet(
+        results[2], sheet, f"{len(cases[: tables.SHEET_CASES])} photographs, edited", pipe, steps, methods, len(cases)
+    )
     print(tables.markdown_tables(summaries), *results, tables.json_line(summaries), sep="\n")
 
 
@@ -196,7 +198,7 @@ def bench_moves(args: Namespace) -> Iterator[None]:
     summaries = move_tables.summarize_moves(rows, methods)
     write_text(results[0], to_csv(rows))
     write_text(results[1], move_tables.markdown_tables(summaries))
-    shown = cases[:SHEET_CASES]
+    shown = cases[: tables.SHEET_CASES]
     sheet = move_tables.contact_sheet(folder, shown, methods)
     write_sheet(results[2], sheet, f"{len(shown)} pictures, edited", pipe, steps, methods, len(cases))
     print(move_tables.markdown_tables(summaries), *results, move_tables.json_line(summaries), sep="\n")

@@ -2,8 +2,8 @@
 
     python -m minip2p.evaluation.instruct_benchmark --model FOLDER -o FOLDER
 
-The figures are those of `bench-edits`. The results are in files, see `minip2p.evaluation.result_files`, so that a run
-that was killed continues.
+The figures are those of `bench-edits`. A sheet shows the first cases. The results are in files, see
+`minip2p.evaluation.result_files`, so that a run that was killed continues.
 """
 
 import argparse
@@ -13,12 +13,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from minip2p.checkpoints.components import RowCounter
 from minip2p.errors import run_guarded
 from minip2p.evaluation.edit_benchmark import Networks, measure_edit, result_files, training_size
 from minip2p.evaluation.pie_bench import Case, read_cases
 from minip2p.evaluation.result_files import Row
-from minip2p.evaluation.tables import json_line, markdown_tables, summarize
+from minip2p.evaluation.tables import SHEET_CASES, json_line, markdown_tables, summarize
+from minip2p.io import png, viz
 from minip2p.io.files import write_text
 from minip2p.io.images import fit_image, read_image
 from minip2p.pipeline import Pipeline, load
@@ -95,6 +98,12 @@ def run_cases(
     return files.read(cases, [METHOD])
 
 
+def instruct_sheet(folder: Path, cases: Sequence[Case]) -> Image.Image:
+    """A column for each case: its photograph, and below it what the model made of it, with the instruction."""
+    after = [(read_image(result_files(folder).picture_file(case, METHOD)), case_instruction(case)) for case in cases]
+    return viz.grid([*((read_image(case.picture), case.source) for case in cases), *after], columns=len(cases))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cases from the command line, prints the table, and returns the exit status."""
     parser = argparse.ArgumentParser(description="How well a model follows instructions.")
@@ -135,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         summaries = summarize(rows, [METHOD])
         write_text(args.out / "table.md", markdown_tables(summaries))
+        png.write_pngs([(args.out / "sheet.png", instruct_sheet(args.out, cases[:SHEET_CASES]), "")])
         print(markdown_tables(summaries), json_line(summaries), sep="\n")
 
     return run_guarded(work)

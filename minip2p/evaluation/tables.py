@@ -15,6 +15,8 @@ from minip2p.io import viz
 from minip2p.io.images import read_image
 from minip2p.metrics.image import interval
 
+SHEET_CASES = 7  # on a contact sheet; of the cases that ship, this is one of each kind
+
 Summary = Mapping[str, tuple[float, float]]  # metric -> its mean, and half of its 95 % confidence interval
 
 # The columns of the table: metric -> title, factor.

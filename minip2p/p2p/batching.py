@@ -135,6 +135,7 @@ def split_targets(plan: BatchPlan, parts: int) -> list[list[int]]:
             for n in group:
                 paths[n].append(number)
     order = sorted(paths, key=paths.__getitem__)
+    parts = min(parts, len(order))
     shared = [0, *(sum(map(eq, paths[a], paths[b])) for a, b in pairwise(order))]  # steps with the target before
     added = [len(levels) - count for count in shared]  # what a target adds to a part with the target before
     single = plan.source_steps + len(levels)  # the length of a part of one target

@@ -69,10 +69,20 @@ class Job:
     @property
     def rows(self) -> int:
         """The UNet rows of the job, with those that only the source's picture needs."""
-        start, remaining = self.start, range(self.plan.source_steps, self.start.steps)
-        scales = [start.conditioning.executed_scale(i, start.steps, start.guidance_scale) for i in remaining]
-        rows = sum(unet_rows(1, scale, is_read=self.plan.reads_guidance) for scale in scales)
-        return self.plan.predicted_rows(start) + rows
+        return self.plan.predicted_rows(self.start) + self.rows_of_a_run(self.plan.source_steps)
+
+    @property
+    def separate_rows(self) -> int:
+        """The UNet rows if each cell ran on its own, with its source, to the end."""
+        return 2 * len(self.cells) * self.rows_of_a_run(0)
+
+    def rows_of_a_run(self, first: int) -> int:
+        """The UNet rows of one picture from the step `first` on."""
+        start = self.start
+        scales = [
+            start.conditioning.executed_scale(i, start.steps, start.guidance_scale) for i in range(first, start.steps)
+        ]
+        return sum(unet_rows(1, scale, is_read=self.plan.reads_guidance) for scale in scales)
 
 
 def plan_jobs(pipe: Pipeline, grid: Grid) -> list[Job]:
@@ -82,12 +92,11 @@ def plan_jobs(pipe: Pipeline, grid: Grid) -> list[Job]:
         count = len(grid.cells(seed))
         whole = plan_job(pipe, grid, Unit(seed, tuple(range(n * count, (n + 1) * count))))
         parts = split_targets(whole.plan, grid.split)
-        if len(parts) == 1:
-            jobs.append(whole)
-            continue
-        for number, members in enumerate(parts, 1):
-            unit = Unit(seed, tuple(whole.unit.cells[i] for i in members), number, len(parts))
-            jobs.append(plan_job(pipe, grid, unit))
+        units = [
+            Unit(seed, tuple(whole.unit.cells[i] for i in part), number, len(parts))
+            for number, part in enumerate(parts, 1)
+        ]
+        jobs += [part_of(pipe, whole, *each) for each in zip(units, parts, strict=True)] if units[1:] else [whole]
     return jobs
 
 
@@ -100,14 +109,21 @@ def plan_job(pipe: Pipeline, grid: Grid, unit: Unit) -> Job:
     return Job(unit, cells, start, targets, plan_batches(pipe.components, start, targets))
 
 
+def part_of(pipe: Pipeline, job: Job, unit: Unit, members: Sequence[int]) -> Job:
+    """The job of some of a job's cells. members: their places in it."""
+    targets = [job.targets[i] for i in members]
+    plan = plan_batches(pipe.components, job.start, targets)
+    return Job(unit, [job.cells[i] for i in members], job.start, targets, plan)
+
+
 def describe(jobs: Sequence[Job]) -> str:
     """The size of a sweep in one line."""
     cells, rows = sum(len(job.cells) for job in jobs), sum(job.rows for job in jobs)
-    separate = sum(4 * job.start.steps * len(job.cells) for job in jobs)
+    separate = sum(job.separate_rows for job in jobs)
     count = len({job.unit.seed for job in jobs})
     sources = f"{count} source{'s' * (count != 1)}"
     if any(job.unit.parts > 1 for job in jobs):
-        sources += f" in {len(jobs)} units"
+        sources += f" in {len(jobs)} unit{'s' * (len(jobs) != 1)}"
     edits = f"{cells} edit{'s' * (cells != 1)}"
     return f"{edits} of {sources}: {rows:,} rows of the UNet; {separate:,} if each edit ran on its own"
 
@@ -117,6 +133,7 @@ def sweep(
     grid: Grid,
     folder: Path,
     *,
+    jobs: Sequence[Job] | None = None,
     score: Score | None = None,
     scored_by: str | None = None,
     shard: Shard = ALL_UNITS,
@@ -127,14 +144,15 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Runs the unfinished jobs of a grid and returns the table, a row for each cell that is finished.
 
-    score: further figures of each cell. scored_by: the name of what scores; a folder is continued with the same only.
+    jobs: those of `plan_jobs`, if they are planned already; a job runs once. score: further figures of each cell.
+    scored_by: the name of what scores; a folder is continued with the same only.
     shard: runs only these of the jobs; each process that works in a folder has another. join: runs nothing and copies
     jobs that are finished in these folders; then all must be.
     counter: counts the UNet rows that are run. make_pool: makes the pool of workers that share the jobs; each has the
     same model and what scores. progress(rows to run, counter) -> the progress bar of the edits.
     Raises ValueError for a folder that holds another grid's results.
     """
-    jobs = plan_jobs(pipe, grid)
+    jobs = plan_jobs(pipe, grid) if jobs is None else jobs
     settings = {
         "grid": grid.as_dict(),
         "model": pipe.components.fingerprint,

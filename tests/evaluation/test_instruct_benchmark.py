@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 import minip2p
 from minip2p.evaluation.edit_benchmark import training_size
@@ -52,6 +53,8 @@ def test_the_command_prints_the_table(folder, tmp_path, capsys):
     output = capsys.readouterr().out
     assert json.loads(output.splitlines()[-1])["cases"] == 1 and "| instruct |" in output
     assert (out / "table.md").read_text() in output
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.width < sheet.height  # one case: the photograph, and below it what became of it
 
 
 @pytest.mark.parametrize(

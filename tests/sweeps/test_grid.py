@@ -84,6 +84,7 @@ def test_an_axis_that_is_not_named_has_the_default_of_an_edit():
         ("seed = [1, 1]", "seed has 1 twice"),
         ("threshold = [1, 0.3, 1.0]", "threshold has 1.0 twice"),
         ("split = 0", "split must be a whole number from 1 on, not 0"),
+        ("split = true", "split must be a whole number from 1 on, not True"),
         ("split = [1, 2]", "split must be a whole number from 1 on, not [1, 2]"),
     ],
 )

@@ -110,6 +110,19 @@ def test_the_plan_predicts_the_rows_that_are_run(model, tmp_path):
     assert describe(jobs) == f"24 edits of 2 sources: {rows} rows of the UNet; 288 if each edit ran on its own"
 
 
+@pytest.mark.parametrize("options, rows", [({"guidance": 1.0}, 4), ({"guidance_interval": [0, 0.5]}, 6)])
+def test_rows_of_edits_on_their_own_are_those_that_they_would_run(model, options, rows):
+    """Of source and target, in four steps: without guidance, and with guidance at two of them."""
+    fields = ONE_CELL | {"steps": 4, "size": [32, 32], **options}
+    jobs = plan_jobs(model, Grid.from_fields(fields))
+    assert f"; {2 * rows} if each edit ran on its own" in describe(jobs)
+
+
+def test_more_parts_than_cells_are_as_many_as_cells(model):
+    jobs = plan_jobs(model, Grid.from_fields(ONE_CELL | {"cross": [0.4, 1.0], "size": [32, 32], "split": 10**12}))
+    assert [job.unit.parts for job in jobs] == [2, 2]
+
+
 def test_a_grid_that_is_split_has_the_same_cells_for_more_rows(model, tmp_path):
     """Within one grey level, since a batch of another size rounds differently."""
     fields = {**FIELDS, "steps": 4, "size": [32, 32], "seed": 1, "self": [0.0, 0.5, 1.0]}
