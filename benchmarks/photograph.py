@@ -4,10 +4,10 @@
 
 It edits the first photograph of the benchmark, one method after the other, and prints rows of the UNet and seconds,
 with encoding and decoding. The methods are those of `minip2p bench-edits`; `fast` takes the model of few steps that
-ships. --measured: runs only so many steps of each; then the rows of all steps are counted on a model that ships, at the
-same guidance, and the seconds are predicted from them. --bench: folders of `minip2p bench-edits -o`; success and
-background of the same methods and steps are drawn against the seconds of this run, with the front marked. The last line
-is JSON.
+ships, and `instruct` is the model that follows instructions. --measured: runs only so many steps of each; then the rows
+of all steps are counted on a model that ships, at the same guidance, and the seconds are predicted from them. --bench:
+folders of `minip2p bench-edits -o`; success and background of the same methods and steps are drawn against the seconds
+of this run, with the front marked. The last line is JSON.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import minip2p
 from minip2p.checkpoints.components import RowCounter
 from minip2p.errors import run_guarded
 from minip2p.evaluation.edit_benchmark import METHODS, edit_case, training_size
+from minip2p.evaluation.instruct_benchmark import case_instruction
 from minip2p.evaluation.pie_bench import Case, read_cases
 from minip2p.io.files import atomic_write, shipped_weights
 from minip2p.io.images import fit_image, read_image
@@ -36,6 +37,8 @@ from minip2p.metrics.image import mean
 from minip2p.pipeline import Pipeline
 
 FAST = ("fast", "fast+mask")  # methods of the model of few steps
+INSTRUCT = "instruct"
+SHIPPED = dict.fromkeys(FAST, "tiny-fast") | {INSTRUCT: "tiny-instruct"}  # methods of other models that ship
 DEFAULT = (
     "ddim:20 negative-prompt:20 proximal:20 null-text:20 edit-friendly:20 direct:20 direct+mask:20 "
     "direct+mask+polish:20 direct+masactrl:20 direct+plug-and-play-attention:20 "
@@ -68,8 +71,8 @@ class Quality:
 def parse_method(text: str) -> tuple[str, int]:
     """'direct:20' -> ('direct', 20)."""
     name, _, steps = text.rpartition(":")
-    if METHODS.get(name) is None or not steps.isdecimal() or int(steps) < 1:
-        names = ", ".join(name for name, method in METHODS.items() if method is not None)
+    if (METHODS.get(name) is None and name != INSTRUCT) or not steps.isdecimal() or int(steps) < 1:
+        names = ", ".join([*(name for name, method in METHODS.items() if method is not None), INSTRUCT])
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:STEPS with one of the methods {names}")
     return name, int(steps)
 
@@ -83,7 +86,10 @@ def shipped(name: str) -> Pipeline:
 def run_edit(pipe: Pipeline, case: Case, name: str, steps: int) -> int:
     """Edits the photograph of a case and returns the rows of the UNet."""
     counter, picture = RowCounter(), fit_image(read_image(case.picture), training_size(pipe), "stretch")
-    edit_case(pipe.counting(counter), case, METHODS[name], picture, steps)
+    if name == INSTRUCT:
+        pipe.counting(counter).instruct(picture, case_instruction(case), steps=steps).picture  # noqa: B018, it decodes
+    else:
+        edit_case(pipe.counting(counter), case, METHODS[name], picture, steps)
     return counter.rows
 
 
@@ -96,14 +102,14 @@ def vae_seconds(pipe: Pipeline, case: Case) -> float:
 
 def measure(pipe: Pipeline, case: Case, name: str, steps: int, measured: int | None, rounds: int) -> Cost:
     """The cost of a method's edit; with `measured`, predicted from so many steps by the rows of all steps."""
-    if name in FAST:
-        pipe = shipped("tiny-fast")
+    if name in SHIPPED:
+        pipe = shipped(SHIPPED[name])
     rows: list[int] = []
     run_steps = steps if measured is None else measured
     seconds = time_in_turn(rounds, edit=lambda: rows.append(run_edit(pipe, case, name, run_steps)))["edit"]
     if measured is None:
         return Cost(name, steps, rows[0], seconds)
-    small = shipped("tiny-fast" if name in FAST else "tiny")
+    small = shipped(SHIPPED.get(name, "tiny"))
     counted = replace(small, default_guidance=pipe.default_guidance)
     vae, all_rows = vae_seconds(pipe, case), run_edit(counted, case, name, steps)
     return Cost(name, steps, all_rows, vae + (seconds - vae) * all_rows / rows[0])

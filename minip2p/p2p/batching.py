@@ -125,8 +125,9 @@ def share_prefixes(targets: Sequence[EditTarget], steps: int, skip_steps: int = 
 def split_targets(plan: BatchPlan, parts: int) -> list[list[int]]:
     """The targets of an edit in at most so many parts, each to be an edit of its own, in order.
 
-    A part has neighbours of the tree of targets. The longest part is as short as this allows; with such parts, the cuts
-    are where neighbours share the fewest steps. Lengths are counted in steps of the source and of targets.
+    A part has neighbours of the tree of targets. The longest part is as short as this allows; with such parts, the sum
+    of all lengths is the smallest. A length is counted in steps: of the targets, and of the source, as many as the
+    whole edit reads. The plan has targets and steps.
     """
     levels = [groups for groups in plan.rows if groups]
     paths: dict[int, list[int]] = {n: [] for group in levels[0] for n in group}  # the number of its group at each step
@@ -143,7 +144,8 @@ def split_targets(plan: BatchPlan, parts: int) -> list[list[int]]:
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if count_parts(added, single, middle) <= parts else (middle + 1, high)
-    ends = cheapest_cuts(shared, added, single, longest=low, parts=parts)
+    repeated = [0, *(plan.source_steps + count for count in shared[1:])]
+    ends = cheapest_cuts(repeated, added, single, longest=low, parts=parts)
     return [sorted(order[first:end]) for first, end in pairwise([0, *ends])]
 
 
@@ -157,25 +159,25 @@ def count_parts(added: Sequence[int], single: int, longest: int) -> int:
     return count
 
 
-def cheapest_cuts(shared: Sequence[int], added: Sequence[int], single: int, *, longest: int, parts: int) -> list[int]:
+def cheapest_cuts(repeated: Sequence[int], added: Sequence[int], single: int, *, longest: int, parts: int) -> list[int]:
     """Where a row of targets is cut into at most so many parts: the end of each.
 
-    shared: by target, the steps that a cut before it runs twice. added: by target, what it adds to the length of a part
-    with the target before; the first target of a part has the length `single`. longest: no part is longer.
+    repeated: by target, the steps that a cut before it runs once more. added: by target, what it adds to the length of
+    a part with the target before; the first target of a part has the length `single`. longest: no part is longer.
     """
-    cuts: list[dict[int, tuple[int, list[int]]]] = [{0: (0, [])}]  # by count of parts, end -> (steps run twice, ends)
+    cuts: list[dict[int, tuple[int, list[int]]]] = [{0: (0, [])}]  # by count of parts, end -> (steps repeated, ends)
     for _ in range(parts):
         reached: dict[int, tuple[int, list[int]]] = {}
-        for first, (lost, ends) in cuts[-1].items():
+        for first, (steps, ends) in cuts[-1].items():
             length = single
-            for end in range(first + 1, len(shared) + 1):
+            for end in range(first + 1, len(repeated) + 1):
                 length += added[end - 1] if end > first + 1 else 0
                 if length > longest:
                     break
-                cut = lost + shared[first], [*ends, end]
-                reached[end] = min(reached.get(end, cut), cut)
+                if end not in reached or steps + repeated[first] < reached[end][0]:
+                    reached[end] = steps + repeated[first], [*ends, end]
         cuts.append(reached)
-    return min(by_end[len(shared)] for by_end in cuts if len(shared) in by_end)[1]
+    return min(by_end[len(repeated)] for by_end in cuts if len(repeated) in by_end)[1]
 
 
 def intern(values: Sequence[Any]) -> list[int]:

@@ -41,6 +41,8 @@ from minip2p.text.encoder import TextEmbedding
 from minip2p.text.prompt import WordSelector, token_indicator
 from minip2p.validation import is_finite, is_integer
 
+UNGUIDED_INVERSIONS = "direct", "edit-friendly"  # no guided prediction makes the latents of their runs
+
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
@@ -334,12 +336,13 @@ def run_conditional_row(
 def reads_attention_alone(origin: "Trajectory | RunStart", step: int) -> bool:
     """Whether an edit needs nothing of its source's step but the attention of its words, so that one row is enough.
 
-    So it is with inverted photographs: their latents are known, and no guided prediction made them. The source of other
-    runs repeats the call that made it, so that an edit to its own prompt repeats it to the bit. An inversion that
-    corrects predictions, and an attention that treats the rows without words, need the others too.
+    So it is with photographs of `UNGUIDED_INVERSIONS`, and with edits of them. The source of any other run repeats the
+    calls that made it, so that an edit to its own prompt repeats it to the bit. Corrected predictions need the other
+    rows, and so may a custom attention that depends on the step or treats the rows without words.
     """
-    is_inverted = isinstance(origin, Trajectory) and origin.inversion != ""
-    return is_inverted and not origin.conditioning.corrects(step) and unconditional_of(origin.attend) is fused
+    is_known = isinstance(origin, Trajectory) and origin.inversion in UNGUIDED_INVERSIONS
+    is_custom = hasattr(origin.attend, "at") or hasattr(origin.attend, "unconditional")
+    return is_known and not origin.conditioning.corrects(step) and not is_custom
 
 
 class SourceRun:

@@ -347,11 +347,37 @@ class Unconditional:
         return fused(q, k, v, site)
 
 
-def test_an_attention_of_the_rows_without_words_sees_them_in_the_source_of_a_photograph_too(model, small):
-    log, attend = CallLog(), Unconditional()
+class Stepped(Unconditional):
+    """The same, at each step."""
+
+    def at(self, step):
+        both = Unconditional()
+        both.sites = self.sites
+        return both
+
+    unconditional = property()
+
+
+@pytest.mark.parametrize("attend", [Unconditional(), Stepped()], ids=["plain", "by step"])
+def test_an_attention_of_the_rows_without_words_sees_them_in_the_source_of_a_photograph_too(attend, model, small):
+    log = CallLog()
     photo = replace(small, inversion="direct", attend=attend)
     assert SourceRun(model.counting(log).components, photo).advance(1, lambda site, queries: True)
     assert log.calls == [2] and attend.sites == list(model.unet.sites)
+
+
+@pytest.mark.parametrize("inversion", ["ddim", "negative-prompt", "proximal", "null-text", "virtual"])
+def test_the_source_of_other_photographs_repeats_what_made_it(inversion, model, small):
+    log = CallLog()
+    source = SourceRun(model.counting(log).components, replace(small, inversion=inversion))
+    assert source.advance(1, lambda site, queries: True) and log.calls == [2]
+
+
+def test_a_source_that_corrects_its_edits_has_a_correction_where_its_attention_is_read_too(model, small):
+    conditioning = replace(small.conditioning, source_guidance_scale=1.0)
+    photo = replace(small, inversion="direct", conditioning=conditioning)
+    source = SourceRun(model.components, photo)
+    assert source.advance(1, lambda site, queries: True) and source.corrections.keys() == {1}
 
 
 def test_a_recorded_source_is_read_from_its_cache(model, small):
