@@ -28,7 +28,7 @@ from minip2p.vae import VAE
 VAE_FOLDER = "vae/"
 WITHOUT_VAE = tuple(folder for folder in WEIGHT_FOLDERS if folder != VAE_FOLDER)
 SCALING_FIELDS = ("scaling_factor", "shift_factor", "force_upcast")
-SHIPPED = "tiny", "tiny-fast"  # the models that ship; the first is the default
+SHIPPED = "tiny", "tiny-fast", "tiny-instruct"  # the models that ship; the first is the default
 
 
 def model_location(where: str | Path | None) -> str | Path:
@@ -40,7 +40,7 @@ def model_location(where: str | Path | None) -> str | Path:
         return shipped_weights(where)
     if isinstance(where, str) and re.fullmatch(r"[\w-]+", where) and not Path(where).exists():
         raise FileNotFoundError(
-            f"{where}: no such file or folder, and the models that ship are {' and '.join(SHIPPED)}"
+            f"{where}: no such file or folder, and the models that ship are {', '.join(SHIPPED[:-1])} and {SHIPPED[-1]}"
         )
     return where
 

@@ -292,7 +292,7 @@ def add_instruct(commands: Commands) -> None:
         help="image guidance scale: how close to IMAGE; --guidance: how strong the instruction (default: 1.5)",
     )
     add_fit_option(run)
-    add_model_options(sub)
+    add_model_options(sub, default="tiny-instruct")
 
 
 def add_inpaint(commands: Commands) -> None:
@@ -725,13 +725,16 @@ def add_fit_option(group: Group) -> None:
     )
 
 
-def add_model_options(sub: Parser) -> None:
+def add_model_options(sub: Parser, default: str | None = None) -> None:
+    """default: the name of a model that ships, or None for `tiny`."""
     group = sub.add_argument_group("model")
+    fast = ", or tiny-fast, which ships and takes 4 --steps (default: the small model that ships)"
+    others = f" (default: {default}, which ships)" if default else fast
     group.add_argument(
         "--model",
         metavar="PATH",
-        help="a folder in diffusers' layout, a .safetensors file, org/name on the hub, or tiny-fast, which ships and "
-        "takes 4 --steps (default: the small model that ships)",
+        default=default,
+        help=f"a folder in diffusers' layout, a .safetensors file, org/name on the hub{others}",
     )
     group.add_argument(
         "--config",

@@ -32,7 +32,7 @@ from minip2p.tiny.scene_edits import INSTRUCTIONS, STYLE_NAMES
 from minip2p.tiny.scenes import COLOURS, PLACE_PHRASES
 
 METHOD = "instruct"  # the name of the rows
-STEPS, PICTURE_GUIDANCE = 20, 1.5
+STEPS, PICTURE_GUIDANCE = 15, 1.5
 
 
 def case_instruction(case: Case) -> str:

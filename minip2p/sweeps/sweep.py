@@ -90,13 +90,15 @@ def plan_jobs(pipe: Pipeline, grid: Grid) -> list[Job]:
     jobs = []
     for n, seed in enumerate(grid.axes["seed"]):
         count = len(grid.cells(seed))
-        whole = plan_job(pipe, grid, Unit(seed, tuple(range(n * count, (n + 1) * count))))
-        parts = split_targets(whole.plan, grid.split)
+        undivided = plan_job(pipe, grid, Unit(seed, tuple(range(n * count, (n + 1) * count))))
+        parts = split_targets(undivided.plan, grid.split)
         units = [
-            Unit(seed, tuple(whole.unit.cells[i] for i in part), number, len(parts))
+            Unit(seed, tuple(undivided.unit.cells[i] for i in part), number, len(parts))
             for number, part in enumerate(parts, 1)
         ]
-        jobs += [part_of(pipe, whole, *each) for each in zip(units, parts, strict=True)] if units[1:] else [whole]
+        jobs += (
+            [part_of(pipe, undivided, *each) for each in zip(units, parts, strict=True)] if units[1:] else [undivided]
+        )
     return jobs
 
 

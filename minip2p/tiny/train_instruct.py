@@ -45,7 +45,7 @@ from minip2p.unet import UNet
 BATCH = 32  # pairs in a step of the recipe, in which steps are counted
 STEPS, LEARNING_RATE, EMA_DECAY = 8_000, 5e-4, 0.998
 DROP = 0.05  # the share of pairs without instruction; as many are without picture, and as many without both
-GUIDANCE = 4.0  # of the instruction, which the folder states as its default
+GUIDANCE = 3.0  # of the instruction, which the folder states as its default
 
 
 def instruct_unet(model: Pipeline) -> UNet:

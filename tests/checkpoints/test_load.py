@@ -372,9 +372,11 @@ def test_a_folder_of_parts_that_is_not_there_is_named(tiny_folder):
         minip2p.load(folder)
 
 
-def test_the_student_that_ships_has_the_parts_of_its_teacher(model):
-    student = minip2p.load("tiny-fast")
-    assert {part.name for part in shipped_weights("tiny-fast").iterdir() if part.is_dir()} == {"scheduler", "unet"}
-    encoders = [pipe.text.encoders["text_encoder"] for pipe in (student, model)]
-    assert same_tensors(student.vae, model.vae) and same_tensors(*encoders)
-    assert not same_tensors(student.unet, model.unet)
+@pytest.mark.parametrize("name", ["tiny-fast", "tiny-instruct"])
+def test_the_models_that_ship_beside_tiny_have_its_parts(name, model):
+    other = minip2p.load(name)
+    assert {part.name for part in shipped_weights(name).iterdir() if part.is_dir()} == {"scheduler", "unet"}
+    encoders = [pipe.text.encoders["text_encoder"] for pipe in (other, model)]
+    assert same_tensors(other.vae, model.vae) and same_tensors(*encoders)
+    weights, those_of_tiny = other.unet.state_dict(), model.unet.state_dict()
+    assert not torch.equal(weights["conv_out.weight"], those_of_tiny["conv_out.weight"])

@@ -97,6 +97,13 @@ def pickled(file):
     return file
 
 
+def test_instruct_takes_the_model_that_ships_where_none_is_named(tmp_path, picture):
+    file, image = picture
+    run("instruct", file, "make it snow", "-o", tmp_path / "snow.png", "--steps", 1, "--size", "64x64")
+    expected = minip2p.load("tiny-instruct").instruct(image, "make it snow", steps=1, size=(64, 64))
+    assert pixels(tmp_path / "snow.png") == expected.image.tobytes()
+
+
 def test_instruct_writes_a_picture_and_a_run_that_can_be_edited(family, tmp_path, picture):
     (file, image), folder, out = picture, family("InstructPix2Pix")[1], tmp_path / "out.png"
     options = ["--steps", 2, "--picture-guidance", 1.2, "--record", tmp_path / "run.safetensors"]

@@ -126,12 +126,12 @@ def test_more_parts_than_cells_are_as_many_as_cells(model):
 def test_a_grid_that_is_split_has_the_same_cells_for_more_rows(model, tmp_path):
     """Within one grey level, since a batch of another size rounds differently."""
     fields = {**FIELDS, "steps": 4, "size": [32, 32], "seed": 1, "self": [0.0, 0.5, 1.0]}
-    whole, split = Grid.from_fields(fields), Grid.from_fields(fields | {"split": 5})
-    rows, counter = sweep(model, whole, tmp_path / "whole"), RowCounter()
+    unsplit, split = Grid.from_fields(fields), Grid.from_fields(fields | {"split": 5})
+    rows, counter = sweep(model, unsplit, tmp_path / "whole"), RowCounter()
     jobs = plan_jobs(model, split)
     assert len(jobs) == 5 and all(job.unit.parts == 5 for job in jobs)
     split_rows = sweep(model, split, tmp_path / "split", counter=counter)
-    assert counter.rows == sum(job.rows for job in jobs) > sum(job.rows for job in plan_jobs(model, whole))
+    assert counter.rows == sum(job.rows for job in jobs) > sum(job.rows for job in plan_jobs(model, unsplit))
     assert describe(jobs).startswith(f"12 edits of 1 source in 5 units: {counter.rows} rows of the UNet;")
     assert [(row["cell"], row["cross"], row["self"]) for row in split_rows] == [
         (row["cell"], row["cross"], row["self"]) for row in rows
