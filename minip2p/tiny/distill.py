@@ -233,7 +233,6 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
-        check_training_options(options, UNET_BATCH)
         stop_at = time.time() + 60 * options.minutes
         if options.workers < 0 or options.scenes < 1:
             raise ValueError(
@@ -241,6 +240,7 @@ def main() -> int:
             )
         if options.device == "cuda" and not options.workers:
             raise ValueError("--device cuda needs --workers, the number of processes that render scenes for it")
+        check_training_options(options, UNET_BATCH)
         model, folder = load(options.model, device=options.device), fetch_sprites(options.work / "sprites")
         if not options.workers:
             digest = hashlib.sha256(
