@@ -728,13 +728,14 @@ def add_fit_option(group: Group) -> None:
 def add_model_options(sub: Parser, default: str | None = None) -> None:
     """default: the name of a model that ships, or None for `tiny`."""
     group = sub.add_argument_group("model")
-    fast = ", or tiny-fast, which ships and takes 4 --steps (default: the small model that ships)"
-    others = f" (default: {default}, which ships)" if default else fast
+    shipped = f" (default: {default}, which ships)"
+    if default is None:
+        shipped = ", or tiny-fast, which ships and takes 4 --steps (default: the small model that ships)"
     group.add_argument(
         "--model",
         metavar="PATH",
         default=default,
-        help=f"a folder in diffusers' layout, a .safetensors file, org/name on the hub{others}",
+        help=f"a folder in diffusers' layout, a .safetensors file, org/name on the hub{shipped}",
     )
     group.add_argument(
         "--config",

@@ -90,15 +90,14 @@ def plan_jobs(pipe: Pipeline, grid: Grid) -> list[Job]:
     jobs = []
     for n, seed in enumerate(grid.axes["seed"]):
         count = len(grid.cells(seed))
-        undivided = plan_job(pipe, grid, Unit(seed, tuple(range(n * count, (n + 1) * count))))
-        parts = split_targets(undivided.plan, grid.split)
-        units = [
-            Unit(seed, tuple(undivided.unit.cells[i] for i in part), number, len(parts))
-            for number, part in enumerate(parts, 1)
-        ]
-        jobs += (
-            [part_of(pipe, undivided, *each) for each in zip(units, parts, strict=True)] if units[1:] else [undivided]
-        )
+        all_cells = plan_job(pipe, grid, Unit(seed, tuple(range(n * count, (n + 1) * count))))
+        parts = split_targets(all_cells.plan, grid.split)
+        if len(parts) == 1:
+            jobs.append(all_cells)
+            continue
+        for number, members in enumerate(parts, 1):
+            unit = Unit(seed, tuple(all_cells.unit.cells[i] for i in members), number, len(parts))
+            jobs.append(part_of(pipe, all_cells, unit, members))
     return jobs
 
 
