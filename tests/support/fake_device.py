@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from paths import ROOT
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 DEVICE = torch.device("meta")
+PACKAGE = ROOT / "minip2p"
 # CUDA accepts tensors of the CPU here: copies, and indices.
 MIXES = {torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default}
 INDEXES = {
@@ -114,7 +116,7 @@ def waits(function, args, kwargs):
 
 def place():
     """The line of minip2p that runs now."""
-    frames = [frame for frame in traceback.extract_stack() if "/minip2p/" in frame.filename]
+    frames = [frame for frame in traceback.extract_stack() if PACKAGE in Path(frame.filename).parents]
     return f"{Path(frames[-1].filename).name}: {frames[-1].line}" if frames else "elsewhere"
 
 
