@@ -1,15 +1,59 @@
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+import torch
+from fake_device import fake_device
 
 import minip2p
 
+FAKE = "fake"  # the name of the device of tests/support/fake_device.py
+ON_DEVICE = {"device", "model", "small_model"}  # a test that uses one of these fixtures runs on the device
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="run the tests that use the embedded model with the model there: cuda, mps, or fake, which any machine has",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """With another device than the CPU, tests that use no device are left out: they would repeat what the CPU has shown."""
+    if config.getoption("--device") != "cpu":
+        is_elsewhere = [ON_DEVICE.isdisjoint(item.fixturenames) for item in items]
+        config.hook.pytest_deselected(
+            items=[item for item, elsewhere in zip(items, is_elsewhere, strict=True) if elsewhere]
+        )
+        items[:] = [item for item, elsewhere in zip(items, is_elsewhere, strict=True) if not elsewhere]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_device(request):
+    """The fake device exists while tests run on it."""
+    with fake_device() if request.config.getoption("--device") == FAKE else nullcontext():
+        yield
+
 
 @pytest.fixture(scope="session")
-def model():
-    """The embedded model. Tests share it: nobody changes it."""
+def device(request, on_device):
+    """The device of the model, for the tensors that a test makes."""
+    name = request.config.getoption("--device")
+    return torch.device("meta" if name == FAKE else name)
+
+
+@pytest.fixture(scope="session")
+def cpu_model():
+    """The embedded model on the CPU. Tests share it: nobody changes it."""
     return minip2p.load()
+
+
+@pytest.fixture(scope="session")
+def model(device, cpu_model):
+    """The embedded model on the device of --device. Tests share it: nobody changes it."""
+    return cpu_model if device.type == "cpu" else minip2p.load(device=str(device))
 
 
 @pytest.fixture(scope="session")

@@ -65,8 +65,8 @@ EDITS = {
 
 
 @pytest.mark.parametrize("options", EDITS.values(), ids=EDITS)
-def test_an_edit_is_the_cpus(options, model, other):
-    assert difference(lambda pipe: pipe.edit(source(pipe), TARGET, **options).latents, model, other) < 1e-4
+def test_an_edit_is_the_cpus(options, cpu_model, other):
+    assert difference(lambda pipe: pipe.edit(source(pipe), TARGET, **options).latents, cpu_model, other) < 1e-4
 
 
 RUNS = {
@@ -84,22 +84,22 @@ RUNS = {
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_a_run_is_the_cpus(run, model, other):
-    assert difference(run, model, other) < 1e-4
+def test_a_run_is_the_cpus(run, cpu_model, other):
+    assert difference(run, cpu_model, other) < 1e-4
 
 
 @pytest.mark.parametrize("method", ["direct", "proximal", "null-text", "virtual"])
-def test_an_inversion_and_its_edit_are_the_cpus(method, model, other):
-    assert difference(lambda pipe: pipe.edit(invert(pipe, method), TARGET).latents, model, other) < 1e-4
+def test_an_inversion_and_its_edit_are_the_cpus(method, cpu_model, other):
+    assert difference(lambda pipe: pipe.edit(invert(pipe, method), TARGET).latents, cpu_model, other) < 1e-4
 
 
-def test_a_run_file_is_read_on_the_device(model, other, tmp_path):
+def test_a_run_file_is_read_on_the_device(cpu_model, other, tmp_path):
     def run(pipe):
         file = tmp_path / f"{pipe.device}.safetensors"
         pipe.record(source(pipe), file=file)
         return pipe.edit(pipe.open(file), TARGET).latents
 
-    assert difference(run, model, other) < 1e-4
+    assert difference(run, cpu_model, other) < 1e-4
 
 
 def test_a_tensor_that_is_on_the_wrong_device_is_an_error(other):
