@@ -238,13 +238,26 @@ def has_settings(file: Path, text: str) -> bool:
 
 
 def differing_fields(file: Path, settings: Mapping[str, Any]) -> str:
-    """The names of the settings that differ from those in the file, or why it cannot be read: text for an error."""
+    """The names of the settings that differ from those in the file, or why it cannot be read: text for an error.
+
+    A setting that is a mapping in both has the names of its own settings that differ, as grid.split.
+    """
     try:
-        stored = read_json_value(file)
-        wanted = json.loads(json.dumps(settings))
-        differ = [name for name in sorted({*stored.keys(), *wanted}) if stored.get(name) != wanted.get(name)]
+        differ = different_names(read_json_value(file), json.loads(json.dumps(settings)))
     except ValueError as error:
         return f" ({error})"
     except (OSError, AttributeError, RecursionError):
         return ""
     return f" (of other {', '.join(differ)})" if differ else ""
+
+
+def different_names(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The names of the values that differ in two mappings, in the mappings in them as well: "name.name"."""
+    names = []
+    for name in sorted({*first.keys(), *second.keys()}):
+        a, b = first.get(name), second.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            names += different_names(a, b, f"{prefix}{name}.")
+        elif a != b:
+            names.append(prefix + name)
+    return names

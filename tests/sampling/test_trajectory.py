@@ -10,6 +10,7 @@ from PIL import Image
 from runs import CallLog, same_latents
 from word_heat import SIZE, SOURCE, STEPS, TARGET, stored_run, word_heat
 
+import minip2p
 from minip2p import AttentionStore, LocalBlend, SiteFilter, explicit
 from minip2p.attention.contract import fused
 from minip2p.attention.masks import heatmap_to_mask
@@ -225,6 +226,23 @@ def test_maps_run_one_conditional_row_a_step(model):
     log.calls.clear()
     run.maps("cat")
     assert log.calls == [1, 1]
+
+
+def test_maps_of_an_instruction_are_those_of_the_run_which_reads_the_picture():
+    """The replayed row has the picture's channels, as the row of the run with the instruction and the picture has."""
+    seen: list[torch.Tensor] = []
+
+    def record(q, k, v, site):
+        if site.cross:
+            seen.append(q[-1:])  # of a step's three rows the last has both
+        return fused(q, k, v, site)
+
+    editor = minip2p.load("tiny-instruct")
+    picture = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    run = editor.instruct(picture, "make the cat red", seed=1, steps=2, attend=record)
+    of_run, seen[:] = list(seen), []
+    replace(run, attend=fused).replay(lambda attend: record)
+    assert len(seen) == len(of_run) and all(torch.allclose(a, b, atol=1e-4) for a, b in zip(seen, of_run, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_eight_shards_of_a_sweep_are_one_run_to_the_byte(model, tmp_path):
     assert "\n" not in str(error.value)
     assert sweep(model, grid, shared, join=others) == rows
     assert contents(shared) == contents(tmp_path / "one")
-    with pytest.raises(ValueError, match=r"a: holds the sweep of another grid or model \(of other grid\)"):
+    with pytest.raises(ValueError, match=r"a: holds the sweep of another grid or model \(of other grid\.steps\)"):
         sweep(model, Grid.from_fields(FIELDS | {"steps": 2}), tmp_path / "new", join=[others[0]])
     with pytest.raises(FileNotFoundError, match=r"grid.json: no such file: .*none has no results of a shard"):
         sweep(model, grid, shared, join=[tmp_path / "none"])
