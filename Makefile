@@ -3,12 +3,14 @@
 # make test-full  runs the tests at the official sizes (15 GB of memory, some minutes)
 # make test-web   runs the tests of the page of minip2p app in Chromium, which must be installed
 # make test-ray   runs the tests of --ray, on a Ray cluster of two nodes on this machine
+# make test-device runs the tests of the model on DEVICE: cuda, mps, or fake, on which misplaced tensors are errors
 # make docs       builds the documentation into docs/_build/html; lessons that have changed run
 # make lessons    writes the notebooks of examples/lessons from their Python files
 #
-# Variables: PYTHON (the interpreter), WORKERS (test processes), TORCH_INDEX (the package index of torch's CPU build; empty: off)
+# Variables: PYTHON (the interpreter), WORKERS (test processes), DEVICE (of test-device), TORCH_INDEX (the package index of torch's CPU build; empty: off)
 PYTHON ?= python3
 WORKERS ?= 2
+DEVICE ?= fake
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 START := $(shell date +%s)
 TIME = echo "make $@: $$(($$(date +%s) - $(START))) s"
 
-.PHONY: demo test test-full test-web test-ray lint docs lessons
+.PHONY: demo test test-full test-web test-ray test-device lint docs lessons
 
 demo: $(VENV)/core
 	$(BIN)/python -m minip2p demo -o out --overwrite
@@ -38,6 +40,12 @@ test-web: $(VENV)/browser
 
 test-ray: $(VENV)/ray
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/sweeps
+	@$(TIME)
+
+# The folders whose tests have no reason to stay on the CPU.
+test-device: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --device $(DEVICE) -n $(if $(filter fake,$(DEVICE)),$(WORKERS),0) \
+	    tests/p2p tests/sampling tests/inversion tests/baselines tests/attention tests/sweeps tests/text tests/test_pipeline.py
 	@$(TIME)
 
 lint: $(VENV)/dev

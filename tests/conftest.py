@@ -16,12 +16,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--device",
         default="cpu",
-        help="run the tests that use the embedded model with the model there: cuda, mps, or fake, which any machine has",
+        help="where the embedded model of the tests is: cuda, mps, or fake, which any machine has",
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    """With another device than the CPU, tests that use no device are left out: they would repeat what the CPU has shown."""
+    """On another device than the CPU, tests without the model are left out: they would show nothing new."""
     if config.getoption("--device") != "cpu":
         is_elsewhere = [ON_DEVICE.isdisjoint(item.fixturenames) for item in items]
         config.hook.pytest_deselected(
@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", autouse=True)
 def on_device(request):
-    """The fake device exists while tests run on it."""
+    """The fake device exists while tests run on it. CUDA computes float32 without TF32, in which tests do not agree."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with fake_device() if request.config.getoption("--device") == FAKE else nullcontext():
         yield
 

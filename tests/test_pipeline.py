@@ -82,7 +82,7 @@ def test_a_pipeline_shows_its_components(model):
     components = model.components
     assert model.unet is components.unet and model.vae is components.vae and model.text is components.text
     assert model.scheduler is components.scheduler and model.origin is components.origin
-    assert repr(model) == "Pipeline(tiny, torch.float32, cpu)"
+    assert repr(model) == f"Pipeline(tiny, torch.float32, {model.device})"
     with pytest.raises(AttributeError):
         model.components = None
 
@@ -622,16 +622,17 @@ def test_the_name_of_a_file_is_not_a_prompt(model, log, tmp_path, monkeypatch, n
 def test_both_prompts_of_a_run_are_read_at_its_clip_skip(model, run_source):
     start = model.prepare(SOURCE, RunSettings(**SMALL, negative_prompt=FOG, clip_skip=2))
     step, components = model.scheduler.steps(2)[0], model.components
+    noise = start.noise.to(model.device)
     eps = guided_noise(
         components,
-        start.noise,
+        noise,
         step.t,
         model.text.encode_negative(FOG, 2),
         model.text(SOURCE, 2),
         guidance_scale=start.guidance_scale,
     )
-    expected = components.scheduler.step(start.noise, eps, step)
-    assert torch.equal(run_source(components, start).latents[1:2], expected)
+    expected = components.scheduler.step(noise, eps, step)
+    assert torch.equal(run_source(components, start).latents[1:2], expected.cpu())
 
 
 def test_the_target_is_read_at_the_clip_skip_of_its_source(model):
@@ -651,7 +652,8 @@ def test_an_inversion_reads_the_negative_prompt_at_its_clip_skip(model):
     sampled = sample(model.components, replace(start, noise=run.latents[:1], conditioning=run.conditioning))
     torch.testing.assert_close(sampled.latents[1], run.latents[1], rtol=1e-3, atol=1e-3)
     run = null_text(model.components, start, num_inner_steps=0)  # no update: the negative prompt itself
-    assert torch.equal(run.conditioning.uncond_embeddings[:1].tokens, model.text.encode_negative(FOG, 2).tokens)
+    negative = model.text.encode_negative(FOG, 2)
+    assert torch.equal(run.conditioning.uncond_embeddings[:1].tokens, negative.tokens.cpu())
 
 
 def test_maps_of_an_instruction_run_one_conditional_row_a_step(family):

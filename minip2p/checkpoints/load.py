@@ -45,6 +45,11 @@ def model_location(where: str | Path | None) -> str | Path:
     return where
 
 
+def is_shipped(where: str | Path | None) -> bool:
+    """Whether a model is one of those that ship, by its name."""
+    return model_location(where) in [shipped_weights(name) for name in SHIPPED]
+
+
 def load_components(
     where: str | Path | None = None,
     *,

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from minip2p.checkpoints.components import RowCounter
+from minip2p.checkpoints.load import is_shipped
 from minip2p.cli import estimate
 from minip2p.cli.commands import refuse_file_name
 from minip2p.cli.options import load_model
@@ -330,11 +331,11 @@ def check_extras(purpose: str) -> None:
 
 
 def make_scorer(args: Namespace) -> tuple[sweeps.Score | None, str | None]:
-    """What scores the edits of a sweep, and its name: the CLIP of --clip; for the model that ships, its judge."""
+    """What scores the edits of a sweep, and its name: the CLIP of --clip; for the models that ship, their judge."""
     if args.clip is not None:
         clip = ClipScore(args.clip)
         return clip.score, clip.name
-    return (Judge.load().score, "judge") if args.model is None else (None, None)
+    return (Judge.load().score, "judge") if is_shipped(args.model) else (None, None)
 
 
 def rows_progress(total: int, counter: RowCounter) -> Progress:

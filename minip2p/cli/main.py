@@ -363,7 +363,7 @@ def add_sweep(commands: Commands) -> None:
     sub.add_argument(
         "--clip",
         metavar="FOLDER",
-        help="a CLIP that scores the edits (default: the judge for the model that ships, else no score)",
+        help="a CLIP that scores the edits (default: the judge for the models that ship, else no score)",
     )
     add_shard_options(sub, "seeds")
     add_model_options(sub)

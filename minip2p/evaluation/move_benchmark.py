@@ -115,7 +115,8 @@ def paste_latents(pipe: Pipeline, run: Trajectory, case: MoveCase) -> Tensor:
     grid = grid_warp(place_objects(pipe.components, reading, edit), run.latent_size, grow=True)
     x = run.latents[-1:].flatten(-2)
     pasted, covered = grid.T.rows(x.mT).mT, x[..., noise_cells(grid, run.latent_size)]
-    return pipe.components.decode(torch.where(grid.hole, covered, pasted).unflatten(-1, run.latent_size))[0]
+    latents = torch.where(grid.hole, covered, pasted).unflatten(-1, run.latent_size)
+    return pipe.components.decode(latents.to(pipe.device))[0].cpu()
 
 
 def paste_pixels(pipe: Pipeline, run: Trajectory, case: MoveCase) -> Tensor:
@@ -126,12 +127,13 @@ def paste_pixels(pipe: Pipeline, run: Trajectory, case: MoveCase) -> Tensor:
     _, target = plan_move(pipe, run, case)
     warp = target.warp
     assert warp is not None
-    return pipe.components.decode(torch.where(warp.area, warp.moved_x0, warp.x0))[0]
+    latents = torch.where(warp.area.to(pipe.device), warp.moved_x0, warp.x0)
+    return pipe.components.decode(latents)[0].cpu()
 
 
 def reconstruct_truth(pipe: Pipeline, case: MoveCase) -> Tensor:
     """The true result after the VAE: no edit of latents can be better."""
-    return pipe.components.decode(pipe.components.encode(case.pictures[1][None]))[0]
+    return pipe.components.decode(pipe.components.encode(case.pictures[1][None]))[0].cpu()
 
 
 def regenerate(pipe: Pipeline, run: Trajectory, case: MoveCase) -> Tensor:

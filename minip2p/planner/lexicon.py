@@ -1,5 +1,6 @@
 """The words that the tagger's features and the rules know. Everything else is copied from the instruction."""
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -25,6 +26,7 @@ COLOURS = words(
     "red orange yellow green blue purple pink black white brown grey gray golden gold silver turquoise violet beige "
     "crimson scarlet teal navy maroon cyan magenta lavender"
 )
+SHADES = words("dark light bright pale deep")  # before a colour, which they belong to
 EXCLUSIVE = (  # of each group, a thing has one
     COLOURS,
     words("old young older younger elderly new modern ancient aged"),
@@ -116,32 +118,56 @@ TIMES: Mapping[str, str] = MappingProxyType(  # of the day and of the year
         "autumn": "in autumn",
         "spring": "in spring",
         "daytime": "by day",
+        "daylight": "by daylight",
+        "nighttime": "at night",
+        "nightfall": "at nightfall",
+        "daybreak": "at daybreak",
+        "midday": "at midday",
+        "afternoon": "in the afternoon",
     }
+)
+PLACES_ALONE = words(  # without a preposition
+    "outside outdoors inside indoors underwater underground abroad upstairs downstairs downtown offshore ashore aboard"
 )
 ON_PLACES = words(
     "beach street grass moon hill mountain roof rooftop table sofa road bridge boat sea mars stage desk shelf bench "
     "balcony terrace island lawn ice highway runway pier deck shore coast riverbank cliff bed chair floor "
     "sidewalk planet"
 )
-LEFTWARDS, RIGHTWARDS = words("left leftwards leftward west"), words("right rightwards rightward east")
-UPWARDS = words("up upwards upward higher raise lift top above north")
-DOWNWARDS = words("down downwards downward lower drop bottom below south")
+LEFTWARDS = words("left leftwards leftward leftmost left-hand lefthand west")
+RIGHTWARDS = words("right rightwards rightward rightmost right-hand righthand east")
+UPWARDS = words("up upwards upward upper higher high raise lift hoist top above north")
+DOWNWARDS = words("down downwards downward lower low drop sink bottom below south")
 MORE = words(
-    "more stronger heavier thicker denser increase increased boost intensify strengthen amplify extra much many up "
-    "bigger larger greater enlarge grow expand taller wider big large huge giant double triple upscale raise lots "
-    "plenty harder intense heavy strong thick dense brighter magnify quadruple blow increasing"
+    "more stronger heavier thicker denser increase boost intensify strengthen amplify extra much many up bigger "
+    "larger greater enlarge grow expand taller wider big large huge giant double triple upscale raise lots plenty "
+    "harder intense heavy strong thick dense brighter magnify quadruple blow additional deeper crank amp pump beef "
+    "massive enormous gigantic colossal tall wide bulk fuller immense biggest largest tallest inflate swell thicken "
+    "pour pile lay higher accentuate humongous ginormous jumbo mega oversized monumental widen lengthen heighten "
+    "stretch upsize supersize multiply enhance deepen 2x 3x 4x x2 x3 exaggerate emphasize emphasise tower dwarf"
 )
 LESS = words(
     "less fewer weaker lighter thinner reduce decrease lower weaken soften down enough smaller shrink tinier minify "
-    "small tiny little light weak thin halve half dial tone cut subtler fainter faint downscale miniature smaller "
-    "shorter diminish lessen fade compress tinier"
+    "small tiny little light weak thin halve half dial tone cut subtler fainter faint downscale miniature shorter "
+    "diminish lessen fade compress minimise minimize downplay mute dampen suppress tame limit ease temper hold easy "
+    "softer milder gentler sparser hint trace whisper suggestion subtle miniscule minuscule mini microscopic downsize "
+    "reduction narrower teeny wee smol itsy dinky undersized shrunken shrank recede petite shrunk short smallest "
+    "fewest thinned"
 )
-NONE = words("no none zero without any")
-GONE = words("remove clear wipe erase delete rid")  # of fog and other weather that is to go
-TURNS = words("too not isn't aren't")  # of a direction into the opposite: "too small", "not enough"
-SLIGHTLY = words("bit little slightly touch tad somewhat hair smidge slight tiny few small gently subtly notch")
+NONE = words("no none zero without any sans minus w")  # "w o", as "w/o" is read
+GONE = words(  # of fog and other weather that is to go
+    "remove clear wipe erase delete rid gone disappear vanish dissolve lift banish stop halt ditch lose kill away out "
+    "disperse evaporate over"
+)
+TURNS = words(
+    "too not isn't aren't doesn't don't didn't hasn't haven't"
+)  # of a direction into the opposite: "too small", "not enough"
+SLIGHTLY = words(
+    "lil kinda bit little slightly touch tad somewhat hair smidge slight tiny few small gently subtly notch"
+)
 STRONGLY = words(
-    "lot much far way very significantly considerably really strongly lots greatly drastically super heavily"
+    "lot much far way very significantly considerably really strongly lots greatly drastically super heavily tons "
+    "dramatically massively substantially loads hella waaay"
 )
 NUMBERS: Mapping[str, float] = MappingProxyType(
     {
@@ -156,6 +182,11 @@ NUMBERS: Mapping[str, float] = MappingProxyType(
         "three": 3.0,
         "four": 4.0,
         "five": 5.0,
+        "2x": 2.0,
+        "x2": 2.0,
+        "3x": 3.0,
+        "x3": 3.0,
+        "4x": 4.0,
     }
 )
 VERBS = (  # by what they ask for; features of the tagger
@@ -186,6 +217,13 @@ CLASSES = (
     NONE | TURNS,
     words("and then also plus"),
 )
+
+
+def is_form_of(word: str, group: frozenset[str]) -> bool:
+    """Whether a group has a word, or the verb that it is a form of: "increases", "increased", "increasing"."""
+    bases = [word.removesuffix(ending) for ending in ("s", "d", "ed", "ing") if word.endswith(ending)]
+    bases += [base + "e" for base in bases] + [re.sub("ie?$", "y", base) for base in bases]
+    return word in group or not group.isdisjoint(bases)
 
 
 def stem(word: str) -> str:

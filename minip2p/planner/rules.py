@@ -6,6 +6,7 @@ They only copy: each word of a target is the caption's or the instruction's, but
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -24,9 +25,11 @@ from minip2p.planner.lexicon import (
     NUMBERS,
     ON_PLACES,
     PLACE_PREPOSITIONS,
+    PLACES_ALONE,
     PREPOSITIONS,
     PRONOUNS,
     RIGHTWARDS,
+    SHADES,
     SLIGHTLY,
     STOPS,
     STRONGLY,
@@ -37,6 +40,7 @@ from minip2p.planner.lexicon import (
     UPWARDS,
     WEATHER,
     article_for,
+    is_form_of,
     stem,
 )
 from minip2p.planner.plan import Plan
@@ -46,6 +50,7 @@ from minip2p.text.prompt import normalize_text, word_spans
 SHIFTS = (0.125, 0.25, 0.4)  # shares of the picture: slightly, without an amount, strongly
 GROWTHS = (1.2, 1.5, 2.0)  # factors of the size; smaller is 1 / factor
 WEIGHTS = (1.5, 2.0, 3.0)  # of a word; less is 1 / weight
+AS_LARGE = frozenset("as big large tall the its same size".split())  # as in "half as large", "half its size"
 DUPLICATE_SHIFT = 0.3  # to the right, or in the direction that is named
 
 
@@ -169,7 +174,7 @@ def write_plan(reading: Reading, caption: str) -> Plan:
 
 
 def plan_swap(reading: Reading, caption: Caption) -> Plan:
-    start, stop = old_place(reading, caption)
+    start, stop = place_of(reading, "old", caption)
     new = needed(reading, "new", "what comes instead")
     first = caption.phrase_start(start)
     if normalize_text(new[0]) in ARTICLES | {"the", "this", "that"}:
@@ -184,11 +189,13 @@ def plan_swap(reading: Reading, caption: Caption) -> Plan:
         raise ValueError("it is not said what comes instead: say it as 'make the cat a tiger'")
     if len(new) > 1 and start > first and caption.low[first] in DETERMINERS and normalize_text(new[0]) not in ARTICLES:
         start = first + 1  # "a red car" becomes "a blue truck", not "a red blue truck"
+    if stop < len(caption.low) and stem(caption.low[stop]) == stem(normalize_text(new[-1])):
+        stop += 1  # "an old truck instead of the new one"
     return Plan(target=caption.replaced(start, stop, new), kind="swap")
 
 
 def plan_attribute(reading: Reading, caption: Caption) -> Plan:
-    _, stop = old_place(reading, caption)
+    _, stop = place_of(reading, "old", caption)
     new = [word for word in needed(reading, "new", "the new look") if normalize_text(word) not in DETERMINERS | {"in"}]
     if not new:
         raise ValueError("the new look is not named: say it as 'make the car blue'")
@@ -198,7 +205,8 @@ def plan_attribute(reading: Reading, caption: Caption) -> Plan:
     old = next((n for n in modifiers if caption.low[n] in group), None)
     blend = None if caption.low[noun] in group else (caption.low[noun], caption.low[noun])
     if old is not None:
-        return Plan(target=caption.replaced(old, old + 1, new), kind="attribute", local_blend=blend)
+        start = old - (caption.low[old] in COLOURS and old > modifiers.start and caption.low[old - 1] in SHADES)
+        return Plan(target=caption.replaced(start, old + 1, new), kind="attribute", local_blend=blend)
     position = next((n for n in modifiers if caption.low[n] in COLOURS and n < noun), noun)
     return Plan(target=caption.replaced(position, position, new), kind="attribute", local_blend=blend)
 
@@ -210,9 +218,8 @@ def plan_add(reading: Reading, caption: Caption) -> Plan:
         return Plan(target=caption.insert_at_end(stuff), kind="add")
     if normalize_text(new[0]) not in DETERMINERS and not is_plural(new[-1]):
         new = [article_for(new[0]), *new]
-    neighbour = reading.marked("beside")
-    if neighbour and normalize_text(neighbour[0]) not in PRONOUNS:
-        stop = caption.find(neighbour)[1]
+    if "beside" in reading.tags:
+        stop = place_of(reading, "beside", caption)[1]
         return Plan(target=caption.replaced(stop, stop, [relation(reading), *new]), kind="add")
     stop, end = caption.subject()[1], caption.end()
     place = next((start for start, _ in caption.places() if start >= max(stop, 1)), end)
@@ -222,7 +229,7 @@ def plan_add(reading: Reading, caption: Caption) -> Plan:
 
 
 def plan_remove(reading: Reading, caption: Caption) -> Plan:
-    start, stop = old_place(reading, caption)
+    start, stop = place_of(reading, "old", caption)
     words = " ".join(caption.low[start:stop])
     if stem(caption.low[stop - 1]) in {stem(word) for word in WEATHER}:
         return Plan(target=caption.text, kind="strength", reweight={words: 0.0})
@@ -238,13 +245,20 @@ def plan_restyle(reading: Reading, caption: Caption) -> Plan:
     low = [normalize_text(word) for word in new]
     while low and low[0] in ("as", "into", "to"):
         new, low = new[1:], low[1:]
-    if low and low[-1] in STYLES:
-        words = new[1:] if low[0] in ARTICLES | {"the"} else new
-        return Plan(target=f"{article_for(words[0])} {' '.join(words)} of {bare}", kind="restyle")
+    if len(low) == 1 and low[0].removesuffix("ify") in STYLES:  # "cartoonify"
+        new, low = [low[0].removesuffix("ify")], [low[0].removesuffix("ify")]
+    by = low.index("by") if "by" in low else len(low)  # "a watercolor by Monet"
+    is_place_first = caption.low[start : start + 1] and caption.low[start] in PLACE_PREPOSITIONS
+    if by and low[by - 1] in STYLES and not is_place_first:
+        words = new[low[0] in ARTICLES | {"the"} : by]
+        artist = f", {' '.join(new[by:])}" if new[by:] else ""
+        return Plan(target=f"{article_for(words[0])} {' '.join(words)} of {bare}{artist}", kind="restyle")
     if low[:1] == ["like"]:
         new = ["in", "the", "style", "of", *new[1:]]
     elif low and low[0] in ARTICLES | {"the"}:
         new = new[1:]
+    elif low and new[-1].istitle() and not set(low) & (STYLES | MANNERS | {"by", "in"}):
+        new = ["in", "the", "style", "of", *new]  # "as Monet would paint it"
     if not new:
         raise ValueError("the style is not named: say it as 'make it a watercolor'")
     return Plan(target=f"{bare.rstrip(' .')}, {' '.join(new)}", kind="restyle")
@@ -268,20 +282,23 @@ def plan_place(reading: Reading, caption: Caption) -> Plan:
 def plan_strength(reading: Reading, caption: Caption) -> Plan:
     old = needed(reading, "old", "of what there is more or less")
     direction, amount = lower(reading, "direction"), lower(reading, "amount")
-    sign = sign_of(direction or (["less"] if "half" in amount else ["more"]))
+    goes = any(is_form_of(word, GONE) for word in direction) and not any(
+        is_form_of(word, MORE | LESS) for word in direction
+    )
+    is_gone = goes or bool(set(direction) & NONE)
+    sign = -1 if is_gone else sign_of(reading, "more" if not {"half", "third", "quarter"} & set(amount) else "less")
     try:
-        start, stop = caption.find(old)
+        start, stop = place_of(reading, "old", caption)
     except ValueError:
         if sign <= 0:
             raise
         return Plan(target=caption.insert_at_end(stuff_phrase(old) or ["with", *old]), kind="add")
-    is_gone = set(direction) & (NONE | GONE) and not set(direction) & (MORE | LESS)
     weight = 0.0 if is_gone else scaled(WEIGHTS, sign, amount)
     return Plan(target=caption.text, kind="strength", reweight={" ".join(caption.low[start:stop]): weight})
 
 
 def plan_move(reading: Reading, caption: Caption) -> Plan:
-    start, stop = old_place(reading, caption)
+    start, stop = place_of(reading, "old", caption)
     x, y = shift_of(reading)
     if not (x or y):
         raise ValueError("the direction is not named: say it as 'move the cat to the left'")
@@ -289,24 +306,29 @@ def plan_move(reading: Reading, caption: Caption) -> Plan:
 
 
 def plan_resize(reading: Reading, caption: Caption) -> Plan:
-    start, stop = old_place(reading, caption)
+    start, stop = place_of(reading, "old", caption)
     direction, amount = lower(reading, "direction"), lower(reading, "amount")
     words = [*direction, *amount]
-    sign = sign_of(direction or (["smaller"] if "half" in amount else ["bigger"]))
-    percent = next((int(word) for word in words if word.isdecimal()), None)
+    refuse_pixels(reading)
+    sign = sign_of(reading, "smaller" if "half" in amount else "bigger")
+    decimal = next((int(word) for word in words if word.isdecimal()), 0)
+    number = next((NUMBERS[word] for word in words if word in NUMBERS), float(decimal))
     factor = scaled(GROWTHS, sign, amount)
-    number = next((NUMBERS[word] for word in words if word in NUMBERS), None)
-    if percent is not None and "percent" in words:
-        factor = 1 + sign * min(percent, 90) / 100
-    elif "halve" in words:
+    if "halve" in words:
         factor = 0.5
-    elif number is not None:
-        factor = (number if number < 1 else 1 / number) if sign < 0 else (1 + number if number < 1 else number)
+    elif decimal >= 10 or "percent" in words:  # "50%" is read as "50"
+        factor = 1 + sign * min(decimal, 90) / 100
+    elif 0 < number < 1 and set(direction) <= AS_LARGE:
+        factor = number  # "half as big"
+    elif 0 < number < 1:
+        factor = 1 + sign * (1 - number if is_to(reading) and sign < 0 else number)  # "to a third", "by a third"
+    elif number:
+        factor = number**sign
     return Plan(target=caption.text, kind="resize", resize={" ".join(caption.low[start:stop]): round(factor, 3)})
 
 
 def plan_duplicate(reading: Reading, caption: Caption) -> Plan:
-    start, stop = old_place(reading, caption)
+    start, stop = place_of(reading, "old", caption)
     x, y = shift_of(reading, DUPLICATE_SHIFT)
     shift = (x, y) if x or y else (DUPLICATE_SHIFT, 0.0)
     return Plan(target=caption.text, kind="duplicate", duplicate={" ".join(caption.low[start:stop]): shift})
@@ -317,7 +339,10 @@ def plan_duplicate(reading: Reading, caption: Caption) -> Plan:
 
 def needed(reading: Reading, tag: str, what: str) -> tuple[str, ...]:
     """The words with a tag. Raises ValueError where there are none."""
-    words = reading.marked(tag)
+    tags = reading.tags
+    gaps = [n for n in range(1, len(tags) - 1) if tags[n - 1] == tags[n + 1] == tag]
+    joins = [n for n in gaps if tags[n] == "none" and normalize_text(reading.words[n]) in ("and", "of")]
+    words = tuple(word for n, word in enumerate(reading.words) if tags[n] == tag or n in joins)  # "black and white"
     if tag == "new" and reading.tags[0] == "new" and words[0].istitle():  # only because the sentence begins with it
         words = (words[0].lower(), *words[1:])
     if not words:
@@ -329,18 +354,35 @@ def lower(reading: Reading, tag: str) -> list[str]:
     return [normalize_text(word) for word in reading.marked(tag)]
 
 
-def old_place(reading: Reading, caption: Caption) -> tuple[int, int]:
-    """Where the thing is that is changed: the marked words, or the caption's subject where a pronoun stands for it."""
-    words = [word for word in reading.marked("old") if normalize_text(word) not in PRONOUNS | DETERMINERS]
-    return caption.find(words) if words else caption.subject()
+def place_of(reading: Reading, tag: str, caption: Caption) -> tuple[int, int]:
+    """Where the caption has the words with a tag; its subject where none is marked, or a pronoun stands for it.
+
+    Words that are marked in several places may name it several times: "the cat is boring, I want a dog instead of the
+    cat". Then the longest run counts that the caption has. "The cat's" is the cat. Raises ValueError.
+    """
+    runs: list[list[str]] = []
+    for word, before, this in zip(reading.words, ("none", *reading.tags), reading.tags, strict=False):
+        if this == tag:
+            runs += [[]] if before != tag or not runs else []
+            if re.sub("'(s|d|re|ve|ll)$", "", normalize_text(word)) not in PRONOUNS | DETERMINERS:
+                runs[-1].append(re.sub("['’]s?$", "", word, flags=re.IGNORECASE))
+    words = [word for run in runs for word in run]
+    if not words:
+        return caption.subject()
+    for run in sorted(filter(None, runs), key=len, reverse=True) if len(runs) > 1 else ():
+        with suppress(ValueError):
+            return caption.find(run)
+    return caption.find(words)
 
 
 def stuff_phrase(new: Sequence[str]) -> list[str]:
-    """How a caption says that there is fog: "in the fog". Empty for what is no weather."""
-    low = [normalize_text(word) for word in new]
-    words = [word for word in low if word not in DETERMINERS | STRONGLY | SLIGHTLY]
-    noun = STUFF_OF.get(words[0], words[0]) if len(words) == 1 else ""
-    return WEATHER[noun].split() if noun in WEATHER else []
+    """How a caption says that there is fog: "in the fog", "in the thick fog". Empty for what is no weather."""
+    words = [word for word in map(normalize_text, new) if word not in DETERMINERS | STRONGLY | SLIGHTLY]
+    noun = STUFF_OF.get(words[-1], words[-1]) if words else ""
+    if noun not in WEATHER or len(words) > 2:
+        return []
+    *before, last = WEATHER[noun].split()
+    return [*before, *words[:-1], last]
 
 
 def relation(reading: Reading) -> str:
@@ -349,18 +391,25 @@ def relation(reading: Reading) -> str:
     before = [normalize_text(word) for word in reading.words[:first]]
     while before and before[-1] in DETERMINERS:
         before.pop()
-    apart = before[-2:] == ["next", "to"] or (before and before[-1] in PREPOSITIONS - {"on", "onto", "to", "for"})
+    if before[-1:] == ["of"] and {"on", "onto", "atop"} & set(before[-4:]):  # "on top of", "on the head of"
+        return "with"
+    apart = before[-2:] == ["next", "to"] or (
+        before and before[-1] in PREPOSITIONS - {"on", "onto", "to", "for", "around"}
+    )
     return "and" if apart else "with"
 
 
 def place_words(new: Sequence[str]) -> list[str]:
     """A phrase of place or time, with its preposition and its article."""
     words, low = list(new), [normalize_text(word) for word in new]
+    if len(low) == 1 and low[0] in PLACES_ALONE:
+        return words
     preposition = ""
     if low[0] in PREPOSITIONS | {"to", "into", "onto"} and len(low) > 1:
         preposition, words, low = low[0], words[1:], low[1:]
-    if len(low) == 1 and low[0] in TIMES and preposition in ("", "to", "into"):
-        return TIMES[low[0]].split()
+    if len(low) <= 2 and low[-1] in TIMES and low[0] not in DETERMINERS and preposition in ("", "to", "into"):
+        *before, time = TIMES[low[-1]].split()
+        return [*before, *words[:-1], time]  # "in the early morning"
     if preposition in ("", "to", "into", "onto", "with", "for", "from", "as", "of"):
         preposition = "on" if low[-1] in ON_PLACES or preposition == "onto" else "in"
     is_bare = preposition in ("under", "at") or low[0] in DETERMINERS or words[-1][:1].isupper() or is_plural(low[-1])
@@ -378,12 +427,30 @@ def is_plural(word: str) -> bool:
     return (low.endswith("s") and not low.endswith(("ss", "us"))) or low in ("people", "children", "sheep", "mice")
 
 
-def sign_of(direction: Sequence[str]) -> int:
-    """1 for more and bigger, −1 for less and smaller: of the last word that says it, turned by "too" and "not"."""
-    sign = next((1 if word in MORE else -1 for word in reversed(direction) if word in MORE | LESS), 0)
-    if not sign:
-        return -1 if set(direction) & NONE else 1
-    return -sign if set(direction) & TURNS else sign
+def sign_of(reading: Reading, of_amount: str) -> int:
+    """1 for more and bigger, −1 for less and smaller: of the last word of direction that says it.
+
+    "Too" and "not" turn it, and so does a "less" before it, as in "less dense". "Not … enough" turns nothing. Where no
+    direction is marked, an amount has the one of the word `of_amount`; without an amount, words without a mark count.
+    Raises ValueError, one line, where nothing says it.
+    """
+    direction = lower(reading, "direction")
+    if not direction:
+        direction = [of_amount] if "amount" in reading.tags else lower(reading, "none")
+    signs = [(word, 1 if is_form_of(word, MORE) else -1) for word in direction if is_form_of(word, MORE | LESS)]
+    turns = set(direction) & TURNS
+    if turns and "enough" in direction:
+        return next((sign for word, sign in reversed(signs) if word != "enough"), 1)
+    if set(direction) & NONE or (not signs and turns):
+        return -1
+    if not signs and any(word in STUFF_OF and word.endswith("ier") for word in lower(reading, "old")):
+        return 1  # "foggier"
+    if not signs:
+        raise ValueError(
+            "it is not said whether it becomes more or less: say it as 'more fog' or 'make the cat bigger'"
+        )
+    is_less = any(word in ("less", "fewer") for word, _ in signs[:-1])
+    return signs[-1][1] * (-1) ** (bool(turns) + is_less)
 
 
 def scaled(values: tuple[float, float, float], sign: int, amount: Sequence[str]) -> float:
@@ -393,7 +460,9 @@ def scaled(values: tuple[float, float, float], sign: int, amount: Sequence[str])
 
 
 def degree(amount: Sequence[str]) -> int:
-    """0 for slightly, 2 for strongly, else 1."""
+    """0 for slightly, 2 for strongly, else 1, as for "quite a bit"."""
+    if "quite" in amount:
+        return 1
     return 0 if set(amount) & SLIGHTLY else 2 if set(amount) & STRONGLY else 1
 
 
@@ -403,13 +472,24 @@ def shift_of(reading: Reading, usual: float = SHIFTS[1]) -> tuple[float, float]:
     usual: the shift where no amount is named.
     """
     amount = lower(reading, "amount")
-    if {"pixel", "pixels", "px"} & {normalize_text(word) for word in reading.words}:
-        raise ValueError("a planner does not know the picture's size: say an amount as 'a quarter of the picture'")
+    refuse_pixels(reading)
     size = next((NUMBERS[word] for word in amount if NUMBERS.get(word, 1) < 1), None)
     size = size or (SHIFTS[0], usual, SHIFTS[2])[degree(amount)]
     words = set(lower(reading, "direction"))
     x, y = (bool(words & more) - bool(words & less) for more, less in ((RIGHTWARDS, LEFTWARDS), (DOWNWARDS, UPWARDS)))
     return x * size, y * size
+
+
+def refuse_pixels(reading: Reading) -> None:
+    if {"pixel", "pixels", "px"} & {normalize_text(word) for word in reading.words}:
+        raise ValueError("a planner does not know the picture's size: say an amount as 'a quarter of the picture'")
+
+
+def is_to(reading: Reading) -> bool:
+    """Whether an amount is what becomes of it, as in "to a third"; else it is the difference."""
+    first = reading.tags.index("amount") if "amount" in reading.tags else 0
+    near = reading.words[max(first - 1, 0) : first + 2]
+    return "to" in map(normalize_text, near)
 
 
 def tidy(text: str) -> str:

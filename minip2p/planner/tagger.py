@@ -23,7 +23,7 @@ from minip2p.text.prompt import normalize_text, word_spans
 
 FOLDER = shipped_weights("planner")
 FILE = "tagger.safetensors"
-BUCKETS, WIDTH, HIDDEN = 6000, 48, 112
+BUCKETS, WIDTH, HIDDEN = 7000, 56, 144
 FEATURES = 5 + len(CLASSES)
 MAX_WORDS = 60  # of an instruction
 
@@ -50,8 +50,9 @@ class Reading:
 
 
 def text_words(text: str) -> tuple[str, ...]:
-    """The words of a text as they are written, without punctuation."""
-    return tuple(text[a:b] for a, b in word_spans(text))
+    """The words of a text as they are written, without punctuation and symbols."""
+    words = (text[a:b] for a, b in word_spans(text))
+    return tuple(word for word in words if any(character.isalnum() for character in word))
 
 
 def word_buckets(word: str) -> list[int]:

@@ -13,7 +13,7 @@ from minip2p.errors import run_guarded
 from minip2p.planner.tagger import FOLDER, INTENTS, TAGS, Batch, Tagger, TaggerNetwork, text_words
 from minip2p.planner.templates import Example, make_example
 
-STEPS, BATCH, RATE = 3500, 64, 3e-3
+STEPS, BATCH, RATE = 8000, 64, 3e-3
 IGNORED = -100  # the tag of padding
 
 

@@ -97,7 +97,8 @@ def test_a_run_fills_a_store_with_its_conditional_rows(model):
     # The maps of step 0 equal those of the conditional row computed without the other one.
     single, step = AttentionStore(sites=wanted.__contains__), model.scheduler.steps(2)[0]
     with torch.no_grad():
-        model.unet(run.latents[:1], step.t, model.text("a red cat").tokens, explicit(single.at(0)))
+        noise = run.latents[:1].to(model.device)
+        model.unet(noise, step.t, model.text("a red cat").tokens, explicit(single.at(0)))
     for site in wanted:
         torch.testing.assert_close(store.maps[site][0], single.maps[site], rtol=0, atol=1e-5)
 

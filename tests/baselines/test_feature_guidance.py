@@ -62,7 +62,7 @@ def test_the_gradient_of_each_energy_is_that_of_finite_differences(run, name):
     names = ("edit", "content", "contrast", "inpaint")
     weights = FeatureWeights(**{each: float(each == name) for each in names})
     guidance = FeatureGuidance(run, placed((32, 0)), weights=weights)
-    source, x = guidance.read_source(2), run.latents[1:2]
+    source, x = guidance.read_source(2), run.latents[1:2].to(run.components.device)
 
     def energy(x):
         return sum(guidance.energies(guidance.read(2, x), source))
@@ -89,23 +89,23 @@ def test_guidance_acts_on_the_predicted_picture_alone(model):
         torch.testing.assert_close(model.scheduler.step(x, eps + g / effect_on_step(step), step), expected)
 
 
-def test_the_edit_energy_changes_the_new_place_and_the_content_energy_the_rest(run):
+def test_the_edit_energy_changes_the_new_place_and_the_content_energy_the_rest(run, device):
     inside = (FeatureGuidance(run, placed((32, 0))).coarse.owner >= 0).reshape(16, 16)
-    x, prediction = run.latents[1:2], torch.zeros(1, 4, 16, 16)
+    x, prediction = run.latents[1:2].to(device), torch.zeros(1, 4, 16, 16, device=device)
     for weights, is_changed in (
         (FeatureWeights(content=0, contrast=0, inpaint=0), inside),
         (FeatureWeights(edit=0), ~inside),
     ):
-        change = FeatureGuidance(run, placed((32, 0)), weights=weights)(1, x, prediction)
+        change = FeatureGuidance(run, placed((32, 0)), weights=weights)(1, x, prediction).cpu()
         assert bool((change[..., is_changed] != 0).any()) and not change[..., ~is_changed].any()
 
 
-def test_the_first_30_of_50_steps_are_guided_and_the_sum_does_not_depend_on_their_number(run):
+def test_the_first_30_of_50_steps_are_guided_and_the_sum_does_not_depend_on_their_number(run, device):
     def of(steps):
         return FeatureGuidance(replace(run, latents=run.latents[:1].expand(steps + 1, -1, -1, -1)), placed((8, 0)))
 
     assert [i for i in range(50) if of(50).is_guided(i)] == list(range(30))
-    x, zero = run.latents[:1], torch.zeros(1, 4, 16, 16)
+    x, zero = run.latents[:1].to(device), torch.zeros(1, 4, 16, 16, device=device)
     changes = [
         effect_on_step(run.components.scheduler.steps(steps)[1]) * of(steps)(1, x, zero).abs().max() * steps
         for steps in (20, 40)
@@ -128,7 +128,7 @@ def test_all_rows_attend_to_the_sources_conditional_row(run):
     assert [bank.at(i) is fused for i in range(STEPS)] == [True] * 2 + [False] * 2
     source = bank.read_source(3)
     site, (_, k, v) = next(iter(source.items()))
-    q = torch.randn(2, *k.shape[1:], generator=torch.Generator().manual_seed(0))
+    q = torch.randn(2, *k.shape[1:], generator=torch.Generator().manual_seed(0)).to(k.device)
     attend = bank.at(3)
     for rows in (attend, unconditional_of(attend)):
         torch.testing.assert_close(rows(q, q, q, site), fused(q, k.expand_as(q), v.expand_as(q)))
@@ -149,9 +149,10 @@ def test_the_energy_falls_along_the_run(model, run):
     guidance = FeatureGuidance(run, PlacedObject(ObjectEdit("pig", "move", Move(by)), mask))
     source, energies = guidance.read_source(2), []
     for strength in (4, 0):
-        latents = feature_guided_move(model, run, "pig", mask, by=by, strength=strength).latents
+        edit = feature_guided_move(model, run, "pig", mask, by=by, strength=strength)
         with torch.no_grad():
-            energies.append(float(sum(guidance.energies(guidance.read(2, latents[2:3]), source))))
+            now = guidance.read(2, edit.latents[2:3].to(model.device))
+            energies.append(float(sum(guidance.energies(now, source))))
     assert energies[0] < 0.95 * energies[1]
 
 

@@ -46,7 +46,7 @@ def test_masactrl_attends_with_the_targets_queries_to_the_sources_keys_and_value
     masactrl = MasaCtrl(run, start=0.0)
     source = masactrl.read_source(1)
     site = next(iter(source))
-    q, k, v = (torch.randn(2, *t.shape[1:]) for t in source[site])
+    q, k, v = (torch.randn(2, *t.shape[1:]).to(t.device) for t in source[site])
     _, k_s, v_s = source[site]
     torch.testing.assert_close(masactrl.at(1)(q, k, v, site), literal_attention(q, k_s, v_s))
     assert {site.place for site in source} == {"up"} and not any(site.cross for site in source)
@@ -61,17 +61,18 @@ def photograph():
 def edit_by_hand(model, run, rows, attend_at):
     """The published loops: one batch of source and target in each step, with the source at the pivots of `run`.
 
-    rows: (whose latents, prompt) of each row; the target has two, the unconditional one first. Returns its latents.
+    rows: (whose latents, prompt) of each row; the target has two, the unconditional one first. Returns its latents,
+    on the CPU.
     """
-    components = model.components
-    x = run.latents[:1]
+    components, pivots = model.components, run.latents.to(model.device)
+    x = pivots[:1]
     embedding = TextEmbedding.cat(components.text(text) for _, text in rows)
     for i, step in enumerate(components.scheduler.steps(run.steps)):
-        latents = torch.cat([x if whose == "target" else run.latents[i : i + 1] for whose, _ in rows])
+        latents = torch.cat([x if whose == "target" else pivots[i : i + 1] for whose, _ in rows])
         eps = unet_noise(components, latents, step.t, embedding, attend_at(i))
         uncond, cond = (eps[n : n + 1] for n, (whose, _) in enumerate(rows) if whose == "target")
         x = components.scheduler.step(x, uncond + run.guidance_scale * (cond - uncond), step)
-    return x
+    return x.cpu()
 
 
 @pytest.mark.parametrize("prompt, negative", [("", ""), (SOURCE, "a pig")])
@@ -174,7 +175,7 @@ def test_other_heads_attend_as_before(run):
     masactrl = MasaCtrl(run, start=0.0, sites=SiteFilter(places=("up",), heads=(1,)))
     source = masactrl.read_source(1)
     site = next(iter(source))
-    q, k, v = (torch.randn(1, *t.shape[1:]) for t in source[site])
+    q, k, v = (torch.randn(1, *t.shape[1:]).to(t.device) for t in source[site])
     one_head = masactrl.at(1)(q, k, v, site)
     all_heads, unchanged = MasaCtrl(run, start=0.0).at(1)(q, k, v, site), fused(q, k, v)
     assert torch.equal(one_head[:, 1], all_heads[:, 1]) and torch.equal(one_head[:, 0], unchanged[:, 0])

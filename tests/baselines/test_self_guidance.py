@@ -65,7 +65,7 @@ def test_the_gradient_of_each_property_is_that_of_finite_differences():
 def test_the_gradient_of_each_energy_is_that_of_finite_differences(guidance, run, name):
     """Through the UNet, along the gradient itself: float32, 3 %."""
     alone = replace(guidance, weights=EnergyWeights(**{term: float(term == name) for term in TERMS}))
-    source, x = alone.read_source(3), run.latents[2:3]
+    source, x = alone.read_source(3), run.latents[2:3].to(run.components.device)
     (gradient,) = gradients(lambda x: [alone.energy(alone.read(3, x), source)], x)
     direction = gradient / gradient.norm()
     above, below = (alone.energy(alone.read(3, x + h * direction), source) for h in (0.02, -0.02))
@@ -113,11 +113,8 @@ def test_the_energy_falls_along_the_run(model, run):
     guidance, moved = SelfGuidance(run, "pig", Move(by)), self_guided_move(model, run, "pig", by=by, strength=100)
     with torch.no_grad():
         guided, plain = (
-            [
-                float(guidance.terms(guidance.read(i, each.latents[i : i + 1]), guidance.read_source(i))["centroid"])
-                for i in steps
-            ]
-            for each in (moved, run)
+            [float(guidance.terms(guidance.read(i, x[i : i + 1]), guidance.read_source(i))["centroid"]) for i in steps]
+            for x in (each.latents.to(model.device) for each in (moved, run))
         )
     assert plain == pytest.approx([28 / 128 / 2] * 3, abs=1e-4)
     assert guided[0] == plain[0] and max(guided[1:]) < 0.9 * plain[0]

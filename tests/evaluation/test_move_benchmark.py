@@ -371,7 +371,7 @@ def test_pasted_latents_fill_the_hole_with_what_the_object_covers(model, monkeyp
     run = model.invert(case.pictures[0], case.prompt, method="direct", steps=2)
     old, new = case.places
     decoded, decode = [], Components.decode
-    monkeypatch.setattr(Components, "decode", lambda self, x: decoded.append(x) or decode(self, x))
+    monkeypatch.setattr(Components, "decode", lambda self, x: decoded.append(x.cpu()) or decode(self, x))
     change = (METHODS["paste"].edit(model, run, case) - run.picture).abs().mean(0)
     _, target = plan_move(model, run, case)
     hole = target.warp.area & (target.warp.until == 0)

@@ -21,7 +21,7 @@ OPTIONS = {"null-text": dict(num_inner_steps=2), "edit-friendly": dict(skip=0.5)
 def latents(model):
     """The latents of a picture of noise."""
     picture = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return encode_photo(model.components, picture[None])
+    return encode_photo(model.components, picture[None]).cpu()
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def start_of_render():
 
     def prepare(model, steps, guidance_scale=GUIDANCE):
         photo = load_photo(model.components, DATA / "renders" / "00.png", (64, 64), "crop")
-        latents = encode_photo(model.components, photo[None])
+        latents = encode_photo(model.components, photo[None]).cpu()
         settings = RunSettings(steps=steps, guidance_scale=guidance_scale, latents=latents)
         return model.prepare("on the street, a blue umbrella and a red lamp", settings)
 

@@ -99,10 +99,10 @@ def test_an_edit_of_a_recorded_run_does_not_run_its_source(model, run):
 def test_the_source_may_have_its_own_guidance_scale(model, start):
     """z of the first step by hand, from the conditional prediction alone; edits follow the run's scale."""
     run = edit_friendly(model.components, start, seed=3, source_guidance_scale=1.0)
-    step, x = model.scheduler.steps(start.steps)[0], run.latents[:1]
+    step, (x, x_next) = model.scheduler.steps(start.steps)[0], run.latents[:2].to(model.device).split(1)
     eps = model.unet(x, step.t, model.text(start.prompt).tokens)
     mean = model.scheduler.step(x, eps, step, noise=torch.zeros_like(x))
-    z = (run.latents[1:2] - mean) / model.scheduler.ddpm_std(step)
+    z = ((x_next - mean) / model.scheduler.ddpm_std(step)).cpu()
     torch.testing.assert_close(run.conditioning.variance_noise[:1], z, atol=1e-4, rtol=1e-4)
     both = edit_friendly(model.components, start, seed=3)
     assert torch.equal(both.latents, run.latents) and run.guidance_scale == start.guidance_scale
@@ -113,11 +113,11 @@ def test_the_noise_is_that_of_the_guided_prediction_with_the_negative_prompt(mod
     """z of the first step by hand: ε_u + w (ε_c − ε_u), where ε_u is of the negative prompt."""
     start = replace(start, negative_prompt="fog")
     run = edit_friendly(model.components, start)
-    step, x = model.scheduler.steps(start.steps)[0], run.latents[:1]
+    step, (x, x_next) = model.scheduler.steps(start.steps)[0], run.latents[:2].to(model.device).split(1)
     eps_uncond, eps_cond = (model.unet(x, step.t, model.text(text).tokens) for text in ("fog", start.prompt))
     eps = eps_uncond + start.guidance_scale * (eps_cond - eps_uncond)
     mean = model.scheduler.step(x, eps, step, noise=torch.zeros_like(x))
-    z = (run.latents[1:2] - mean) / model.scheduler.ddpm_std(step)
+    z = ((x_next - mean) / model.scheduler.ddpm_std(step)).cpu()
     torch.testing.assert_close(run.conditioning.variance_noise[:1], z, atol=1e-3, rtol=1e-3)
 
 

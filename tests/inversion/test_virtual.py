@@ -46,7 +46,8 @@ def plain_predictions(model, guidance_scale, prompts=("a cat on the beach", TARG
 
     def predict(i, t, x_s, x):
         e_s, e, e_u = (
-            model.unet(state.float(), t, tokens) for state, tokens in ((x_s, words), (x, target), (x, empty))
+            model.unet(state.float().to(model.device), t, tokens).cpu()
+            for state, tokens in ((x_s, words), (x, target), (x, empty))
         )
         return e_s, e_u + guidance_scale * (e - e_u)
 
@@ -67,7 +68,7 @@ def test_the_source_is_the_picture_with_noise_of_a_seed(model, start, eta):
     for i, step in enumerate(model.scheduler.steps(start.steps)):
         expected = step.alpha_cumprod**0.5 * start.noise[0] + (1 - step.alpha_cumprod) ** 0.5 * n
         torch.testing.assert_close(run.latents[i], expected)
-        torch.testing.assert_close(run.predicted_x0(i), start.noise, rtol=0, atol=2e-5)
+        torch.testing.assert_close(run.predicted_x0(i).cpu(), start.noise, rtol=0, atol=2e-5)
         n = (1 - eta) ** 0.5 * n + eta**0.5 * drawn[(i + 1) % start.steps]
     assert same_latents(run, virtual(model.components, start, seed=3, eta=eta))
     assert not same_latents(run, virtual(model.components, start, seed=4, eta=eta))
@@ -76,7 +77,7 @@ def test_the_source_is_the_picture_with_noise_of_a_seed(model, start, eta):
 def test_the_run_shows_what_the_vae_makes_of_the_photograph(model):
     picture = torch.rand(3, 64, 72, generator=torch.Generator().manual_seed(0)) * 2 - 1
     run = model.invert(picture, "a cat", method="virtual", steps=2)
-    assert torch.equal(run.picture, model.components.decode(model.components.encode(picture[None]))[0])
+    assert torch.equal(run.picture, model.components.decode(model.components.encode(picture[None]))[0].cpu())
 
 
 def test_the_noise_is_replaced_as_the_sampler_of_the_model_replaces_it(model, start):
@@ -128,6 +129,7 @@ def test_controllers_are_those_of_the_published_code(model, start, is_mutual):
     run = virtual(model.components, start, eta=1.0)
     source, target = (model.text.prompt(text) for text in (start.prompt, TARGET))
     edit = refine_edit(*refine_alignment(source, target))
+    R, S = edit.R.to(model.device), edit.S.to(model.device)
     tokens = torch.cat([model.text(text).tokens for text in (start.prompt, TARGET)])
 
     def predict(i, t, x_s, x):
@@ -138,10 +140,10 @@ def test_controllers_are_those_of_the_published_code(model, start, is_mutual):
                 k, v = k[:1].expand_as(k), v[:1].expand_as(v)
             maps = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
             if site.cross and i < 2:
-                maps = torch.cat([maps[:1], maps[:1] @ edit.R + maps[1:] @ edit.S])
+                maps = torch.cat([maps[:1], maps[:1] @ R + maps[1:] @ S])
             return maps @ v
 
-        return model.unet(torch.cat([x_s, x]).float(), t, tokens, attend).split(1)
+        return model.unet(torch.cat([x_s, x]).float().to(model.device), t, tokens, attend).cpu().split(1)
 
     attend = MasaCtrl(run, start=0.25) if is_mutual else None
     options = dict(kind="refine", cross_replace=0.5, self_replace=0.25, self_max_queries=10**6, attend=attend)

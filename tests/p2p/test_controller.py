@@ -160,7 +160,7 @@ def test_map_space_and_value_space_agree_at_every_site_of_a_unet(request, model,
         cross_replace_alpha({"default_": 1.0, "a": 0.0}, target, 1)[0],
     ]
     edits = [StepEdit(COMPOSED[kind](*terms), inject, 16 * 16) for kind in COMPOSED for inject in (False, True)]
-    x = torch.randn(1 + len(edits), unet.config.in_channels, 16, 16, generator=g)
+    x = torch.randn(1 + len(edits), unet.config.in_channels, 16, 16, generator=g).to(context.device)
 
     source_qk, errors, effects = {}, {}, {}
     unet(x[:1], 500, context[:1], record_qk(source_qk, lambda site, queries: True))

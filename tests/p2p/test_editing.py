@@ -47,6 +47,12 @@ def targets_of(model, start):
     ]
 
 
+def reference(model, start, text, options=None):
+    """The last latents of source and target by `edit_reference`, on the CPU as those of runs are."""
+    source, target = edit_reference(model.components, start, text, options)
+    return source.cpu(), target.cpu()
+
+
 def distance(a, b):
     """The largest difference in standard deviations of b."""
     return float((a - b).abs().max() / b.std())
@@ -60,10 +66,7 @@ def start(model):
 @pytest.fixture(scope="module")
 def references(model, start):
     """The last latents of source and target of every edit, by `edit_reference`."""
-    return {
-        name: edit_reference(model.components, start, text, EditOptions(**options))
-        for name, (text, options) in EDITS.items()
-    }
+    return {name: reference(model, start, text, EditOptions(**options)) for name, (text, options) in EDITS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +128,7 @@ def test_every_edit_of_the_comparison_has_an_effect_of_its_own(references, in_ma
 def test_the_fast_version_equals_algorithm_1_at_every_guidance_scale_and_with_a_negative_prompt(model, guidance_scale):
     settings = RunSettings(seed=2, steps=3, guidance_scale=guidance_scale, size=SIZE, negative_prompt="fog")
     start = model.prepare(SOURCE, settings)
-    source, target = edit_reference(model.components, start, TARGET)
+    source, target = reference(model, start, TARGET)
     (run,) = run_edits(
         model.components, start, make_targets(model.components, start, [TARGET], EditOptions()), explicit=True
     )

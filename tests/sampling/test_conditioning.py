@@ -99,8 +99,8 @@ def test_a_photograph_is_read_from_a_file_an_image_or_a_tensor(model):
         assert torch.equal(load_photo(model.components, picture, None, "crop"), pixels)
     runs = [model.invert(picture, SOURCE, steps=1) for picture in (RENDER, image, pixels)]
     assert same_latents(runs[0], runs[1]) and same_latents(runs[0], runs[2])
-    expected = model.vae.decode(model.vae.encode(pixels[None])[0])[0].clamp(-1, 1)
-    torch.testing.assert_close(runs[0].picture, expected, rtol=0, atol=1e-5)
+    decoded = model.vae.decode(model.vae.encode(pixels[None].to(model.device))[0])[0]
+    torch.testing.assert_close(runs[0].picture, decoded.clamp(-1, 1).cpu(), rtol=0, atol=1e-5)
 
 
 def test_a_photograph_is_scaled_to_a_size(model):

@@ -283,7 +283,7 @@ def test_guidance_of_the_shipped_model_is_the_formula_of_its_own_predictions(mod
         assert len(q) == 1
         return torch.zeros_like(q)
 
-    x = torch.randn(1, 4, 8, 9, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 4, 8, 9, generator=torch.Generator().manual_seed(0)).to(model.device)
     uncond, cond = model.text("night"), model.text("a cat on the beach")
     options = dict(guidance_scale=w, proximal_quantile=quantile)
     for attend in (fused, zeros):

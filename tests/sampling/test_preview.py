@@ -22,7 +22,7 @@ def test_a_run_shows_the_x0_of_each_step_and_is_the_same_run(model):
     assert log.calls == [2] * 4 and same_latents(run, model.generate(SOURCE, **SMALL))
     assert [(preview.step, preview.steps) for preview in previews] == [(n, 4) for n in range(4)]
     context = model.text(["", SOURCE]).tokens
-    for x, step, preview in zip(run.latents, model.scheduler.steps(4), previews, strict=False):
+    for x, step, preview in zip(run.latents.to(model.device), model.scheduler.steps(4), previews, strict=False):
         eps_u, eps_c = (model.unet(x[None], step.t, words[None]) for words in context)
         eps = eps_u + model.default_guidance * (eps_c - eps_u)
         _, x0 = split_prediction(x[None], eps, step.alpha_cumprod, "epsilon")
@@ -30,12 +30,12 @@ def test_a_run_shows_the_x0_of_each_step_and_is_the_same_run(model):
 
 
 def test_the_pictures_of_a_preview_are_decoded_when_they_are_read(model):
-    latents = torch.randn(2, 4, 8, 9)
+    latents = torch.randn(2, 4, 8, 9).to(model.device)
     broken = StepPreview(model.components, 0, 1, torch.full_like(latents, float("nan")))
     with pytest.raises(ValueError, match="the decoded picture is not finite"):
         broken.images  # noqa: B018, making it decodes nothing
     images = StepPreview(model.components, 0, 1, latents).images
-    for image, picture in zip(images, model.components.decode(latents), strict=True):
+    for image, picture in zip(images, model.components.decode(latents).cpu(), strict=True):
         assert np.array_equal(np.asarray(image), np.asarray(to_pil(picture)))
 
 

@@ -25,7 +25,7 @@ def run(model):
 
 def test_a_run_is_ddim_on_eps_u_plus_w_eps_c_minus_eps_u(model, run):
     """Classifier-free guidance and eq. 12 of Song et al. (2020), literally. Float32, 1e-4 after 4 steps."""
-    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(SEED))
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(SEED)).to(model.device)
     context, latents = model.text(["", PROMPT]).tokens, [x]
     for step in model.scheduler.steps(STEPS):
         eps_u, eps_c = model.unet(x.expand(2, -1, -1, -1), step.t, context).split(1)
@@ -34,8 +34,9 @@ def test_a_run_is_ddim_on_eps_u_plus_w_eps_c_minus_eps_u(model, run):
         x = step.alpha_cumprod_prev**0.5 * x0 + (1 - step.alpha_cumprod_prev) ** 0.5 * eps
         latents.append(x)
     assert run.latents.shape == (STEPS + 1, 4, 16, 16) and run.steps == STEPS and run.seed == SEED
-    assert torch.equal(run.latents[:1], latents[0]) and distance(run.latents, torch.cat(latents)) <= 1e-4
-    picture = model.vae.decode(x / model.vae.config.scaling_factor)[0].clamp(-1, 1).permute(1, 2, 0)
+    expected = torch.cat(latents).cpu()
+    assert torch.equal(run.latents[0], expected[0]) and distance(run.latents, expected) <= 1e-4
+    picture = model.vae.decode(x / model.vae.config.scaling_factor)[0].clamp(-1, 1).permute(1, 2, 0).cpu()
     assert run.image.size == (128, 128) and np.abs(np.asarray(run.image) - 127.5 * (picture.numpy() + 1)).max() <= 1
 
 
@@ -43,7 +44,8 @@ def test_a_run_is_ddim_on_eps_u_plus_w_eps_c_minus_eps_u(model, run):
 def test_the_loop_equals_unet_and_ddim_step_to_the_bit(model, guidance_scale):
     start = model.prepare(PROMPT, RunSettings(seed=SEED, guidance_scale=guidance_scale, **SMALL))
     negative, words = model.text("").tokens, model.text(PROMPT).tokens
-    x, latents = start.noise, [start.noise]
+    x = start.noise.to(model.device)
+    latents = [x]
     for step in model.scheduler.steps(start.steps):
         if guidance_scale == 1:
             eps = model.unet(x, step.t, words)
@@ -53,7 +55,7 @@ def test_the_loop_equals_unet_and_ddim_step_to_the_bit(model, guidance_scale):
             eps = eps_u + guidance_scale * (eps_c - eps_u)
         x = ddim_step(x, eps, step.alpha_cumprod, step.alpha_cumprod_prev)
         latents.append(x)
-    assert torch.equal(sample(model.components, start).latents, torch.cat(latents))
+    assert torch.equal(sample(model.components, start).latents, torch.cat(latents).cpu())
 
 
 def test_a_correction_changes_the_prediction_that_a_step_takes(model):
@@ -61,7 +63,7 @@ def test_a_correction_changes_the_prediction_that_a_step_takes(model):
     start, calls = model.prepare(PROMPT, RunSettings(seed=SEED, **SMALL)), []
 
     def correct(i, x, prediction):
-        calls.append((i, x))
+        calls.append((i, x.cpu()))
         return prediction + i
 
     plain, corrected = sample(model.components, start), sample(model.components, start, correct=correct)

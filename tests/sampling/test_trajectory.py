@@ -40,7 +40,7 @@ def small(model):
 def test_a_run_knows_its_size_and_its_picture(model, small):
     assert (small.steps, small.latent_size, small.picture_size) == (2, (8, 9), (64, 72))
     assert small.picture.shape == (3, 64, 72) and small.image.size == (72, 64)
-    assert torch.equal(small.picture, model.components.decode(small.latents[-1:])[0])
+    assert torch.equal(small.picture, model.components.decode(small.latents[-1:].to(model.device))[0].cpu())
     assert np.array_equal(np.asarray(small.image), ((small.picture + 1) * 127.5).round().byte().permute(1, 2, 0))
 
 
@@ -73,9 +73,9 @@ def test_the_mask_of_a_run_is_its_heat_enlarged_smoothly_and_thresholded(source)
     cat = run.mask("cat")
     assert cat.shape == SIZE and cat.dtype == torch.bool and 0 < cat.sum() < cat.numel()
     heat = run.heatmaps(["cat"]).total[0]
-    assert torch.equal(cat, heatmap_to_mask(heat, SIZE, "otsu", pool=False, smooth=True))
+    assert torch.equal(cat, heatmap_to_mask(heat, SIZE, "otsu", pool=False, smooth=True).cpu())
     propagated = heatmap_to_mask(run.heatmaps(["cat"], hops=2).total[0], SIZE, 0.5, pool=False, smooth=True)
-    assert torch.equal(run.mask("cat", threshold=0.5, self_attention_hops=2), propagated)
+    assert torch.equal(run.mask("cat", threshold=0.5, self_attention_hops=2), propagated.cpu())
     soft = run.mask(["cat", "house"], threshold=(0.2, 0.5))
     assert soft.dtype == torch.float32 and soft.min() >= 0 and soft.max() <= 1
 

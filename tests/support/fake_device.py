@@ -58,6 +58,9 @@ class FakeTensor(torch.Tensor):
     def __repr__(self):
         return f"FakeTensor({self.values})"
 
+    def __format__(self, specification):
+        return format(self.item(), specification) if self.ndim == 0 else super().__format__(specification)
+
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
@@ -141,9 +144,15 @@ class Operations(TorchDispatchMode):
         self.waits = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if waits(function, args, kwargs or {}):
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # there, operations arrive that are made of others
+            with self:
+                out = function.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        if waits(function, args, kwargs):
             self.waits[place()] += 1
-        return execute(function, args, kwargs or {})
+        return execute(function, args, kwargs)
 
 
 @contextmanager

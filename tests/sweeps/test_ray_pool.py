@@ -82,11 +82,11 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def serial(model, tmp_path_factory):
+def serial(cpu_model, tmp_path_factory):
     """The folder of the serial sweep, with a thread, as a worker has, and its table."""
     folder, threads = tmp_path_factory.mktemp("serial"), torch.get_num_threads()
     torch.set_num_threads(1)
-    rows = sweep(model, GRID, folder)
+    rows = sweep(cpu_model, GRID, folder)
     torch.set_num_threads(threads)
     return folder, rows
 
@@ -97,13 +97,13 @@ def contents(folder):
 
 
 @pytest.fixture
-def run(model, cluster, tmp_path):
+def run(cpu_model, cluster, tmp_path):
     """A function: runs the sweep in tmp_path/"out" with these faults, and returns its rows and its pool."""
 
     def run_sweep(faults, log="log", **options):
-        options = {"fingerprint": model.components.fingerprint, **options}
+        options = {"fingerprint": cpu_model.components.fingerprint, **options}
         pool = FaultyPool(cluster.address, tmp_path / log, faults, **options)
-        return sweep(model, GRID, tmp_path / "out", make_pool=lambda: pool), pool
+        return sweep(cpu_model, GRID, tmp_path / "out", make_pool=lambda: pool), pool
 
     return run_sweep
 
@@ -192,7 +192,7 @@ def test_a_killed_or_interrupted_driver_is_resumed(serial, cluster, tmp_path):
 
 
 @pytest.mark.ray
-def test_a_worker_that_is_never_placed_is_an_error_after_a_time(run, model, cluster, tmp_path, monkeypatch):
+def test_a_worker_that_is_never_placed_is_an_error_after_a_time(run, cluster, tmp_path, monkeypatch):
     """There is no GPU; and the CPUs are taken."""
     with pytest.raises(ValueError, match="no worker has started within 2 s: it needs a CPU and a GPU .* 0 of 0 GPUs"):
         run({}, on_gpu=True, start_limit=2)
@@ -258,22 +258,22 @@ def without_seconds(folder):
 
 @pytest.mark.parametrize("kind", UNITS)
 @pytest.mark.parametrize("where", ["here", pytest.param("two nodes", marks=pytest.mark.ray)])
-def test_the_files_of_workers_are_those_of_one_process(model, request, tmp_path, where, kind):
-    """To the byte, but for the seconds. What is finished is not run again."""
+def test_the_files_of_workers_are_those_of_one_process(cpu_model, request, tmp_path, where, kind):
+    """To the byte, but for the seconds. What is finished is not run again. The workers compute on the CPU."""
     run, count = UNITS[kind]
     loads = {"edits": load_judged_model, "moves": load_judge, "pairs": load_model}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    run(model, tmp_path / "serial")
+    run(cpu_model, tmp_path / "serial")
     torch.set_num_threads(threads)
     if where == "here":
         pool = LocalPool(loads[kind])
     else:
         address = request.getfixturevalue("cluster").address
-        pool = RayPool(address, loads[kind], fingerprint=model.components.fingerprint)
-    run(model, tmp_path / "out", pool)
+        pool = RayPool(address, loads[kind], fingerprint=cpu_model.components.fingerprint)
+    run(cpu_model, tmp_path / "out", pool)
     assert without_seconds(tmp_path / "out") == without_seconds(tmp_path / "serial")
     if where == "here":
         assert len(pool.names) == count and all(name.isprintable() and len(name) < 90 for name in pool.names)
-        run(model, tmp_path / "out", pool)
+        run(cpu_model, tmp_path / "out", pool)
         assert len(pool.names) == count

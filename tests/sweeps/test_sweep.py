@@ -304,10 +304,10 @@ size = [64, 64]
 """
 
 
-def run_command(folder, toml, capsys):
+def run_command(folder, toml, capsys, *options):
     """Runs `minip2p sweep` on a grid: its exit status and its output."""
     (folder / "grid.toml").write_text(toml)
-    status = main.main(["sweep", str(folder / "grid.toml"), "-o", str(folder / "out")])
+    status = main.main(["sweep", str(folder / "grid.toml"), "-o", str(folder / "out"), *options])
     return status, capsys.readouterr()
 
 
@@ -328,12 +328,13 @@ def test_the_command_finds_a_folder_in_the_place_of_a_result_before_it_runs(tmp_
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
-def test_the_command_scores_the_model_that_ships_with_its_judge(tmp_path, capsys):
+@pytest.mark.parametrize(("options", "rows"), [((), 8), (("--model", "tiny-fast"), 4)], ids=["default", "tiny-fast"])
+def test_the_command_scores_the_models_that_ship_with_their_judge(options, rows, tmp_path, capsys):
     toml = 'source = "a cat on the beach"\ntarget = ["a tiger on the beach"]\nsteps = 2\n'
-    status, output = run_command(tmp_path, toml, capsys)
+    status, output = run_command(tmp_path, toml, capsys, *options)
     assert status == 0
     lines = output.out.splitlines()
-    assert lines[0].startswith("1 edit of 1 source: 8 rows") and lines[1] == "8 rows of the UNet were run"
+    assert lines[0].startswith(f"1 edit of 1 source: {rows} rows") and lines[1] == f"{rows} rows of the UNet were run"
     assert lines[-1].startswith("recommended: nothing, since the grid compares no settings")
     (row,) = json.loads((tmp_path / "out" / "parts" / "seed0.json").read_text())
     assert row["success"] in (0, 1) and 0 <= row["mask_iou"] <= 1

@@ -15,18 +15,18 @@ PROMPTS = ["a cat on the beach", "", "A photo, of TWO dogs!", "cat " * 200]
 
 
 @pytest.mark.filterwarnings("ignore::minip2p.errors.Notice")  # of the long prompt
-def test_the_embedding_is_transformers_last_hidden_state(model):
-    expected_model = CLIPTextModel.from_pretrained(shipped_weights("tiny") / "text_encoder")
+def test_the_embedding_is_transformers_last_hidden_state(cpu_model):
+    text, expected_model = cpu_model.text, CLIPTextModel.from_pretrained(shipped_weights("tiny") / "text_encoder")
     assert expected_model.dtype == torch.float32  # as its config.json says; the file holds float16
-    tokenizer = model.text.tokenizer
+    tokenizer = text.tokenizer
     size = tokenizer.model_max_length
     tokens = tokenizer(PROMPTS, padding="max_length", max_length=size, truncation=True, return_tensors="pt")
     with torch.no_grad():
         expected = expected_model(tokens.input_ids).last_hidden_state
-    embedding = model.text(PROMPTS)
-    assert torch.equal(embedding.tokens, expected) and embedding.tokens.shape == (4, size, model.text.width)
+    embedding = text(PROMPTS)
+    assert torch.equal(embedding.tokens, expected) and embedding.tokens.shape == (4, size, text.width)
     assert embedding.pooled is None
-    assert torch.equal(model.text(PROMPTS[0]).tokens, model.text(PROMPTS[:1]).tokens)
+    assert torch.equal(text(PROMPTS[0]).tokens, text(PROMPTS[:1]).tokens)
 
 
 def test_long_prompts_are_cut_to_77_tokens_with_a_notice(model):

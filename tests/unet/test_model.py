@@ -128,10 +128,10 @@ def test_the_full_sd15_unet_matches_diffusers():
         check_parity("SD 1.5, full size", actual, theirs, height, width, tolerance=1e-4, rows=1)
 
 
-def test_the_shipped_unet_matches_diffusers(model):
+def test_the_shipped_unet_matches_diffusers(cpu_model):
     theirs = UNet2DConditionModel.from_pretrained(shipped_weights("tiny") / "unet")
     for height, width in ((16, 16), (16, 20), (11, 18)):
-        check_parity("shipped", model.unet, theirs, height, width, tolerance=1e-5)
+        check_parity("shipped", cpu_model.unet, theirs, height, width, tolerance=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -105,10 +105,10 @@ def test_the_full_sd15_vae_matches_diffusers():
         check_parity("SD 1.5, full size", actual, theirs, height, width, tolerance=1e-4)
 
 
-def test_the_shipped_vae_matches_diffusers(model):
+def test_the_shipped_vae_matches_diffusers(cpu_model):
     theirs = AutoencoderKL.from_pretrained(shipped_weights("tiny") / "vae")
     for height, width in ((16, 16), (16, 20), (11, 18)):
-        check_parity("shipped", model.vae, theirs, height, width, tolerance=2e-5)
+        check_parity("shipped", cpu_model.vae, theirs, height, width, tolerance=2e-5)
 
 
 def test_the_sd15_vae_has_248_tensors_with_83653863_parameters():
