@@ -45,7 +45,8 @@ test-ray: $(VENV)/ray
 # The folders whose tests have no reason to stay on the CPU.
 test-device: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --device $(DEVICE) -n $(if $(filter fake,$(DEVICE)),$(WORKERS),0) \
-	    tests/p2p tests/sampling tests/inversion tests/baselines tests/attention tests/sweeps tests/text tests/test_pipeline.py
+	    tests/p2p tests/sampling tests/inversion tests/baselines tests/attention tests/sweeps tests/text tests/test_pipeline.py \
+	    tests/evaluation/test_move_benchmark.py
 	@$(TIME)
 
 lint: $(VENV)/dev

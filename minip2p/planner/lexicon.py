@@ -222,7 +222,7 @@ CLASSES = (
 def is_form_of(word: str, group: frozenset[str]) -> bool:
     """Whether a group has a word, or the verb that it is a form of: "increases", "increased", "increasing"."""
     bases = [word.removesuffix(ending) for ending in ("s", "d", "ed", "ing") if word.endswith(ending)]
-    bases += [base + "e" for base in bases] + [re.sub("ie?$", "y", base) for base in bases]
+    bases += [base + "e" for base in bases if not word.endswith("s")] + [re.sub("ie?$", "y", base) for base in bases]
     return word in group or not group.isdisjoint(bases)
 
 

@@ -50,6 +50,10 @@ from minip2p.text.prompt import normalize_text, word_spans
 SHIFTS = (0.125, 0.25, 0.4)  # shares of the picture: slightly, without an amount, strongly
 GROWTHS = (1.2, 1.5, 2.0)  # factors of the size; smaller is 1 / factor
 WEIGHTS = (1.5, 2.0, 3.0)  # of a word; less is 1 / weight
+NEGATIONS = frozenset("can't cannot don't dont never no".split())
+EDIT_VERBS = frozenset(
+    "remove delete erase make turn add put paint move replace swap take place show draw give".split()
+)
 AS_LARGE = frozenset("as big large tall the its same size".split())  # as in "half as large", "half its size"
 DUPLICATE_SHIFT = 0.3  # to the right, or in the direction that is named
 
@@ -165,6 +169,7 @@ def write_plan(reading: Reading, caption: str) -> Plan:
         raise ValueError("the instruction asks for several changes: make them one after the other")
     if reading.intent == "other":
         raise ValueError("this is not understood as an edit: say it as 'make the cat a tiger' or 'more fog'")
+    refuse_negation(reading)
     text = Caption.read(caption)
     plan = RULES[reading.intent](reading, text)
     return plan.check(caption)
@@ -186,17 +191,25 @@ def plan_swap(reading: Reading, caption: Caption) -> Plan:
     elif normalize_text(new[0]) in DETERMINERS or (caption.low[first] in ARTICLES and is_plural(new[-1])):
         start = first
     if not new:
-        raise ValueError("it is not said what comes instead: say it as 'make the cat a tiger'")
+        raise ValueError("the instruction does not say what comes instead: say it as 'make the cat a tiger'")
     if len(new) > 1 and start > first and caption.low[first] in DETERMINERS and normalize_text(new[0]) not in ARTICLES:
         start = first + 1  # "a red car" becomes "a blue truck", not "a red blue truck"
-    if stop < len(caption.low) and stem(caption.low[stop]) == stem(normalize_text(new[-1])):
+    if (
+        stop < len(caption.low)
+        and not caption.ends_before(stop)
+        and stem(caption.low[stop]) == stem(normalize_text(new[-1]))
+    ):
         stop += 1  # "an old truck instead of the new one"
     return Plan(target=caption.replaced(start, stop, new), kind="swap")
 
 
 def plan_attribute(reading: Reading, caption: Caption) -> Plan:
     _, stop = place_of(reading, "old", caption)
-    new = [word for word in needed(reading, "new", "the new look") if normalize_text(word) not in DETERMINERS | {"in"}]
+    new = [
+        word
+        for word in needed(reading, "new", "what the new look is")
+        if normalize_text(word) not in DETERMINERS | {"in"}
+    ]
     if not new:
         raise ValueError("the new look is not named: say it as 'make the car blue'")
     noun, low = stop - 1, normalize_text(new[-1])
@@ -237,8 +250,10 @@ def plan_remove(reading: Reading, caption: Caption) -> Plan:
 
 
 def plan_restyle(reading: Reading, caption: Caption) -> Plan:
-    new = list(needed(reading, "new", "the style"))
+    new = list(needed(reading, "new", "what the style is"))
     start, end = caption.after_style(), caption.end()
+    if start == len(caption.low):
+        raise ValueError(f"the caption {caption.text!r} names no object")
     bare = caption.text[caption.spans[start][0] :] if start else caption.text
     if end < len(caption.low):
         bare = bare[: bare.rfind(",")]
@@ -252,6 +267,7 @@ def plan_restyle(reading: Reading, caption: Caption) -> Plan:
     if by and low[by - 1] in STYLES and not is_place_first:
         words = new[low[0] in ARTICLES | {"the"} : by]
         artist = f", {' '.join(new[by:])}" if new[by:] else ""
+        bare = bare.rstrip(" .") if artist else bare
         return Plan(target=f"{article_for(words[0])} {' '.join(words)} of {bare}{artist}", kind="restyle")
     if low[:1] == ["like"]:
         new = ["in", "the", "style", "of", *new[1:]]
@@ -265,7 +281,7 @@ def plan_restyle(reading: Reading, caption: Caption) -> Plan:
 
 
 def plan_place(reading: Reading, caption: Caption) -> Plan:
-    phrase = place_words(needed(reading, "new", "the new place"))
+    phrase = place_words(needed(reading, "new", "what the new place is"))
     is_time = normalize_text(phrase[-1]) in TIMES
     places = [(a, b) for a, b in caption.places() if not is_weather(caption.low[a:b])]
     times = [(a, b) for a, b in places if caption.low[b - 1] in TIMES]
@@ -281,7 +297,7 @@ def plan_place(reading: Reading, caption: Caption) -> Plan:
 
 def plan_strength(reading: Reading, caption: Caption) -> Plan:
     old = needed(reading, "old", "of what there is more or less")
-    direction, amount = lower(reading, "direction"), lower(reading, "amount")
+    direction, amount = directions_of(reading), lower(reading, "amount")
     goes = any(is_form_of(word, GONE) for word in direction) and not any(
         is_form_of(word, MORE | LESS) for word in direction
     )
@@ -310,20 +326,30 @@ def plan_resize(reading: Reading, caption: Caption) -> Plan:
     direction, amount = lower(reading, "direction"), lower(reading, "amount")
     words = [*direction, *amount]
     refuse_pixels(reading)
-    sign = sign_of(reading, "smaller" if "half" in amount else "bigger")
-    decimal = next((int(word) for word in words if word.isdecimal()), 0)
-    number = next((NUMBERS[word] for word in words if word in NUMBERS), float(decimal))
-    factor = scaled(GROWTHS, sign, amount)
-    if "halve" in words:
-        factor = 0.5
-    elif decimal >= 10 or "percent" in words:  # "50%" is read as "50"
-        factor = 1 + sign * min(decimal, 90) / 100
-    elif 0 < number < 1 and set(direction) <= AS_LARGE:
-        factor = number  # "half as big"
-    elif 0 < number < 1:
-        factor = 1 + sign * (1 - number if is_to(reading) and sign < 0 else number)  # "to a third", "by a third"
-    elif number:
-        factor = number**sign
+    decimals = [int(word) for word in reading.words if word.isdecimal()]
+    if len(decimals) > 1:
+        raise ValueError("the instruction has several numbers: say one, as in '20 percent bigger'")
+    decimal = decimals[0] if decimals else 0
+    low = [normalize_text(word) for word in reading.words]
+    is_percent = bool(decimal) and "times" not in low and (decimal >= 10 or "percent" in low)  # "50%" is read as "50"
+    if is_percent and "to" in low[max(low.index(str(decimal)) - 2, 0) : low.index(str(decimal))]:
+        factor = decimal / 100
+    else:
+        sign = sign_of(reading, "smaller" if "half" in amount else "bigger")
+        number = next((NUMBERS[word] for word in words if word in NUMBERS), float(decimal))
+        factor = scaled(GROWTHS, sign, amount)
+        if "halve" in words:
+            factor = 0.5
+        elif is_percent:
+            factor = 1 + sign * decimal / 100
+        elif 0 < number < 1 and set(direction) <= AS_LARGE:
+            factor = number  # "half as big"
+        elif 0 < number < 1:
+            factor = 1 + sign * (1 - number if is_to(reading) and sign < 0 else number)  # "to a third", "by a third"
+        elif number:
+            factor = number**sign
+    if factor == 1:
+        raise ValueError("the instruction does not say by how much: say it as 'make the cat 20 percent bigger'")
     return Plan(target=caption.text, kind="resize", resize={" ".join(caption.low[start:stop]): round(factor, 3)})
 
 
@@ -346,7 +372,7 @@ def needed(reading: Reading, tag: str, what: str) -> tuple[str, ...]:
     if tag == "new" and reading.tags[0] == "new" and words[0].istitle():  # only because the sentence begins with it
         words = (words[0].lower(), *words[1:])
     if not words:
-        raise ValueError(f"it is not said {what}: say it as 'make the cat a tiger' or 'more fog'")
+        raise ValueError(f"the instruction does not say {what}: say it as 'make the cat a tiger' or 'more fog'")
     return words
 
 
@@ -430,27 +456,47 @@ def is_plural(word: str) -> bool:
 def sign_of(reading: Reading, of_amount: str) -> int:
     """1 for more and bigger, −1 for less and smaller: of the last word of direction that says it.
 
-    "Too" and "not" turn it, and so does a "less" before it, as in "less dense". "Not … enough" turns nothing. Where no
-    direction is marked, an amount has the one of the word `of_amount`; without an amount, words without a mark count.
-    Raises ValueError, one line, where nothing says it.
+    "Too", "not" and "less" turn the next such word: "less dense", "too much". "Too" turns no comparative, since that
+    says what is wanted: "too windy, less wind". "Not … enough" turns nothing. Where no direction is marked, an amount
+    has the one of the word `of_amount`; without an amount, words without a mark count. Raises ValueError, one line,
+    where nothing says it.
     """
-    direction = lower(reading, "direction")
+    direction = directions_of(reading)
     if not direction:
         direction = [of_amount] if "amount" in reading.tags else lower(reading, "none")
-    signs = [(word, 1 if is_form_of(word, MORE) else -1) for word in direction if is_form_of(word, MORE | LESS)]
-    turns = set(direction) & TURNS
-    if turns and "enough" in direction:
-        return next((sign for word, sign in reversed(signs) if word != "enough"), 1)
-    if set(direction) & NONE or (not signs and turns):
+    if set(direction) & NONE:
         return -1
-    if not signs and any(word in STUFF_OF and word.endswith("ier") for word in lower(reading, "old")):
+    sign = unturned = 0
+    turns: list[str] = []
+    for word in direction:
+        if word == "enough" and turns == [] and unturned:
+            sign = unturned  # "not big enough"
+        elif is_form_of(word, MORE | LESS):
+            is_comparative = word in ("more", "less", "fewer") or word.endswith("er")
+            unturned = (1 if is_form_of(word, MORE) else -1) if word != "enough" else -1
+            sign = unturned * (-1) ** sum(turn != "too" or not is_comparative for turn in turns)
+            turns = [word] if word in ("less", "fewer") else []
+        elif word in TURNS:
+            turns.append(word)
+    if sign:
+        return sign
+    if turns:
+        return -1
+    if any(word in STUFF_OF and word.endswith("ier") for word in lower(reading, "old")):
         return 1  # "foggier"
-    if not signs:
-        raise ValueError(
-            "it is not said whether it becomes more or less: say it as 'more fog' or 'make the cat bigger'"
-        )
-    is_less = any(word in ("less", "fewer") for word, _ in signs[:-1])
-    return signs[-1][1] * (-1) ** (bool(turns) + is_less)
+    raise ValueError("nothing says whether it becomes more or less: say it as 'more fog' or 'make the cat bigger'")
+
+
+def directions_of(reading: Reading) -> list[str]:
+    """The words of direction, and two that have no mark: a "not" up to three words before the first, and a word for
+    less after the last one if this is "less", as in "less small"."""
+    low = [normalize_text(word) for word in reading.words]
+    places = [n for n, tag in enumerate(reading.tags) if tag == "direction"]
+    if not places:
+        return []
+    before = [n for n in range(max(places[0] - 3, 0), places[0]) if low[n] in TURNS - {"too"} | NEGATIONS]
+    after = [n + 1 for n in places[-1:] if low[n] == "less" and low[n + 1 : n + 2] and low[n + 1] in LESS]
+    return [*("not" for _ in before), *(low[n] for n in places + after)]
 
 
 def scaled(values: tuple[float, float, float], sign: int, amount: Sequence[str]) -> float:
@@ -477,11 +523,32 @@ def shift_of(reading: Reading, usual: float = SHIFTS[1]) -> tuple[float, float]:
     size = size or (SHIFTS[0], usual, SHIFTS[2])[degree(amount)]
     words = set(lower(reading, "direction"))
     x, y = (bool(words & more) - bool(words & less) for more, less in ((RIGHTWARDS, LEFTWARDS), (DOWNWARDS, UPWARDS)))
-    return x * size, y * size
+    turned = -1 if is_too(reading) else 1
+    return turned * x * size, turned * y * size
+
+
+def is_too(reading: Reading) -> bool:
+    """Whether a direction is where something is too far: "too far left", "too high"."""
+    first = reading.tags.index("direction") if "direction" in reading.tags else 0
+    near = [normalize_text(word) for word in reading.words[max(first - 4, 0) : first + 1]]
+    sides = LEFTWARDS | RIGHTWARDS | UPWARDS | DOWNWARDS
+    return "too" in near and not sides & set(near[near.index("too") : -1])
+
+
+def refuse_negation(reading: Reading) -> None:
+    """Raises ValueError for what is not to happen, and for all but something: "don't remove the dog"."""
+    low = [normalize_text(word) for word in reading.words]
+    for n, word in enumerate(low):
+        not_to = word in ("don't", "dont", "never", "mustn't") or (word == "not" and n and low[n - 1] in ("do", "must"))
+        if not_to and low[n + 1 : n + 2] and low[n + 1] in EDIT_VERBS and low[n + 2 : n + 3] != ["anything"]:
+            raise ValueError("the instruction says what is not to happen: say what is to change")
+    is_all = {"everything", "all", "everyone", "only"} & set(low) and {"but", "except", "only", "apart"} & set(low)
+    if is_all and reading.intent == "remove":
+        raise ValueError("all but something cannot be removed: name what is to go, as in 'remove the cat'")
 
 
 def refuse_pixels(reading: Reading) -> None:
-    if {"pixel", "pixels", "px"} & {normalize_text(word) for word in reading.words}:
+    if any(re.fullmatch(r"\d*(px|pixels?)", normalize_text(word)) for word in reading.words):
         raise ValueError("a planner does not know the picture's size: say an amount as 'a quarter of the picture'")
 
 

@@ -108,6 +108,16 @@ def test_targets(intent, marked, caption, target):
         ("strength", "the fog/o is gone/d", "reweight", {"fog": 0}),
         ("strength", "a/a third/a of the fog/o", "reweight", {"fog": 0.5}),
         ("strength", "quite/a a/a bit/a more/d fog/o", "reweight", {"fog": 2}),
+        ("strength", "it is too/d windy less/d fog/o", "reweight", {"fog": 0.5}),
+        ("strength", "it hides too/d much/d thin/d the fog/o", "reweight", {"fog": 0.5}),
+        ("strength", "no more/d fog/o", "reweight", {"fog": 0.5}),
+        ("strength", "I don't want more/d fog/o", "reweight", {"fog": 0.5}),
+        ("strength", "I can't see enough/d fog/o", "reweight", {"fog": 2}),
+        ("resize", "make the cat/o less/d small", "resize", {"cat": 1.5}),
+        ("resize", "make the cat/o bigger/d by 20 percent/a", "resize", {"cat": 1.2}),
+        ("resize", "scale/d the cat/o to/a 50/a", "resize", {"cat": 0.5}),
+        ("move", "the cat/o is too far/d left/d", "move", {"cat": (0.25, 0)}),
+        ("move", "the cat/o is too far left move it right/d", "move", {"cat": (0.25, 0)}),
         ("remove", "remove the fog/o", "reweight", {"fog": 0}),
         ("remove", "remove the cat/o", "remove", ("cat",)),
         ("remove", "remove it", "remove", ("cat",)),
@@ -140,14 +150,19 @@ def test_what_happens_to_objects(intent, marked, field, values):
         ("remove", "remove the dragon/o", "'dragon' is not in the caption 'a cat on the beach': use its words"),
         ("strength", "less/d fog/o", "'fog' is not in the caption"),
         ("strength", "remove/d the fog/o", "'fog' is not in the caption"),
-        ("resize", "change/d the cat/o", "it is not said whether it becomes more or less: say it as 'more fog'"),
-        ("swap", "make the cat/o", "it is not said what comes instead"),
-        ("swap", "make the cat/o the/n", "it is not said what comes instead"),
+        ("resize", "change/d the cat/o", "nothing says whether it becomes more or less: say it as 'more fog'"),
+        ("swap", "make the cat/o", "the instruction does not say what comes instead"),
+        ("swap", "make the cat/o the/n", "the instruction does not say what comes instead"),
         ("swap", "make the cat/o a/n cat/n", "the plan changes nothing"),
         ("move", "move the cat/o", "the direction is not named"),
         ("move", "move the cat/o 20/a pixels/a left/d", "does not know the picture's size"),
         ("attribute", "make the cat/o in/n", "the new look is not named"),
         ("restyle", "make it as/n", "the style is not named"),
+        ("remove", "don't remove the cat/o", "says what is not to happen: say what is to change"),
+        ("place", "do not make it night/n", "says what is not to happen"),
+        ("remove", "remove everything but the cat/o", "all but something cannot be removed"),
+        ("resize", "make the cat/o 1/a 5/a times bigger/d", "has several numbers"),
+        ("resize", "make the cat/o 512px wide/d", "does not know the picture's size"),
         ("several", "make the cat a tiger and add fog", "asks for several changes: make them one after the other"),
         ("other", "hello", "not understood as an edit"),
     ],
@@ -161,6 +176,8 @@ def test_what_is_missing_is_one_line(intent, marked, message):
 def test_a_caption_without_an_object():
     with pytest.raises(ValueError, match="the caption 'a photo of' names no object"):
         write_plan(read("swap", "make it a/n cat/n"), "a photo of")
+    with pytest.raises(ValueError, match="the caption 'a photo of' names no object"):
+        write_plan(read("restyle", "make it a/n sketch/n"), "a photo of")
 
 
 def test_parts_of_captions():
