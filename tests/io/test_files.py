@@ -11,6 +11,7 @@ import pytest
 from minip2p.io.files import (
     atomic_write,
     claim_results_folder,
+    different_names,
     parse_json,
     plain_text_folder,
     read_json,
@@ -211,3 +212,9 @@ def test_a_folder_of_results_belongs_to_its_settings(tmp_path):
 
 def test_the_shipped_weights_are_found():
     assert json.loads((shipped_weights("tiny") / "model_index.json").read_text())["_class_name"]
+
+
+def test_names_of_settings_that_differ_at_any_depth():
+    assert different_names({"g": {"a": {"x": 1}}}, {"g": {"a": {"x": 2}}}) == ["g.a.x"]
+    assert different_names({"a": 1, "c": 0}, {"b": 2, "c": 0}) == ["a", "b"]
+    assert different_names({"a": {"x": 1}}, {}) == ["a"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minip2p.planner.lexicon import article_for, stem
+from minip2p.planner.lexicon import article_for, is_form_of, stem, words
 from minip2p.planner.plan import Plan
 from minip2p.planner.rules import Caption, write_plan
 from minip2p.planner.tagger import TAGS, Reading
@@ -79,6 +79,26 @@ def read(intent, marked):
         ("place", "in/n a/n meadow/n", "a cat at night", "a cat in a meadow at night"),
         ("place", "on/n grass/n", "in the snow, a cat", "on the grass, a cat"),
         ("strength", "more/d fog/o", "a cat", "a cat in the fog"),
+        ("swap", "an/n old/n truck/n not new/o ones", "new trucks", "an old truck"),
+        ("attribute", "make the car/o new/n", "a dark old car", "a dark new car"),
+        ("attribute", "make the car/o blue/n", "bright, red car", "bright, blue car"),
+        ("restyle", "comic/n book/n look/n", "a cat", "a cat, comic book look"),
+        ("restyle", "as a/n sketch/n", "in a photo of a cat", "a sketch of a cat"),
+        ("restyle", "by/n Monet/n", "a cat", "a cat, by Monet"),
+        ("restyle", "as Pop/n Art/n", "a cat", "a cat, Pop Art"),
+        ("restyle", "the/n sketch/n", "a cat", "a sketch of a cat"),
+        ("restyle", "pencil/n please sketch/n", "a cat", "a pencil sketch of a cat"),
+        ("add", "they're/b missing a/n hat/n", "a nurse in a ward", "a nurse with a hat in a ward"),
+        ("attribute", "make the cat’s/o fur blue/n", "a cat", "a blue cat"),
+        ("attribute", "MAKE THE CAT'S/o FUR BLUE/n", "a cat", "a BLUE cat"),
+        ("add", "add dense/n grey/n fog/n", "a dog", "a dog and a dense grey fog"),
+        ("add", "add really/n thick/n fog/n", "a dog", "a dog in the thick fog"),
+        ("add", "put a/n hat/n onto the head of the dog/b", "a dog", "a dog with a hat"),
+        ("add", "put a/n hat/n on the head of the dog/b", "a dog", "a dog with a hat"),
+        ("add", "a/n cow/n on the other side of the dog/b", "a dog", "a dog and a cow"),
+        ("add", "a/n scarf/n around the dog/b", "a dog", "a dog with a scarf"),
+        ("place", "outside/n castle/n", "a cat", "a cat outside the castle"),
+        ("place", "cold/n winter/n night/n", "a cat", "a cat in the cold winter night"),
     ],
 )
 def test_targets(intent, marked, caption, target):
@@ -134,6 +154,18 @@ def test_targets(intent, marked, caption, target):
         ("resize", "the cat/o is not/d small/d enough/d", "resize", {"cat": 0.667}),
         ("resize", "shrink the cat/o", "resize", {"cat": 0.667}),
         ("resize", "enlarge/d the cat/o by/a 20/a percent/a", "resize", {"cat": 1.2}),
+        ("strength", "thin/d out/d the fog/o", "reweight", {"fog": 0.5}),
+        ("strength", "the fog/o disappeared/d", "reweight", {"fog": 0}),
+        ("strength", "a/a quarter/a of the fog/o", "reweight", {"fog": 0.5}),
+        ("strength", "fewer/d thick/d fog/o", "reweight", {"fog": 0.5}),
+        ("resize", "enlarge/d the cat/o by/a 20/a", "resize", {"cat": 1.2}),
+        ("resize", "shrink/d the cat/o by/a 80/a percent/a", "resize", {"cat": 0.2}),
+        ("resize", "enlarge/d the cat/o to/a a/a third/a", "resize", {"cat": 1.333}),
+        ("resize", "the cat/o 3/a times/a smaller/d", "resize", {"cat": 0.333}),
+        ("resize", "the cat/o 4/a times/a bigger/d", "resize", {"cat": 4}),
+        ("resize", "halve/d the cat/o", "resize", {"cat": 0.5}),
+        ("resize", "shrink/d the cat/o to a/a third/a", "resize", {"cat": 0.333}),
+        ("resize", "no/d bigger/d cat/o", "resize", {"cat": 0.667}),
         ("duplicate", "another cat/o", "duplicate", {"cat": (0.3, 0)}),
         ("duplicate", "another cat/o on the left/d", "duplicate", {"cat": (-0.3, 0)}),
     ],
@@ -192,3 +224,7 @@ def test_articles_and_stems():
     assert [article_for(word) for word in ("owl", "unicorn", "hour", "Cat", "umbrella")] == ["an", "a", "an", "a", "an"]
     assert stem("cats") == stem("cat") and stem("foxes") == stem("fox") and stem("foggier") == "fog"
     assert stem("glass") == "glass"
+    group = words("increase boost intensify hug")
+    for word in "increases increased increasing boosts boosted boosting intensifies intensified intensifying".split():
+        assert is_form_of(word, group), word
+    assert not is_form_of("decreases", group) and not is_form_of("tons", words("tone"))

@@ -12,8 +12,18 @@ import minip2p
 from minip2p.planner import exam
 from minip2p.planner.plan import Plan, read_plan
 from minip2p.planner.rules import write_plan
-from minip2p.planner.tagger import FILE, INTENTS, TAGS, Reading, Tagger, TaggerNetwork, place_words, word_buckets
-from minip2p.planner.templates import HELD_OUT, TEMPLATES, lines_of, make_example
+from minip2p.planner.tagger import (
+    FILE,
+    INTENTS,
+    TAGS,
+    Reading,
+    Tagger,
+    TaggerNetwork,
+    place_words,
+    text_words,
+    word_buckets,
+)
+from minip2p.planner.templates import HELD_OUT, TEMPLATES, lines_of, make_example, mistyped, read_templates
 from minip2p.planner.train import train
 
 DATA = ROOT / "tests" / "data"
@@ -95,6 +105,13 @@ def test_files_that_are_wrong_are_one_line(tmp_path):
     (tmp_path / FILE).write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         Tagger.load(tmp_path)
+
+
+def test_words_of_a_text_and_lines_of_a_file(tmp_path):
+    assert text_words("it’s → 🙂 fog") == ("it’s", "fog")
+    (tmp_path / "templates.txt").write_text(" [a]\n# c\n\n x y \n[b]\nz\n")
+    assert read_templates(tmp_path / "templates.txt") == {"a": ("x y",), "b": ("z",)}
+    assert {mistyped(random.Random(n), "abc") for n in range(9)} == {"bac", "acb"}
 
 
 def test_features_of_words():
