@@ -20,6 +20,14 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    name = config.getoption("--device")
+    try:
+        torch.empty(0, device="meta" if name == FAKE else name)
+    except (RuntimeError, AssertionError) as error:
+        raise pytest.UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
 def pytest_collection_modifyitems(config, items):
     """On another device than the CPU, tests without the model are left out: they would show nothing new."""
     if config.getoption("--device") != "cpu":
