@@ -31,11 +31,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """On another device than the CPU, tests without the model are left out: they would show nothing new."""
     if config.getoption("--device") != "cpu":
-        is_elsewhere = [ON_DEVICE.isdisjoint(item.fixturenames) for item in items]
-        config.hook.pytest_deselected(
-            items=[item for item, elsewhere in zip(items, is_elsewhere, strict=True) if elsewhere]
-        )
-        items[:] = [item for item, elsewhere in zip(items, is_elsewhere, strict=True) if not elsewhere]
+        elsewhere = [item for item in items if ON_DEVICE.isdisjoint(item.fixturenames)]
+        items[:] = [item for item in items if not ON_DEVICE.isdisjoint(item.fixturenames)]
+        config.hook.pytest_deselected(items=elsewhere)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -159,9 +159,10 @@ GONE = words(  # of fog and other weather that is to go
     "remove clear wipe erase delete rid gone disappear vanish dissolve lift banish stop halt ditch lose kill away out "
     "disperse evaporate over"
 )
-TURNS = words(
-    "too not isn't aren't doesn't don't didn't hasn't haven't"
-)  # of a direction into the opposite: "too small", "not enough"
+# These turn a direction into its opposite: "too small", "not enough".
+TURNS = words("too not isn't aren't doesn't don't didn't hasn't haven't")
+NEGATIONS = words("can't cannot don't dont never no")  # the same, where the tagger has not marked them
+EDIT_VERBS = words("remove delete erase make turn add put paint move replace swap take place show draw give")
 SLIGHTLY = words(
     "lil kinda bit little slightly touch tad somewhat hair smidge slight tiny few small gently subtly notch"
 )

@@ -15,12 +15,14 @@ from minip2p.planner.lexicon import (
     COLOURS,
     DETERMINERS,
     DOWNWARDS,
+    EDIT_VERBS,
     EXCLUSIVE,
     GONE,
     LEFTWARDS,
     LESS,
     MANNERS,
     MORE,
+    NEGATIONS,
     NONE,
     NUMBERS,
     ON_PLACES,
@@ -50,10 +52,6 @@ from minip2p.text.prompt import normalize_text, word_spans
 SHIFTS = (0.125, 0.25, 0.4)  # shares of the picture: slightly, without an amount, strongly
 GROWTHS = (1.2, 1.5, 2.0)  # factors of the size; smaller is 1 / factor
 WEIGHTS = (1.5, 2.0, 3.0)  # of a word; less is 1 / weight
-NEGATIONS = frozenset("can't cannot don't dont never no".split())
-EDIT_VERBS = frozenset(
-    "remove delete erase make turn add put paint move replace swap take place show draw give".split()
-)
 AS_LARGE = frozenset("as big large tall the its same size".split())  # as in "half as large", "half its size"
 DUPLICATE_SHIFT = 0.3  # to the right, or in the direction that is named
 
@@ -298,10 +296,9 @@ def plan_place(reading: Reading, caption: Caption) -> Plan:
 def plan_strength(reading: Reading, caption: Caption) -> Plan:
     old = needed(reading, "old", "of what there is more or less")
     direction, amount = directions_of(reading), lower(reading, "amount")
-    goes = any(is_form_of(word, GONE) for word in direction) and not any(
-        is_form_of(word, MORE | LESS) for word in direction
-    )
-    is_gone = goes or bool(set(direction) & NONE)
+    has_more_or_less = any(is_form_of(word, MORE | LESS) for word in direction)
+    goes = any(is_form_of(word, GONE) for word in direction)
+    is_gone = bool(set(direction) & NONE) or (goes and not has_more_or_less)
     sign = -1 if is_gone else sign_of(reading, "more" if not {"half", "third", "quarter"} & set(amount) else "less")
     try:
         start, stop = place_of(reading, "old", caption)
@@ -323,34 +320,8 @@ def plan_move(reading: Reading, caption: Caption) -> Plan:
 
 def plan_resize(reading: Reading, caption: Caption) -> Plan:
     start, stop = place_of(reading, "old", caption)
-    direction, amount = lower(reading, "direction"), lower(reading, "amount")
-    words = [*direction, *amount]
-    refuse_pixels(reading)
-    decimals = [int(word) for word in reading.words if word.isdecimal()]
-    if len(decimals) > 1:
-        raise ValueError("the instruction has several numbers: say one, as in '20 percent bigger'")
-    decimal = decimals[0] if decimals else 0
-    low = [normalize_text(word) for word in reading.words]
-    is_percent = bool(decimal) and "times" not in low and (decimal >= 10 or "percent" in low)  # "50%" is read as "50"
-    if is_percent and "to" in low[max(low.index(str(decimal)) - 2, 0) : low.index(str(decimal))]:
-        factor = decimal / 100
-    else:
-        sign = sign_of(reading, "smaller" if "half" in amount else "bigger")
-        number = next((NUMBERS[word] for word in words if word in NUMBERS), float(decimal))
-        factor = scaled(GROWTHS, sign, amount)
-        if "halve" in words:
-            factor = 0.5
-        elif is_percent:
-            factor = 1 + sign * decimal / 100
-        elif 0 < number < 1 and set(direction) <= AS_LARGE:
-            factor = number  # "half as big"
-        elif 0 < number < 1:
-            factor = 1 + sign * (1 - number if is_to(reading) and sign < 0 else number)  # "to a third", "by a third"
-        elif number:
-            factor = number**sign
-    if factor == 1:
-        raise ValueError("the instruction does not say by how much: say it as 'make the cat 20 percent bigger'")
-    return Plan(target=caption.text, kind="resize", resize={" ".join(caption.low[start:stop]): round(factor, 3)})
+    factor = round(factor_of(reading), 3)
+    return Plan(target=caption.text, kind="resize", resize={" ".join(caption.low[start:stop]): factor})
 
 
 def plan_duplicate(reading: Reading, caption: Caption) -> Plan:
@@ -384,21 +355,26 @@ def place_of(reading: Reading, tag: str, caption: Caption) -> tuple[int, int]:
     """Where the caption has the words with a tag; its subject where none is marked, or a pronoun stands for it.
 
     Words that are marked in several places may name it several times: "the cat is boring, I want a dog instead of the
-    cat". Then the longest run counts that the caption has. "The cat's" is the cat. Raises ValueError.
+    cat". Then the longest run that the caption has counts. "The cat's" is the cat. Raises ValueError for words that the
+    caption does not have, and for several things.
     """
     runs: list[list[str]] = []
     for word, before, this in zip(reading.words, ("none", *reading.tags), reading.tags, strict=False):
         if this == tag:
-            runs += [[]] if before != tag or not runs else []
+            runs += [[]] if before != tag else []
             if re.sub("'(s|d|re|ve|ll)$", "", normalize_text(word)) not in PRONOUNS | DETERMINERS:
                 runs[-1].append(re.sub("['’]s?$", "", word, flags=re.IGNORECASE))
     words = [word for run in runs for word in run]
     if not words:
         return caption.subject()
-    for run in sorted(filter(None, runs), key=len, reverse=True) if len(runs) > 1 else ():
+    runs = [run for run in runs if run]
+    places = []
+    for run in sorted(runs, key=len, reverse=True) if len(runs) > 1 else ():
         with suppress(ValueError):
-            return caption.find(run)
-    return caption.find(words)
+            places.append(caption.find(run))
+    if len({stem(caption.low[stop - 1]) for _, stop in places}) > 1:
+        raise ValueError("the instruction names several things: change one after the other")
+    return places[0] if places else caption.find(words)
 
 
 def stuff_phrase(new: Sequence[str]) -> list[str]:
@@ -503,6 +479,36 @@ def scaled(values: tuple[float, float, float], sign: int, amount: Sequence[str])
     """The factor of an amount: values for slightly, without an amount, strongly; their inverse for less."""
     value = values[degree(amount)]
     return value if sign > 0 else round(1 / value, 3)
+
+
+def factor_of(reading: Reading) -> float:
+    """The factor of the size that the direction, the amount and a number say. Raises ValueError, one line."""
+    direction, amount = lower(reading, "direction"), lower(reading, "amount")
+    low = [normalize_text(word) for word in reading.words]
+    refuse_pixels(reading)
+    decimals = [n for n, word in enumerate(low) if word.isdecimal()]
+    if len(decimals) > 1:
+        raise ValueError("the instruction has several numbers: say one, as in '20 percent bigger'")
+    decimal = int(low[decimals[0]]) if decimals else 0
+    is_percent = bool(decimal) and "times" not in low and (decimal >= 10 or "percent" in low)  # "50%" is read as "50"
+    if is_percent and "to" in low[max(decimals[0] - 2, 0) : decimals[0]]:
+        return decimal / 100
+    sign = sign_of(reading, "smaller" if "half" in amount else "bigger")
+    number = next((NUMBERS[word] for word in direction + amount if word in NUMBERS), float(decimal))
+    factor = scaled(GROWTHS, sign, amount)
+    if "halve" in direction + amount:
+        factor = 0.5
+    elif is_percent:
+        factor = 1 + sign * decimal / 100
+    elif 0 < number < 1 and set(direction) <= AS_LARGE:
+        factor = number  # "half as big"
+    elif 0 < number < 1:
+        factor = 1 + sign * (1 - number if is_to(reading) and sign < 0 else number)  # "to a third", "by a third"
+    elif number:
+        factor = number**sign
+    if factor == 1:
+        raise ValueError("the instruction does not say by how much: say it as 'make the cat 20 percent bigger'")
+    return factor
 
 
 def degree(amount: Sequence[str]) -> int:

@@ -1,10 +1,10 @@
 """Synthesised instructions, which the tagger is trained on: captions, and the templates of templates.txt.
 
 In a template {slot} is filled, (a|b|) is a choice, and a word or a choice may have a mark: =D direction, =A amount, =N
-new, =X old, =B beside; others say that it is none of these. A line that begins with "!" is an order, which may be
-wrapped in politeness. Every sixth line of an intent is held out of the training. About 40 lines of each intent are by
-the author of the rules; three language models, which had not seen the instructions of the tests, wrote the others.
-The lines [before] and [after] are chatter: nothing in them is marked.
+new, =X old, =B beside. A word with another letter (=O, =T) has none of these. A line that begins with "!" is an order,
+which may be wrapped in politeness. Every sixth line of an intent is held out of the training. The lines [before] and
+[after] are chatter: nothing in them is marked. About 40 lines of each intent are by the author of the rules; language
+models, which had not seen the instructions of the tests, wrote the others.
 """
 
 import random
@@ -40,8 +40,9 @@ def read_templates(file: Path) -> dict[str, tuple[str, ...]]:
     return templates
 
 
-# Weather and its adjective.
-STUFFY = MappingProxyType({noun: word for word, noun in reversed(tuple(STUFF_OF.items())) if word.endswith("y")})
+STUFFY = MappingProxyType(  # weather -> its adjective
+    {noun: word for word, noun in reversed(tuple(STUFF_OF.items())) if word.endswith("y")}
+)
 SIZES = frozenset("big small tiny huge tall short".split())
 HELD_OUT = 6  # each line of an intent whose number is the last of so many is held out
 NEW_WORDS = 0.15  # the share of nouns and names that are invented
@@ -372,9 +373,7 @@ def slot_value(rng: random.Random, slot: str, caption: CaptionSlots) -> tuple[st
     return words, tag
 
 
-MARKS: Mapping[str, str] = MappingProxyType(
-    {"D": "direction", "A": "amount", "N": "new", "S": "new", "P": "new", "X": "old", "B": "beside"}
-)
+MARKS: Mapping[str, str] = MappingProxyType({"D": "direction", "A": "amount", "N": "new", "X": "old", "B": "beside"})
 MACROS: Mapping[str, str] = MappingProxyType({"~DIRECTIONS": DIRECTIONS, "~AMOUNT": AMOUNT, "~MUCH": MUCH})
 PIECE = re.compile(r"\(([^()]*)\)(?:=(\w))?|(\S+?)(?:=(\w))?(?=\s|$)")
 

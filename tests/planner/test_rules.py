@@ -195,6 +195,7 @@ def test_what_happens_to_objects(intent, marked, field, values):
         ("remove", "remove everything but the cat/o", "all but something cannot be removed"),
         ("resize", "make the cat/o 1/a 5/a times bigger/d", "has several numbers"),
         ("resize", "make the cat/o 512px wide/d", "does not know the picture's size"),
+        ("remove", "erase the cat/o and the beach/o", "names several things: change one after the other"),
         ("several", "make the cat a tiger and add fog", "asks for several changes: make them one after the other"),
         ("other", "hello", "not understood as an edit"),
     ],
