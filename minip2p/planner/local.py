@@ -126,7 +126,7 @@ def start_schema(instruction: str, caption: str) -> dict[str, Any]:
     first = "".join(code for letter, code in codes.items() if letter.isalnum())
     longest = min(LONGEST, len(caption) + len(instruction) + MORE_CHARACTERS)
     pattern = f"^[0-9A-Za-z{first}][ -~{''.join(codes.values())}]{{0,{longest - 1}}}$"
-    of_words = [kind for kind, settings in KINDS.items() if not settings.needs]
+    of_words = [kind for kind, settings in KINDS.items() if not settings.needs or kind == "remove"]
     of_objects = [kind for kind in KINDS if kind not in of_words]
     return {
         "anyOf": [

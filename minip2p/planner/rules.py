@@ -53,6 +53,7 @@ SHIFTS = (0.125, 0.25, 0.4)  # shares of the picture: slightly, without an amoun
 GROWTHS = (1.2, 1.5, 2.0)  # factors of the size; smaller is 1 / factor
 WEIGHTS = (1.5, 2.0, 3.0)  # of a word; less is 1 / weight
 AS_LARGE = frozenset("as big large tall the its same size".split())  # as in "half as large", "half its size"
+COMPANIONS = tuple(tuple(words.split()) for words in ("and", "with", "wearing", "holding", "beside", "near", "next to"))
 DUPLICATE_SHIFT = 0.3  # to the right, or in the direction that is named
 
 
@@ -117,7 +118,7 @@ class Caption:
             start -= 1
         if start and self.low[start] not in DETERMINERS and self.low[start - 1] in DETERMINERS:
             start -= 1
-        return start
+        return start + (start < noun and self.low[start] in STOPS)  # "with tourists" begins at the noun
 
     def after_style(self) -> int:
         """The word after "a watercolor of"; 0 where the caption does not begin so."""
@@ -244,7 +245,25 @@ def plan_remove(reading: Reading, caption: Caption) -> Plan:
     words = " ".join(caption.low[start:stop])
     if stem(caption.low[stop - 1]) in {stem(word) for word in WEATHER}:
         return Plan(target=caption.text, kind="strength", reweight={words: 0.0})
-    return Plan(target=caption.text, kind="remove", remove=(words,))
+    return Plan(target=caption_without(caption, start, stop), kind="remove", remove=(words,))
+
+
+def caption_without(caption: Caption, start: int, stop: int) -> str:
+    """The caption without the object of words start … stop − 1, where it names another one: "a cat and a dog".
+
+    Elsewhere it is the caption itself, as of "a cat on the beach": what is left would name nothing.
+    """
+    first, low = caption.phrase_start(start), caption.low
+    rest = low[stop:]
+    if rest and (rest[0] == "of" or rest[0].endswith("ing")):
+        return caption.text  # "a cup of coffee", "a dog running": what is said of it would stay
+    if rest[:1] == ("and",) and low[:first][-1:] != ("and",):
+        return caption.replaced(first, stop + 1, ())
+    for words in COMPANIONS:
+        begin = first - len(words)
+        if begin > 0 and low[begin:first] == words:
+            return caption.replaced(begin, stop, ())
+    return caption.text
 
 
 def plan_restyle(reading: Reading, caption: Caption) -> Plan:

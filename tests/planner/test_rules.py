@@ -229,3 +229,26 @@ def test_articles_and_stems():
     for word in "increases increased increasing boosts boosted boosting intensifies intensified intensifying".split():
         assert is_form_of(word, group), word
     assert not is_form_of("decreases", group) and not is_form_of("tons", words("tone"))
+
+
+@pytest.mark.parametrize(
+    ("caption", "word", "target"),
+    [
+        ("a horse and a camel at the beach", "camel", "a horse at the beach"),
+        ("a camel and a horse at the beach", "camel", "a horse at the beach"),
+        ("on grass, a red hat and an old camel", "camel", "on grass, a red hat"),
+        ("a cat, a camel and a dog", "camel", "a cat, a dog"),
+        ("a boy with a hat and a bag in the rain", "hat", "a boy with a bag in the rain"),
+        ("a boy with a hat and a bag in the rain", "bag", "a boy with a hat in the rain"),
+        ("a table with plates in a restaurant", "plates", "a table in a restaurant"),
+        ("a bench next to a big bin", "bin", "a bench"),
+        ("a girl holding a kite in the snow", "kite", "a girl in the snow"),
+        ("a kite on the beach", "kite", "a kite on the beach"),
+        ("a cup of coffee and a cake", "cup", "a cup of coffee and a cake"),
+        ("a cat and a dog running", "dog", "a cat and a dog running"),
+    ],
+)
+def test_the_target_of_a_removal_is_without_the_object_where_another_one_is_named(caption, word, target):
+    plan = write_plan(read("remove", f"remove the {word}/o"), caption)
+    assert plan.target == target
+    assert plan.remove == (word,)
