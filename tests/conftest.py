@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fake_device import fake_device
+from fake_device import FAKE, fake_device
 
 import minip2p
 
-FAKE = "fake"  # the name of the device of tests/support/fake_device.py
 ON_DEVICE = {"device", "model", "small_model"}  # a test that uses one of these fixtures runs on the device
 
 
@@ -63,12 +62,23 @@ def model(device, cpu_model):
     return cpu_model if device.type == "cpu" else minip2p.load(device=str(device))
 
 
-@pytest.fixture(scope="session")
-def small_model(model):
-    """The embedded model with pictures of 64 x 64 pixels, which take less time."""
-    unet = copy.copy(model.unet)  # which shares the weights
+def with_small_pictures(pipe):
+    """The model with pictures of 64 x 64 pixels, which take less time."""
+    unet = copy.copy(pipe.unet)  # which shares the weights
     unet.config = replace(unet.config, sample_size=8)
-    return replace(model, components=replace(model.components, unet=unet))
+    return replace(pipe, components=replace(pipe.components, unet=unet))
+
+
+@pytest.fixture(scope="session")
+def small_cpu_model(cpu_model):
+    """The embedded model with small pictures, on the CPU."""
+    return with_small_pictures(cpu_model)
+
+
+@pytest.fixture(scope="session")
+def small_model(model, cpu_model, small_cpu_model):
+    """The embedded model with small pictures, on the device of --device."""
+    return small_cpu_model if model is cpu_model else with_small_pictures(model)
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,7 @@ def attention_masks(
     for (removed, _), each in zip(words, settings, strict=True):
         tight = torch.zeros(source.picture_size, dtype=torch.bool)
         if removed:
-            total = heat[[names.index(word) for word in removed]].sum(0)
+            total = torch.stack([heat[names.index(word)] for word in removed]).sum(0)
             tight = (
                 heatmap_to_mask(total, source.picture_size, each.mask_threshold, pool=False, smooth=True).cpu() > 0.5
             )

@@ -68,6 +68,7 @@ def test_the_latent_size_of_a_picture(model):
         components.latent_size((smallest - stride, 64))
 
 
-def test_decoded_pictures_lie_between_minus_1_and_1(model):
-    picture = model.components.decode(20 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+def test_decoded_pictures_lie_between_minus_1_and_1(model, device):
+    latents = 20 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    picture = model.components.decode(latents.to(device))
     assert picture.min() == -1 and picture.max() == 1

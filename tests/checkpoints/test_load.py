@@ -129,8 +129,8 @@ def test_a_device_or_a_dtype_that_torch_cannot_use_is_one_clear_line(options, me
 # What is loaded
 
 
-def test_nothing_stays_on_the_meta_device(model):
-    for network in (model.unet, model.vae, *model.text.encoders.values()):
+def test_nothing_stays_on_the_meta_device(cpu_model):
+    for network in (cpu_model.unet, cpu_model.vae, *cpu_model.text.encoders.values()):
         assert {t.device.type for t in (*network.parameters(), *network.buffers())} == {"cpu"}
 
 
@@ -373,10 +373,10 @@ def test_a_folder_of_parts_that_is_not_there_is_named(tiny_folder):
 
 
 @pytest.mark.parametrize("name", ["tiny-fast", "tiny-instruct"])
-def test_the_models_that_ship_beside_tiny_have_its_parts(name, model):
+def test_the_models_that_ship_beside_tiny_have_its_parts(name, cpu_model):
     other = minip2p.load(name)
     assert {part.name for part in shipped_weights(name).iterdir() if part.is_dir()} == {"scheduler", "unet"}
-    encoders = [pipe.text.encoders["text_encoder"] for pipe in (other, model)]
-    assert same_tensors(other.vae, model.vae) and same_tensors(*encoders)
-    weights, those_of_tiny = other.unet.state_dict(), model.unet.state_dict()
+    encoders = [pipe.text.encoders["text_encoder"] for pipe in (other, cpu_model)]
+    assert same_tensors(other.vae, cpu_model.vae) and same_tensors(*encoders)
+    weights, those_of_tiny = other.unet.state_dict(), cpu_model.unet.state_dict()
     assert not torch.equal(weights["conv_out.weight"], those_of_tiny["conv_out.weight"])

@@ -50,9 +50,9 @@ def load(folder, dtype=torch.float32):
     ],
     ids=["prefixed", "not prefixed", "with the buffer of old files"],
 )
-def test_weights_are_read_with_and_without_their_prefix(model, folder, change):
+def test_weights_are_read_with_and_without_their_prefix(cpu_model, folder, change):
     rewrite_weights(folder, change)
-    assert torch.equal(load(folder)("a cat").tokens, model.text("a cat").tokens)
+    assert torch.equal(load(folder)("a cat").tokens, cpu_model.text("a cat").tokens)
 
 
 def first_mlp(tensors):

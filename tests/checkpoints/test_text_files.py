@@ -46,13 +46,13 @@ def folder(tmp_path):
     ],
     ids=["byte-order mark", "CRLF", "CR"],
 )
-def test_all_text_files_of_a_model_may_be_written_by_any_editor(folder, model, change):
+def test_all_text_files_of_a_model_may_be_written_by_any_editor(folder, cpu_model, change):
     for name in TEXT_FILES:
         rewrite(folder / name, change)
     pipe = minip2p.load(folder)
     for prompt in (CAT, "a red car on the street at night, watercolor"):
-        assert pipe.text.prompt(prompt).ids == model.text.prompt(prompt).ids
-    latents = [each.generate(CAT, steps=1).latents for each in (pipe, model)]  # by the guidance scale of minip2p.json
+        assert pipe.text.prompt(prompt).ids == cpu_model.text.prompt(prompt).ids
+    latents = [each.generate(CAT, steps=1).latents for each in (pipe, cpu_model)]  # by the guidance scale of minip2p.json
     assert torch.equal(*latents)
 
 

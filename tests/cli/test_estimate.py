@@ -24,12 +24,12 @@ def counted_flops(call):
     return counter.get_total_flops()
 
 
-def test_the_work_is_that_which_torch_counts(model):
+def test_the_work_is_that_which_torch_counts(cpu_model):
     """Of the model that ships: within a tenth for the UNet. The decoder's upsampling is cheaper than is counted."""
-    c, width = model.components, model.unet.config.cross_attention_dim
-    unet = counted_flops(lambda: model.unet(torch.zeros(1, 4, 16, 24), 5, torch.zeros(1, 77, width)))
+    c, width = cpu_model.components, cpu_model.unet.config.cross_attention_dim
+    unet = counted_flops(lambda: cpu_model.unet(torch.zeros(1, 4, 16, 24), 5, torch.zeros(1, 77, width)))
     assert estimate.unet_flops(c, (16, 24)) == pytest.approx(unet, rel=0.1)
-    decoder = counted_flops(lambda: model.vae.decode(torch.zeros(1, 4, 16, 24)))
+    decoder = counted_flops(lambda: cpu_model.vae.decode(torch.zeros(1, 4, 16, 24)))
     assert 1 <= estimate.decoder_flops(c, (16, 24)) / decoder < 1.3
 
 
@@ -45,24 +45,24 @@ def test_the_work_of_official_models(family, teraflops):
     assert estimate.unet_flops(components, (side, side)) / 1e12 == pytest.approx(teraflops, rel=1e-9)
 
 
-def test_the_estimate_of_the_model_that_ships_is_right_within_a_factor_of_two(model, monkeypatch):
+def test_the_estimate_of_the_model_that_ships_is_right_within_a_factor_of_two(cpu_model, monkeypatch):
     """Both in the time of the processor, since the machine may be busy."""
     monkeypatch.setattr(estimate, "perf_counter", time.process_time)
     monkeypatch.setattr(estimate, "PROBE", 0.2)
-    latents, context = torch.zeros(2, 4, 32, 32), torch.zeros(2, 77, model.unet.config.cross_attention_dim)
+    latents, context = torch.zeros(2, 4, 32, 32), torch.zeros(2, 77, cpu_model.unet.config.cross_attention_dim)
     with torch.inference_mode():
-        model.unet(latents, 5, context)
+        cpu_model.unet(latents, 5, context)
         start = time.process_time()
         for _ in range(3):
-            model.unet(latents, 5, context)
+            cpu_model.unet(latents, 5, context)
         seconds = (time.process_time() - start) / 6
-    speed = estimate.measure_speed(model.components)
-    expected = estimate.unet_flops(model.components, (32, 32)) / (estimate.EFFICIENCY * speed)
+    speed = estimate.measure_speed(cpu_model.components)
+    expected = estimate.unet_flops(cpu_model.components, (32, 32)) / (estimate.EFFICIENCY * speed)
     assert 0.5 < expected / seconds < 2
 
 
-def test_a_small_run_is_not_measured_and_a_long_one_is_named(model, monkeypatch, recwarn):
-    c = model.components
+def test_a_small_run_is_not_measured_and_a_long_one_is_named(cpu_model, monkeypatch, recwarn):
+    c = cpu_model.components
     monkeypatch.setattr(estimate, "measure_speed", lambda components: pytest.fail("measured"))
     estimate.announce(c, 100, (16, 16), pictures=1, batch=2)
     monkeypatch.setattr(estimate, "measure_speed", lambda components: 1e9 / estimate.EFFICIENCY)
@@ -75,11 +75,11 @@ def test_a_small_run_is_not_measured_and_a_long_one_is_named(model, monkeypatch,
         estimate.announce(c, 100, (64, 64), pictures=1, batch=2)
 
 
-def test_more_memory_than_the_machine_has_is_named(model, monkeypatch):
+def test_more_memory_than_the_machine_has_is_named(cpu_model, monkeypatch):
     monkeypatch.setattr(estimate, "memory_of_machine", lambda device: 1e9)
     monkeypatch.setattr(estimate, "measure_speed", lambda components: 1e15)
     with pytest.warns(Notice, match="this needs about 4 GB of memory, and there are 1 GB: smaller pictures"):
-        estimate.announce(model.components, 1, (512, 512), pictures=1, batch=2)
+        estimate.announce(cpu_model.components, 1, (512, 512), pictures=1, batch=2)
 
 
 def test_times_are_minutes_or_hours():
@@ -106,7 +106,7 @@ def test_times_are_minutes_or_hours():
         (("maps", "a cat", "--steps", 10), 30, (16, 16), 1, 2),
     ],
 )
-def test_each_command_counts_its_rows(model, monkeypatch, tmp_path, arguments, rows, size, pictures, batch):
+def test_each_command_counts_its_rows(cpu_model, monkeypatch, tmp_path, arguments, rows, size, pictures, batch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(PHOTO, tmp_path / "x.png")
     calls = []
@@ -119,8 +119,8 @@ def test_each_command_counts_its_rows(model, monkeypatch, tmp_path, arguments, r
     assert run(*arguments) == 7 and calls == [(rows, size, pictures, batch)]
 
 
-def test_a_run_in_a_file_has_its_own_steps_and_size(model, monkeypatch, tmp_path):
-    model.generate("a cat", steps=3, size=(64, 72)).save(tmp_path / "run.safetensors")
+def test_a_run_in_a_file_has_its_own_steps_and_size(cpu_model, monkeypatch, tmp_path):
+    cpu_model.generate("a cat", steps=3, size=(64, 72)).save(tmp_path / "run.safetensors")
     calls = []
     monkeypatch.setattr(estimate, "announce", lambda components, rows, size, **options: calls.append((rows, size)))
     assert run("edit", tmp_path / "run.safetensors", "a dog", "--no-compare", "-o", tmp_path / "out") == 0

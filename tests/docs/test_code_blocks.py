@@ -82,11 +82,11 @@ def write_lora(pipe, file):
 
 
 @pytest.fixture
-def pipe(request, model, small_model):
+def pipe(request, cpu_model, small_cpu_model):
     """The small model, with small pictures; where objects are moved, with true ones: they must stay in the picture."""
     (program,) = request.node.callspec.params.values()
     text = program if isinstance(program, str) else program.read_text(encoding="utf-8")
-    return model if re.search(r"--move\b|\bmove=", text) else small_model
+    return cpu_model if re.search(r"--move\b|\bmove=", text) else small_cpu_model
 
 
 @pytest.fixture

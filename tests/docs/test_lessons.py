@@ -36,7 +36,7 @@ def code_of(lesson):
 
 
 @pytest.fixture
-def classroom(model, tmp_path, monkeypatch):
+def classroom(cpu_model, tmp_path, monkeypatch):
     """`minip2p.load` gives the session's model; figures are drawn as they are shown, then closed."""
     drawn = []
 
@@ -48,7 +48,7 @@ def classroom(model, tmp_path, monkeypatch):
 
     plt.switch_backend("Agg")
     monkeypatch.setattr(plt, "show", show)
-    monkeypatch.setattr(minip2p, "load", lambda: model, raising=False)
+    monkeypatch.setattr(minip2p, "load", lambda: cpu_model, raising=False)
     monkeypatch.chdir(tmp_path)
     with torch.enable_grad():  # the lessons switch gradients off; afterwards they are as they were
         yield drawn

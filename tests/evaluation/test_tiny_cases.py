@@ -70,11 +70,11 @@ def test_a_swap_exchanges_the_object_and_its_article_and_stays_held_out():
     assert len(list(tiny_cases.swap_cases(7))) == 7
 
 
-def test_a_swap_is_counted_for_the_right_picture(model):
+def test_a_swap_is_counted_for_the_right_picture(cpu_model):
     ((scene, swap),) = tiny_cases.swap_cases(1)
     _, old, new = swap
     judge = InventedJudge([old, old, new, new, old])  # source, without P2P, at the paper's τ, at the card's, blended
-    figures, images = measure_swap(model, judge, 0, (scene, swap), 2)
+    figures, images = measure_swap(cpu_model, judge, 0, (scene, swap), 2)
     source, without_p2p, usual, swapped, blended = pictures = judge.batches[-1]
     assert [image.tobytes() for image in images] == [to_pil(picture).tobytes() for picture in pictures]
     assert figures["object"] == 1
@@ -86,7 +86,7 @@ def test_a_swap_is_counted_for_the_right_picture(model):
         assert figures[f"psnr_{name}"] == pytest.approx(psnr(source, picture, background))
     assert not without_p2p.equal(swapped) and not usual.equal(swapped)
     assert figures["psnr_swap_right"] == figures["psnr_swap"] and "psnr_blend_right" not in figures
-    heat = model.generate(scene.caption, seed=0, steps=2).heatmaps([old], sites=SiteFilter(strides=(1, 2))).mean[0]
+    heat = cpu_model.generate(scene.caption, seed=0, steps=2).heatmaps([old], sites=SiteFilter(strides=(1, 2))).mean[0]
     true = torch.zeros(source.shape[1:], dtype=torch.bool)
     true[: len(true) // 2] = True
     true[:, 0] = True

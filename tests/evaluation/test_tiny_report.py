@@ -29,13 +29,13 @@ def sprites():
     return Sprites(dict.fromkeys(OBJECTS, disc))
 
 
-def test_maps_are_read_in_the_middle_of_the_schedule(model, monkeypatch):
+def test_maps_are_read_in_the_middle_of_the_schedule(cpu_model, monkeypatch):
     """The render is noised to that step; masks are made at the published threshold, with the max-pool and without."""
     calls, masks = [], []
 
     def unet(x, t, context, attend):
         calls.append((t, x))
-        return model.unet(x, t, context, attend)
+        return cpu_model.unet(x, t, context, attend)
 
     def make_mask(heat, size, threshold, pool=True):
         masks.append((threshold, pool))
@@ -47,13 +47,13 @@ def test_maps_are_read_in_the_middle_of_the_schedule(model, monkeypatch):
     monkeypatch.setattr(tiny_report, "dataset", lambda *_, **__: iter([scene]))
     monkeypatch.setattr(tiny_report, "render", lambda *_: rendered)
     monkeypatch.setattr(tiny_report, "render_batch", lambda *_: torch.zeros(1, 3, 128, 128))
-    pipe = SimpleNamespace(vae=model.vae, text=model.text, scheduler=model.scheduler, unet=unet)
+    pipe = SimpleNamespace(vae=cpu_model.vae, text=cpu_model.text, scheduler=cpu_model.scheduler, unet=unet)
     tiny_report.map_iou(pipe, None, 1)
     ((t, x),) = calls
     assert t == 500 and sorted(masks) == [(0.3, False), (0.3, True)]
-    x0 = model.vae.scale(model.vae.encode(torch.zeros(1, 3, 128, 128))[0])
+    x0 = cpu_model.vae.scale(cpu_model.vae.encode(torch.zeros(1, 3, 128, 128))[0])
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    alpha_cumprod = model.scheduler.alphas_cumprod[t]
+    alpha_cumprod = cpu_model.scheduler.alphas_cumprod[t]
     torch.testing.assert_close(x, alpha_cumprod.sqrt() * x0 + (1 - alpha_cumprod).sqrt() * noise)
 
 
@@ -108,21 +108,21 @@ def test_the_judge_is_examined_on_renders_and_on_decoded_renders(monkeypatch):
     assert figures == {"judge_object": 1.0, "n": 60, "judge_object_decoded": 0.5, "n_decoded": 60}
 
 
-def test_the_distance_is_zero_for_the_decoded_renders_themselves(monkeypatch, sprites, model):
+def test_the_distance_is_zero_for_the_decoded_renders_themselves(monkeypatch, sprites, cpu_model):
     """And that of their features by hand: with the colours of the pictures as features, darker ones are apart."""
     scenes = list(held_out_scenes(3, 1))
-    decoded = reconstruct(model.vae, render_batch(scenes, sprites))
+    decoded = reconstruct(cpu_model.vae, render_batch(scenes, sprites))
     judge = SimpleNamespace(features=lambda picture: picture.flatten(1).mT)
 
     def distance(pictures):
-        return tiny_report.generated_distance(model, judge, sprites, list(zip(scenes, pictures, strict=True)))
+        return tiny_report.generated_distance(cpu_model, judge, sprites, list(zip(scenes, pictures, strict=True)))
 
     assert distance([to_pil(picture) for picture in decoded]) < 1e-4
     darker = [to_pil((picture - 0.4).clamp(-1, 1)) for picture in decoded]
     real = decoded.mean((2, 3))
     dark = torch.stack([(picture - 0.4).clamp(-1, 1).mean((1, 2)) for picture in decoded])
     assert distance(darker) == pytest.approx(frechet_distance(dark, real), rel=0.02)
-    assert np.isnan(tiny_report.generated_distance(model, judge, sprites, []))
+    assert np.isnan(tiny_report.generated_distance(cpu_model, judge, sprites, []))
 
 
 def test_a_mean_is_over_the_cases_that_have_the_figure():

@@ -36,14 +36,14 @@ def test_clip_scores_are_those_of_the_published_code(tmp_path):
     assert scores["clip_direction"] == pytest.approx(direction, abs=1e-5)
 
 
-def test_the_classifier_s_losses_by_hand(small_model):
+def test_the_classifier_s_losses_by_hand(small_model, device):
     """ε of x_t = √ᾱ x_0 + √(1 − ᾱ) ε, at the middle of each half of the timesteps. float32, to 1e-6."""
     c, run = small_model.components, small_model.generate(CAT, seed=1, steps=2)
     classifier = Classifier(c, run.latents.shape[1:], noises=2, guidance_scale=4.0, seed=5)
     assert classifier.times == [250, 750]
     noises = torch.randn(2, *run.latents.shape[1:], generator=torch.Generator().manual_seed(5))
-    x0, expected = run.latents[-1:], []
-    for t, noise in zip((250, 750), noises, strict=True):
+    x0, expected = run.latents[-1:].to(device), []
+    for t, noise in zip((250, 750), noises.to(device), strict=True):
         alpha = c.scheduler.alphas_cumprod[t]
         with torch.no_grad():
             predicted = unet_noise(c, alpha**0.5 * x0 + (1 - alpha) ** 0.5 * noise, t, c.text([TIGER]))

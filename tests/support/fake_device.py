@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+FAKE = "fake"  # its name for --device
 DEVICE = torch.device("meta")
 PACKAGE = ROOT / "minip2p"
 # CUDA accepts tensors of the CPU here: copies, and indices.
@@ -81,6 +82,8 @@ def execute(function, args, kwargs):
     """The operation on the values. The result is on the device that CUDA's would be on."""
     tensors = tensors_in((args, kwargs))
     on_device = [isinstance(tensor, FakeTensor) for tensor in tensors]
+    if any(tensor.device == DEVICE and not fake for tensor, fake in zip(tensors, on_device, strict=True)):
+        raise RuntimeError(f"{function}: torch made a tensor without values, as of a list that is an index")
     places = on_device[:1] if function in INDEXES else on_device
     is_mixed = any(places) and not all(
         fake or tensor.ndim == 0 for tensor, fake in zip(tensors[: len(places)], places, strict=True)

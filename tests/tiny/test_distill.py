@@ -140,11 +140,11 @@ def test_the_target_has_no_gradient():
 
 
 @pytest.fixture
-def teacher(model):
+def teacher(cpu_model):
     """The model that ships, with a small random UNet."""
     torch.manual_seed(0)
     unet = UNet(replace(UNET_CONFIG, block_out_channels=(8, 8, 8), norm_num_groups=4, attention_head_dim=2))
-    return replace(model, components=replace(model.components, unet=unet))
+    return replace(cpu_model, components=replace(cpu_model.components, unet=unet))
 
 
 class Scenes:

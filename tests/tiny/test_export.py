@@ -50,20 +50,20 @@ def test_weights_without_their_number_of_steps_are_an_error(tmp_path):
         trained_steps(tmp_path)
 
 
-def test_beside_the_model_that_has_the_other_parts_only_the_unet_is_written(model, tmp_path):
+def test_beside_the_model_that_has_the_other_parts_only_the_unet_is_written(cpu_model, tmp_path):
     """What was there of another model goes. Elsewhere and in the place of that model itself the folder is complete."""
-    model.save(tmp_path / "all")
-    text = model.text.encoders["text_encoder"]
-    unet = UNet(replace(model.unet.config, block_out_channels=(8, 8, 8), norm_num_groups=4, attention_head_dim=2))
+    cpu_model.save(tmp_path / "all")
+    text = cpu_model.text.encoders["text_encoder"]
+    unet = UNet(replace(cpu_model.unet.config, block_out_channels=(8, 8, 8), norm_num_groups=4, attention_head_dim=2))
 
     def write(folder):
         export_model(
             folder,
-            model.vae,
+            cpu_model.vae,
             unet,
             text,
-            model.scheduler.config,
-            scaling_factor=model.vae.config.scaling_factor,
+            cpu_model.scheduler.config,
+            scaling_factor=cpu_model.vae.config.scaling_factor,
             trained={"vae": 0, "unet": 1},
             words=[],
             parts_from=tmp_path / "all",
@@ -80,5 +80,5 @@ def test_beside_the_model_that_has_the_other_parts_only_the_unet_is_written(mode
     complete = {"unet", "scheduler", "vae", "text_encoder", "tokenizer"}
     assert names == {"student": {"unet", "scheduler"}, "elsewhere/student": complete, "all": complete}
     pipe = minip2p.load(tmp_path / "student")
-    assert torch.equal(pipe.vae.decoder.conv_in.weight, model.vae.decoder.conv_in.weight)
+    assert torch.equal(pipe.vae.decoder.conv_in.weight, cpu_model.vae.decoder.conv_in.weight)
     assert trained_steps(tmp_path / "student") == {"vae": 0, "unet": 1}

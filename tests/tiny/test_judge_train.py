@@ -11,13 +11,13 @@ from minip2p.tiny.judge_train import BATCH, judge_batch, judge_loss, train
 from minip2p.tiny.scenes import dataset
 
 
-def test_every_second_picture_is_decoded_and_most_others_are_corrupted(sprites, model):
+def test_every_second_picture_is_decoded_and_most_others_are_corrupted(sprites, cpu_model):
     """The labels are those of the scenes."""
-    batch, scenes = judge_batch(2, 0, sprites, model.vae), list(dataset(0, BATCH, start=2 * BATCH))
+    batch, scenes = judge_batch(2, 0, sprites, cpu_model.vae), list(dataset(0, BATCH, start=2 * BATCH))
     clean = labelled_batch(scenes, sprites, judge_train.JudgeConfig())
     corrupted = labelled_batch(scenes, sprites, judge_train.JudgeConfig(), corrupt_seed=0)
     assert torch.equal(batch.pictures[1::2], corrupted.pictures[1::2])
-    decoded = reconstruct(model.vae, clean.pictures[::2])
+    decoded = reconstruct(cpu_model.vae, clean.pictures[::2])
     assert (
         (batch.pictures[::2] - decoded).abs().mean() < 0.02 < (batch.pictures[::2] - clean.pictures[::2]).abs().mean()
     )

@@ -43,12 +43,12 @@ def test_a_pair_is_two_renders_of_its_scenes_with_the_instructions_there_and_bac
     assert all(before.things[-1].name in text for text in texts[1])
 
 
-def test_latents_are_the_means_of_the_encoder_unscaled(model, sprites):
+def test_latents_are_the_means_of_the_encoder_unscaled(cpu_model, sprites):
     """As `Pipeline.instruct` gives them to the UNet, up to float16 and bfloat16."""
     pictures, _ = render_pairs(3, 0, 1, lambda: sprites)
-    latents = encode_pictures(model.vae, pictures)
+    latents = encode_pictures(cpu_model.vae, pictures)
     x = torch.from_numpy(pictures[0]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    expected = model.vae.unscale(model.components.encode(x))
+    expected = cpu_model.vae.unscale(cpu_model.components.encode(x))
     assert latents.shape == (1, 2, 4, 16, 16) and latents.dtype == torch.float16
     assert float((latents[0].float() - expected).std() / expected.std()) < 0.02
 
@@ -57,8 +57,8 @@ def source(tmp_path, vae, sprites, count=16):
     return rendered_pairs(tmp_path, RenderedChunks(vae, 0, lambda: sprites, count=count), "vae")
 
 
-def test_batches_go_both_ways_and_are_the_same_when_chunks_are_read_again(model, sprites, tmp_path, monkeypatch):
-    pairs = source(tmp_path, model.vae, sprites)
+def test_batches_go_both_ways_and_are_the_same_when_chunks_are_read_again(cpu_model, sprites, tmp_path, monkeypatch):
+    pairs = source(tmp_path, cpu_model.vae, sprites)
     batch = pairs.batch(7, 0, 64)
     assert sorted(file.name for file in (tmp_path / "pairs-0-vae").iterdir()) == [
         "0000.safetensors",
@@ -70,14 +70,14 @@ def test_batches_go_both_ways_and_are_the_same_when_chunks_are_read_again(model,
     ways = torch.cat([stored, stored.flip(1)])
     for pair in zip(batch.source, batch.target, strict=True):
         assert (ways == torch.stack(pair)).flatten(1).all(1).any()
-    monkeypatch.setattr(model.vae, "encode", None)
-    reopened = source(tmp_path, model.vae, sprites).batch(7, 0, 64)
+    monkeypatch.setattr(cpu_model.vae, "encode", None)
+    reopened = source(tmp_path, cpu_model.vae, sprites).batch(7, 0, 64)
     assert torch.equal(reopened.source, batch.source) and torch.equal(reopened.token_ids, batch.token_ids)
 
 
-def test_workers_render_the_same_pairs(sprites, ball_arrays, model):
-    here = RenderedChunks(model.vae, 1, lambda: sprites)(0)
-    with RenderedChunks(model.vae, 1, LoadBalls(ball_arrays), count=12, workers=1) as chunks:
+def test_workers_render_the_same_pairs(sprites, ball_arrays, cpu_model):
+    here = RenderedChunks(cpu_model.vae, 1, lambda: sprites)(0)
+    with RenderedChunks(cpu_model.vae, 1, LoadBalls(ball_arrays), count=12, workers=1) as chunks:
         there = chunks(0)
         assert sorted(chunks.requested) == [1]
     assert all(torch.equal(tensor, there[name]) for name, tensor in here.items())
@@ -115,9 +115,9 @@ def write_table(folder, **changes):
     pq.write_table(pa.table({name: rows[name] for name in rows if rows[name]}), folder / "data/train.parquet")
 
 
-def test_pairs_of_a_data_set_go_one_way(model, tmp_path):
+def test_pairs_of_a_data_set_go_one_way(cpu_model, tmp_path):
     write_table(tmp_path / "data")
-    pairs = table_pairs(tmp_path / "work", tmp_path / "data", model.vae, "vae", 0)
+    pairs = table_pairs(tmp_path / "work", tmp_path / "data", cpu_model.vae, "vae", 0)
     batch = pairs.batch(0, 0, 6)
     ids = Prompt.tokenize("make the cat red", load_tokenizer()).ids
     assert batch.token_ids.tolist() == [list(ids)] * 6 and pairs.count == 3
@@ -146,16 +146,16 @@ class Ones:
         ({"edited_image": [{"bytes": b"GIF89a", "path": None}] * 3}, "a picture in it cannot be read"),
     ],
 )
-def test_a_data_set_that_cannot_be_used_is_one_line(changes, message, model, tmp_path):
+def test_a_data_set_that_cannot_be_used_is_one_line(changes, message, cpu_model, tmp_path):
     write_table(tmp_path / "data", **changes)
     with pytest.raises(ValueError, match=message) as error:
-        table_pairs(tmp_path / "work", tmp_path / "data", model.vae, "vae", 0).batch(0, 0, 2)
+        table_pairs(tmp_path / "work", tmp_path / "data", cpu_model.vae, "vae", 0).batch(0, 0, 2)
     assert str(tmp_path / "data") in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_folder_without_a_data_set_is_one_line(model, tmp_path):
+def test_a_folder_without_a_data_set_is_one_line(cpu_model, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no data/\\*.parquet"):
-        table_pairs(tmp_path, tmp_path / "nothing", model.vae, "vae", 0)
+        table_pairs(tmp_path, tmp_path / "nothing", cpu_model.vae, "vae", 0)
 
 
 def test_draws_stay_within_the_count(tmp_path):

@@ -24,9 +24,9 @@ def read_picture(case):
     return torch.from_numpy(np.asarray(Image.open(case.picture)).copy()).permute(2, 0, 1) / 127.5 - 1
 
 
-def test_it_scores_whether_the_objects_of_the_target_are_there_and_where_the_others_were(judge, model):
+def test_it_scores_whether_the_objects_of_the_target_are_there_and_where_the_others_were(judge, cpu_model):
     """Of a generated picture: its own objects are there and others are not; its mask has IoU 1 with itself."""
-    picture = model.generate("a tiger on the beach", seed=1, size=(120, 128)).picture
+    picture = cpu_model.generate("a tiger on the beach", seed=1, size=(120, 128)).picture
     mask = judge(pad_picture(picture)[None]).masks("tiger")[0, :120] > 0.5
     scores = [
         judge.score(picture, picture, "a tiger on the beach", target, mask)

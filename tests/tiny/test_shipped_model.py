@@ -26,39 +26,39 @@ def renders():
 
 
 @pytest.fixture(scope="module")
-def latents(model, renders):
+def latents(cpu_model, renders):
     """The latents of the pictures (means, unscaled), b c h w."""
     with torch.no_grad():
-        return model.vae.encode(renders[0])[0]
+        return cpu_model.vae.encode(renders[0])[0]
 
 
 @torch.no_grad()
-def noise_errors(model, x0, captions, t):
+def noise_errors(cpu_model, x0, captions, t):
     """Mean squared error of the predicted noise, b."""
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    x = model.scheduler.add_noise(x0, noise, torch.full((len(x0),), t))
-    return (model.unet(x, t, model.text(captions).tokens) - noise).square().mean((1, 2, 3))
+    x = cpu_model.scheduler.add_noise(x0, noise, torch.full((len(x0),), t))
+    return (cpu_model.unet(x, t, cpu_model.text(captions).tokens) - noise).square().mean((1, 2, 3))
 
 
-def test_the_vae_reconstructs_renders(model, renders, latents):
+def test_the_vae_reconstructs_renders(cpu_model, renders, latents):
     pictures, _ = renders
     with torch.no_grad():
-        reconstructed = model.vae.decode(latents).clamp(-1, 1)
+        reconstructed = cpu_model.vae.decode(latents).clamp(-1, 1)
     mean = np.mean([psnr(a, b) for a, b in zip(pictures, reconstructed, strict=True)])
     print(f"PSNR {mean:.2f} dB")
     assert mean > 24
 
 
-def test_scaled_latents_have_a_standard_deviation_of_about_one(model, latents):
-    assert 0.7 < float(model.vae.scale(latents).std()) < 1.4
+def test_scaled_latents_have_a_standard_deviation_of_about_one(cpu_model, latents):
+    assert 0.7 < float(cpu_model.vae.scale(latents).std()) < 1.4
 
 
-def test_the_unet_uses_the_caption(model, renders, latents):
+def test_the_unet_uses_the_caption(cpu_model, renders, latents):
     """With the true caption the noise is predicted better than with another picture's: on average and for most."""
     _, captions = renders
-    x0 = model.vae.scale(latents)
-    true = noise_errors(model, x0, captions, 700)
-    false = noise_errors(model, x0, captions[1:] + captions[:1], 700)
+    x0 = cpu_model.vae.scale(latents)
+    true = noise_errors(cpu_model, x0, captions, 700)
+    false = noise_errors(cpu_model, x0, captions[1:] + captions[:1], 700)
     print(f"noise error {float(true.mean()):.4f} with the true caption, {float(false.mean()):.4f} with another one")
     assert true.mean() < 0.95 * false.mean()
     assert (true < false).float().mean() > 0.7

@@ -25,10 +25,10 @@ def requests(monkeypatch):
     return calls
 
 
-def test_examinations_use_held_out_scenes(requests, model, sprites):
+def test_examinations_use_held_out_scenes(requests, cpu_model, sprites):
     named = {"name_place": True, "name_colour": True}
-    tiny_report.vae_psnr(model, sprites, 1)
-    tiny_report.map_iou(model, sprites, 1)
+    tiny_report.vae_psnr(cpu_model, sprites, 1)
+    tiny_report.map_iou(cpu_model, sprites, 1)
     judge_exam.examine(random_judge(), sprites, count=40)
     list(tiny_cases.swap_cases(1))
     list(tiny_cases.held_out_scenes(1, 2))
@@ -48,8 +48,8 @@ def test_examinations_use_held_out_scenes(requests, model, sprites):
     ]
 
 
-def test_trainings_use_the_other_split_and_other_seeds(requests, model, sprites, tmp_path, monkeypatch):
-    judge_train.judge_batch(5, 3, sprites, model.vae)
+def test_trainings_use_the_other_split_and_other_seeds(requests, cpu_model, sprites, tmp_path, monkeypatch):
+    judge_train.judge_batch(5, 3, sprites, cpu_model.vae)
     train_vae.vae_batch(3, 0, sprites)
     train_vae.vae_batch(3, train_vae.CROP_STEPS, sprites)
     batches.draw_captions(3, 0, torch.tensor([1]))

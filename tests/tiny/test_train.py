@@ -29,7 +29,7 @@ def changed_parameters(before, after):
     return {name for name, p in before.named_parameters() if not torch.equal(p, parameters[name])}
 
 
-def test_all_stages_in_one_run(ball_arrays, model, tmp_path, monkeypatch, capsys):
+def test_all_stages_in_one_run(ball_arrays, cpu_model, tmp_path, monkeypatch, capsys):
     """Of eight scenes: the decoder, the UNet and the judge are trained for a step or little more, and written."""
     monkeypatch.setattr(train, "fetch_sprites", lambda folder: None)
     monkeypatch.setattr(Sprites, "load", partial(Sprites, ball_arrays))
@@ -48,9 +48,9 @@ def test_all_stages_in_one_run(ball_arrays, model, tmp_path, monkeypatch, capsys
     trained = minip2p.load(out)
     assert json.loads((out / "minip2p.json").read_text())["_trained"] == steps | {"unet": steps["unet"] + 1}
     assert trained.text.known_words == set(caption_words(directions=True))
-    changed = changed_parameters(model.vae, trained.vae)
+    changed = changed_parameters(cpu_model.vae, trained.vae)
     assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
-    assert changed_parameters(model.unet, trained.unet)
+    assert changed_parameters(cpu_model.unet, trained.unet)
     student = minip2p.load(tmp_path / "fast")
     assert student.default_guidance == 1 and changed_parameters(trained.unet, student.unet)
     assert not changed_parameters(trained.vae, student.vae)
@@ -65,11 +65,11 @@ def test_all_stages_in_one_run(ball_arrays, model, tmp_path, monkeypatch, capsys
     }
 
 
-def test_a_decoder_that_fails_is_left_as_it_was(model, tmp_path, capsys):
+def test_a_decoder_that_fails_is_left_as_it_was(cpu_model, tmp_path, capsys):
     """The gradient is not finite: the training goes on with the VAE that there was."""
     options = type("Options", (), {"decoder": 1.0, "work": tmp_path, "seed": 0, "adversarial": 0.0, "encoder": False})
-    vae = decoder_stage(options, model.vae, lambda step: torch.full((1, 3, 64, 64), torch.nan), float("inf"))
-    assert vae is model.vae and "going on without it" in capsys.readouterr().out
+    vae = decoder_stage(options, cpu_model.vae, lambda step: torch.full((1, 3, 64, 64), torch.nan), float("inf"))
+    assert vae is cpu_model.vae and "going on without it" in capsys.readouterr().out
 
 
 def test_a_distillation_without_a_step_writes_no_student(tmp_path, monkeypatch, capsys):

@@ -75,10 +75,10 @@ def test_the_discriminator_learns_to_tell_and_not_to_be_deceived(parts, batch):
 
 @pytest.mark.parametrize("adversarial, encoder", [(0.0, False), (0.5, False), (0.5, True)])
 def test_the_encoder_stays_unless_asked_for_and_a_killed_training_resumes(
-    adversarial, encoder, model, sprites, tmp_path
+    adversarial, encoder, cpu_model, sprites, tmp_path
 ):
     pictures = render_batch(list(dataset(0, 2)), sprites)[..., :64, :64]
-    vae, seen = copy.deepcopy(model.vae), []
+    vae, seen = copy.deepcopy(cpu_model.vae), []
 
     def batches(step):
         seen.append(step)
@@ -90,7 +90,7 @@ def test_the_encoder_stays_unless_asked_for_and_a_killed_training_resumes(
         )
         assert done == steps
     assert seen == [0, 1]
-    before = model.vae.state_dict()
+    before = cpu_model.vae.state_dict()
     changed = {name for name, p in vae.state_dict().items() if not torch.equal(p, before[name])}
     assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"} | (
         {"encoder", "quant_conv"} if encoder else set()

@@ -24,11 +24,11 @@ from minip2p.unet import UNet
 
 
 @pytest.fixture
-def origin(model):
+def origin(cpu_model):
     """The model that ships, with a small random UNet."""
     torch.manual_seed(0)
     unet = UNet(replace(UNET_CONFIG, block_out_channels=(8, 8, 8), norm_num_groups=4, attention_head_dim=2))
-    return replace(model, components=replace(model.components, unet=unet.requires_grad_(False)))
+    return replace(cpu_model, components=replace(cpu_model.components, unet=unet.requires_grad_(False)))
 
 
 def test_at_the_start_the_picture_changes_nothing(origin):

@@ -136,14 +136,14 @@ def run_unet(work, source, steps, **options):
     return written
 
 
-def test_a_warm_start_takes_the_weights_that_ship(tmp_path, model):
+def test_a_warm_start_takes_the_weights_that_ship(tmp_path, cpu_model):
     """With no step left to train, what is written is the weights that it started from: first as a preview."""
     weights = shipped_weights("tiny")
     written = run_unet(tmp_path, Scenes(), 0, warm_start=weights)
     steps = trained_steps(weights)["unet"]
     assert [(folder, done) for folder, done, _ in written] == [(tmp_path / "preview", steps), (tmp_path / "out", steps)]
     for _, _, trained in written:
-        for part, module in (("unet", model.unet), ("text", model.text.encoders["text_encoder"])):
+        for part, module in (("unet", cpu_model.unet), ("text", cpu_model.text.encoders["text_encoder"])):
             assert all(torch.equal(p, trained[f"{part}.{name}"]) for name, p in module.named_parameters())
 
 

@@ -35,9 +35,9 @@ def test_the_kl_term_by_hand():
     assert default.item() == pytest.approx(0.5e-5 * (1 + torch.e**2), rel=1e-5)
 
 
-def test_a_warm_start_takes_the_weights_that_ship(tmp_path, model):
+def test_a_warm_start_takes_the_weights_that_ship(tmp_path, cpu_model):
     """With no time left to train, the result is the weights that it started from."""
     weights = shipped_weights("tiny")
     vae, steps = train_vae(tmp_path, 0, lambda step: None, 0.0, weights)
     assert steps == trained_steps(weights)["vae"]
-    assert all(torch.equal(p, vae.get_parameter(name)) for name, p in model.vae.named_parameters())
+    assert all(torch.equal(p, vae.get_parameter(name)) for name, p in cpu_model.vae.named_parameters())

@@ -1,8 +1,25 @@
 import pytest
+from fake_device import FAKE, fake_device
 from starlette.testclient import TestClient
 from web import BASE, CAT, result
 
 from minip2p.web.app import make_app
+from minip2p.web.worker import Worker
+
+
+@pytest.fixture(scope="session", autouse=True)
+def worker_on_device(request, on_device):
+    """The fake device exists in one thread, so each job in the thread of the server's worker has one of its own."""
+    run = Worker.run
+
+    def run_on_device(self, job):
+        with fake_device():
+            run(self, job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--device") == FAKE:
+            patch.setattr(Worker, "run", run_on_device)
+        yield
 
 
 @pytest.fixture(scope="session")
