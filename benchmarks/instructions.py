@@ -1,12 +1,12 @@
 """Instructions end to end, on the cases of `minip2p bench-edits`: a sentence, its plan, and the edit that the plan is.
 
-    python -m minip2p bench-edits --methods direct,direct+mask --count 70 --steps 20 -o edits70
-    python benchmarks/instructions.py --edits edits70 -o instructions
+    python -m minip2p bench-edits --methods direct,direct+mask --steps 20 -o edits
+    python benchmarks/instructions.py --edits edits -o instructions
 
 Each case is said in a sentence, in several wordings in turn, and planned by the planner that ships. The first table
 says how often the plan is what the true captions say. With --edits, the results with the true captions, the second one
-compares with "direct" how often the judge finds what it has to; a plan that is one of these edits is not run again. The
-last line is JSON.
+compares with "direct" how often the judge finds what it has to, and the PSNR of the background in dB; a plan that is
+one of these edits is not run again. The last line is JSON.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from common import positive_int, print_figures
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from minip2p.evaluation.edit_benchmark import Networks, measure_edit, result_fil
 from minip2p.evaluation.pie_bench import Case, read_cases
 from minip2p.io.files import read_json
 from minip2p.io.images import fit_image, read_image
+from minip2p.metrics.image import mean
 from minip2p.planner.exam import plan_or_none
 from minip2p.planner.lexicon import ARTICLES, article_for
 from minip2p.planner.plan import Plan
@@ -140,8 +142,19 @@ def method_of(plan: Plan, case: Case) -> str | None:
     return "direct+mask" if is_blended and edit == replace(plain, local_blend=(source[0], target[0])) else None
 
 
-def run_edits(plans: Sequence[tuple[Case, Plan]], folder: Path, edits: Path, steps: int) -> dict[str, bool]:
-    """Case -> success of the edits that plans are; those of unfinished cases run. edits: of `bench-edits`."""
+class Measured(NamedTuple):
+    """What is measured of an edit. background: its PSNR in dB, None where everything may change."""
+
+    success: bool
+    background: float | None
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> "Measured":
+        return cls(bool(row["success"]), row["psnr"])
+
+
+def run_edits(plans: Sequence[tuple[Case, Plan]], folder: Path, edits: Path, steps: int) -> dict[str, Measured]:
+    """Case -> what is measured of the edits that plans are; unfinished cases run. edits: of `bench-edits`."""
     pipe, files = minip2p.load(), result_files(folder)
     networks = Networks(Judge.load())
     done = read_json(edits / "bench.json")
@@ -162,7 +175,7 @@ def run_edits(plans: Sequence[tuple[Case, Plan]], folder: Path, edits: Path, ste
         cost = {"rows": float(counter.rows), "seconds": time.perf_counter() - began}
         files.write(case, METHOD, measure_edit(case, before, after, networks) | cost, after, plan.to_json())
     rows = files.read([case for case, _ in plans], [METHOD])
-    return {str(row["case"]): bool(row["success"]) for row in rows}
+    return {str(row["case"]): Measured.of_row(row) for row in rows}
 
 
 def main() -> int:
@@ -193,21 +206,27 @@ def main() -> int:
         if args.edits:
             files, methods = result_files(args.edits), ("direct", "direct+mask")
             cases = [case for case in cases if all(files.is_done(case, method) for method in methods)]
-            success = {(row["method"], row["case"]): bool(row["success"]) for row in files.read(cases, methods)}
-            true = {case.name: success["direct", case.name] for case in cases}
-            told, changed = dict.fromkeys(true, False), []
+            measured = {(row["method"], row["case"]): Measured.of_row(row) for row in files.read(cases, methods)}
+            true = {case.name: measured["direct", case.name] for case in cases}
+            told, changed = dict.fromkeys(true, Measured(False, None)), []
             for case in cases:
                 plan = plans[case.name]
                 if plan is not None and (method := method_of(plan, case)) is not None:
-                    told[case.name] = success[method, case.name]
+                    told[case.name] = measured[method, case.name]
                 elif plan is not None:
                     changed.append((case, plan))
             told |= run_edits(changed, args.out, args.edits, args.steps)
-            print("| kind | cases | true captions | instructions |")
+            print("| kind | cases | true captions | background | instructions | background |")
             for kind in (*KINDS, "all"):
                 names = [case.name for case in cases if kind in (case.kind, "all")]
-                print(f"| {kind} | {len(names)} | {sum(true[n] for n in names)} | {sum(told[n] for n in names)} |")
-            figures |= {"edits": len(true), "success_true": sum(true.values()), "success_told": sum(told.values())}
+                sides = [[edits_of[n] for n in names] for edits_of in (true, told)]
+                cells = [f"{sum(m.success for m in side)} | {mean(m.background for m in side):.1f}" for side in sides]
+                print(f"| {kind} | {len(names)} | {' | '.join(cells)} |")
+            figures |= {
+                "edits": len(true),
+                "success_true": sum(m.success for m in true.values()),
+                "success_told": sum(m.success for m in told.values()),
+            }
         print_figures(figures)
 
     return run_guarded(work)

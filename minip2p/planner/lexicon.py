@@ -21,6 +21,11 @@ PREPOSITIONS = words(
     "without of for as like"
 )
 PLACE_PREPOSITIONS = PREPOSITIONS - words("with without of for as like to from into onto before after")
+ING_NOUNS = words(  # which are no verbs
+    "awning building carving ceiling clothing crossing drawing duckling earring engraving etching evening fencing "
+    "flooring herring icing landing lighting lightning morning opening painting parking pudding railing scaffolding "
+    "seedling spring stocking string wedding wiring"
+)
 STOPS = PREPOSITIONS | words("and or but while who that which is are wearing holding playing reading eating riding")
 COLOURS = words(
     "red orange yellow green blue purple pink black white brown grey gray golden gold silver turquoise violet beige "

@@ -18,6 +18,7 @@ from minip2p.planner.lexicon import (
     EDIT_VERBS,
     EXCLUSIVE,
     GONE,
+    ING_NOUNS,
     LEFTWARDS,
     LESS,
     MANNERS,
@@ -108,8 +109,9 @@ class Caption:
     def ends_before(self, n: int) -> bool:
         """Whether a noun phrase ends before word n: at a preposition, a verb, an article or punctuation."""
         between = self.text[self.spans[n - 1][1] : self.spans[n][0]]
-        is_verb = self.low[n].endswith("ing") and len(self.low[n]) > 5
-        return self.low[n] in STOPS | DETERMINERS or is_verb or not between.isspace()
+        word, is_named = self.low[n], self.low[n - 1] in DETERMINERS  # "a swimming pool"
+        is_verb = word.endswith("ing") and len(word) > 5 and word not in ING_NOUNS and not is_named
+        return (word in STOPS | DETERMINERS and not joins_colours(self.low, n)) or is_verb or not between.isspace()
 
     def phrase_start(self, noun: int) -> int:
         """Where the noun phrase of a noun begins, at its article if it has one."""
@@ -152,6 +154,11 @@ class Caption:
                     stop += 1
                 phrases.append((n, stop))
         return phrases
+
+    def insert_after(self, stop: int, words: Sequence[str]) -> str:
+        """The text with words after the first `stop` words, before a comma that may follow."""
+        place = self.spans[stop - 1][1]
+        return tidy(f"{self.text[:place]} {' '.join(words)} {self.text[place:]}")
 
     def insert_at_end(self, words: Sequence[str]) -> str:
         """The text with words at its end, before a style."""
@@ -218,7 +225,8 @@ def plan_attribute(reading: Reading, caption: Caption) -> Plan:
     blend = None if caption.low[noun] in group else (caption.low[noun], caption.low[noun])
     if old is not None:
         start = old - (caption.low[old] in COLOURS and old > modifiers.start and caption.low[old - 1] in SHADES)
-        return Plan(target=caption.replaced(start, old + 1, new), kind="attribute", local_blend=blend)
+        end = old + 3 if joins_colours(caption.low, old + 1) else old + 1
+        return Plan(target=caption.replaced(start, end, new), kind="attribute", local_blend=blend)
     position = next((n for n in modifiers if caption.low[n] in COLOURS and n < noun), noun)
     return Plan(target=caption.replaced(position, position, new), kind="attribute", local_blend=blend)
 
@@ -232,7 +240,7 @@ def plan_add(reading: Reading, caption: Caption) -> Plan:
         new = [article_for(new[0]), *new]
     if "beside" in reading.tags:
         stop = place_of(reading, "beside", caption)[1]
-        return Plan(target=caption.replaced(stop, stop, [relation(reading), *new]), kind="add")
+        return Plan(target=caption.insert_after(stop, [relation(reading), *new]), kind="add")
     stop, end = caption.subject()[1], caption.end()
     place = next((start for start, _ in caption.places() if start >= max(stop, 1)), end)
     words = ["and", *new]
@@ -378,12 +386,16 @@ def place_of(reading: Reading, tag: str, caption: Caption) -> tuple[int, int]:
     caption does not have, and for several things.
     """
     runs: list[list[str]] = []
-    for word, before, this in zip(reading.words, ("none", *reading.tags), reading.tags, strict=False):
+    low = [normalize_text(word) for word in reading.words]
+    tags = [tag if joins_colours(low, n) else this for n, this in enumerate(reading.tags)]
+    for word, before, this in zip(reading.words, ("none", *tags), tags, strict=False):
         if this == tag:
             runs += [[]] if before != tag else []
             if re.sub("'(s|d|re|ve|ll)$", "", normalize_text(word)) not in PRONOUNS | DETERMINERS:
                 runs[-1].append(re.sub("['’]s?$", "", word, flags=re.IGNORECASE))
     words = [word for run in runs for word in run]
+    if tag == "old":
+        refuse_second_thing(reading, caption)
     if not words:
         return caption.subject()
     runs = [run for run in runs if run]
@@ -396,14 +408,22 @@ def place_of(reading: Reading, tag: str, caption: Caption) -> tuple[int, int]:
     return places[0] if places else caption.find(words)
 
 
+def joins_colours(low: Sequence[str], n: int) -> bool:
+    """Whether word n is the "and" of "black and white"."""
+    return list(low[n : n + 1]) == ["and"] and n > 0 and {*low[n - 1 : n], *low[n + 1 : n + 2]} <= COLOURS
+
+
 def stuff_phrase(new: Sequence[str]) -> list[str]:
     """How a caption says that there is fog: "in the fog", "in the thick fog". Empty for what is no weather."""
-    words = [word for word in map(normalize_text, new) if word not in DETERMINERS | STRONGLY | SLIGHTLY]
+    low = [normalize_text(word) for word in new]
+    low = low[low.index("of") + 1 :] if "of" in low else low  # "tons of fog"
+    words = [word for word in low if word not in DETERMINERS | STRONGLY | SLIGHTLY]
     noun = STUFF_OF.get(words[-1], words[-1]) if words else ""
     if noun not in WEATHER or len(words) > 2:
         return []
-    *before, last = WEATHER[noun].split()
-    return [*before, *words[:-1], last]
+    phrase = WEATHER[noun].split()
+    place = len(phrase) - (2 if "falling" in phrase else 1)  # "in light falling snow"
+    return [*phrase[:place], *words[:-1], *phrase[place:]]
 
 
 def relation(reading: Reading) -> str:
@@ -412,7 +432,8 @@ def relation(reading: Reading) -> str:
     before = [normalize_text(word) for word in reading.words[:first]]
     while before and before[-1] in DETERMINERS:
         before.pop()
-    if before[-1:] == ["of"] and {"on", "onto", "atop"} & set(before[-4:]):  # "on top of", "on the head of"
+    is_side = not (LEFTWARDS | RIGHTWARDS | {"side"}).isdisjoint(before[-3:])  # "on the left of"
+    if before[-1:] == ["of"] and {"on", "onto", "atop"} & set(before[-4:]) and not is_side:  # "on the head of"
         return "with"
     apart = before[-2:] == ["next", "to"] or (
         before and before[-1] in PREPOSITIONS - {"on", "onto", "to", "for", "around"}
@@ -505,15 +526,17 @@ def factor_of(reading: Reading) -> float:
     direction, amount = lower(reading, "direction"), lower(reading, "amount")
     low = [normalize_text(word) for word in reading.words]
     refuse_pixels(reading)
-    decimals = [n for n, word in enumerate(low) if word.isdecimal()]
-    if len(decimals) > 1:
+    digits = [(n, match[1]) for n, word in enumerate(low) if (match := re.fullmatch(r"x?(\d+)x?", word))]
+    first = digits[0][0] if digits else 0
+    if len(digits) > 2 or (len(digits) == 2 and digits[1][0] != first + 1):
         raise ValueError("the instruction has several numbers: say one, as in '20 percent bigger'")
-    decimal = int(low[decimals[0]]) if decimals else 0
-    is_percent = bool(decimal) and "times" not in low and (decimal >= 10 or "percent" in low)  # "50%" is read as "50"
-    if is_percent and "to" in low[max(decimals[0] - 2, 0) : decimals[0]]:
+    decimal = float(".".join(text for _, text in digits)) if digits else 0.0  # "1.5" is read as "1" and "5"
+    is_times = "times" in low or any("x" in low[n] for n, _ in digits)
+    is_percent = bool(decimal) and not is_times and (decimal >= 10 or "percent" in low)  # "50%" is read as "50"
+    if is_percent and "to" in low[max(first - 2, 0) : first]:
         return decimal / 100
     sign = sign_of(reading, "smaller" if "half" in amount else "bigger")
-    number = next((NUMBERS[word] for word in direction + amount if word in NUMBERS), float(decimal))
+    number = next((NUMBERS[word] for word in direction + amount if word in NUMBERS), decimal)
     factor = scaled(GROWTHS, sign, amount)
     if "halve" in direction + amount:
         factor = 0.5
@@ -570,6 +593,16 @@ def refuse_negation(reading: Reading) -> None:
     is_all = {"everything", "all", "everyone", "only"} & set(low) and {"but", "except", "only", "apart"} & set(low)
     if is_all and reading.intent == "remove":
         raise ValueError("all but something cannot be removed: name what is to go, as in 'remove the cat'")
+
+
+def refuse_second_thing(reading: Reading, caption: Caption) -> None:
+    """Raises ValueError where "and" joins two things of the caption that are not marked as one."""
+    low, things = [normalize_text(word) for word in reading.words], {stem(word) for word in caption.low}
+    for n in (n for n in range(1, len(low) - 1) if low[n] == "and"):
+        sides = [n - 1, min(n + 1 + (low[n + 1] in DETERMINERS), len(low) - 1)]
+        are_things = all(stem(low[m]) in things and low[m] not in STOPS | PRONOUNS | COLOURS for m in sides)
+        if are_things and {reading.tags[m] for m in sides} != {"old"}:
+            raise ValueError("the instruction names several things: change one after the other")
 
 
 def refuse_pixels(reading: Reading) -> None:

@@ -52,7 +52,9 @@ def test_all_text_files_of_a_model_may_be_written_by_any_editor(folder, cpu_mode
     pipe = minip2p.load(folder)
     for prompt in (CAT, "a red car on the street at night, watercolor"):
         assert pipe.text.prompt(prompt).ids == cpu_model.text.prompt(prompt).ids
-    latents = [each.generate(CAT, steps=1).latents for each in (pipe, cpu_model)]  # by the guidance scale of minip2p.json
+    latents = [
+        each.generate(CAT, steps=1).latents for each in (pipe, cpu_model)
+    ]  # by the guidance scale of minip2p.json
     assert torch.equal(*latents)
 
 
