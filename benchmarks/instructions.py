@@ -118,12 +118,13 @@ def without_articles(caption: str) -> list[str]:
 def agreement(plan: Plan | None, case: Case) -> str:
     """How a plan agrees with the true target: "exact", "articles" (but for them), "meaning", "other" or "refused".
 
-    The meaning is the same where the style and the other words are, in any order, or where the plan removes what goes.
+    The meaning is the same where the style and the other words are, in any order. A plan may also remove what goes.
     """
     if plan is None:
         return "refused"
     if plan.remove:
-        return "meaning" if case.kind == "remove" and plan.remove == tuple(case.blend["source"]) else "other"
+        is_same = case.kind == "remove" and plan.remove == tuple(case.blend["source"])
+        return "meaning" if is_same and content(plan.target) == content(case.target) else "other"
     if split_words(plan.target) == split_words(case.target):
         return "exact"
     if without_articles(plan.target) == without_articles(case.target):

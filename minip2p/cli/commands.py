@@ -86,8 +86,8 @@ def edit(args: Namespace) -> Iterator[None]:
     EditOptions(**changes)
     pipe = load_model(args)
     source = open_source(pipe, args)
-    caption = source.prompt if isinstance(source, Trajectory) else args.prompt or source
-    plan = None if args.tell is None else follow_instruction(args, caption)
+    prompt = source.prompt if isinstance(source, Trajectory) else source if args.prompt is None else args.prompt
+    plan = None if args.tell is None else follow_instruction(args, prompt)
     jobs = [(seed, edit_paths(args, seed_in_name(args, source, seed), len(seeds) > 1)) for seed in seeds]
     paths = [path for _, job_paths in jobs for path in job_paths]
     photo = [] if args.prompt is None else [args.source]

@@ -35,6 +35,7 @@ def pairs(args: Namespace) -> Iterator[None]:
         raise ValueError(f"--format has no {unknown[0]!r}; the formats are {', '.join(dataset.FORMATS)}")
     shard, join = read_shard(args)
     settings, units, folder = read_settings(args), read_prompts(Path(args.prompts)), Path(args.out)
+    check_kinds(args, {target.kind for unit in units for target in unit.targets})
     clip, pipe = load_clip(args), load_driver(args)
     make.check_units(pipe, units, settings, clip)
     png.check_writable([folder / "pairs.json", make.unit_file(folder, units[0])])
@@ -66,6 +67,14 @@ def pairs(args: Namespace) -> Iterator[None]:
         return
     files = make.write_dataset(folder, units, formats)
     print(make.summarize(folder, units), *files, sep="\n")
+
+
+def check_kinds(args: Namespace, kinds: set[str]) -> None:
+    """Raises ValueError where --for names a kind that no line of the file has. kinds: those of its lines."""
+    if unknown := [kind for kind, _ in map(parse_kind, args.kinds) if kind not in kinds]:
+        raise ValueError(
+            f"--for {unknown[0]}: no line of {args.prompts} is of this kind; there are {', '.join(sorted(kinds))}"
+        )
 
 
 def load_clip(args: Namespace) -> ClipScore | None:

@@ -22,9 +22,9 @@ PREPOSITIONS = words(
 )
 PLACE_PREPOSITIONS = PREPOSITIONS - words("with without of for as like to from into onto before after")
 ING_NOUNS = words(  # which are no verbs
-    "awning building carving ceiling clothing crossing drawing duckling earring engraving etching evening fencing "
-    "flooring herring icing landing lighting lightning morning opening painting parking pudding railing scaffolding "
-    "seedling spring stocking string wedding wiring"
+    "awning building carving ceiling clothing crossing drawing duckling dumpling earring engraving etching evening "
+    "fencing flooring gosling herring icing lighting lightning morning painting parking pudding railing sapling "
+    "scaffolding seedling sibling spring starling stocking string viking wedding wiring"
 )
 STOPS = PREPOSITIONS | words("and or but while who that which is are wearing holding playing reading eating riding")
 COLOURS = words(

@@ -119,7 +119,8 @@ class LanguageModel:
 def start_schema(instruction: str, caption: str) -> dict[str, Any]:
     """Of the first answer: a kind of edit and its target, which is the caption where the words stay.
 
-    Another target begins with a letter or a digit, and has printable characters of ASCII and of the two texts.
+    A removal may leave words out. Another target begins with a letter or a digit, and has printable characters of ASCII
+    and of the two texts.
     """
     more = sorted({letter for letter in instruction + caption if not letter.isascii()})
     codes = {letter: f"\\x{{{ord(letter):x}}}" for letter in more}
@@ -127,7 +128,7 @@ def start_schema(instruction: str, caption: str) -> dict[str, Any]:
     longest = min(LONGEST, len(caption) + len(instruction) + MORE_CHARACTERS)
     pattern = f"^[0-9A-Za-z{first}][ -~{''.join(codes.values())}]{{0,{longest - 1}}}$"
     of_words = [kind for kind, settings in KINDS.items() if not settings.needs or kind == "remove"]
-    of_objects = [kind for kind in KINDS if kind not in of_words]
+    of_objects = [kind for kind, settings in KINDS.items() if settings.needs]
     return {
         "anyOf": [
             strict_object(kind={"enum": of_words}, target={"type": "string", "pattern": pattern}),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from minip2p.planner.lexicon import (
     ARTICLES,
@@ -54,7 +55,9 @@ SHIFTS = (0.125, 0.25, 0.4)  # shares of the picture: slightly, without an amoun
 GROWTHS = (1.2, 1.5, 2.0)  # factors of the size; smaller is 1 / factor
 WEIGHTS = (1.5, 2.0, 3.0)  # of a word; less is 1 / weight
 AS_LARGE = frozenset("as big large tall the its same size".split())  # as in "half as large", "half its size"
-COMPANIONS = tuple(tuple(words.split()) for words in ("and", "with", "wearing", "holding", "beside", "near", "next to"))
+FIGURES = r"x?(\d+(?:\.\d+)?)x?"  # "20", "1.5", "2x"
+ADJECTIVES = frozenset().union(*EXCLUSIVE)
+COMPANIONS = tuple(tuple(words.split()) for words in ("with", "wearing", "holding", "beside", "near", "next to"))
 DUPLICATE_SHIFT = 0.3  # to the right, or in the direction that is named
 
 
@@ -91,7 +94,7 @@ class Caption:
             for n in range(len(text) - len(wanted) + 1):
                 if text[n : n + len(wanted)] == wanted:
                     return n, n + len(wanted)
-        raise ValueError(f"{' '.join(words)!r} is not in the caption {self.text!r}: use its words")
+        raise NotInCaption(f"{' '.join(words)!r} is not in the caption {self.text!r}: use its words")
 
     def subject(self) -> tuple[int, int]:
         """[start, stop) of the first noun that is neither a style's nor a place's. Raises ValueError."""
@@ -100,7 +103,8 @@ class Caption:
             raise ValueError(f"the caption {self.text!r} names no object")
         if self.low[start] in PLACE_PREPOSITIONS and "," in self.text:
             start = next((n for n, (a, _) in enumerate(self.spans) if a > self.text.index(",")), start)
-        start += start + 1 < len(self.low) and self.low[start] in DETERMINERS
+        while start + 1 < len(self.low) and self.low[start] in DETERMINERS:
+            start += 1
         stop = start + 1
         while stop < len(self.low) and not self.ends_before(stop):
             stop += 1
@@ -108,19 +112,29 @@ class Caption:
 
     def ends_before(self, n: int) -> bool:
         """Whether a noun phrase ends before word n: at a preposition, a verb, an article or punctuation."""
-        between = self.text[self.spans[n - 1][1] : self.spans[n][0]]
-        word, is_named = self.low[n], self.low[n - 1] in DETERMINERS  # "a swimming pool"
-        is_verb = word.endswith("ing") and len(word) > 5 and word not in ING_NOUNS and not is_named
-        return (word in STOPS | DETERMINERS and not joins_colours(self.low, n)) or is_verb or not between.isspace()
+        is_stop = self.low[n] in STOPS | DETERMINERS and not joins_colours(self.low, n)
+        return is_stop or self.is_verb(n) or not self.is_joined(n)
+
+    def is_joined(self, n: int) -> bool:
+        """Whether nothing but space is between word n and the word before it."""
+        return self.text[self.spans[n - 1][1] : self.spans[n][0]].isspace()
+
+    def is_verb(self, n: int) -> bool:
+        """Whether word n says what something does: "sleeping", but neither "a building" nor "a swimming pool"."""
+        word, after = self.low[n], self.low[n + 1 : n + 2]
+        is_noun = word in ING_NOUNS and (not after or after[0] not in DETERMINERS)  # "building a house"
+        is_named = n > 0 and self.low[n - 1] in DETERMINERS
+        return word.endswith("ing") and len(word) > 5 and not is_noun and not is_named
 
     def phrase_start(self, noun: int) -> int:
         """Where the noun phrase of a noun begins, at its article if it has one."""
         start = noun
         while start and not self.ends_before(start) and noun - start < 4:
             start -= 1
-        if start and self.low[start] not in DETERMINERS and self.low[start - 1] in DETERMINERS:
+        while start and self.low[start - 1] in DETERMINERS:  # "the two cats"
             start -= 1
-        return start + (start < noun and self.low[start] in STOPS)  # "with tourists" begins at the noun
+        is_before = start < noun and (self.low[start] in STOPS or self.is_verb(start))
+        return start + is_before  # "with tourists" begins at the noun
 
     def after_style(self) -> int:
         """The word after "a watercolor of"; 0 where the caption does not begin so."""
@@ -158,7 +172,7 @@ class Caption:
     def insert_after(self, stop: int, words: Sequence[str]) -> str:
         """The text with words after the first `stop` words, before a comma that may follow."""
         place = self.spans[stop - 1][1]
-        return tidy(f"{self.text[:place]} {' '.join(words)} {self.text[place:]}")
+        return tidy(f"{self.text[:place]} {' '.join(words)}{self.text[place:]}")
 
     def insert_at_end(self, words: Sequence[str]) -> str:
         """The text with words at its end, before a style."""
@@ -167,6 +181,10 @@ class Caption:
             return tidy(f"{self.text.rstrip(' .')} {' '.join(words)}")
         comma = self.text.rfind(",")
         return tidy(f"{self.text[:comma]} {' '.join(words)}{self.text[comma:]}")
+
+
+class NotInCaption(ValueError):
+    """Words of an instruction that the caption does not have."""
 
 
 def write_plan(reading: Reading, caption: str) -> Plan:
@@ -194,6 +212,8 @@ def plan_swap(reading: Reading, caption: Caption) -> Plan:
             start = first  # "two cats" become "a tiger"
         elif there:
             new = new[1:]
+            if not DETERMINERS.isdisjoint(caption.low[first + 1 : start]):
+                start = first + 1  # "the two cats" become "the tiger"
     elif normalize_text(new[0]) in DETERMINERS or (caption.low[first] in ARTICLES and is_plural(new[-1])):
         start = first
     if not new:
@@ -225,9 +245,12 @@ def plan_attribute(reading: Reading, caption: Caption) -> Plan:
     blend = None if caption.low[noun] in group else (caption.low[noun], caption.low[noun])
     if old is not None:
         start = old - (caption.low[old] in COLOURS and old > modifiers.start and caption.low[old - 1] in SHADES)
-        end = old + 3 if joins_colours(caption.low, old + 1) else old + 1
+        end = old + 1
+        while end + 1 < noun and joins_colours(caption.low, end):
+            end += 2  # "a black and white cat"
         return Plan(target=caption.replaced(start, end, new), kind="attribute", local_blend=blend)
-    position = next((n for n in modifiers if caption.low[n] in COLOURS and n < noun), noun)
+    compound = noun - (noun > modifiers.start and caption.low[noun - 1].endswith("ing"))  # "a washing machine"
+    position = next((n for n in modifiers if caption.low[n] in COLOURS and n < noun), compound)
     return Plan(target=caption.replaced(position, position, new), kind="attribute", local_blend=blend)
 
 
@@ -259,19 +282,44 @@ def plan_remove(reading: Reading, caption: Caption) -> Plan:
 def caption_without(caption: Caption, start: int, stop: int) -> str:
     """The caption without the object of words start … stop − 1, where it names another one: "a cat and a dog".
 
-    Elsewhere it is the caption itself, as of "a cat on the beach": what is left would name nothing.
+    Elsewhere it is the caption itself, as of "a cat on the beach": what is left would name nothing. So it is where more
+    is said of the object, which would then be said of another: "a cat and a dog with a hat".
     """
-    first, low = caption.phrase_start(start), caption.low
-    rest = low[stop:]
-    if rest and (rest[0] == "of" or rest[0].endswith("ing")):
-        return caption.text  # "a cup of coffee", "a dog running": what is said of it would stay
-    if rest[:1] == ("and",) and low[:first][-1:] != ("and",):
-        return caption.replaced(first, stop + 1, ())
-    for words in COMPANIONS:
+    low, text, first = caption.low, caption.text, caption.phrase_start(start)
+    before, after = (" ".join(low[n : n + 1]) if n >= 0 else "" for n in (first - 1, stop))
+    is_complete = stop == len(low) or caption.ends_before(stop)
+    is_said_of = after in STOPS - PLACE_PREPOSITIONS - {"and"} or (after and caption.is_verb(stop))
+    is_its = not {"his", "her", "its", "their", "it", "him", "them"}.isdisjoint(low[stop + 1 : stop + 4])
+    if not is_complete or is_said_of or is_its:
+        return text
+
+    def is_item(n: int) -> bool:
+        """Whether a noun phrase of a list begins with word n."""
+        return n < caption.end() and (low[n] in DETERMINERS or (is_plural(low[n]) and low[n] not in STOPS))
+
+    def without(begin: int) -> str:
+        """The text without words begin … stop − 1, and without what separates them from the word before."""
+        return tidy(text[: caption.spans[begin - 1][1]] + text[caption.spans[stop - 1][1] :])
+
+    is_after_place = low[0] in PLACE_PREPOSITIONS and first > 0 and text.find(",") == caption.spans[first - 1][1]
+    is_first = is_after_place or first in (0, caption.after_style())
+    if is_first:
+        other = stop + (after == "and")
+        is_list = after == "and" or text[caption.spans[stop - 1][1] :].startswith(",")
+        goes_on = is_list and is_item(other)
+        return text[: caption.spans[first][0]] + text[caption.spans[other][0] :] if goes_on else text
+    if before == "and":
+        has_noun = first > 1 and low[first - 2] not in ADJECTIVES
+        return without(first - 1) if has_noun and is_item(first) else text
+    if not caption.is_joined(first):
+        return without(first) if is_item(first) else text
+    subject = caption.subject()[1]
+    names_another = low[subject - 1] not in STYLES and (low[0] not in PLACE_PREPOSITIONS or "," in text)
+    for words in COMPANIONS if names_another and after != "and" else ():
         begin = first - len(words)
-        if begin > 0 and low[begin:first] == words:
-            return caption.replaced(begin, stop, ())
-    return caption.text
+        if subject <= begin and low[begin:first] == words:
+            return without(begin)
+    return text
 
 
 def plan_restyle(reading: Reading, caption: Caption) -> Plan:
@@ -329,11 +377,15 @@ def plan_strength(reading: Reading, caption: Caption) -> Plan:
     sign = -1 if is_gone else sign_of(reading, "more" if not {"half", "third", "quarter"} & set(amount) else "less")
     try:
         start, stop = place_of(reading, "old", caption)
-    except ValueError:
+    except NotInCaption:
         if sign <= 0:
             raise
         return Plan(target=caption.insert_at_end(stuff_phrase(old) or ["with", *old]), kind="add")
-    weight = 0.0 if is_gone else scaled(WEIGHTS, sign, amount)
+    number = number_of(reading)
+    times = next((NUMBERS[word] for word in amount + direction if NUMBERS.get(word, 0) > 1), 0.0)
+    weight = scaled(WEIGHTS, sign, amount) if not times else times**sign
+    weight = weight if number is None else stated_factor(number, sign)
+    weight = 0.0 if is_gone else weight
     return Plan(target=caption.text, kind="strength", reweight={" ".join(caption.low[start:stop]): weight})
 
 
@@ -353,6 +405,9 @@ def plan_resize(reading: Reading, caption: Caption) -> Plan:
 
 def plan_duplicate(reading: Reading, caption: Caption) -> Plan:
     start, stop = place_of(reading, "old", caption)
+    counts = [float(match[1]) for word in reading.words if (match := re.fullmatch(FIGURES, normalize_text(word)))]
+    if max(counts, default=0) > 2:
+        raise ValueError("a plan makes one copy of a thing: say it as 'another cat on the left'")
     x, y = shift_of(reading, DUPLICATE_SHIFT)
     shift = (x, y) if x or y else (DUPLICATE_SHIFT, 0.0)
     return Plan(target=caption.text, kind="duplicate", duplicate={" ".join(caption.low[start:stop]): shift})
@@ -367,6 +422,8 @@ def needed(reading: Reading, tag: str, what: str) -> tuple[str, ...]:
     gaps = [n for n in range(1, len(tags) - 1) if tags[n - 1] == tags[n + 1] == tag]
     joins = [n for n in gaps if tags[n] == "none" and normalize_text(reading.words[n]) in ("and", "of")]
     words = tuple(word for n, word in enumerate(reading.words) if tags[n] == tag or n in joins)  # "black and white"
+    if tag == "new":
+        refuse_unmarked_rest(reading)
     if tag == "new" and reading.tags[0] == "new" and words[0].istitle():  # only because the sentence begins with it
         words = (words[0].lower(), *words[1:])
     if not words:
@@ -387,11 +444,15 @@ def place_of(reading: Reading, tag: str, caption: Caption) -> tuple[int, int]:
     """
     runs: list[list[str]] = []
     low = [normalize_text(word) for word in reading.words]
-    tags = [tag if joins_colours(low, n) else this for n, this in enumerate(reading.tags)]
+    tags = list(reading.tags)
+    for n in range(1, len(tags) - 1):
+        if joins_colours(low, n) and tags[n - 1] == tags[n + 1]:
+            tags[n] = tags[n - 1]
     for word, before, this in zip(reading.words, ("none", *tags), tags, strict=False):
         if this == tag:
             runs += [[]] if before != tag else []
-            if re.sub("'(s|d|re|ve|ll)$", "", normalize_text(word)) not in PRONOUNS | DETERMINERS:
+            bare = re.sub("'(s|d|re|ve|ll)$", "", normalize_text(word))
+            if bare not in PRONOUNS | DETERMINERS and not re.fullmatch(FIGURES, bare):
                 runs[-1].append(re.sub("['’]s?$", "", word, flags=re.IGNORECASE))
     words = [word for run in runs for word in run]
     if tag == "old":
@@ -401,7 +462,7 @@ def place_of(reading: Reading, tag: str, caption: Caption) -> tuple[int, int]:
     runs = [run for run in runs if run]
     places = []
     for run in sorted(runs, key=len, reverse=True) if len(runs) > 1 else ():
-        with suppress(ValueError):
+        with suppress(NotInCaption):
             places.append(caption.find(run))
     if len({stem(caption.low[stop - 1]) for _, stop in places}) > 1:
         raise ValueError("the instruction names several things: change one after the other")
@@ -409,21 +470,22 @@ def place_of(reading: Reading, tag: str, caption: Caption) -> tuple[int, int]:
 
 
 def joins_colours(low: Sequence[str], n: int) -> bool:
-    """Whether word n is the "and" of "black and white"."""
-    return list(low[n : n + 1]) == ["and"] and n > 0 and {*low[n - 1 : n], *low[n + 1 : n + 2]} <= COLOURS
+    """Whether word n is an "and" between two colours, as in "black and white"."""
+    return 0 < n < len(low) - 1 and low[n] == "and" and {low[n - 1], low[n + 1]} <= COLOURS
 
 
 def stuff_phrase(new: Sequence[str]) -> list[str]:
     """How a caption says that there is fog: "in the fog", "in the thick fog". Empty for what is no weather."""
     low = [normalize_text(word) for word in new]
-    low = low[low.index("of") + 1 :] if "of" in low else low  # "tons of fog"
+    if "of" in low and set(low[: low.index("of")]) <= DETERMINERS | STRONGLY | SLIGHTLY:
+        low = low[low.index("of") + 1 :]  # "tons of fog"
     words = [word for word in low if word not in DETERMINERS | STRONGLY | SLIGHTLY]
     noun = STUFF_OF.get(words[-1], words[-1]) if words else ""
     if noun not in WEATHER or len(words) > 2:
         return []
     phrase = WEATHER[noun].split()
     place = len(phrase) - (2 if "falling" in phrase else 1)  # "in light falling snow"
-    return [*phrase[:place], *words[:-1], *phrase[place:]]
+    return [*phrase[:place], *(word for word in words[:-1] if word not in phrase), *phrase[place:]]
 
 
 def relation(reading: Reading) -> str:
@@ -432,7 +494,7 @@ def relation(reading: Reading) -> str:
     before = [normalize_text(word) for word in reading.words[:first]]
     while before and before[-1] in DETERMINERS:
         before.pop()
-    is_side = not (LEFTWARDS | RIGHTWARDS | {"side"}).isdisjoint(before[-3:])  # "on the left of"
+    is_side = not (LEFTWARDS | RIGHTWARDS | {"side"}).isdisjoint(before[-2:])  # "on the left of"
     if before[-1:] == ["of"] and {"on", "onto", "atop"} & set(before[-4:]) and not is_side:  # "on the head of"
         return "with"
     apart = before[-2:] == ["next", "to"] or (
@@ -521,33 +583,66 @@ def scaled(values: tuple[float, float, float], sign: int, amount: Sequence[str])
     return value if sign > 0 else round(1 / value, 3)
 
 
+class Number(NamedTuple):
+    """A number of an instruction. unit: "percent", "times" or "". is_total: it says what becomes of the thing, as in
+    "to 50 percent" and "50 percent of its size"; else by how much it changes."""
+
+    value: float
+    unit: str
+    is_total: bool
+
+
+def number_of(reading: Reading) -> Number | None:
+    """The number in figures that an instruction has, if any. Raises ValueError, one line, for several."""
+    low = [normalize_text(word) for word in reading.words]
+    figures = [(n, match[1]) for n, word in enumerate(low) if (match := re.fullmatch(FIGURES, word))]
+    if not figures:
+        return None
+    if len(figures) > 1:
+        raise ValueError("the instruction has several numbers: say one, as in '20 percent bigger'")
+    ((n, text),) = figures
+    value, after = float(text), low[n + 1 : n + 2]
+    is_times = "times" in after or "x" in low[n]
+    unit = "times" if is_times else "percent" if "percent" in after or value >= 10 else ""
+    following = low[n + 2 : n + 3] if after in (["times"], ["percent"]) else after
+    is_total = "to" in low[max(n - 2, 0) : n] or following in (["of"], ["as"])
+    if not value:
+        raise ValueError("0 is no amount: say one, as in '20 percent bigger' or 'no fog'")
+    return Number(value, unit, is_total)
+
+
+def stated_factor(number: Number, sign: int) -> float:
+    """The factor that a number in figures says. sign: 1 for more and bigger, −1 for less and smaller; 0 for neither."""
+    value = number.value / (100 if number.unit == "percent" else 1)
+    if number.is_total and number.unit == "percent":
+        return value
+    if number.unit == "percent" or (value < 1 and not number.is_total and number.unit != "times" and sign):
+        return 1 + sign * value  # "20 percent bigger", "smaller by 0.2"
+    return value**sign if value > 1 and sign else value
+
+
 def factor_of(reading: Reading) -> float:
     """The factor of the size that the direction, the amount and a number say. Raises ValueError, one line."""
     direction, amount = lower(reading, "direction"), lower(reading, "amount")
-    low = [normalize_text(word) for word in reading.words]
     refuse_pixels(reading)
-    digits = [(n, match[1]) for n, word in enumerate(low) if (match := re.fullmatch(r"x?(\d+)x?", word))]
-    first = digits[0][0] if digits else 0
-    if len(digits) > 2 or (len(digits) == 2 and digits[1][0] != first + 1):
-        raise ValueError("the instruction has several numbers: say one, as in '20 percent bigger'")
-    decimal = float(".".join(text for _, text in digits)) if digits else 0.0  # "1.5" is read as "1" and "5"
-    is_times = "times" in low or any("x" in low[n] for n, _ in digits)
-    is_percent = bool(decimal) and not is_times and (decimal >= 10 or "percent" in low)  # "50%" is read as "50"
-    if is_percent and "to" in low[max(first - 2, 0) : first]:
-        return decimal / 100
-    sign = sign_of(reading, "smaller" if "half" in amount else "bigger")
-    number = next((NUMBERS[word] for word in direction + amount if word in NUMBERS), decimal)
+    number = number_of(reading)
+    is_factor = number is not None and (number.unit != "percent" or number.is_total)
+    if is_factor and set(direction) <= {"scale", "resize", "size"}:
+        sign = 0  # "scale the cat by 2", "make it 50 percent of its size"
+    else:
+        sign = sign_of(reading, "smaller" if "half" in amount else "bigger")
+    word = next((NUMBERS[word] for word in direction + amount if word in NUMBERS), 0.0)
     factor = scaled(GROWTHS, sign, amount)
-    if "halve" in direction + amount:
+    if number is not None:
+        factor = stated_factor(number, sign)
+    elif "halve" in direction + amount:
         factor = 0.5
-    elif is_percent:
-        factor = 1 + sign * decimal / 100
-    elif 0 < number < 1 and set(direction) <= AS_LARGE:
-        factor = number  # "half as big"
-    elif 0 < number < 1:
-        factor = 1 + sign * (1 - number if is_to(reading) and sign < 0 else number)  # "to a third", "by a third"
-    elif number:
-        factor = number**sign
+    elif 0 < word < 1 and set(direction) <= AS_LARGE:
+        factor = word  # "half as big"
+    elif 0 < word < 1:
+        factor = 1 + sign * (1 - word if is_to(reading) and sign < 0 else word)  # "to a third", "by a third"
+    elif word:
+        factor = word**sign
     if factor == 1:
         raise ValueError("the instruction does not say by how much: say it as 'make the cat 20 percent bigger'")
     return factor
@@ -567,7 +662,11 @@ def shift_of(reading: Reading, usual: float = SHIFTS[1]) -> tuple[float, float]:
     """
     amount = lower(reading, "amount")
     refuse_pixels(reading)
+    number = number_of(reading) if reading.intent == "move" else None
+    if number is not None and number.unit != "percent" and number.value > 1:
+        raise ValueError("a shift is a share of the picture: say it as '20 percent' or 'a quarter of the picture'")
     size = next((NUMBERS[word] for word in amount if NUMBERS.get(word, 1) < 1), None)
+    size = size if number is None else number.value / (100 if number.unit == "percent" else 1)
     size = size or (SHIFTS[0], usual, SHIFTS[2])[degree(amount)]
     words = set(lower(reading, "direction"))
     x, y = (bool(words & more) - bool(words & less) for more, less in ((RIGHTWARDS, LEFTWARDS), (DOWNWARDS, UPWARDS)))
@@ -598,11 +697,37 @@ def refuse_negation(reading: Reading) -> None:
 def refuse_second_thing(reading: Reading, caption: Caption) -> None:
     """Raises ValueError where "and" joins two things of the caption that are not marked as one."""
     low, things = [normalize_text(word) for word in reading.words], {stem(word) for word in caption.low}
-    for n in (n for n in range(1, len(low) - 1) if low[n] == "and"):
-        sides = [n - 1, min(n + 1 + (low[n + 1] in DETERMINERS), len(low) - 1)]
-        are_things = all(stem(low[m]) in things and low[m] not in STOPS | PRONOUNS | COLOURS for m in sides)
-        if are_things and {reading.tags[m] for m in sides} != {"old"}:
+    marked = {stem(word) for word in lower(reading, "old")}
+
+    def is_thing(n: int) -> bool:
+        return stem(low[n]) in things and low[n] not in STOPS | DETERMINERS | PRONOUNS | COLOURS
+
+    for n in range(1, len(low)):
+        after = next((m for m in range(n + 1, min(n + 4, len(low))) if is_thing(m)), None)  # "and also the dog"
+        follows = after == n + 1 or (after == n + 2 and low[n + 1] in DETERMINERS)
+        if low[n] != "and" or after is None or not (follows or is_thing(n - 1)):
+            continue
+        tags = {reading.tags[after]} | ({reading.tags[n - 1]} if is_thing(n - 1) else set())
+        is_other = stem(low[after]) not in marked or is_thing(n - 1)
+        if tags != {"old"} and is_other and not tags & {"new", "beside"}:
             raise ValueError("the instruction names several things: change one after the other")
+
+
+def refuse_unmarked_rest(reading: Reading) -> None:
+    """Raises ValueError where "and" joins what is new with something that is not marked: "add a hat and a scarf"."""
+    low = [normalize_text(word) for word in reading.words]
+    if "new" not in reading.tags:
+        return
+    first = reading.tags.index("new")
+    first -= first > 0 and low[first - 1] in DETERMINERS
+    is_second = first > 1 and low[first - 1] == "and" and not ARTICLES.isdisjoint(low[max(first - 4, 0) : first - 2])
+    n = len(low) - reading.tags[::-1].index("new")
+    rest = low[n + 1 :]
+    if low[n : n + 1] == ["and"] and rest and rest[0] not in EDIT_VERBS | PRONOUNS | {"please", "thanks", "then"}:
+        is_thing = rest[0] in ARTICLES | {"some", "another"} or len(rest) == 1 or rest[1] in PREPOSITIONS
+        is_second = is_second or (is_thing and reading.tags[n + 1] == "none")
+    if is_second:
+        raise ValueError("the instruction names several things: add or change one after the other")
 
 
 def refuse_pixels(reading: Reading) -> None:
@@ -618,8 +743,8 @@ def is_to(reading: Reading) -> bool:
 
 
 def tidy(text: str) -> str:
-    """The text without double spaces and without spaces before commas."""
-    return re.sub(r"\s+([,.;])", r"\1", re.sub(r"\s+", " ", text)).strip()
+    """The text without double spaces and without spaces before punctuation."""
+    return re.sub(r"\s+([,.;:!?)”])", r"\1", re.sub(r"\s+", " ", text)).strip()
 
 
 def correct_articles(text: str, place: int) -> str:

@@ -7,6 +7,7 @@ A bidirectional GRU reads the words. It invents nothing: the rules of `minip2p.p
 Axes: b instructions, n words, f features, g n-grams, d width.
 """
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,9 +51,31 @@ class Reading:
 
 
 def text_words(text: str) -> tuple[str, ...]:
-    """The words of a text as they are written, without punctuation and symbols."""
-    words = (text[a:b] for a, b in word_spans(text))
-    return tuple(word for word in words if any(character.isalnum() for character in word))
+    """The words of a text as they are written, without punctuation and symbols. A decimal number is one word."""
+    words: list[str] = []
+    end = 0
+    for a, b in word_spans(text):
+        if words and text[end:a] == "." and words[-1].isdecimal() and text[a].isdecimal():
+            words[-1] += f".{text[a:b]}"
+        elif any(character.isalnum() for character in text[a:b]):
+            words.append(text[a:b])
+        end = b
+    return tuple(words)
+
+
+def spell_numbers(text: str) -> str:
+    """An instruction with its numbers as `text_words` reads them: "20%" is 20 percent, "1/2" half, "1,5" and ".5" 1.5
+    and 0.5, "2×" 2x."""
+
+    def fraction(match: re.Match[str]) -> str:
+        n, of = int(match[1]), int(match[2])
+        name = {2: "half", 3: "third", 4: "quarter"}.get(of, "") if n == 1 else ""
+        return name or (f"{100 * n / of:.0f} percent" if 0 < n < of else match[0])
+
+    text = re.sub(r"(?<![\d.,/])(\d{1,3})/(\d{1,3})(?![\d/]|[.,]\d)", fraction, text.replace("×", "x"))
+    text = re.sub(r"(?<![\w.,])[.,](?=\d)", "0.", text)
+    text = re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", text)
+    return re.sub(r"(?<=\d)\s*%", " percent", text)
 
 
 def word_buckets(word: str) -> list[int]:
@@ -73,7 +96,7 @@ def word_features(words: Sequence[str], caption: Sequence[str]) -> Tensor:
             stem(word) in stems,
             word in places,
             raw[:1].isupper(),
-            word.isdecimal(),
+            word.replace(".", "", 1).isdecimal(),
             *(word in group for group in CLASSES),
         ]
         for raw, word in zip(words, low, strict=True)
@@ -156,7 +179,7 @@ class Tagger:
 
         Raises ValueError for an instruction of more than MAX_WORDS words.
         """
-        words = text_words(instruction)
+        words = text_words(spell_numbers(instruction))
         if len(words) > MAX_WORDS:
             raise ValueError(f"the instruction has {len(words)} words, and {MAX_WORDS} is the most: say one change")
         batch = Batch.of([(words, text_words(caption))])

@@ -68,6 +68,7 @@ def test_the_pictures_of_a_colour_are_blended(tmp_path, capsys):
         (("edit", CAT), "the following arguments are required: TARGET, or an instruction with --tell"),
         (("edit", CAT, "a dog", "--tell", "more fog"), "--tell makes the target from the instruction"),
         (("edit", CAT, "--tell", "more fog", "--cross", ".5"), "--cross is what the plan of --tell says"),
+        (("edit", PHOTO, "--prompt", "", "--tell", "more fog"), "the caption is a text with words, not ''"),
         (("edit", CAT, "--tell", "remove the dog"), "'dog' is not in the caption"),
         (("edit", CAT, "a dog", "--by", "http://localhost/v1"), "--by is a planner for --tell, which is missing"),
     ],

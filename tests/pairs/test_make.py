@@ -128,6 +128,7 @@ def test_the_command(tmp_path, capsys):
         (("--least", "psnr=x"), "--least psnr=x: the value must be a number or none"),
         (("--least", "clip_image=.5"), "--least has clip_image, which needs a CLIP"),
         (("--for", "style:samples=2"), "--for is KIND:NAME=VALUE, as style:masks=none"),
+        (("--for", "colour:masks=none"), "is of this kind; there are "),
         (("--for", "style:keep=x"), "--for style:keep=x: the value must be a number"),
         (("--cross-range", ".1:.2:.3"), "--cross-range is a range as .1:.9"),
         (("--masks", "none,ring"), "--masks are none, tight, grown, box"),

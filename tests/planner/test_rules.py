@@ -2,7 +2,7 @@
 
 import pytest
 
-from minip2p.planner.lexicon import article_for, is_form_of, stem, words
+from minip2p.planner.lexicon import ING_NOUNS, article_for, is_form_of, stem, words
 from minip2p.planner.plan import Plan
 from minip2p.planner.rules import Caption, write_plan
 from minip2p.planner.tagger import TAGS, Reading
@@ -41,6 +41,29 @@ def read(intent, marked):
         ("add", "a/n bird/n on the left of the dog/b", "a dog on a sofa", "a dog and a bird on a sofa"),
         ("add", "add tons/n of/n fog/n", "a dog on a sofa", "a dog on a sofa in the fog"),
         ("add", "add light/n snow/n", "a dog on a sofa", "a dog on a sofa in light falling snow"),
+        ("add", "add falling/n snow/n", "a dog on a sofa", "a dog on a sofa in falling snow"),
+        ("add", "add tons/n of/n thick/n fog/n", "a dog", "a dog in the thick fog"),
+        ("add", "a/n vase/n of flowers/n", "a dog", "a dog and a vase of flowers"),
+        ("add", "a/n bird/n on the right of the dog/b", "a dog on a sofa", "a dog and a bird on a sofa"),
+        ("add", "a/n bird/n on the side of the dog/b", "a dog on a sofa", "a dog and a bird on a sofa"),
+        ("add", "put a/n hat/n right on top of the dog/b", "a dog", "a dog with a hat"),
+        ("add", "a/n bird/n next to the dog/b", "a dog , a cat", "a dog and a bird, a cat"),
+        ("add", "a/n bird/n next to the dog/b", "(a dog) on a mat", "(a dog and a bird) on a mat"),
+        ("add", "a/n black/n and white/n hat/n on it/b", "a cat", "a cat with a black and white hat"),
+        ("swap", "make it a/n toy/n", "a red swing in a garden", "a red toy in a garden"),
+        ("swap", "make it a/n lion/n", "a cat hiding under a table", "a lion hiding under a table"),
+        ("swap", "make it a/n lion/n", "a cat walking on a roof", "a lion walking on a roof"),
+        ("swap", "make it a/n robot/n", "a man painting a wall", "a robot painting a wall"),
+        ("swap", "make it a/n dog/n", "the two sleeping cats on a sofa", "the dog on a sofa"),
+        ("swap", "make it a/n black/n and white/n dog/n", "a cat and a bird", "a black and white dog and a bird"),
+        ("swap", "make it a/n fox/n", "a cat and white dogs", "a fox and white dogs"),
+        ("attribute", "make the cat/o black/n and white/n", "a cat and a dog", "a black and white cat and a dog"),
+        ("attribute", "change the black/o to red/n", "a black and white cat", "a red and white cat"),
+        ("attribute", "make it red/n", "a black or white cat", "a red or white cat"),
+        ("attribute", "change red/o to blue/n", "red and big balls", "blue and big balls"),
+        ("attribute", "make the car/o blue/n", "a sofa in red and car", "a sofa in red and blue car"),
+        ("attribute", "make the washing/o machine/o blue/n", "a washing machine", "a blue washing machine"),
+        ("attribute", "make it blue/n and", "a dog", "a blue dog"),
         ("swap", "make it a/n lamp/n", "in the garden, a statue", "in the garden, a lamp"),
         ("attribute", "make the car/o blue/n", "a red car on the street", "a blue car on the street"),
         ("attribute", "make the car/o orange/n", "a car on the street", "an orange car on the street"),
@@ -172,10 +195,34 @@ def test_targets(intent, marked, caption, target):
         ("resize", "the cat/o 3/a times/a smaller/d", "resize", {"cat": 0.333}),
         ("resize", "the cat/o 4/a times/a bigger/d", "resize", {"cat": 4}),
         ("resize", "halve/d the cat/o", "resize", {"cat": 0.5}),
-        ("resize", "the cat/o 1 5 times bigger/d", "resize", {"cat": 1.5}),
+        ("resize", "the cat/o 1.5 times bigger/d", "resize", {"cat": 1.5}),
         ("resize", "the cat/o 2x bigger/d", "resize", {"cat": 2}),
         ("resize", "the cat/o 8x smaller/d", "resize", {"cat": 0.125}),
         ("resize", "the cat/o x3 bigger/d", "resize", {"cat": 3}),
+        ("resize", "the cat/o 10x smaller/d", "resize", {"cat": 0.1}),
+        ("resize", "the cat/o 10 times bigger/d", "resize", {"cat": 10}),
+        ("resize", "the cat/o 10 bigger/d", "resize", {"cat": 1.1}),
+        ("resize", "the cat/o 5 percent bigger/d", "resize", {"cat": 1.05}),
+        ("resize", "to the cat/o 20 percent bigger/d", "resize", {"cat": 1.2}),
+        ("resize", "scale/d the cat/o to about 50", "resize", {"cat": 0.5}),
+        ("resize", "to 50 scale/d the cat/o", "resize", {"cat": 0.5}),
+        ("resize", "make the cat/o 2nd bigger/d", "resize", {"cat": 1.5}),
+        ("resize", "the cat/o 50 percent of its size", "resize", {"cat": 0.5}),
+        ("resize", "the cat/o 150 percent as large/d", "resize", {"cat": 1.5}),
+        ("resize", "the cat/o 0.5/o times as large/d", "resize", {"cat": 0.5}),
+        ("resize", "the cat/o smaller/d by 0.2", "resize", {"cat": 0.8}),
+        ("resize", "shrink/d the cat/o to 0.3", "resize", {"cat": 0.3}),
+        ("resize", "scale/d the cat/o by 2", "resize", {"cat": 2}),
+        ("resize", "scale/d the cat/o by 0.75", "resize", {"cat": 0.75}),
+        ("resize", "scale/d the cat/o up/d by 20 percent", "resize", {"cat": 1.2}),
+        ("strength", "50 percent more/d fog/o", "reweight", {"fog": 1.5}),
+        ("strength", "10 percent less/d fog/o", "reweight", {"fog": 0.9}),
+        ("strength", "4 times less/d fog/o", "reweight", {"fog": 0.25}),
+        ("strength", "three/a times more/d fog/o", "reweight", {"fog": 3}),
+        ("strength", "three/a times less/d fog/o", "reweight", {"fog": 1 / 3}),
+        ("move", "the cat/o 20 percent left/d", "move", {"cat": (-0.2, 0)}),
+        ("move", "the cat/o 0.5 left/d", "move", {"cat": (-0.5, 0)}),
+        ("duplicate", "I want 2 cats/o not 1", "duplicate", {"cat": (0.3, 0)}),
         ("resize", "shrink/d the cat/o to a/a third/a", "resize", {"cat": 0.333}),
         ("resize", "no/d bigger/d cat/o", "resize", {"cat": 0.667}),
         ("duplicate", "another cat/o", "duplicate", {"cat": (0.3, 0)}),
@@ -207,6 +254,22 @@ def test_what_happens_to_objects(intent, marked, field, values):
         ("remove", "remove everything but the cat/o", "all but something cannot be removed"),
         ("resize", "make the cat/o 2/a or 5/a times bigger/d", "has several numbers"),
         ("resize", "make the cat/o 512px wide/d", "does not know the picture's size"),
+        ("resize", "the cat/o 1 2 3 times bigger/d", "has several numbers"),
+        ("resize", "the cat/o 0 percent bigger/d", "0 is no amount"),
+        ("resize", "the cat/o 20 percent", "nothing says whether it becomes more or less"),
+        ("move", "move the cat/o 3 left/d", "a shift is a share of the picture: say it as '20 percent'"),
+        ("duplicate", "3 copies of the cat/o", "a plan makes one copy"),
+        ("add", "a/n hat/n and a scarf", "names several things: add or change"),
+        ("add", "a hat and a/n scarf/n", "names several things: add or change"),
+        ("add", "a/n cup/n and saucer", "names several things: add or change"),
+        ("add", "a/n cup/n and saucer for the cat/b", "names several things: add or change"),
+        ("attribute", "make the cat/o red/n and blue", "names several things: add or change"),
+        ("strength", "more/d cat/o and beach/o", "names several things: change"),
+        ("resize", "make the cat/o small/d and the beach large", "names several things: change"),
+        ("remove", "erase the cat/o and his beach", "names several things: change"),
+        ("remove", "erase the cat/o and also the beach", "names several things: change"),
+        ("remove", "cat/o and beach go away", "names several things: change"),
+        ("remove", "erase the cats/o and the beaches", "names several things: change"),
         ("remove", "erase the cat/o and the beach", "names several things: change one after the other"),
         ("remove", "erase the cat and beach/o", "names several things: change one after the other"),
         ("attribute", "make the cat and the beach red/n", "names several things: change one after the other"),
@@ -252,8 +315,15 @@ def test_articles_and_stems():
         ("a horse and a camel at the beach", "camel", "a horse at the beach"),
         ("a camel and a horse at the beach", "camel", "a horse at the beach"),
         ("on grass, a red hat and an old camel", "camel", "on grass, a red hat"),
-        ("a cat, a camel and a dog", "camel", "a cat, a dog"),
-        ("a boy with a hat and a bag in the rain", "hat", "a boy with a bag in the rain"),
+        ("a cat, a camel and a dog", "camel", "a cat and a dog"),
+        ("a camel, a cat and a dog", "camel", "a cat and a dog"),
+        ("a photo of a camel, a cat and a dog", "camel", "a photo of a cat and a dog"),
+        ("in the park, a camel, a cat and a dog", "camel", "in the park, a cat and a dog"),
+        ("a cat, a dog, and a camel", "camel", "a cat, a dog"),
+        ("a cat, a dog, a camel on the grass", "camel", "a cat, a dog on the grass"),
+        ("a camel, watercolor", "camel", "a camel, watercolor"),
+        ("a camel, a watercolor", "camel", "a camel, a watercolor"),
+        ("a boy with a hat and a bag in the rain", "hat", "a boy with a hat and a bag in the rain"),
         ("a boy with a hat and a bag in the rain", "bag", "a boy with a hat in the rain"),
         ("a table with plates in a restaurant", "plates", "a table in a restaurant"),
         ("a bench next to a big bin", "bin", "a bench"),
@@ -261,9 +331,72 @@ def test_articles_and_stems():
         ("a kite on the beach", "kite", "a kite on the beach"),
         ("a cup of coffee and a cake", "cup", "a cup of coffee and a cake"),
         ("a cat and a dog running", "dog", "a cat and a dog running"),
+        ("a cat and a dog with a hat", "dog", "a cat and a dog with a hat"),
+        ("a cat and a dog that sleeps", "dog", "a cat and a dog that sleeps"),
+        ("a man with a hat on his head", "hat", "a man with a hat on his head"),
+        ("a house with people in front of it", "people", "a house with people in front of it"),
+        ("a man and a woman are dancing", "woman", "a man and a woman are dancing"),
+        ("a girl and a teddy bear", "teddy", "a girl and a teddy bear"),
+        ("a dog and a red car", "red", "a dog and a red car"),
+        ("a cup of coffee and a cake", "coffee", "a cup of coffee and a cake"),
+        ("a cat on the sofa and a dog", "sofa", "a cat on the sofa and a dog"),
+        ("a cat on the sofa and a dog", "dog", "a cat on the sofa"),
+        ("a man riding a horse and a dog", "horse", "a man riding a horse and a dog"),
+        ("a dog chasing cats and a bird", "cats", "a dog chasing cats and a bird"),
+        ("an old and rusty car on the street", "car", "an old and rusty car on the street"),
+        ("a cat with a bird and with a dog", "bird", "a cat with a bird and with a dog"),
+        ("a cat wearing a hat and sleeping", "hat", "a cat wearing a hat and sleeping"),
+        ("a photo with a cat", "cat", "a photo with a cat"),
+        ("on the beach with a dog", "dog", "on the beach with a dog"),
+        ("near a dog, a cat", "dog", "near a dog, a cat"),
+        ("a cat and", "cat", "a cat and"),
+        ("a cat and dog", "cat", "a cat and dog"),
+        ("a cat and a dog!", "dog", "a cat!"),
+        ("between a cat and a dog", "cat", "between a cat and a dog"),
+        ("a man wearing a hat in the rain", "hat", "a man in the rain"),
+        ("a cat beside a dog on a sofa", "dog", "a cat on a sofa"),
+        ("a cat near a dog on a sofa", "dog", "a cat on a sofa"),
+        ("cats with hats in the rain", "hats", "cats in the rain"),
+        ("with dogs and cats", "dogs", "with dogs and cats"),
+        ("children holding kites", "kites", "children"),
+        ("a cake and a cup of coffee", "cup", "a cake and a cup of coffee"),
+        ("a black and white cat and a dog", "cat", "a dog"),
     ],
 )
 def test_the_target_of_a_removal_is_without_the_object_where_another_one_is_named(caption, word, target):
     plan = write_plan(read("remove", f"remove the {word}/o"), caption)
     assert plan.target == target
     assert plan.remove == (word,)
+
+
+@pytest.mark.parametrize(
+    ("intent", "marked", "caption"),
+    [
+        ("remove", "and the beach I hate the cat/o", "a cat on the beach"),
+        ("remove", "erase the cat/o and", "a cat on the beach"),
+        ("remove", "erase the cat/o and the", "a cat on the beach"),
+        ("remove", "erase the cat/o and leave everything", "a cat on the beach"),
+        ("remove", "the cat/o in and on the beach", "a cat on the beach"),
+        ("move", "move this and that cat/o left/d", "this cat and that dog"),
+        ("attribute", "make the dog/o black/n and white/n", "a black cat near a white dog"),
+        ("remove", "the rock/o and/o roll/o band/o", "a rock and roll band and a dog"),
+        ("add", "a/n bird/n and/n a/n hat/n next to the dog/b", "a dog, a bird and a hat"),
+        ("swap", "replace the cat/o with a/n dog/n and/n a/n bird/n", "a cat near a dog and a bird"),
+        ("swap", "the cat/o a/n tiger/n and please keep it", "a cat"),
+        ("swap", "the cat/o a/n tiger/n and keep the beach", "a cat"),
+        ("swap", "the cat/o a/n tiger/n and put it there", "a cat"),
+    ],
+)
+def test_what_and_joins_is_one_thing(intent, marked, caption):
+    assert write_plan(read(intent, marked), caption).kind == intent
+
+
+def test_a_strength_of_two_things_is_refused_although_only_one_is_there():
+    with pytest.raises(ValueError, match="names several things"):
+        write_plan(read("strength", "more/d rain/o and wind"), "a cat in the rain and wind")
+
+
+def test_nouns_in_ing_are_things():
+    for noun in sorted(ING_NOUNS):
+        plan = write_plan(read("swap", "make it a/n barn/n"), f"an old {noun} in a street")
+        assert plan.target == "an old barn in a street"

@@ -20,6 +20,7 @@ from minip2p.planner.tagger import (
     Tagger,
     TaggerNetwork,
     place_words,
+    spell_numbers,
     text_words,
     word_buckets,
 )
@@ -109,6 +110,7 @@ def test_files_that_are_wrong_are_one_line(tmp_path):
 
 def test_words_of_a_text_and_lines_of_a_file(tmp_path):
     assert text_words("it’s → 🙂 fog") == ("it’s", "fog")
+    assert text_words("1.5 times. 2.5x, 3 . 4, v.5") == ("1.5", "times", "2.5x", "3", "4", "v", "5")
     (tmp_path / "templates.txt").write_text(" [a]\n# c\n\n x y \n[b]\nz\n")
     assert read_templates(tmp_path / "templates.txt") == {"a": ("x y",), "b": ("z",)}
     assert {mistyped(random.Random(n), "abc") for n in range(9)} == {"bac", "acb"}
@@ -165,3 +167,28 @@ def test_the_arguments_of_plan(tagger):
         minip2p.plan("fog " * 61, "a cat", by=tagger)
     with pytest.raises(ValueError, match="is not understood for certain"):
         minip2p.plan("fog", "a cat", by=Tagger(TaggerNetwork()))
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("5% bigger, 50 % more", "5 percent bigger, 50 percent more"),
+        ("1/2, 1/3 and 1/4", "half, third and quarter"),
+        ("2/3 or 3/4", "67 percent or 75 percent"),
+        ("24/7 and 1/2/2026", "24/7 and 1/2/2026"),
+        ("7,5% and 1,000", "7.5 percent and 1,000"),
+        (".5 times, v.5", "0.5 times, v.5"),
+        ("2× and ×3", "2x and x3"),
+        ("cat, dog.", "cat, dog."),
+    ],
+)
+def test_numbers_are_spelled(text, spelled):
+    assert spell_numbers(text) == spelled
+
+
+def test_the_tagger_reads_numbers_with_their_signs():
+    tagger = Tagger.load()
+    factors = {"make the dog 5% bigger": 1.05, "make the cat .5 times as large": 0.5, "shrink the cat to 1/2": 0.5}
+    for instruction, factor in factors.items():
+        (resized,) = minip2p.plan(instruction, "a cat and a dog", by=tagger).resize.values()
+        assert resized == factor, instruction
