@@ -42,11 +42,8 @@ test-ray: $(VENV)/ray
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/sweeps
 	@$(TIME)
 
-# The folders whose tests have no reason to stay on the CPU.
 test-device: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --device $(DEVICE) -n $(if $(filter fake,$(DEVICE)),$(WORKERS),0) \
-	    tests/p2p tests/sampling tests/inversion tests/baselines tests/attention tests/sweeps tests/text tests/test_pipeline.py \
-	    tests/evaluation/test_move_benchmark.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --device $(DEVICE) -n $(if $(filter fake,$(DEVICE)),$(WORKERS),0) --dist worksteal
 	@$(TIME)
 
 lint: $(VENV)/dev

@@ -173,7 +173,7 @@ def extend_encoder(encoder: ClipEncoder, word: str, vectors: Tensor) -> ClipEnco
     before = network.get_input_embeddings().weight
     after = before.new_zeros(max(len(before), *(i + 1 for i in ids)), before.shape[1])
     after[: len(before)] = before
-    after[ids] = vectors.to(after)
+    after[torch.tensor(ids, device=after.device)] = vectors.to(after)
     network.set_input_embeddings(nn.Embedding.from_pretrained(after, freeze=True))
     network.config.vocab_size = len(after)
     read_end_of_text(network, tokenizer.eos_token_id)

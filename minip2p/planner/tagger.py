@@ -65,7 +65,7 @@ def text_words(text: str) -> tuple[str, ...]:
 
 def spell_numbers(text: str) -> str:
     """An instruction with its numbers as `text_words` reads them: "20%" is 20 percent, "1/2" half, "1,5" and ".5" 1.5
-    and 0.5, "2×" 2x."""
+    and 0.5, "2×" and "2x" 2 times."""
 
     def fraction(match: re.Match[str]) -> str:
         n, of = int(match[1]), int(match[2])
@@ -75,6 +75,7 @@ def spell_numbers(text: str) -> str:
     text = re.sub(r"(?<![\d.,/])(\d{1,3})/(\d{1,3})(?![\d/]|[.,]\d)", fraction, text.replace("×", "x"))
     text = re.sub(r"(?<![\w.,])[.,](?=\d)", "0.", text)
     text = re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", text)
+    text = re.sub(r"(?<=\d)x\b", " times", text)
     return re.sub(r"(?<=\d)\s*%", " percent", text)
 
 

@@ -178,7 +178,7 @@ def test_the_arguments_of_plan(tagger):
         ("24/7 and 1/2/2026", "24/7 and 1/2/2026"),
         ("7,5% and 1,000", "7.5 percent and 1,000"),
         (".5 times, v.5", "0.5 times, v.5"),
-        ("2× and ×3", "2x and x3"),
+        ("2× and 2x, ×3, 2xl", "2 times and 2 times, x3, 2xl"),
         ("cat, dog.", "cat, dog."),
     ],
 )
