@@ -92,6 +92,17 @@ SMALL_CLIP: Figures = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_
 # --- the device
 
 
+class NotBuilt(Exception):
+    """A model that a section needs, and whose own section was skipped or failed."""
+
+
+class Models(dict[str, Pipeline]):
+    """The models that are built, by name."""
+
+    def __missing__(self, name: str) -> Pipeline:
+        raise NotBuilt(f"the model {name} was not built")
+
+
 @dataclass
 class Report:
     """Runs sections, and keeps what they measure. until: the time by which all must be over, in seconds of the epoch.
@@ -116,6 +127,8 @@ class Report:
         else:
             try:
                 figures = measure()
+            except NotBuilt as error:
+                figures = {"skipped": str(error)}
             except Exception as error:
                 figures = failure(error)
         figures["section_s"] = time.time() - began
@@ -574,7 +587,7 @@ def measure_all(report: Report, args: argparse.Namespace) -> None:
     report.section("machine", 0, lambda: machine(device))
     report.section("parity", 40, lambda: measure_parity(report, device, few))
     report.section("synchronisations", 6, lambda: measure_synchronisations(device))
-    models: dict[str, Pipeline] = {}
+    models = Models()
 
     def build_sd15() -> Figures:
         tiny = minip2p.load()

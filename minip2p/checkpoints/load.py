@@ -67,7 +67,7 @@ def load_components(
     dtype = dtype or torch.float32
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ValueError(f"dtype must be a torch dtype of floating-point numbers, not {dtype}")
-    device = check_device(device or "cpu")
+    device = check_device("cpu" if device is None else device)
     files = open_checkpoint(model_location(where), config, WEIGHT_FOLDERS if vae is None else WITHOUT_VAE)
     unet_file, scheduler_file = str(files.config_file("unet")), str(files.config_file("scheduler"))
     unet_fields, scheduler_fields = correct_outdated(
@@ -207,7 +207,7 @@ def sampling_defaults(root: Path) -> SamplingDefaults:
 def check_device(device: str | torch.device) -> torch.device:
     """The device. Raises ValueError for one that torch cannot use."""
     try:
-        probe = torch.zeros(1, device=device)
+        probe = torch.zeros(1, device=torch.device(device))  # which refuses an empty name
         probe.item()  # fails on the meta device, which has no memory
         return probe.device
     except (RuntimeError, AssertionError):  # torch raises either

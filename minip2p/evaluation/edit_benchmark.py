@@ -333,12 +333,13 @@ def run_benchmark(
         "cases": [case.description for case in cases],
     }
     files = result_files(folder)
-    files.claim(settings)
+    if join is None:
+        files.claim(settings)
+    else:
+        files.join(join, settings, jobs_of(cases, methods))
     files.read(cases, methods)
     jobs = [(case, name, folder) for case, name in shard.of(jobs_of(cases, methods)) if not files.is_done(case, name)]
-    if join is not None:
-        files.join(join, settings, jobs_of(cases, methods))
-    elif make_ray_pool is not None and jobs:
+    if make_ray_pool is not None and jobs:
         units, write_unit = [(case, name) for case, name, _ in jobs], partial(write_case, steps=steps)
         run_units(make_ray_pool, write_unit, units, folder, name=lambda unit: f"{unit[0].name} by {unit[1]}")
     elif make_pool is not None and jobs:

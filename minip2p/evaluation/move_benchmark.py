@@ -310,16 +310,17 @@ def run_benchmark(
     """
     files = result_files(folder)
     settings = {"model": pipe.components.fingerprint, "steps": steps, "cases": [case.description for case in cases]}
-    files.claim(settings)
+    if join is None:
+        files.claim(settings)
+    else:
+        files.join(join, settings, [(case, name) for case, names in jobs_of(cases, methods) for name in names])
     files.read(cases, methods)
     jobs = [
         (case, left, folder)
         for case, names in shard.of(jobs_of(cases, methods))
         if (left := [name for name in names if not files.is_done(case, name)])
     ]
-    if join is not None:
-        files.join(join, settings, [(case, name) for case, names in jobs_of(cases, methods) for name in names])
-    elif make_ray_pool is not None and jobs:
+    if make_ray_pool is not None and jobs:
         units, write_unit = [(case, names) for case, names, _ in jobs], partial(write_case, steps=steps)
         run_units(make_ray_pool, write_unit, units, folder, name=lambda unit: unit[0].name)
     elif make_pool is not None and jobs:

@@ -15,7 +15,7 @@ from torch import Tensor
 from minip2p.io import png
 from minip2p.io.files import claim_results_folder, read_json_value, write_text
 from minip2p.io.images import to_pil
-from minip2p.sweeps.shards import check_shard_folder, copy_files, refuse_unfinished
+from minip2p.sweeps.shards import check_join, copy_files, refuse_unfinished
 from minip2p.validation import is_finite
 
 DESCRIPTION = "the benchmark of other cases or another model"
@@ -54,24 +54,30 @@ class ResultFiles:
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Claims the folder for these settings. Raises ValueError if it holds other results."""
-        claim_results_folder(self.folder / "bench.json", self.folder / "rows", settings, DESCRIPTION)
+        claim_results_folder(*self.place(settings))
+
+    def place(self, settings: Mapping[str, Any]) -> tuple[Path, Path, Mapping[str, Any], str]:
+        """The arguments of `claim_results_folder`."""
+        return self.folder / "bench.json", self.folder / "rows", settings, DESCRIPTION
 
     def join(
         self, folders: Sequence[Path], settings: Mapping[str, Any], results: Sequence[tuple[AnyCase, str]]
     ) -> None:
-        """Copies results, each a case by a method, from other folders of the same settings where they are finished.
+        """Claims the folder, and copies results, each a case by a method, from others where they are finished.
 
-        Raises ValueError for a folder of other settings, and if a result is finished nowhere.
+        Raises ValueError for a folder of other settings, and if a result is finished nowhere; then it writes nothing.
         """
-        for folder in folders:
-            check_shard_folder(folder / "bench.json", settings, DESCRIPTION)
-        for case, method in results:
-            names = [file(case, method).relative_to(self.folder) for file in (self.picture_file, self.row_file)]
-            for folder in folders:
-                if not self.is_done(case, method) and replace(self, folder=folder).is_done(case, method):
-                    copy_files(folder, self.folder, names)
-        unfinished = [f"case {case.name} by {method}" for case, method in results if not self.is_done(case, method)]
+        check_join(*self.place(settings), folders)
+        places = [self, *(replace(self, folder=folder) for folder in folders)]
+        sources = [next((files for files in places if files.is_done(*result)), None) for result in results]
+        pairs = list(zip(results, sources, strict=True))
+        unfinished = [f"case {case.name} by {method}" for (case, method), source in pairs if source is None]
         refuse_unfinished(self.folder, unfinished, len(results))
+        self.claim(settings)
+        for result, source in pairs:
+            if source is not None and source is not self:
+                names = [file(*result).relative_to(self.folder) for file in (self.picture_file, self.row_file)]
+                copy_files(source.folder, self.folder, names)
 
     def write(self, case: AnyCase, method: str, figures: Mapping[str, float], picture: Tensor, text: str) -> None:
         """Writes the figures and the picture, 3 H W, of a case. text: what the picture says of itself."""

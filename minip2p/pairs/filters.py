@@ -85,7 +85,7 @@ class Classifier:
             x = scheduler.add_noise(x0, noise.expand_as(x0), torch.full((len(x0),), t, device=x0.device))
             wanted = scheduler.prediction_of(x, x0, Step(t, alphas[t], 1.0))
             found_noise = unet_noise(components, x.to(components.dtype), t, text, guidance_scale=self.scale)
-            rows.append((found_noise - wanted).double().square().mean(dim=(1, 2, 3)).cpu())
+            rows.append((found_noise - wanted).cpu().double().square().mean(dim=(1, 2, 3)))
         return torch.stack(rows, dim=1)
 
     def fit(self, run: Trajectory, caption: str, other: str) -> float:

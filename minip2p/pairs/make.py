@@ -22,7 +22,7 @@ from minip2p.pipeline import Pipeline
 from minip2p.sampling.guidance import unet_rows
 from minip2p.sampling.progress import Progress
 from minip2p.sweeps.ray_pool import RayPool, run_units
-from minip2p.sweeps.shards import ALL_UNITS, Shard, check_shard_folder, copy_files, refuse_unfinished
+from minip2p.sweeps.shards import ALL_UNITS, Shard, check_join, copy_files, refuse_unfinished
 
 DESCRIPTION = "pairs of other prompts, settings or another model"
 
@@ -59,16 +59,18 @@ def make_pairs(
         "clip": clip and clip.name,
     }
     check_units(pipe, units, settings, clip)
-    for other in join or ():
-        check_shard_folder(other / "pairs.json", description, DESCRIPTION)
-    claim_results_folder(folder / "pairs.json", folder / "units", description, DESCRIPTION)
-    if join is not None:
-        for unit in units:
-            source = next((other for other in join if unit_file(other, unit).exists()), None)
-            if source is not None and not unit_file(folder, unit).exists():
-                copy_files(source, folder, [unit_file(Path(), unit)])
-        missing = [f"that of {unit.source!r}" for unit in units if not unit_file(folder, unit).exists()]
+    place = folder / "pairs.json", folder / "units", description, DESCRIPTION
+    if join is None:
+        claim_results_folder(*place)
+    else:
+        check_join(*place, join)
+        sources = [next((f for f in (folder, *join) if unit_file(f, unit).exists()), None) for unit in units]
+        missing = [f"that of {unit.source!r}" for unit, source in zip(units, sources, strict=True) if source is None]
         refuse_unfinished(folder, missing, len(units))
+        claim_results_folder(*place)
+        for unit, source in zip(units, sources, strict=True):
+            if source is not None and source != folder:
+                copy_files(source, folder, [unit_file(Path(), unit)])
         return
     missing_units = [unit for unit in shard.of(units) if not unit_file(folder, unit).exists()]
     if make_pool is not None and missing_units:

@@ -51,6 +51,19 @@ def check_shard_folder(file: Path, settings: Mapping[str, Any], description: str
     check_results_folder(file, settings, description)
 
 
+def check_join(
+    file: Path, results: Path, settings: Mapping[str, Any], description: str, others: Sequence[Path]
+) -> None:
+    """Raises ValueError if one of the folders that are joined, or the one that they are joined in, has other settings.
+
+    others: the folders that are joined. The other arguments: `minip2p.io.files.claim_results_folder`.
+    """
+    for other in others:
+        check_shard_folder(other / file.name, settings, description)
+    if file.exists() or results.exists():
+        check_results_folder(file, settings, description)
+
+
 def copy_files(source: Path, folder: Path, names: Iterable[Path]) -> None:
     """Copies files of these relative paths from one folder to another, in this order, each of them atomically."""
     for name in names:

@@ -34,7 +34,7 @@ from minip2p.sampling.settings import RunSettings, RunStart
 from minip2p.sampling.trajectory import Trajectory
 from minip2p.sweeps.grid import AXES, Grid, label, make_target
 from minip2p.sweeps.ray_pool import RayPool
-from minip2p.sweeps.shards import ALL_UNITS, Shard, check_shard_folder, copy_files, refuse_unfinished
+from minip2p.sweeps.shards import ALL_UNITS, Shard, check_join, copy_files, refuse_unfinished
 
 # Source and edited picture (3 H W in [-1, 1]), their prompts, a mask H W -> further figures, always of the same names.
 Score = Callable[[Tensor, Tensor, str, str, Tensor | None], Mapping[str, float]]
@@ -159,12 +159,14 @@ def sweep(
         "model": pipe.components.fingerprint,
         "scored": scored_by or getattr(score, "__qualname__", None),
     }
-    description = "the sweep of another grid or model"
-    for other in join or ():
-        check_shard_folder(other / "grid.json", settings, description)
-    claim_results_folder(folder / "grid.json", folder / "parts", settings, description)
+    place = folder / "grid.json", folder / "parts", settings, "the sweep of another grid or model"
     if join is not None:
-        return join_jobs(folder, join, jobs)
+        check_join(*place, join)
+        sources = {job.unit: find_finished(job, (folder, *join)) for job in jobs}
+        refuse_unfinished(folder, [str(unit) for unit, source in sources.items() if source is None], len(jobs))
+    claim_results_folder(*place)
+    if join is not None:
+        return join_jobs(folder, jobs, sources)
     finished = {job.unit: load_finished(folder, job) for job in jobs}  # reads, and so checks, all of them
     unfinished = [job for job in shard.of(jobs) if finished[job.unit] is None]
     counter = counter or RowCounter()
@@ -183,19 +185,19 @@ def sweep(
     return sorted((row for job in jobs for row in load_finished(folder, job) or []), key=itemgetter("cell"))
 
 
-def join_jobs(folder: Path, others: Sequence[Path], jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Copies the jobs that are finished in other folders, and returns the whole table.
+def find_finished(job: Job, folders: Sequence[Path]) -> Path | None:
+    """The first of the folders in which a job is finished."""
+    return next((folder for folder in folders if load_finished(folder, job) is not None), None)
 
-    Raises ValueError if a job is finished in none.
-    """
+
+def join_jobs(folder: Path, jobs: Sequence[Job], sources: Mapping[Unit, Path | None]) -> list[dict[str, Any]]:
+    """Copies the jobs that are finished in other folders, and returns the whole table. sources: where each is."""
     for job in jobs:
-        for other in others:
-            if load_finished(folder, job) is None and load_finished(other, job) is not None:
-                names = [*map(Path, picture_names(job)), rows_file(Path(), job.unit)]  # the rows last, see `rows_file`
-                copy_files(other, folder, names)
-    rows = {job.unit: load_finished(folder, job) for job in jobs}
-    refuse_unfinished(folder, [str(unit) for unit, cells in rows.items() if cells is None], len(jobs))
-    return sorted((row for cells in rows.values() for row in cells or []), key=itemgetter("cell"))
+        source = sources[job.unit]
+        if source is not None and source != folder:
+            names = [*map(Path, picture_names(job)), rows_file(Path(), job.unit)]  # the rows last, see `rows_file`
+            copy_files(source, folder, names)
+    return sorted((row for job in jobs for row in load_finished(folder, job) or []), key=itemgetter("cell"))
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,9 @@ def test_instructions_say_the_cases_and_plans_are_compared_by_meaning(script):
     assert agreement(add, "the purple chair and green cake in desert, watercolor") == "articles"
     assert agreement(style, "a pencil sketch of a lion at night with falling snow") == "meaning"
     assert agreement(style, "a watercolor of a lion at night with falling snow") == "other"
-    assert agreement(remove, remove.source, remove=("camel",)) == "meaning"
-    assert agreement(remove, remove.source, remove=("horse",)) == "other"
+    assert agreement(remove, remove.target, remove=("camel",)) == "meaning"
+    assert agreement(remove, remove.source, remove=("camel",)) == "other"
+    assert agreement(remove, remove.target, remove=("horse",)) == "other"
     assert instructions.agreement(None, remove) == "refused"
     colour = cases["003"]
     plain = minip2p.Plan(target=colour.target, kind="attribute")

@@ -103,6 +103,13 @@ def merged_by_hand(before, pairs, scale):
     return after
 
 
+def test_a_lora_is_merged_on_the_device(model, cpu_model, tmp_path):
+    """As on the CPU, to 1e-6 in float32."""
+    save_file(peft(random_pairs(cpu_model)), tmp_path / "lora.safetensors")
+    there, here = (state(pipe.merged(tmp_path / "lora.safetensors", 0.7)) for pipe in (model, cpu_model))
+    assert_close({name: tensor.cpu() for name, tensor in there.items()}, here)
+
+
 def assert_close(actual, expected):
     assert actual.keys() == expected.keys()
     for name, tensor in actual.items():

@@ -559,6 +559,7 @@ MISTAKES = (
     (("generate", CAT, "--size", "8000000000x8000000000"), "is too large"),
     (("generate", CAT, "--seed", "99999999999999999999"), "--seed must lie between"),
     (("generate", CAT, "--device", "abacus"), "--device abacus: torch cannot use it"),
+    (("generate", CAT, "--device", ""), "--device : torch cannot use it"),
     (("generate", CAT, "--device", "cuda:99"), "--device cuda:99: torch cannot use it"),
     (("generate", CAT, "--model", "no/such/folder"), "no/such/folder: no such folder"),
     (("generate", CAT, "--model", "setup.cfg"), "setup.cfg: not a whole safetensors file"),

@@ -24,18 +24,18 @@ def test_the_instructions_are_those_of_the_scenes_that_the_cases_were_made_from(
 
 
 @pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
+def folder(cpu_model, tmp_path_factory):
     """A model whose UNet reads pictures, though it was not trained to."""
-    unet = instruct_unet(model)
+    unet = instruct_unet(cpu_model)
     with torch.no_grad():
         unet.conv_in.weight[:, 4:].normal_(std=0.01, generator=seeded_generator(1))
     folder = tmp_path_factory.mktemp("models") / "instruct"
-    write_instruct(folder, model, unet, 0)
+    write_instruct(folder, cpu_model, unet, 0)
     return folder
 
 
-def test_rows_have_the_figures_of_the_pictures_and_a_run_continues(folder, tmp_path):
-    pipe, case = minip2p.load(folder), read_cases()[4]
+def test_rows_have_the_figures_of_the_pictures_and_a_run_continues(folder, device, tmp_path):
+    pipe, case = minip2p.load(folder, device=str(device)), read_cases()[4]
     (row,) = run_cases(pipe, [case], tmp_path, steps=2, picture_guidance=1.2)
     assert row["rows"] == 6 and row["kind"] == case.kind and {"psnr", "structure", "success"} <= row.keys()
     before = fit_image(read_image(case.picture), training_size(pipe), "stretch")

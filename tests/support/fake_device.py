@@ -28,6 +28,7 @@ INDEXES = {
     torch.ops.aten._index_put_impl_.default,
     torch.ops.aten._unsafe_index.Tensor,
 }
+WRITES_AT = INDEXES - {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}  # whose values must be there
 # The size of their result, or what they return, depends on values.
 READS = {
     torch.ops.aten._local_scalar_dense.default,
@@ -91,6 +92,8 @@ def execute(function, args, kwargs):
     if is_mixed and function not in MIXES:
         shapes = [(tuple(tensor.shape), str(tensor.device)) for tensor in tensors]
         raise RuntimeError(f"{function}: tensors on different devices: {shapes}")
+    if function in WRITES_AT and on_device[0] and not isinstance(args[2], FakeTensor) and args[2].ndim:
+        raise RuntimeError(f"{function}: values of the CPU for a tensor on the device")
     if function in INDEXES and not on_device[0] and any(on_device):
         raise RuntimeError(f"{function}: an index on the device for a tensor on the CPU")
     values = tree_map(lambda item: item.values if isinstance(item, FakeTensor) else item, (args, kwargs))

@@ -60,12 +60,15 @@ def test_eight_shards_of_a_sweep_are_one_run_to_the_byte(model, tmp_path):
     ) as error:
         sweep(model, grid, shared, join=[])
     assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="new: 6 of 9 results are missing"):
+        sweep(model, grid, tmp_path / "new", join=others)
     assert sweep(model, grid, shared, join=others) == rows
     assert contents(shared) == contents(tmp_path / "one")
     with pytest.raises(ValueError, match=r"a: holds the sweep of another grid or model \(of other grid\.steps\)"):
         sweep(model, Grid.from_fields(FIELDS | {"steps": 2}), tmp_path / "new", join=[others[0]])
     with pytest.raises(FileNotFoundError, match=r"grid.json: no such file: .*none has no results of a shard"):
         sweep(model, grid, shared, join=[tmp_path / "none"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_eight_shards_of_a_benchmark_of_edits_are_one_run_to_the_byte(model, tmp_path, monkeypatch):
@@ -81,6 +84,9 @@ def test_eight_shards_of_a_benchmark_of_edits_are_one_run_to_the_byte(model, tmp
     assert len(rows) == 10 and [len(part) for part in parts] == [2, 2, 3, 3, 4, 4, 5, 5]  # of the folder, until then
     with pytest.raises(ValueError, match=r"a: 5 of 10 results are missing, such as case \d+ by vae: run all shards"):
         run(others[0], join=[])
+    with pytest.raises(ValueError, match="all: 5 of 10 results are missing"):
+        run(tmp_path / "all", join=others[:1])
+    assert not (tmp_path / "all").exists()
     assert run(tmp_path / "all", join=others) == rows
     assert contents(tmp_path / "all") == contents(tmp_path / "one")
 
