@@ -6,7 +6,7 @@
 # The figures are in OUT/measure.json after each section of benchmarks/gpu.py, and the log is OUT/measure.log.
 # TESTS is how many seconds the tests of the model may take on the GPU afterwards, with pytest; their log is OUT/tests.log.
 # DRY=1 runs the sections on a CPU, at the size of the small model, and the tests on the fake device. On two quiet cores
-# all sections take about 100 seconds. The exit status is that of the measurement, or else of the tests: 124 where one reached
+# all sections take half a minute. The exit status is that of the measurement, or else of the tests: 124 where one reached
 # its limit, and then the figures are those of the sections that it has finished.
 set -uo pipefail
 begin=$(date +%s)
