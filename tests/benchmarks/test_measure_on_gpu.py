@@ -53,8 +53,8 @@ def test_a_model_with_two_text_encoders_runs_on_the_device(gpu, device, tmp_path
     """SDXL's kind, with random weights: latents as on the CPU, to 1e-4 in float32."""
     sizes = {"text_encoder": gpu.SMALL_CLIP, "text_encoder_2": gpu.SMALL_CLIP | {"hidden_size": 128}}
     encoders = [gpu.random_encoder(name, each, "cpu", projects=name[-1] == "2") for name, each in sizes.items()]
-    made = gpu.random_pipeline(gpu.SMALL_SDXL, minip2p.load().vae.config, encoders, "cpu")
-    made.save(tmp_path / "model")
+    original = gpu.random_pipeline(gpu.SMALL_SDXL, minip2p.load().vae.config, encoders, "cpu")
+    original.save(tmp_path / "model")
     latents = []
     for where in ("cpu", str(device)):
         pipe = minip2p.load(tmp_path / "model", device=where)
