@@ -113,7 +113,6 @@ def change(run):
 
 
 show({f"cross {cross}, self {self_}\nchange {change(run):.2f}": run.image for (cross, self_), run in grid.items()})
-# The words' attention decides where the tiger is: with it, both edits stay near the cat, and without it, neither does.
-# Self-attention alone keeps little of the outline.
-with_words = max(change(grid[0.8, 0.0]), change(grid[0.8, 0.8]))
-assert with_words < min(change(grid[0.0, 0.0]), change(grid[0.0, 0.8]))
+# Without either attention the tiger stands elsewhere. Each of them alone keeps it near the cat here; with the seeds 0 and 5,
+# self-attention alone keeps little.
+assert max(change(run) for shares, run in grid.items() if any(shares)) < change(grid[0.0, 0.0])
