@@ -113,6 +113,6 @@ def change(run):
 
 
 show({f"cross {cross}, self {self_}\nchange {change(run):.2f}": run.image for (cross, self_), run in grid.items()})
-# Without either attention the tiger stands elsewhere. Each of them alone keeps it near the cat here; with the seeds 0 and 5,
-# self-attention alone keeps little.
+# Without either attention the tiger stands elsewhere. Each of them alone keeps it near the cat here; with the seeds 0
+# and 5, self-attention alone keeps little.
 assert max(change(run) for shares, run in grid.items() if any(shares)) < change(grid[0.0, 0.0])
