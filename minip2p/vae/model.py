@@ -53,7 +53,7 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Unscaled latents, b c h w -> images, b 3 H W, roughly in [-1, 1] and not clamped.
 
-        An image of more than `TILE`² pixels is decoded in tiles, for less memory. Its group norms and its attention
+        An image of more than `TILE` × `TILE` pixels is decoded in tiles, for less memory. Its group norms and its attention
         then see a tile at a time, so it differs a little from the image decoded at once.
         """
         side = TILE // self.stride
