@@ -53,8 +53,8 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Unscaled latents, b c h w -> images, b 3 H W, roughly in [-1, 1] and not clamped.
 
-        An image of more than `TILE` × `TILE` pixels is decoded in tiles, for less memory. Its group norms and its attention
-        then see a tile at a time, so it differs a little from the image decoded at once.
+        An image of more than `TILE` × `TILE` pixels is decoded in tiles, for less memory. Its group norms and its
+        attention then see a tile at a time, so it differs a little from the image decoded at once.
         """
         side = TILE // self.stride
         return self.decode_at_once(z) if z[0, 0].numel() <= side**2 else decode_tiles(self.decode_at_once, z, side)
