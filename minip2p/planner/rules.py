@@ -443,7 +443,7 @@ def place_of(reading: Reading, tag: str, caption: Caption) -> tuple[int, int]:
     caption does not have, and for several things.
     """
     runs: list[list[str]] = []
-    low = [normalize_text(word) for word in reading.words]
+    low = reading.low
     tags = list(reading.tags)
     for n in range(1, len(tags) - 1):
         if joins_colours(low, n) and tags[n - 1] == tags[n + 1]:
@@ -568,7 +568,7 @@ def sign_of(reading: Reading, of_amount: str) -> int:
 def directions_of(reading: Reading) -> list[str]:
     """The words of direction, and two that have no mark: a "not" up to three words before the first, and a word for
     less after the last one if this is "less", as in "less small"."""
-    low = [normalize_text(word) for word in reading.words]
+    low = reading.low
     places = [n for n, tag in enumerate(reading.tags) if tag == "direction"]
     if not places:
         return []
@@ -594,7 +594,7 @@ class Number(NamedTuple):
 
 def number_of(reading: Reading) -> Number | None:
     """The number in figures that an instruction has, if any. Raises ValueError, one line, for several."""
-    low = [normalize_text(word) for word in reading.words]
+    low = reading.low
     figures = [(n, match[1]) for n, word in enumerate(low) if (match := re.fullmatch(FIGURES, word))]
     if not figures:
         return None
@@ -684,7 +684,7 @@ def is_too(reading: Reading) -> bool:
 
 def refuse_negation(reading: Reading) -> None:
     """Raises ValueError for what is not to happen, and for all but something: "don't remove the dog"."""
-    low = [normalize_text(word) for word in reading.words]
+    low = reading.low
     for n, word in enumerate(low):
         not_to = word in ("don't", "dont", "never", "mustn't") or (word == "not" and n and low[n - 1] in ("do", "must"))
         if not_to and low[n + 1 : n + 2] and low[n + 1] in EDIT_VERBS and low[n + 2 : n + 3] != ["anything"]:
@@ -696,7 +696,7 @@ def refuse_negation(reading: Reading) -> None:
 
 def refuse_second_thing(reading: Reading, caption: Caption) -> None:
     """Raises ValueError where "and" joins two things of the caption that are not marked as one."""
-    low, things = [normalize_text(word) for word in reading.words], {stem(word) for word in caption.low}
+    low, things = reading.low, {stem(word) for word in caption.low}
     marked = {stem(word) for word in lower(reading, "old")}
 
     def is_thing(n: int) -> bool:
@@ -715,7 +715,7 @@ def refuse_second_thing(reading: Reading, caption: Caption) -> None:
 
 def refuse_unmarked_rest(reading: Reading) -> None:
     """Raises ValueError where "and" joins what is new with something that is not marked: "add a hat and a scarf"."""
-    low = [normalize_text(word) for word in reading.words]
+    low = reading.low
     if "new" not in reading.tags:
         return
     first = reading.tags.index("new")

@@ -45,6 +45,11 @@ class Reading:
     tags: tuple[str, ...]
     confidence: float = 1.0
 
+    @property
+    def low(self) -> list[str]:
+        """The words as they are compared."""
+        return [normalize_text(word) for word in self.words]
+
     def marked(self, tag: str) -> tuple[str, ...]:
         """The words with a tag, as they are written."""
         return tuple(word for word, other in zip(self.words, self.tags, strict=True) if other == tag)
